@@ -1,0 +1,73 @@
+"""Files that are whole or absent: atomic writes, checked weights, fingerprints."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    The temporary name keeps the suffix, because writers choose their format by it. After an
+    error (or a kill) `path` is what it was before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o644)  # mkstemp makes private files; a result is for everyone to read
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def check_safetensors(folder: str | Path) -> None:
+    """Open the header of every safetensors file under `folder` (or of the one file given).
+
+    The header says how long the file must be, so a truncated file is found without reading its
+    weights.
+
+    Raises:
+        ValueError: one line that names the broken file.
+    """
+    folder = Path(folder)
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"the weight file {file} is truncated or corrupt ({reason}); "
+                "fetch it again or train it anew"
+            ) from error
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Twelve hex digits of the SHA-256 of the weights and configs under `folder`.
+
+    Readme files and images do not count, so that a better model card makes no new model.
+    """
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix in {".safetensors", ".json", ".txt", ".jinja"}:
+            digest.update(file.relative_to(folder).as_posix().encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
