@@ -1,0 +1,32 @@
+# Everything runs in .venv, made on the first call; only python3, make and a package index are
+# needed. A stamp file remembers that the environment stands.
+
+PYTHON ?= python3
+PROFILE ?= embedded
+STAMP = .venv/.installed
+RUN = .venv/bin/python
+
+.PHONY: reproduce test lab lint clean
+
+reproduce: $(STAMP)  ## execute the notebooks in order; results in runs/$(PROFILE)
+	$(RUN) -m vldnp reproduce --profile $(PROFILE)
+
+test: $(STAMP)  ## the whole test suite
+	HF_HUB_OFFLINE=1 $(RUN) -m pytest
+
+lab: $(STAMP)  ## open JupyterLab on the notebooks
+	$(RUN) -m jupyterlab notebooks
+
+lint: $(STAMP)
+	$(RUN) -m ruff check .
+
+clean:  ## remove the environment and all caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + \
+	    sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $(STAMP)

@@ -1,0 +1,41 @@
+"""VL-DNP: dynamic VLM-guided negative prompting for text-to-image diffusion.
+
+>>> import vldnp
+>>> model = vldnp.load("moji-sd")
+>>> method = vldnp.VLDNP(vldnp.load_vlm("moji-vlm-l"), concepts="moji", omega=8)
+>>> out = vldnp.sample(model, ["a cat at the pirate cove"], method, seeds=[0])
+
+Names are imported when first used, so that `import vldnp` is quick.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "backbone": ["Backbone"],
+    "concepts": ["ConceptSet", "load_concepts"],
+    "judges": ["CNNJudge", "Judgement", "NudeNetJudge"],
+    "methods": ["CFG", "Method", "Static", "VLDNP", "front_loaded", "uniform"],
+    "profiles": ["Profile", "load_profile"],
+    "prompts": ["load_prompts"],
+    "sampler": ["Output", "Step", "denoise", "sample"],
+    "study": ["Study", "run", "table"],
+    "viewer": ["view"],
+    "zoo": ["load", "load_clip", "load_judge", "load_vlm"],
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vldnp' has no attribute {name!r}")
+    value = getattr(import_module(f"vldnp.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
