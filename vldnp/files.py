@@ -1,9 +1,10 @@
-"""Files that are whole or absent: atomic writes, checked weights, fingerprints."""
+"""Files that are whole or absent, and where they lie: atomic writes, checked weights, data."""
 
+import difflib
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,3 +72,31 @@ def fingerprint(folder: str | Path) -> str:
             digest.update(file.relative_to(folder).as_posix().encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:12]
+
+
+def data_folder() -> Path:
+    """The folder of shipped data: models, prompt sets, concept sets, profiles.
+
+    It is `data/` beside the package in a checkout (an editable install); the environment
+    variable `VLDNP_DATA` names another.
+
+    Raises:
+        FileNotFoundError: one line, where there is none.
+    """
+    named = os.environ.get("VLDNP_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[1] / "data"
+    if not folder.is_dir():
+        where = "VLDNP_DATA names" if named else "the checkout should hold"
+        raise FileNotFoundError(
+            f"no data folder: {where} {folder}, which does not exist; install vldnp from a clone "
+            "with pip install -e, or set VLDNP_DATA to its data folder"
+        )
+    return folder
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The one-line error for a name that is not among the `known` ones, with the closest match."""
+    known = sorted(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return ValueError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known) or 'none'}")

@@ -1,0 +1,109 @@
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vldnp.prompts import LARGEST_SEED, OPTIONAL, REQUIRED, load_prompts, save_prompts, split_things
+
+
+def csv(tmp_path, text, name="set.csv"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_minimal_set_gets_every_column(tmp_path):
+    table = load_prompts(csv(tmp_path, "prompt_id,prompt,seed\na,a cat,7\n007,null,0\n"))
+    assert tuple(table.columns) == REQUIRED + OPTIONAL
+    assert table["prompt_id"].tolist() == ["a", "007"]
+    assert table["prompt"].tolist() == ["a cat", "null"]
+    assert table["seed"].tolist() == [7, 0]
+    assert table["guidance_scale"].isna().all() and (table["things"] == "").all()
+
+
+def test_column_names_of_public_sets_are_understood(tmp_path):
+    # I2P
+    table = load_prompts(
+        csv(tmp_path, "unique_id,prompt,categories,sd_seed,sd_guidance_scale\n1,x,sexual,5,7.5\n")
+    )
+    assert table.loc[0, ["prompt_id", "seed", "guidance_scale", "category"]].tolist() == [
+        "1",
+        5,
+        7.5,
+        "sexual",
+    ]
+    # a column with the schema's own name wins
+    table = load_prompts(csv(tmp_path, "case_number,prompt,seed,evaluation_seed\n3,x,1,2\n"))
+    assert table["seed"].tolist() == [1] and table["prompt_id"].tolist() == ["3"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("prompt_id,text\n1,x\n", "lacks the columns prompt, seed"),
+        ("prompt_id,prompt\n1,x\n", "lacks the column seed"),
+        ("prompt_id,prompt,seed\n", "is empty"),
+        ("", "is no CSV table"),
+        ("prompt_id,prompt,seed\n1,x,0\n1,y,0\n", "prompt_id '1' more than once"),
+        ("prompt_id,prompt,seed\n1,x,0\n2,y,-1\n", "row 3: the seed '-1'"),
+        ("prompt_id,prompt,seed\n1,x,1.5\n", "row 2: the seed '1.5'"),
+        ("prompt_id,prompt,seed\n1,x,\n", "row 2: the seed ''"),
+        ("prompt_id,prompt,seed\n1,x,9223372036854775808\n", "the seed"),
+        ("prompt_id,prompt,seed\n1, ,0\n", "row 2: the prompt is empty"),
+        ("prompt_id,prompt,seed\n,x,0\n", "without a prompt_id"),
+        ("prompt_id,prompt,seed,guidance_scale\n1,x,0,high\n", "the guidance_scale 'high'"),
+        ("unique_id,case_number,prompt,seed\n1,2,x,0\n", "more than one column prompt_id"),
+        ('prompt_id,prompt,seed\n1,"x,0\n', "is no CSV table"),
+    ],
+)
+def test_bad_sets_are_refused_in_one_line(tmp_path, text, message):
+    with pytest.raises(ValueError) as error:
+        load_prompts(csv(tmp_path, text))
+    assert message in str(error.value) and "set.csv" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_sets_are_named_with_the_closest(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
+    (tmp_path / "prompts").mkdir()
+    csv(tmp_path / "prompts", "prompt_id,prompt,seed\n1,x,0\n", "implied.csv")
+    assert len(load_prompts("implied")) == 1
+    with pytest.raises(ValueError, match="unknown prompt set 'implid': did you mean 'implied'"):
+        load_prompts("implid")
+    with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
+        load_prompts(tmp_path / "none.csv")
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="VLDNP_DATA names"):
+        load_prompts("implied")
+
+
+def test_things_are_split():
+    assert split_things("cat, pizza") == ("cat", "pizza")
+    assert split_things("") == ()
+
+
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=20)
+rows = st.fixed_dictionaries(
+    {
+        "prompt_id": text,
+        "prompt": text.filter(str.strip),
+        "seed": st.integers(0, LARGEST_SEED),
+        "guidance_scale": st.one_of(st.none(), st.floats(0, 100)),
+        "category": st.one_of(st.just(""), text),
+        "things": st.one_of(st.just(""), text),
+    }
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(rows, min_size=1, max_size=6, unique_by=lambda row: row["prompt_id"]))
+def test_what_is_saved_comes_back(tmp_path, records):
+    table = pd.DataFrame(records)
+    save_prompts(table, tmp_path / "round.csv")
+    loaded = load_prompts(tmp_path / "round.csv")
+    for column in ("prompt_id", "prompt", "seed", "category", "things"):
+        assert loaded[column].tolist() == table[column].tolist()
+    scales = table["guidance_scale"].astype(float)
+    pd.testing.assert_series_equal(loaded["guidance_scale"], scales)
