@@ -1,0 +1,119 @@
+"""Tiny models with random weights, in the formats of the real ones; built in a second or two."""
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = "a cat dog pizza at the pirate cove knife skull dagger blood and on".split()
+TOKEN_LIMIT = 16
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """A handmade vocabulary: the letters, and merges that make each of `WORDS` one token."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789,.!?-'"
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    merges = []
+    for word in WORDS:
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            if (parts[0], parts[1]) not in merges:
+                merges.append((parts[0], parts[1]))
+            parts[:2] = ["".join(parts[:2])]
+            tokens += [] if parts[0] in tokens else [parts[0]]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKEN_LIMIT)
+
+
+def sd_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """32×32 pictures from 4×8×8 latents."""
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TOKEN_LIMIT,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
+        text_encoder.get_input_embeddings().weight.normal_()
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+    )
+    scheduler = DPMSolverMultistepScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        steps_offset=1,
+    )
+    return StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+class ScriptedVLM:
+    """Answers by picture or by number: `reply(image, question) -> answer`; counts its calls."""
+
+    name = "scripted"
+    revision = "1"
+
+    def __init__(self, reply):
+        self.reply, self.calls = reply, []
+
+    def __call__(self, images, question):
+        self.calls.append(len(images))
+        assert all(isinstance(image, Image.Image) and image.mode == "RGB" for image in images)
+        return [self.reply(image, question) for image in images]
+
+
+def by_brightness(image: Image.Image, question: str) -> str:
+    """A different answer, or none, for different pictures; the same for the same picture."""
+    red = sum(pixel for pixel in image.resize((1, 1)).tobytes())
+    return ("none", "knife", "a skull and a dagger")[red % 3]

@@ -1,0 +1,400 @@
+"""The sampler: a generator that yields a `Step` per denoising step, and `sample()`, which collects.
+
+The body of `denoise` is the method: guide, look, steer away, step.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vldnp import guidance
+from vldnp.backbone import Backbone, as_backbone, to_pil
+from vldnp.methods import CFG, Method
+from vldnp.negatives import Negative
+
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened at one denoising step, for a batch of B images.
+
+    Attributes:
+        index: i = 0 … N−1.
+        timestep: the scheduler's t.
+        latents: x_{t−1}, `[B, C, h, w]`; after the last step the clean latents. None in a trace.
+        x0: x̂₀ from ε_cfg at this step, `[B, C, h, w]` float32. None in a trace.
+        x0_images: x̂₀ decoded (PIL, RGB), as the VLM sees it; None where it was not decoded.
+        queried: whether the VLM was asked at this step.
+        vlm_answers: its words, verbatim, one per image; None where it was not asked.
+        concepts: the concepts in each image's negative prompt.
+        negative_prompts: the negative prompt in force in this step; None for an image without.
+        model_evaluations: U-Net evaluations spent on each image: 3 with a negative prompt, else 2.
+        vlm_calls: 1 per image where the VLM was asked, else 0.
+        x0_decodes: 1 per image where x̂₀ was decoded, else 0.
+    """
+
+    index: int
+    timestep: float
+    latents: Tensor | None
+    x0: Tensor | None
+    x0_images: list[Image.Image] | None
+    queried: bool
+    vlm_answers: list[str] | None
+    concepts: list[tuple[str, ...]]
+    negative_prompts: list[str | None]
+    model_evaluations: list[int]
+    vlm_calls: list[int]
+    x0_decodes: list[int]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The steps of a run without their tensors, and what was asked for.
+
+    Attributes:
+        prompts: one per image.
+        seeds: one per image; None for images whose `generator` the caller passed.
+        steps: one `Step` per denoising step.
+    """
+
+    prompts: list[str]
+    seeds: list[int | None]
+    steps: list[Step]
+
+    @property
+    def model_evaluations(self) -> list[int]:
+        """U-Net evaluations of each image over all steps."""
+        return self._total("model_evaluations")
+
+    @property
+    def vlm_calls(self) -> list[int]:
+        """How often the VLM looked at each image."""
+        return self._total("vlm_calls")
+
+    @property
+    def x0_decodes(self) -> list[int]:
+        """How often x̂₀ of each image was decoded."""
+        return self._total("x0_decodes")
+
+    def _total(self, count: str) -> list[int]:
+        return [
+            sum(counts) for counts in zip(*(getattr(s, count) for s in self.steps), strict=True)
+        ]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per image × step."""
+        rows = [
+            {
+                "image": image,
+                "prompt": prompt,
+                "seed": self.seeds[image],
+                "step": step.index,
+                "timestep": step.timestep,
+                "queried": step.queried,
+                "vlm_answer": step.vlm_answers[image] if step.vlm_answers else None,
+                "concepts": ", ".join(step.concepts[image]),
+                "negative_prompt": step.negative_prompts[image],
+                "model_evaluations": step.model_evaluations[image],
+                "vlm_calls": step.vlm_calls[image],
+                "x0_decodes": step.x0_decodes[image],
+            }
+            for image, prompt in enumerate(self.prompts)
+            for step in self.steps
+        ]
+        return pd.DataFrame(rows)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Images and how they came about.
+
+    Attributes:
+        images: by `output_type`: `pil` a list of RGB pictures, `pt` `[B, 3, H, W]` in 0..1,
+            `np` `[B, H, W, 3]` in 0..1, `latent` the clean latents.
+        trace: what happened at each step.
+        latents: the clean latents, `[B, C, h, w]`, on the CPU.
+        method: what made them.
+    """
+
+    images: list[Image.Image] | Tensor | np.ndarray
+    trace: Trace
+    latents: Tensor
+    method: Method
+
+
+def denoise(
+    model: Backbone | DiffusionPipeline,
+    prompt: str | Sequence[str],
+    method: Method = CFG(),  # noqa: B008  (frozen data)
+    *,
+    seeds: Sequence[int] | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float | Sequence[float] = 7.5,
+    num_images_per_prompt: int = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    scheduler: str | SchedulerMixin | None = None,
+    x0_every: bool = False,
+) -> Iterator[Step]:
+    """Denoise a batch, yielding a `Step` after each step. The arguments are checked at once.
+
+    Every image has its own negative prompt or none, and comes out the same whatever batch it is
+    in. The predictions of a step come from one U-Net call of batch 2B + k, where k images have a
+    negative prompt. Where the VLM is asked, the negative prompts follow from ε_cfg, so there a
+    call of batch 2B is followed by one of batch k. A negative prompt costs its image one
+    evaluation a step either way.
+
+    Args:
+        model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion pipeline.
+        prompt: one or several.
+        method: `CFG()`, `Static(...)`, `VLDNP(...)` or another `Method`.
+        seeds: one per image; default 0 … B−1.
+        num_inference_steps: N ≥ 1.
+        guidance_scale: g, one for all or one per image.
+        num_images_per_prompt: each prompt is repeated so often, as in diffusers.
+        generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
+        height, width: in pixels; default is the model's own size.
+        scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object; default is the model's.
+        x0_every: decode x̂₀ at every step, not only where the VLM is asked.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; one line that says which and what is right.
+    """
+    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt)
+    return _start(
+        as_backbone(model), batch, method, num_inference_steps, scheduler, height, width, x0_every
+    )
+
+
+def sample(
+    model: Backbone | DiffusionPipeline,
+    prompt: str | Sequence[str],
+    method: Method = CFG(),  # noqa: B008  (frozen data)
+    *,
+    seeds: Sequence[int] | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float | Sequence[float] = 7.5,
+    num_images_per_prompt: int = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    scheduler: str | SchedulerMixin | None = None,
+    x0_every: bool = False,
+    output_type: str = "pil",
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Output:
+    """Denoise to the end and decode; see `denoise` for the arguments that both have.
+
+    Args:
+        output_type: `pil`, `pt`, `np` or `latent`; see `Output`.
+        batch_size: so many images at a time; default is all at once. It does not change them.
+        progress: show a progress bar.
+    """
+    if output_type not in OUTPUT_TYPES:
+        known = ", ".join(OUTPUT_TYPES)
+        raise ValueError(f"unknown output_type {output_type!r}; known: {known}")
+    backbone = as_backbone(model)
+    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt)
+    parts = batch.split(batch_size)
+    latents: list[Tensor] = []
+    pixels: list[Tensor] = []
+    steps: list[list[Step]] = []
+    with tqdm(total=len(parts) * num_inference_steps, disable=not progress, unit="step") as bar:
+        for part in parts:
+            steps.append([])
+            for step in _start(
+                backbone, part, method, num_inference_steps, scheduler, height, width, x0_every
+            ):
+                steps[-1].append(replace(step, latents=None, x0=None))
+                bar.update()
+            latents.append(step.latents.cpu())
+            if output_type != "latent":
+                pixels.append(backbone.decode(step.latents).cpu())
+    return Output(
+        images=_as_type(output_type, torch.cat(latents if output_type == "latent" else pixels)),
+        trace=Trace(
+            batch.prompts, batch.seeds, [_side_by_side(s) for s in zip(*steps, strict=True)]
+        ),
+        latents=torch.cat(latents),
+        method=method,
+    )
+
+
+def _start(
+    backbone: Backbone,
+    batch: "_Batch",
+    method: Method,
+    num_inference_steps: int,
+    scheduler: str | SchedulerMixin | None,
+    height: int | None,
+    width: int | None,
+    x0_every: bool,
+) -> Iterator[Step]:
+    """Everything that can be wrong is found here; the generator comes back ready to run."""
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
+    run = backbone.for_run(num_inference_steps, scheduler)
+    query_steps = method.negatives.query_steps_of(num_inference_steps)
+    latents = run.initial_latents(batch.generators, height, width)
+    return _denoise(run, batch, method, query_steps, latents, x0_every)
+
+
+@torch.no_grad()
+def _denoise(
+    run: Backbone,
+    batch: "_Batch",
+    method: Method,
+    query_steps: Sequence[int],
+    latents: Tensor,
+    x0_every: bool,
+) -> Iterator[Step]:
+    B = len(batch.prompts)
+    both = [""] * B + batch.prompts
+    g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
+    steered = guidance.rule(method.rule)
+    negatives = method.negatives.initial(B)
+
+    for i, t in enumerate(run.timesteps):
+        queried = i in query_steps
+
+        # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer.
+        rows = [] if queried else _with_prompt(negatives)
+        pred_uncond, pred_cond, pred_neg = run.predict(
+            torch.cat([latents, latents, latents[rows]]),
+            t,
+            run.encode(both + [negatives[row].prompt for row in rows]),
+        ).split([B, B, len(rows)])
+        pred = guidance.cfg(pred_uncond, pred_cond, g)
+
+        # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
+        x0 = run.x0(pred, t, latents)
+        pictures = to_pil(run.decode(x0)) if queried or x0_every else None
+        if queried:
+            negatives = method.negatives.renewed(pictures, negatives)
+            if rows := _with_prompt(negatives):
+                pred_neg = run.predict(
+                    latents[rows], t, run.encode([negatives[row].prompt for row in rows])
+                )
+
+        # 3. Steer the images that have a negative prompt away from it.
+        if rows:
+            pred = pred.clone()
+            pred[rows] = steered(
+                pred_uncond[rows], pred_cond[rows], pred_neg, g[rows], method.omega
+            )
+
+        # 4. Step.
+        latents = run.step(pred, t, latents, batch.generators)
+        yield Step(
+            index=i,
+            timestep=float(t),
+            latents=latents,
+            x0=x0,
+            x0_images=pictures,
+            queried=queried,
+            vlm_answers=[negative.answer for negative in negatives] if queried else None,
+            concepts=[negative.concepts for negative in negatives],
+            negative_prompts=[negative.prompt for negative in negatives],
+            model_evaluations=[2 + (row in rows) for row in range(B)],
+            vlm_calls=[int(queried)] * B,
+            x0_decodes=[int(pictures is not None)] * B,
+        )
+
+
+def _with_prompt(negatives: Sequence[Negative]) -> list[int]:
+    """The images that have a negative prompt."""
+    return [row for row, negative in enumerate(negatives) if negative.prompt is not None]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What is asked for, one entry per image."""
+
+    prompts: list[str]
+    seeds: list[int | None]
+    generators: list[torch.Generator]
+    guidance_scales: list[float]
+
+    def split(self, size: int | None) -> list["_Batch"]:
+        """Parts of `size` images; one part for None."""
+        if size is not None and size < 1:
+            raise ValueError(f"batch_size must be 1 or more, not {size}")
+        size = size or len(self.prompts)
+        return [
+            _Batch(*(getattr(self, field.name)[start : start + size] for field in fields(self)))
+            for start in range(0, len(self.prompts), size)
+        ]
+
+
+def _batch(
+    prompt: str | Sequence[str],
+    seeds: Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    guidance_scale: float | Sequence[float],
+    num_images_per_prompt: int,
+) -> _Batch:
+    """Check the arguments and lay them out per image."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("no prompt given; give at least one")
+    if wrong := [p for p in prompts if not isinstance(p, str)]:
+        raise ValueError(f"prompts must be texts, not {wrong[0]!r}")
+    if num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt must be 1 or more, not {num_images_per_prompt}")
+    prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+    B = len(prompts)
+
+    if generator is None:
+        seeds = _each("seeds", range(B) if seeds is None else seeds, B)
+        seeds = [operator.index(seed) for seed in seeds]
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    elif seeds is None:
+        single = isinstance(generator, torch.Generator)
+        generators = [generator] * B if single else _each("generator", generator, B)
+        seeds = [None] * B
+    else:
+        raise ValueError("give either seeds or generator, not both")
+
+    single = isinstance(guidance_scale, int | float)
+    scales = [guidance_scale] * B if single else _each("guidance_scale", guidance_scale, B)
+    return _Batch(prompts, list(seeds), generators, [float(scale) for scale in scales])
+
+
+def _each(name: str, values: Sequence, B: int) -> list:
+    """`values` as a list, if it has one per image."""
+    try:
+        values = list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of one per image, not {values!r}") from None
+    if len(values) != B:
+        raise ValueError(f"{name} has {len(values)} entries for {B} images; give one per image")
+    return values
+
+
+def _side_by_side(parts: Sequence[Step]) -> Step:
+    """The same step of several batches as one step of all their images."""
+    together = {
+        field.name: sum((getattr(part, field.name) for part in parts), start=[])
+        for field in fields(Step)
+        if isinstance(getattr(parts[0], field.name), list)
+    }
+    return replace(parts[0], **together)
+
+
+def _as_type(output_type: str, images: Tensor) -> list[Image.Image] | Tensor | np.ndarray:
+    if output_type == "pil":
+        return to_pil(images)
+    if output_type == "np":
+        return images.permute(0, 2, 3, 1).numpy()
+    return images
