@@ -1,0 +1,74 @@
+"""Training of the embedded judge, on rendered scenes whose truth the renderer knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from tqdm.auto import trange
+
+from vldnp.judges import CNNJudge
+from vldnp.moji.icons import RESTRICTED, THINGS
+from vldnp.moji.scenes import labels, render, shuffled_scene
+from vldnp.moji.training import Recipe, fit
+from vldnp.moji.vae import encode
+
+RECIPE = Recipe("judge", steps=3000, learning_rate=2e-3, seed=21, ema=0.998)
+SCENES = 24_000
+
+
+def truth(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Shuffled scenes as uint8 `[n, 3, 64, 64]` and their labels `[n, 44]`."""
+    pixels = np.empty((count, 3, 64, 64), dtype=np.uint8)
+    targets = np.empty((count, len(THINGS)), dtype=np.float32)
+    for index in trange(count, desc="render scenes", leave=False):
+        scene = shuffled_scene(seed, index)
+        pixels[index], targets[index] = render(scene).transpose(2, 0, 1), labels(scene)
+    return torch.from_numpy(pixels), torch.from_numpy(targets)
+
+
+@torch.inference_mode()
+def round_trip(vae: AutoencoderKL, pixels: Tensor, batch_size: int = 128) -> Tensor:
+    """Pictures after encoding and decoding, uint8 like their input."""
+    parts = [
+        vae.decode(encode(vae, part).to(vae.device)).sample.cpu()
+        for part in pixels.split(batch_size)
+    ]
+    return ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Random softness, contrast, brightness and noise on pictures `[B, 3, 64, 64]` in 0..1.
+
+    A diffusion model's pictures are softer than the renderer's; the judge must not mind.
+    """
+    count = len(pixels)
+    blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    amount = torch.rand((count, 1, 1, 1), generator=generator)
+    gain = 1 + 0.2 * (torch.rand((count, 1, 1, 1), generator=generator) - 0.5)
+    shift = 0.1 * (torch.rand((count, 3, 1, 1), generator=generator) - 0.5)
+    noise = 0.04 * torch.randn(pixels.shape, generator=generator)
+    strength = torch.rand((count, 1, 1, 1), generator=generator)
+    return ((pixels.lerp(blurred, amount) - 0.5) * gain + 0.5 + shift + noise * strength).clamp(0, 1)
+
+
+def train(vae: AutoencoderKL, folder: Path, steps: int | None = None) -> CNNJudge:
+    """Train the judge on rendered scenes, a quarter of them after a round trip through the VAE."""
+    recipe = replace(RECIPE, steps=steps or RECIPE.steps)
+    pixels, targets = truth(SCENES, recipe.seed)
+    pixels[: SCENES // 4] = round_trip(vae, pixels[: SCENES // 4])
+    judge = CNNJudge(THINGS, tuple(RESTRICTED))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)
+        batch = disturb(pixels[rows].float() / 255, generator).to(device)
+        return F.binary_cross_entropy_with_logits(module(batch).float(), targets[rows].to(device))
+
+    judge.network = fit(recipe, judge.network, loss, folder)
+    return judge
