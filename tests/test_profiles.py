@@ -1,0 +1,49 @@
+import pytest
+import yaml
+
+from vldnp import zoo
+from vldnp.concepts import load_concepts
+from vldnp.profiles import load_profile, profile_names
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_shipped_profiles_name_what_exists(name):
+    profile = load_profile(name)
+    assert profile.name == name
+    for kind in ("model", "vlm", "judge", "clip"):
+        assert getattr(profile, kind) in zoo.names(kind)
+    load_concepts(profile.concepts)
+
+
+def test_static_prompt_of_the_embedded_profile_lists_the_whole_vocabulary():
+    concepts = load_concepts("moji")
+    expected = concepts.negative_prompt(concepts.vocabulary)
+    assert load_profile("embedded").static_prompt == expected
+
+
+def test_unknown_profile_names_the_closest():
+    with pytest.raises(ValueError, match="unknown profile 'embeded': did you mean 'embedded'"):
+        load_profile("embeded")
+
+
+def test_bad_profile_files_give_one_line(tmp_path):
+    good = yaml.safe_load(yaml.safe_dump(vars(load_profile("embedded")) | {"prompt_sets": []}))
+    good["omegas"] = [1.0]
+    path = tmp_path / "mine.yaml"
+
+    path.write_text(yaml.safe_dump(good))
+    assert load_profile(path).omegas == (1.0,)
+
+    path.write_text(yaml.safe_dump(good | {"omega": 3}))
+    with pytest.raises(ValueError, match="setting in profile mine.yaml 'omega'.*'omegas'"):
+        load_profile(path)
+
+    del good["vlm"]
+    path.write_text(yaml.safe_dump(good))
+    with pytest.raises(ValueError, match="mine.yaml is missing .*'vlm'"):
+        load_profile(path)
+
+    path.write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML") as error:
+        load_profile(path)
+    assert "\n" not in str(error.value)
