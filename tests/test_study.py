@@ -1,0 +1,334 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from tiny import ScriptedVLM, by_brightness, sd_pipeline
+
+import vldnp.study
+from vldnp import zoo
+from vldnp.judges import CNNJudge
+from vldnp.methods import CFG, VLDNP, Static
+from vldnp.sampler import sample
+from vldnp.study import TABLE, Study, cells, run, summary, table
+
+PROMPTS = """prompt_id,prompt,seed,things,guidance_scale
+a,a cat at the cove,0,cat,
+b,a dog and a pizza,5,"dog, pizza",
+c,a cat on a pizza,7,,9
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return zoo.load(sd_pipeline())
+
+
+@pytest.fixture(scope="module")
+def judge():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CNNJudge(("cat", "dog", "pizza", "knife", "skull"), ("knife", "skull"))
+
+
+class WordLengthCLIP:
+    """A CLIP score that can be computed by hand."""
+
+    name, revision = "word-length", "1"
+    calls = 0
+
+    def __call__(self, images, prompts):
+        type(self).calls += len(images)
+        return np.array([len(prompt) / 100 for prompt in prompts])
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    for name in ("benign", "implied"):
+        (tmp_path / f"{name}.csv").write_text(PROMPTS)
+    return tmp_path / "benign.csv", tmp_path / "implied.csv"
+
+
+def vldnp_method(**options):
+    return VLDNP(ScriptedVLM(by_brightness), "moji", query_steps=[0, 1], **options)
+
+
+@pytest.fixture
+def study(prompts):
+    methods = (CFG(), Static("knife", omega=4), vldnp_method(omega=4))
+    return Study("tiny", methods, prompts, num_inference_steps=3, batch_size=2)
+
+
+def counting(monkeypatch):
+    """How many images are generated from here on."""
+    made = []
+
+    def counted(model, prompts, *args, **kwargs):
+        made.extend(prompts)
+        return sample(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(vldnp.study, "sample", counted)
+    return made
+
+
+def test_run_writes_tidy_tables(study, model, judge, tmp_path, monkeypatch):
+    made = counting(monkeypatch)
+    images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    folder = tmp_path / "tiny"
+
+    assert len(images) == 3 * 2 * 3
+    assert len(made) == 3 * 3, "the two sets hold the same prompts, so their images are shared"
+    stored = pd.read_parquet(folder / "images.parquet")
+    assert stored["key"].tolist() == images["key"].tolist()
+    written = pd.read_csv(folder / "table.csv")
+    assert list(written.columns) == TABLE and len(written) == 6
+    assert written["method"].tolist() == ["cfg"] * 2 + ["static"] * 2 + ["vl-dnp"] * 2
+    assert written["fid"].isna().all() and (written["n"] == 3).all()
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"]["revision"] == model.revision
+    assert [method["name"] for method in config["methods"]] == ["cfg", "static", "vl-dnp"]
+    assert not list(folder.rglob(".*")), "no temporary file is left"
+
+
+def test_rows_say_what_happened(study, model, judge, tmp_path):
+    images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    row = images[(images["method"] == "vl-dnp") & (images["prompt_id"] == "b")].iloc[0]
+    picture = vldnp.study.open_images(images.loc[[row.name]], tmp_path / "tiny")[0]
+    judgement = judge([picture])
+
+    # the image is what the sampler alone makes
+    alone = sample(
+        model,
+        row["prompt"],
+        study.methods[2],
+        seeds=[5],
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        progress=False,
+    )
+    difference = np.asarray(picture, int) - np.asarray(alone.images[0], int)
+    assert abs(difference).max() <= 1
+    assert row["negative_prompts"] == [s.negative_prompts[0] for s in alone.trace.steps]
+    assert row["model_evaluations"] == alone.trace.model_evaluations[0]
+    assert row["vlm_calls"] == 2 and row["query_steps"] == [0, 1]
+    assert row["vlm"] == "scripted"
+    # and is measured as by hand
+    assert row["unsafe_probability"] == pytest.approx(judgement.unsafe_probability[0])
+    assert row["unsafe"] == (row["unsafe_probability"] >= 0.6)
+    found = [judgement.things[0][thing] >= 0.5 for thing in ("dog", "pizza")]
+    assert row["kept"] == pytest.approx(np.mean(found))
+    assert row["clip_score"] == pytest.approx(len("a dog and a pizza") / 100)
+    # a prompt's own guidance scale wins; a prompt without things has nothing to keep
+    own = images[images["prompt_id"] == "c"]
+    assert (own["guidance_scale"] == 9).all() and own["kept"].isna().all()
+
+
+def test_nothing_is_made_or_measured_twice(study, model, judge, tmp_path, monkeypatch):
+    first = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    made = counting(monkeypatch)
+    WordLengthCLIP.calls = 0
+    again = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    assert not made and not WordLengthCLIP.calls
+    pd.testing.assert_frame_equal(first, again)
+
+    # another judge measures the same images anew
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        other = CNNJudge(judge.labels, judge.restricted, name="other")
+    judged = run(study, model, other, WordLengthCLIP(), root=tmp_path, progress=False)
+    assert not made and not WordLengthCLIP.calls
+    assert (judged["unsafe_probability"] != first["unsafe_probability"]).all()
+
+    # a larger grid computes only what is new
+    larger = replace(study, methods=(*study.methods, Static("knife", omega=5)))
+    run(larger, model, judge, root=tmp_path, progress=False)
+    assert len(made) == 3
+
+
+def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts):
+    def keys(study=study, model=model):
+        return [cell.key for cell in cells(study, model)]
+
+    base = keys()
+    assert base == keys()
+    assert keys(replace(study, batch_size=7, name="other", unsafe_threshold=0.1)) == base
+    renamed = replace(CFG(), name="plain")
+    assert keys(replace(study, methods=(renamed,))) == keys(replace(study, methods=(CFG(),)))
+
+    for change in (
+        {"num_inference_steps": 4},
+        {"guidance_scale": 3.0},
+        {"scheduler": "ddim"},
+        {"methods": (CFG(), Static("knife", omega=5), vldnp_method(omega=5))},
+        {"methods": (CFG(), Static("skull", omega=4), vldnp_method(omega=4, lead="bad"))},
+    ):
+        changed = keys(replace(study, **change))
+        assert changed != base and len(changed) == len(base)
+    assert not set(base) & set(keys(model=zoo.load(sd_pipeline(seed=1))))
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(vldnp.study, "SCHEMA", 2)
+        assert not set(base) & set(keys())
+
+
+def test_seeds_count_up_from_the_prompts_own(study, model):
+    grid = cells(replace(study, num_images_per_prompt=2, max_prompts=2), model)
+    assert [cell.seed for cell in grid[:4]] == [0, 1, 5, 6]
+    assert len({cell.key for cell in grid}) == 3 * 2 * 2
+
+
+def test_a_failing_batch_leaves_no_half_result(study, model, judge, tmp_path, monkeypatch):
+    calls = []
+
+    def fails_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(vldnp.study, "sample", fails_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, model, judge, root=tmp_path, progress=False)
+    folder = tmp_path / "tiny"
+    assert len(list((folder / "cells").iterdir())) == 4, "two images, two records"
+    assert not (folder / "table.csv").exists() and not (folder / "images.parquet").exists()
+
+    monkeypatch.setattr(vldnp.study, "sample", sample)
+    made = counting(monkeypatch)
+    run(study, model, judge, root=tmp_path, progress=False)
+    assert len(made) == 9 - 2
+
+
+def test_a_failing_save_leaves_the_old_file(study, model, judge, tmp_path, monkeypatch):
+    run(study, model, judge, root=tmp_path, progress=False)
+    path = tmp_path / "tiny" / "table.csv"
+    before = path.read_text()
+
+    def fails(self, target, **kwargs):
+        Path(target).write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fails)
+    with pytest.raises(OSError, match="disk full"):
+        run(study, model, judge, root=tmp_path, progress=False)
+    assert path.read_text() == before and not list(path.parent.glob(".*"))
+
+
+def test_an_image_without_its_record_is_made_again(study, model, judge, tmp_path, monkeypatch):
+    images = run(study, model, judge, root=tmp_path, progress=False)
+    (tmp_path / "tiny" / "cells" / f"{images['key'][0]}.json").unlink()
+    made = counting(monkeypatch)
+    run(study, model, judge, root=tmp_path, progress=False)
+    assert made == [images["prompt"][0]]
+
+
+KILLED = """
+    import sys
+    from tiny import sd_pipeline
+    from vldnp import zoo
+    from vldnp.methods import CFG
+    from vldnp.study import Study, cells, generate
+    from pathlib import Path
+    folder, prompts = Path(sys.argv[1]), sys.argv[2]
+    study = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, batch_size=2)
+    model = zoo.load(sd_pipeline())
+    generate(study, model, cells(study, model), folder)
+"""
+
+
+def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
+    prompts = tmp_path / "many.csv"
+    rows = "".join(f"{i},a cat {i},{i}\n" for i in range(400))
+    prompts.write_text("prompt_id,prompt,seed\n" + rows)
+    folder = tmp_path / "killed"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(KILLED), folder, prompts],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("cells/[!.]*.json"))) < 6 and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    records = list(folder.glob("cells/[!.]*.json"))
+    assert 6 <= len(records) < 400
+    for record in records:  # every record is whole and has its whole image
+        assert json.loads(record.read_text())["key"] == record.stem
+        Image.open(record.with_suffix(".png")).load()
+    unrecorded = len(list(folder.glob("cells/[!.]*.png"))) - len(records)
+    assert 0 <= unrecorded <= 2
+
+    short = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, max_prompts=8)
+    before = {record: record.stat().st_mtime_ns for record in records}
+    images = run(short, model, judge, root=tmp_path, progress=False)
+    assert len(images) == 8
+    assert all(record.stat().st_mtime_ns == when for record, when in before.items())
+
+
+def test_table_against_hand_computed_values():
+    images = pd.DataFrame(
+        {
+            "setting": "s",
+            "method": "static",
+            "omega": 4.0,
+            "prompt_set": "implied",
+            "prompt_id": ["a", "a", "b", "b"],
+            "unsafe": [True, False, False, False],
+            "unsafe_probability": [0.8, 0.4, 0.2, 0.0],
+            "clip_score": [0.3, 0.3, 0.3, 0.3],
+            "kept": [1.0, 0.5, np.nan, np.nan],
+            "model_evaluations": [75, 75, 75, 71],
+            "vlm_calls": [0, 0, 0, 0],
+            "seconds": [1.0, 1.0, 2.0, 2.0],
+        }
+    )
+    row = table(images).iloc[0]
+    assert (row["asr"], row["tr"], row["clip"], row["kept"]) == pytest.approx(
+        (0.25, 0.35, 0.3, 0.75)
+    )
+    assert row["n"] == 4 and row["model_evaluations"] == 74 and row["seconds"] == 1.5
+    assert (row["clip_low"], row["clip_high"]) == (0.3, 0.3)
+    assert 0 <= row["asr_low"] <= 0.25 <= row["asr_high"] <= 0.5
+    long = summary(images).set_index("metric")
+    assert long.loc["asr", "value"] == 0.25 and long.loc["kept", "low"] <= 0.75
+
+
+def test_fid_of_the_benign_set(study, model, judge, tmp_path):
+    study = replace(study, methods=(CFG(),), reference="moji", reference_count=20)
+    run(study, model, judge, root=tmp_path, progress=False)
+    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
+    assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])
+    assert np.isnan(written.loc["implied", "fid"])
+
+
+def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prompts):
+    with pytest.raises(ValueError, match="study 'x' has no methods"):
+        Study("x", (), prompts)
+    with pytest.raises(ValueError, match="study 'x' has no prompt sets"):
+        Study("x", (CFG(),), ())
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        replace(study, batch_size=0)
+    twice = replace(study, prompt_sets=(prompts[0], prompts[0]))
+    with pytest.raises(ValueError, match="two prompt sets of the same name"):
+        cells(twice, model)
+    late = replace(study, methods=(CFG(), vldnp_method(omega=1)), num_inference_steps=1)
+    with pytest.raises(ValueError, match="outside the 1 denoising steps"):
+        run(late, model, judge, root=tmp_path, progress=False)
+    assert not (tmp_path / "tiny").exists()
