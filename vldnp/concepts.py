@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-FOLDER = Path(__file__).resolve().parents[1] / "data" / "concepts"
+from vldnp.files import data_folder, unknown
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ class ConceptSet:
             ValueError: something that is not a term of the vocabulary.
         """
         found = set(found)
-        if unknown := found - self.vocabulary.keys():
-            known = ", ".join(self.vocabulary)
-            raise ValueError(f"{sorted(unknown)} not in the vocabulary of {self.name!r}: {known}")
+        if outside := found - self.vocabulary.keys():
+            raise unknown(f"term of {self.name!r}", sorted(outside)[0], self.vocabulary)
         terms = [term for term in self.vocabulary if term in found]
         return ", ".join([self.lead] * bool(self.lead) + terms) if terms else None
 
@@ -96,16 +95,19 @@ def load_concepts(source: str | Path | ConceptSet) -> ConceptSet:
     optionally `lead` and `name` (default: the file's name).
 
     Raises:
-        ValueError: an unknown name, or a file that is not such a set; one line that says which.
+        ValueError, FileNotFoundError: an unknown name, or a file that is not such a set; one line
+            that says which.
     """
     if isinstance(source, ConceptSet):
         return source
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
-        path = FOLDER / f"{source}.yaml"
+        folder = data_folder() / "concepts"
+        path = folder / f"{source}.yaml"
+        if not path.is_file():
+            raise unknown("concept set", str(source), (file.stem for file in folder.glob("*.yaml")))
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
-        raise ValueError(f"unknown concept set {str(source)!r}; known: {known}, or a YAML file")
+        raise FileNotFoundError(f"no concept set {path}: there is no such file")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -117,11 +119,9 @@ def load_concepts(source: str | Path | ConceptSet) -> ConceptSet:
 def _from_yaml(data: object, path: Path) -> ConceptSet:
     if not isinstance(data, dict):
         raise ValueError(f"concept set {path} must be a mapping with question and vocabulary")
-    if unknown := data.keys() - {"name", "question", "vocabulary", "lead"}:
-        raise ValueError(
-            f"concept set {path} has unknown keys {sorted(map(str, unknown))}; "
-            "known: name, question, vocabulary, lead"
-        )
+    known = {"name", "question", "vocabulary", "lead"}
+    if extra := data.keys() - known:
+        raise unknown(f"key in concept set {path.name}", sorted(map(str, extra))[0], known)
     for key in ("question", "vocabulary"):
         if not data.get(key):
             raise ValueError(f"concept set {path} has no {key}")

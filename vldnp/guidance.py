@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from vldnp.files import unknown
+
 Scale = float | Tensor
 Rule = Callable[[Tensor, Tensor, Tensor, Scale, float], Tensor]
 
@@ -52,8 +54,5 @@ def rule(name_or_callable: str | Rule) -> Rule:
     if callable(name_or_callable):
         return name_or_callable
     if name_or_callable not in RULES:
-        known = ", ".join(RULES)
-        raise ValueError(
-            f"unknown guidance rule {name_or_callable!r}; known: {known}, or a callable"
-        )
+        raise unknown("guidance rule", name_or_callable, RULES)
     return RULES[name_or_callable]

@@ -120,7 +120,7 @@ def _count(n: int, name: str) -> int:
 def _check_count(schedule: FrontLoaded | Uniform, num_inference_steps: int) -> None:
     if schedule.n > num_inference_steps:
         raise ValueError(
-            f"{schedule} asks at more steps than the {num_inference_steps} there are; "
+            f"{schedule.n} queries do not fit into {num_inference_steps} denoising steps; "
             f"use n ≤ {num_inference_steps}"
         )
 
