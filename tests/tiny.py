@@ -1,5 +1,6 @@
 """Tiny models with random weights, in the formats of the real ones; built in a second or two."""
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -8,7 +9,12 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
+    CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -114,6 +120,68 @@ class ScriptedVLM:
 
 
 def by_brightness(image: Image.Image, question: str) -> str:
-    """A different answer, or none, for different pictures; the same for the same picture."""
-    red = sum(pixel for pixel in image.resize((1, 1)).tobytes())
-    return ("none", "knife", "a skull and a dagger")[red % 3]
+    """Different answers for different pictures, the same for all but equal ones."""
+    band = int(np.asarray(image).mean() / 1.5)
+    return ("none", "I see a knife.", "a skull and a dagger")[band % 3]
+
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ': ' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} assistant: {% endif %}"
+)
+
+
+def llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """32×32 pictures as 16 patches; a word is a token."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", "<image>", ":", "user", "assistant", "what", "?"]
+    words += [*WORDS, ",", "none", "restricted", "things", "can", "be", "seen"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.normalizer = Lowercase()
+    backend.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<image>"],
+    )
+    pictures = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    processor = LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+        num_additional_image_tokens=1,
+    )
+    torch.manual_seed(seed)
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(
+                **size, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=16
+            ),
+            text_config=LlamaConfig(
+                **size,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                vocab_size=len(words),
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+            ),
+            image_token_index=vocabulary["<image>"],
+            image_seq_length=17,
+            vision_feature_select_strategy="full",
+            vision_feature_layer=-1,
+        )
+    )
+    with torch.no_grad():  # make the answer depend on the picture
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model.eval(), processor

@@ -19,6 +19,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from vldnp.files import unknown
+
 SCHEDULERS = {
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "dpm++-karras": (
@@ -127,8 +129,7 @@ class Backbone:
         if not isinstance(scheduler, str):
             return copy.deepcopy(scheduler)
         if scheduler not in SCHEDULERS:
-            known = ", ".join(SCHEDULERS)
-            raise ValueError(f"unknown scheduler {scheduler!r}; known: {known}, or an object")
+            raise unknown("scheduler", scheduler, SCHEDULERS)
         kind, settings = SCHEDULERS[scheduler]
         return kind.from_config(self.pipe.scheduler.config, **settings)
 

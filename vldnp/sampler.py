@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from vldnp import guidance
 from vldnp.backbone import Backbone, as_backbone, to_pil
+from vldnp.files import unknown
 from vldnp.methods import CFG, Method
 from vldnp.negatives import Negative
 
@@ -202,8 +203,7 @@ def sample(
         progress: show a progress bar.
     """
     if output_type not in OUTPUT_TYPES:
-        known = ", ".join(OUTPUT_TYPES)
-        raise ValueError(f"unknown output_type {output_type!r}; known: {known}")
+        raise unknown("output_type", output_type, OUTPUT_TYPES)
     backbone = as_backbone(model)
     batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt)
     parts = batch.split(batch_size)

@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import llava
+
+from vldnp.vlm import TransformersVLM, describe
+
+QUESTION = "What restricted things can be seen?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llava")
+    for part in llava():
+        part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype="uint8")
+    return [Image.fromarray(picture) for picture in pixels] + [Image.new("RGB", (32, 32), "red")]
+
+
+def test_a_batch_gets_the_answers_of_its_pictures(folder, pictures):
+    vlm = TransformersVLM.from_pretrained(folder, device="cpu", max_new_tokens=5)
+    together = vlm(pictures, QUESTION)
+    assert together == [vlm([picture], QUESTION)[0] for picture in pictures]
+    assert len(set(together)) > 1
+    vlm.batch_size = 4
+    assert vlm(pictures, QUESTION) == together
+    assert vlm([], QUESTION) == []
+
+
+def test_it_is_what_the_model_says_greedily(folder, pictures):
+    """Against a loop that takes the likeliest next token, without generate()."""
+    vlm = TransformersVLM.from_pretrained(folder, device="cpu", max_new_tokens=5)
+    text = f"user: <image> {QUESTION} assistant: "
+    inputs = vlm.processor(images=pictures[0], text=text, return_tensors="pt")
+    ids, start = inputs["input_ids"], inputs["input_ids"].shape[1]
+    for _ in range(5):
+        logits = vlm.model(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+        ids = np.concatenate([ids, logits[:, -1:].argmax(-1)], axis=1)
+        ids = inputs["input_ids"].new_tensor(ids)
+        if ids[0, -1] == vlm.processor.tokenizer.eos_token_id:
+            break
+    expected = vlm.processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True)
+    assert vlm(pictures[:1], QUESTION) == [expected]
+
+
+def test_an_endless_answer_is_cut(folder, pictures):
+    for limit in (1, 3):
+        vlm = TransformersVLM.from_pretrained(folder, device="cpu", max_new_tokens=limit)
+        assert all(len(answer.split()) <= limit for answer in vlm(pictures, QUESTION))
+
+
+def test_pictures_are_resized_and_made_rgb(folder, pictures):
+    vlm = TransformersVLM.from_pretrained(folder, device="cpu", size=16)
+    seen = vlm._prepared(pictures[0].convert("L").resize((40, 20)))
+    assert (seen.size, seen.mode) == ((16, 16), "RGB")
+    vlm.size = None
+    assert vlm._prepared(pictures[0]).size == (32, 32)
+
+
+def test_describe(folder):
+    vlm = TransformersVLM.from_pretrained(folder, name="tiny", device="cpu", size=16)
+    assert json.loads(json.dumps(describe(vlm))) == {
+        "name": "tiny",
+        "revision": None,
+        "max_new_tokens": 64,
+        "size": 16,
+    }
+
+    def always_none(images, question):
+        return ["none"] * len(images)
+
+    assert describe(always_none)["name"].endswith("always_none")
+    always_none.name = "mute"
+    assert describe(always_none) == {"name": "mute", "revision": None}
+
+
+def test_a_processor_needs_a_chat_template():
+    model, processor = llava()
+    processor.chat_template = None
+    with pytest.raises(ValueError, match="'tiny' has no chat template"):
+        TransformersVLM(model, processor, "tiny")
