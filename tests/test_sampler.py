@@ -361,6 +361,14 @@ def test_output_types(model):
     assert torch.equal(outs["latent"].images, outs["pil"].latents)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_half_precision(name):
+    half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
+    vlm = ScriptedVLM(lambda image, question: "knife")
+    out = sample(half, "a cat", VLDNP(vlm, query_steps=[2]), scheduler=name, **QUICK)
+    assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
+
+
 def test_the_default_seeds_count_from_zero(model):
     out = sample(model, PROMPTS, num_images_per_prompt=2, **QUICK)
     assert out.trace.seeds == [0, 1, 2, 3]

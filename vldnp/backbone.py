@@ -60,7 +60,7 @@ class Backbone:
         self.pipe, self.revision = pipe, revision
         self.name = name or pipe.config.get("_name_or_path") or type(pipe).__name__
         self.scheduler = pipe.scheduler
-        self._encoded: dict[str, Tensor] = {}
+        self._encoded: dict[str, Tensor] | None = None  # a run remembers; the models may change
 
     @classmethod
     def from_pretrained(
@@ -145,10 +145,10 @@ class Backbone:
         Each text is encoded once per run. A prompt longer than the encoder's limit is cut, with
         a `UserWarning` that says what was lost.
         """
-        new = [text for text in dict.fromkeys(prompts) if text not in self._encoded]
-        if new:
-            self._encoded.update(zip(new, self._embed(new), strict=True))
-        return Conditioning(torch.stack([self._encoded[text] for text in prompts]))
+        known = {} if self._encoded is None else self._encoded
+        if new := [text for text in dict.fromkeys(prompts) if text not in known]:
+            known.update(zip(new, self._embed(new), strict=True))
+        return Conditioning(torch.stack([known[text] for text in prompts]))
 
     def _embed(self, texts: list[str]) -> Tensor:
         tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder

@@ -40,7 +40,8 @@ def view(outputs: Outputs, image: int = 0, width: int = 224, interval: int = 500
     labelled = _labelled(outputs)
     num_steps = _num_steps(labelled, image)
     columns = [_column(label, output, image, width) for label, output in labelled]
-    stack = widgets.Stack([widgets.HBox(row) for row in zip(*columns, strict=True)])
+    shared = widgets.Layout()  # one for all places, because each would be stored in the notebook
+    stack = widgets.Stack([widgets.HBox(row, layout=shared) for row in zip(*columns, strict=True)])
     stack.selected_index = 0
     play = widgets.Play(min=0, max=num_steps, interval=interval)
     slider = widgets.IntSlider(
@@ -51,7 +52,7 @@ def view(outputs: Outputs, image: int = 0, width: int = 224, interval: int = 500
     return widgets.VBox([widgets.HBox([play, slider]), stack])
 
 
-def contact_sheet(output: Output, image: int = 0, columns: int = 5) -> Figure:
+def contact_sheet(output: Output, image: int = 0, columns: int = 6) -> Figure:
     """A picture for each x̂₀ that was decoded, with the VLM's words and the negative prompt.
 
     Args:
@@ -115,27 +116,35 @@ def _num_steps(labelled: Sequence[tuple[str, Output]], image: int) -> int:
 
 def _column(label: str, output: Output, image: int, width: int) -> list[widgets.Widget]:
     """One widget for each step, and one for the final image."""
-    head = [_html("b", label), _html("i", output.trace.prompts[image])]
     steps = output.trace.steps
     seen = list(accumulate(steps, lambda last, step: step if step.x0_images else last))
-    # One widget per picture, shared by the steps that show it, keeps the notebook small.
+    layout = widgets.Layout(width=f"{width + 16}px", padding="4px")
+    style = widgets.HTML().style
+
+    def text(value: str) -> widgets.HTML:
+        return widgets.HTML(value, layout=layout, style=style)
+
+    # Widgets that come again are shared between the places, which keeps a saved notebook small.
+    head = text(f"{_html('b', label)}<br>{_html('i', output.trace.prompts[image])}")
+    blank = text("<i>x̂₀ was not decoded</i>")
+    size = widgets.Layout(width=f"{width}px")
     pictures = {
-        step.index: _picture(step.x0_images[image], width) for step in steps if step.x0_images
+        step.index: _picture(step.x0_images[image], width, size) for step in steps if step.x0_images
     }
     places = [
-        [pictures.get(last.index, _blank(width)), _html("div", *_told(step, last, image))]
+        (pictures.get(last.index, blank), text(_html("div", *_told(step, last, image))))
         for step, last in zip(steps, seen, strict=True)
     ]
     final = _final(output, image)
-    last_picture = _blank(width) if final is None else _picture(final, width)
     spent = f"{output.trace.model_evaluations[image]} U-Net evaluations"
     asked = f"{output.trace.vlm_calls[image]} VLM calls"
-    places.append([last_picture, _html("div", "final image", spent, asked)])
-    layout = widgets.Layout(width=f"{width + 16}px", padding="4px")
-    return [
-        widgets.VBox([widgets.HTML("<br>".join(head)), picture, widgets.HTML(text)], layout=layout)
-        for picture, text in places
-    ]
+    places.append(
+        (
+            blank if final is None else _picture(final, width, size),
+            text(_html("div", "final image", spent, asked)),
+        )
+    )
+    return [widgets.VBox([head, *place], layout=layout) for place in places]
 
 
 def _told(step: Step, last: Step, image: int) -> list[str]:
@@ -166,19 +175,12 @@ def _html(tag: str, *lines: str) -> str:
     return f"<{tag}>{'<br>'.join(html.escape(line) for line in lines)}</{tag}>"
 
 
-def _picture(picture: Image.Image, width: int) -> widgets.Image:
+def _picture(picture: Image.Image, width: int, layout: widgets.Layout) -> widgets.Image:
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)))
     data = io.BytesIO()
     picture.save(data, "PNG", optimize=True)
-    return widgets.Image(value=data.getvalue(), layout=widgets.Layout(width=f"{width}px"))
-
-
-def _blank(width: int) -> widgets.HTML:
-    return widgets.HTML(
-        "<i>x̂₀ was not decoded</i>",
-        layout=widgets.Layout(width=f"{width}px", height=f"{width}px"),
-    )
+    return widgets.Image(value=data.getvalue(), layout=layout)
 
 
 def _final(output: Output, image: int) -> Image.Image | None:
