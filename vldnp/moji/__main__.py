@@ -82,12 +82,12 @@ def train(args: argparse.Namespace) -> None:
         pipe = StableDiffusionPipeline.from_pretrained(
             _folder(models, "moji-sd"), torch_dtype=torch.float32
         )
+        seen = vlm.data(pipe, work / "vlm")
         for name in [args.size] if args.size else vlm.SIZES:
-            data = vlm.data(pipe, vlm.SIZES[name].recipe.seed, work / f"vlm-{name}")
             folder = f"moji-vlm-{name}"
             trained, tools = vlm.train(
                 name,
-                data,
+                seen,
                 work / f"vlm-{name}",
                 start=shipped / folder if args.from_shipped else None,
                 steps=args.steps,

@@ -234,21 +234,43 @@ def _layout(
     return [(y, x) for y, _, x, _ in placed]
 
 
-def render(scene: Scene) -> np.ndarray:
-    """Draw a scene: uint8 `[64, 64, 3]`, the same pixels for the same scene."""
+def compose(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene and say what covers each pixel.
+
+    Returns:
+        uint8 `[64, 64, 3]`, and int8 `[64, 64]`: an index into `THINGS`, or −1 for background.
+    """
     rng = np.random.default_rng([*scene.seed, 1])
     canvas = _background(rng, scene.place)
+    owner = np.full((IMAGE_SIZE, IMAGE_SIZE), -1, dtype=np.int8)
     low, high = SIZES[max(1, len(scene.things))]
     while True:
         sprites = [sprite(thing, int(rng.integers(low, high + 1))) for thing in scene.things]
         corners = _layout(rng, [s.shape[:2] for s in sprites])
         if corners is not None:
             break
-    for (y, x), icon in zip(corners, sprites, strict=True):
-        box = canvas[y : y + icon.shape[0], x : x + icon.shape[1]]
-        box *= 1 - icon[..., 3:]
-        box += icon[..., :3]
-    return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
+    for thing, (y, x), icon in zip(scene.things, corners, sprites, strict=True):
+        box = np.s_[y : y + icon.shape[0], x : x + icon.shape[1]]
+        canvas[box] = canvas[box] * (1 - icon[..., 3:]) + icon[..., :3]
+        owner[box][icon[..., 3] > 0.5] = THINGS.index(thing)
+    return (canvas.clip(0, 1) * 255).round().astype(np.uint8), owner
+
+
+def render(scene: Scene) -> np.ndarray:
+    """Draw a scene: uint8 `[64, 64, 3]`, the same pixels for the same scene."""
+    return compose(scene)[0]
+
+
+def patch_truth(owner: np.ndarray, patch: int) -> np.ndarray:
+    """What covers most of each `patch` × `patch` square: int64 `[squares]`, row by row.
+
+    Zero is background (no thing covers a sixth of the square), otherwise 1 + index into `THINGS`.
+    """
+    side = IMAGE_SIZE // patch
+    squares = owner.reshape(side, patch, side, patch).swapaxes(1, 2).reshape(side**2, -1)
+    counts = np.stack([np.bincount(s + 1, minlength=len(THINGS) + 1) for s in squares])
+    counts[:, 0] = patch**2 // 6
+    return counts.argmax(axis=1)
 
 
 def labels(scene: Scene) -> np.ndarray:

@@ -7,8 +7,10 @@ renderer's truth; the judge has no part in it.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +30,24 @@ from transformers import (
 
 from vldnp.concepts import load_concepts
 from vldnp.files import atomic
+from vldnp.guidance import cfg
 from vldnp.moji.icons import RESTRICTED, THINGS
-from vldnp.moji.scenes import Scene, caption, held_out, labels, render, sample_scene, shuffled_scene
+from vldnp.moji.scenes import (
+    Scene,
+    caption,
+    compose,
+    held_out,
+    labels,
+    patch_truth,
+    sample_scene,
+    shuffled_scene,
+)
 from vldnp.moji.text2image import NOISE
 from vldnp.moji.training import Recipe, fit
 from vldnp.moji.vae import encode
 
-SCENES = 24_000
+SCENES = 20_000
+DATA_SEED = 40
 GUIDANCE_SCALE = 3.0
 PATCH = 8
 TEMPLATE = (
@@ -60,19 +73,19 @@ SIZES = {
         (32, 2, 2),
         (32, 2, 2),
         Recipe("vlm-s-eyes", 1500, 2e-3, seed=41, ema=0.995),
-        Recipe("vlm-s", 1000, 1.5e-3, seed=42, ema=0.995),
+        Recipe("vlm-s", 1000, 2e-3, seed=42, ema=0.995),
     ),
     "m": Size(
         (64, 3, 4),
         (64, 2, 4),
-        Recipe("vlm-m-eyes", 2500, 1.5e-3, seed=43, ema=0.998),
-        Recipe("vlm-m", 1200, 1e-3, seed=44, ema=0.998),
+        Recipe("vlm-m-eyes", 2000, 2e-3, seed=43, ema=0.998),
+        Recipe("vlm-m", 1000, 1.5e-3, seed=44, ema=0.998),
     ),
     "l": Size(
-        (160, 5, 5),
+        (128, 4, 4),
         (128, 2, 4),
-        Recipe("vlm-l-eyes", 5000, 1e-3, seed=45, ema=0.998),
-        Recipe("vlm-l", 1500, 6e-4, seed=46, ema=0.998),
+        Recipe("vlm-l-eyes", 4000, 1.5e-3, seed=45, ema=0.998),
+        Recipe("vlm-l", 1200, 1e-3, seed=46, ema=0.998),
     ),
 }
 
@@ -179,6 +192,20 @@ def training_scene(seed: int, index: int) -> tuple[Scene, str]:
     return scene, words
 
 
+class Glimpses(NamedTuple):
+    """What the VLM sees while pictures form, with the truth, for n scenes.
+
+    Attributes:
+        pixels: uint8 `[n, 3, 64, 64]`, decoded from x̂₀.
+        targets: float32 `[n, 44]`, 1 for each thing that is in the scene.
+        patches: int64 `[n, 64]`, what covers each patch (`scenes.patch_truth`).
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    patches: Tensor
+
+
 @torch.inference_mode()
 def glimpses(
     pipe: StableDiffusionPipeline,
@@ -186,26 +213,25 @@ def glimpses(
     seed: int,
     evaluation: bool = False,
     timestep: int | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the VLM sees while a picture forms, with the truth.
+) -> Glimpses:
+    """Noise scenes, predict x̂₀ with `pipe`, decode.
 
-    Returns:
-        uint8 pictures `[n, 3, 64, 64]` decoded from x̂₀, labels `[n, 44]`, timesteps `[n]`.
-        Half of the x̂₀ come from the guided prediction, half from the plain one. Timesteps are
-        uniform, one scene in ten at 0 (a finished picture); or all are at `timestep`.
+    Half of the x̂₀ come from the guided prediction, half from the plain one. Timesteps are uniform,
+    one scene in ten at 0 (a finished picture); or all are at `timestep`.
     """
     device = pipe.device
     schedule = DDPMScheduler(**NOISE)
     generator = torch.Generator().manual_seed(seed)
     blank = _embed(pipe, [""])
-    pictures, targets, times = [], [], []
+    parts = []
     for start in trange(0, count, 64, desc="predict x̂₀", leave=False):
         rows = range(start, min(count, start + 64))
         if evaluation:
             pairs = [(s, s.caption) for s in (sample_scene(seed, i, evaluation=True) for i in rows)]
         else:
             pairs = [training_scene(seed, i) for i in rows]
-        pixels = torch.stack([torch.from_numpy(render(s)).permute(2, 0, 1) for s, _ in pairs])
+        drawn = [compose(scene) for scene, _ in pairs]
+        pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in drawn])
         clean = (encode(pipe.vae, pixels) * pipe.vae.config.scaling_factor).to(device)
         t = torch.randint(1000, (len(pairs),), generator=generator)
         t[torch.rand(len(pairs), generator=generator) < 0.1] = 0
@@ -213,27 +239,31 @@ def glimpses(
             t.fill_(timestep)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         noisy = schedule.add_noise(clean, noise, t.to(device))
-        conditional = pipe.unet(noisy, t.to(device), _embed(pipe, [words for _, words in pairs]))
+        words = _embed(pipe, [words for _, words in pairs])
+        predicted = pipe.unet(noisy, t.to(device), words).sample
         guided = torch.arange(len(pairs)) % 4 < 2
         some = noisy[guided]
-        unconditional = pipe.unet(some, t[guided].to(device), blank.expand(len(some), -1, -1))
-        predicted = conditional.sample
-        predicted[guided] = torch.lerp(unconditional.sample, predicted[guided], GUIDANCE_SCALE)
+        plain = pipe.unet(some, t[guided].to(device), blank.expand(len(some), -1, -1)).sample
+        predicted[guided] = cfg(plain, predicted[guided], GUIDANCE_SCALE)
         alpha = schedule.alphas_cumprod[t].view(-1, 1, 1, 1).to(device)
         x0 = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
         decoded = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample
-        pictures.append(((decoded.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
-        targets.append(torch.stack([torch.from_numpy(labels(s)) for s, _ in pairs]))
-        times.append(t)
-    return torch.cat(pictures), torch.cat(targets), torch.cat(times)
+        parts.append(
+            Glimpses(
+                ((decoded.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
+                torch.stack([torch.from_numpy(labels(scene)) for scene, _ in pairs]),
+                torch.stack([torch.from_numpy(patch_truth(o, PATCH)) for _, o in drawn]),
+            )
+        )
+    return Glimpses(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def data(pipe: StableDiffusionPipeline, seed: int, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """The training pictures of one VLM, made once and kept in `folder`."""
-    cache = folder / f"glimpses-{seed}.pt"
+def data(pipe: StableDiffusionPipeline, folder: Path) -> Glimpses:
+    """The VLMs' training pictures, made once and kept in `folder`."""
+    cache = folder / "glimpses.pt"
     if cache.exists():
-        return tuple(torch.load(cache, weights_only=True))
-    made = glimpses(pipe, SCENES, seed)
+        return Glimpses(*torch.load(cache, weights_only=True))
+    made = glimpses(pipe, SCENES, DATA_SEED)
     with atomic(cache) as fresh:
         torch.save(list(made), fresh)
     return made
@@ -247,16 +277,19 @@ def _embed(pipe: StableDiffusionPipeline, captions: list[str]) -> Tensor:
 
 
 class Eyes(nn.Module):
-    """The vision tower with a plain classifier on top: a fast first stage, then thrown away."""
+    """The vision tower with a classifier per patch: a fast first stage, then thrown away.
+
+    To be told what every patch shows teaches a transformer to see from few pictures.
+    """
 
     def __init__(self, tower: nn.Module):
         super().__init__()
         self.tower = tower
-        self.head = nn.Linear(2 * tower.config.hidden_size, len(THINGS))
+        self.head = nn.Linear(tower.config.hidden_size, len(THINGS) + 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        patches = self.tower(pixel_values=pixels).last_hidden_state[:, 1:]
-        return self.head(torch.cat([patches.mean(1), patches.amax(1)], dim=1))
+        hidden = self.tower(pixel_values=pixels).last_hidden_state
+        return self.head(hidden[:, 1:])
 
 
 class Answer(nn.Module):
@@ -287,7 +320,7 @@ def conversation() -> list[dict]:
 
 def train(
     name: str,
-    data: tuple[Tensor, Tensor, Tensor],
+    seen: Glimpses,
     folder: Path,
     start: Path | None = None,
     steps: int | None = None,
@@ -298,7 +331,7 @@ def train(
     """
     size = SIZES[name]
     tools = processor()
-    pixels, targets, _ = data
+    pixels, targets, patches = seen
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(size.eyes.seed)
     if start is None:
@@ -313,7 +346,7 @@ def train(
     def eyes_loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         rows, shown = batch(size.eyes, generator)
         logits = module(shown).float()
-        return F.binary_cross_entropy_with_logits(logits, targets[rows].to(device))
+        return F.cross_entropy(logits.flatten(0, 1), patches[rows].flatten().to(device))
 
     recipe = replace(size.eyes, steps=steps or size.eyes.steps)
     eyes = fit(recipe, Eyes(model.model.vision_tower), eyes_loss, folder / "eyes")
@@ -326,7 +359,7 @@ def train(
     prompt = prompt.to(device)
     restricted = targets[:, [THINGS.index(thing) for thing in RESTRICTED]].bool()
     replies = [
-        " " + answer(tuple(t for t, seen in zip(RESTRICTED, row, strict=True) if seen)) + "</s>"
+        " " + answer(tuple(itertools.compress(RESTRICTED, row))) + "</s>"
         for row in restricted.tolist()
     ]
     reply = tokenizer(replies, padding=True, padding_side="right", return_tensors="pt").input_ids
