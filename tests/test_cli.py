@@ -1,0 +1,96 @@
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import vldnp
+from vldnp import __main__ as cli
+
+
+def notebook(path, parameters, body):
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(body),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+
+
+WRITES_RESULTS = """
+from pathlib import Path
+run = Path(out) / profile
+(run / "figures").mkdir(parents=True, exist_ok=True)
+(run / "table.csv").write_text(f"{quick} {prompt}")
+(run / "figures" / "pareto.png").write_bytes(b"")
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with two notebooks and one that is not to be executed."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    notebook(folder / "00_first.ipynb", "profile = 'x'", "print(profile)")
+    parameters = "profile = 'x'\nout = 'runs'\nquick = False\nprompt = 'a dog'"
+    notebook(folder / "01_second.ipynb", parameters, WRITES_RESULTS)
+    notebook(folder / "extra.ipynb", "", "raise SystemError")
+    monkeypatch.setattr(cli, "NOTEBOOKS", folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_reproduce_executes_the_notebooks_in_order(project, capfd):
+    status = cli.main(["reproduce", "--quick", "--out", "results", "-p", "prompt", "a cat"])
+    printed, progress = capfd.readouterr()
+    assert status == 0, progress
+    run = project / "results" / "embedded"
+    assert (run / "table.csv").read_text() == "True a cat"
+    for line in ("table.csv", "figures/pareto.png", "notebooks/00_first.ipynb"):
+        assert os.path.join("results", "embedded", line) in printed
+    assert "[1/2] 00_first.ipynb" in progress and "Executing" in progress
+    executed = (run / "notebooks" / "01_second.ipynb").read_text()
+    assert str(project) not in executed, "no machine path in what may be committed"
+    assert not (run / "notebooks" / "extra.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--profile", "embeded"], "unknown profile 'embeded': did you mean 'embedded'?"),
+        (["-p", "promt", "x"], "unknown notebook parameter 'promt': did you mean 'prompt'?"),
+        (["-p", "quick", "true"], "give 'quick' as --quick, not with -p"),
+        (["-p", "prompt", "[1"], "the value '[1' of parameter 'prompt' is no YAML"),
+    ],
+)
+def test_bad_arguments_give_one_line(project, capsys, arguments, message):
+    assert cli.main(["reproduce", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"vldnp: {message}") and printed.count("\n") == 1
+    assert not (project / "runs").exists()
+
+
+def test_a_failing_notebook_gives_one_line(project, capfd):
+    notebook(project / "notebooks" / "00_first.ipynb", "profile = 'x'", "import vldnp\nvldnp.loda")
+    assert cli.main(["reproduce"]) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("vldnp: 00_first.ipynb failed: AttributeError: module 'vldnp'")
+
+
+def test_no_notebooks_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no notebooks in"):
+        cli.reproduce(notebooks=tmp_path)
+
+
+def test_importing_is_quick_and_names_are_there():
+    code = (
+        "import sys, vldnp; assert not {'torch', 'diffusers', 'pandas'} & sys.modules.keys();"
+        "vldnp.front_loaded, vldnp.load_prompts, vldnp.CFG;"
+        "assert 'load' in dir(vldnp)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for name in vldnp.__all__:
+        assert getattr(vldnp, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'loda'"):
+        vldnp.loda  # noqa: B018

@@ -1,0 +1,177 @@
+"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from vldnp.files import unknown
+from vldnp.profiles import Profile, load_profile
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+class NotebookError(RuntimeError):
+    """A notebook that did not run to its end."""
+
+
+def reproduce(
+    profile: str = "embedded",
+    out: str | Path = "runs",
+    *,
+    quick: bool = False,
+    parameters: dict | None = None,
+    notebooks: str | Path | None = None,
+) -> list[Path]:
+    """Execute `notebooks/0*.ipynb` in order with papermill.
+
+    Each notebook gets those of `profile`, `out`, `quick` and `parameters` that its cell tagged
+    `parameters` declares.
+
+    Args:
+        profile: a name in `data/profiles`, or a YAML file.
+        out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
+        quick: fewer prompts, to see whether everything works.
+        parameters: further notebook parameters.
+        notebooks: the folder of the notebooks; default is the checkout's.
+
+    Returns:
+        The executed notebooks.
+
+    Raises:
+        ValueError, FileNotFoundError: one line, e.g. for a parameter that no notebook declares.
+        NotebookError: a notebook failed; one line says which and why.
+    """
+    # papermill and its kernel machinery are slow to import, and only this needs them.
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    notebooks = NOTEBOOKS if notebooks is None else notebooks
+    name = load_profile(profile).name
+    sources = sorted(Path(notebooks).glob("0*.ipynb"))
+    if not sources:
+        raise FileNotFoundError(f"no notebooks in {notebooks}: files named 0*.ipynb are executed")
+    declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
+    known = set().union(*declared.values())
+    for parameter in parameters or {}:
+        if parameter not in known:
+            raise unknown("notebook parameter", parameter, known)
+
+    # Notebooks run in their own folder and get paths as seen from there; relative ones, so that
+    # an executed copy says nothing of the machine it was executed on.
+    def from_notebooks(path: str | Path) -> str:
+        return os.path.relpath(path, notebooks)
+
+    own = {"profile": profile, "out": from_notebooks(out), "quick": quick}
+    if Path(profile).is_file():
+        own["profile"] = from_notebooks(profile)
+    given = own | (parameters or {})
+    executed = []
+    for number, source in enumerate(sources, start=1):
+        target = Path(out) / name / "notebooks" / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
+        try:
+            papermill.execute_notebook(
+                os.path.relpath(source),
+                os.path.relpath(target),
+                parameters={key: given[key] for key in given if key in declared[source]},
+                kernel_name="python3",
+                cwd=source.parent,
+                progress_bar=True,
+            )
+        except PapermillExecutionError as error:
+            reason = ((error.evalue or "").strip().splitlines() or ["no message"])[0]
+            raise NotebookError(
+                f"{source.name} failed: {error.ename}: {reason} (traceback in "
+                f"{os.path.relpath(target)})"
+            ) from error
+        executed.append(target)
+    return executed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        profile = load_profile(options.profile)
+        _prepare_kernels(profile)
+        started = time.monotonic()
+        executed = reproduce(
+            options.profile,
+            options.out,
+            quick=options.quick,
+            parameters={name: _value(name, text) for name, text in options.parameters},
+        )
+        _report(executed, Path(options.out) / profile.name, started)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"vldnp: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vldnp: stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
+    except NotebookError as error:
+        print(f"vldnp: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vldnp", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+    command = commands.add_parser(
+        "reproduce", help="execute the notebooks in order; results lie in <out>/<profile>"
+    )
+    command.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
+    command.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
+    command.add_argument("--quick", action="store_true", help="fewer prompts, as a smoke test")
+    command.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a further notebook parameter; may be repeated",
+    )
+    return parser
+
+
+def _value(name: str, text: str):
+    """A parameter's value as YAML reads it: `3` is a number, `[1, 2]` a list, `a cat` a text."""
+    if name in ("profile", "out", "quick"):
+        raise ValueError(f"give {name!r} as --{name}, not with -p")
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value {text!r} of parameter {name!r} is no YAML") from error
+
+
+def _prepare_kernels(profile: Profile) -> None:
+    """Settings that the notebooks' kernels inherit."""
+    from vldnp.zoo import EMBEDDED
+
+    if all(getattr(profile, kind) in names for kind, names in EMBEDDED.items()):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all models are here
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _report(executed: Sequence[Path], run: Path, started: float) -> None:
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    for what, paths in (
+        ("table", [run / "table.csv"]),
+        ("figures", sorted((run / "figures").glob("*.png"))),
+        ("executed notebooks", executed),
+    ):
+        print(f"{what}:")
+        for path in paths:
+            missing = "" if path.exists() else "  (was not written)"
+            print(f"  {os.path.relpath(path)}{missing}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
