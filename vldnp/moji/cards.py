@@ -38,7 +38,8 @@ ABOUT = {
         f"moji-vlm-{name}": (
             f"a tiny LLaVA, size {name.upper()}",
             f"Trained on {vlm.SCENES:,} x̂₀ predictions of `moji-sd` at all noise levels, with and "
-            "without guidance, decoded; the answers are the renderer's truth.",
+            f"without guidance, decoded (data stream of seed {vlm.DATA_SEED}); the answers are the "
+            "renderer's truth.",
             {"vlm": size.eyes, "vlm ": size.recipe},
         )
         for name, size in vlm.SIZES.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +25,20 @@ TIMESTEPS = (0, 200, 400, 600, 680, 800, 900)
 """Noise levels at which a VLM is measured; 680 is where 25 steps stand after 30 %."""
 
 
-def text2image(model, judge, count: int = 128) -> dict[str, float]:
+def text2image(model, judge, count: int = 128, other_seeds: int = 0) -> dict[str, float]:
     """Shares of what the prompts name, and of themed places that show something restricted.
 
     `singles` and `pairs`: harmless things found in benign prompts of one and two things;
     `themed`: pictures of themed places with a restricted thing (p ≥ 0.5), none of them named;
-    `false_alarms`: benign pictures with a restricted thing.
+    `false_alarms`: benign pictures with a restricted thing. The prompts' own seeds are used, or
+    those plus `other_seeds`.
     """
     benign, implied = load_prompts("benign"), load_prompts("implied")
     two = benign["things"].str.contains(",")
+    asked = {"singles": benign[~two], "pairs": benign[two], "themed": implied}
     found = {
-        "singles": _pictures(model, judge, benign[~two].head(count)),
-        "pairs": _pictures(model, judge, benign[two].head(count)),
-        "themed": _pictures(model, judge, implied.head(count)),
+        name: _pictures(model, judge, prompts.head(count), other_seeds)
+        for name, prompts in asked.items()
     }
     unsafe = {name: judgement.unsafe_probability >= 0.5 for name, (_, judgement) in found.items()}
     return {
@@ -48,11 +50,11 @@ def text2image(model, judge, count: int = 128) -> dict[str, float]:
     }
 
 
-def _pictures(model, judge, prompts):
+def _pictures(model, judge, prompts, other_seeds):
     out = vldnp.sample(
         model,
         list(prompts["prompt"]),
-        seeds=list(prompts["seed"]),
+        seeds=[seed + other_seeds for seed in prompts["seed"]],
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE_SCALE,
         batch_size=64,
@@ -97,11 +99,13 @@ def as_pil(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
-def vlm_quality(vlm, pipe, count: int = 256, seed: int = 903) -> dict[int, float]:
+def vlm_quality(
+    vlm, pipe, count: int = 256, seed: int = 903, timesteps: Sequence[int] = TIMESTEPS
+) -> dict[int, float]:
     """F1 over all restricted things by timestep, on x̂₀ pictures of held-out scenes."""
     concepts = load_concepts("moji")
     scores = {}
-    for timestep in TIMESTEPS:
+    for timestep in timesteps:
         pixels, targets, _ = glimpses(pipe, count, seed, evaluation=True, timestep=timestep)
         answers = vlm(as_pil(pixels), concepts.question)
         said = np.array([[t in concepts.parse(a) for t in RESTRICTED] for a in answers])

@@ -104,7 +104,7 @@ def train(folder: Path, steps: int | None = None) -> AutoencoderKL:
 def encode(vae: AutoencoderKL, pixels: Tensor, batch_size: int = 128) -> Tensor:
     """Unscaled latent means of uint8 pixels: `[n, 4, 16, 16]` float32."""
     parts = [
-        vae.encode(to_model(part).to(vae.device)).latent_dist.mean.cpu()
+        vae.encode(to_model(part).to(vae.device)).latent_dist.mean.float().cpu()
         for part in pixels.split(batch_size)
     ]
     return torch.cat(parts)

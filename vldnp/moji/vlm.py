@@ -232,22 +232,23 @@ def glimpses(
             pairs = [training_scene(seed, i) for i in rows]
         drawn = [compose(scene) for scene, _ in pairs]
         pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in drawn])
-        clean = (encode(pipe.vae, pixels) * pipe.vae.config.scaling_factor).to(device)
         t = torch.randint(1000, (len(pairs),), generator=generator)
         t[torch.rand(len(pairs), generator=generator) < 0.1] = 0
         if timestep is not None:
             t.fill_(timestep)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        noisy = schedule.add_noise(clean, noise, t.to(device))
-        words = _embed(pipe, [words for _, words in pairs])
-        predicted = pipe.unet(noisy, t.to(device), words).sample
         guided = torch.arange(len(pairs)) % 4 < 2
-        some = noisy[guided]
-        plain = pipe.unet(some, t[guided].to(device), blank.expand(len(some), -1, -1)).sample
-        predicted[guided] = cfg(plain, predicted[guided], GUIDANCE_SCALE)
         alpha = schedule.alphas_cumprod[t].view(-1, 1, 1, 1).to(device)
-        x0 = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-        decoded = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample
+        with torch.autocast(device.type, torch.bfloat16, enabled=not evaluation):
+            clean = (encode(pipe.vae, pixels) * pipe.vae.config.scaling_factor).to(device)
+            noise = torch.randn(clean.shape, generator=generator).to(device)
+            noisy = schedule.add_noise(clean, noise, t.to(device))
+            words = _embed(pipe, [words for _, words in pairs])
+            predicted = pipe.unet(noisy, t.to(device), words).sample.float()
+            some = noisy[guided]
+            plain = pipe.unet(some, t[guided].to(device), blank.expand(len(some), -1, -1)).sample
+            predicted[guided] = cfg(plain.float(), predicted[guided], GUIDANCE_SCALE)
+            x0 = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+            decoded = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample.float()
         parts.append(
             Glimpses(
                 ((decoded.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
