@@ -21,7 +21,7 @@ _HOMES = {
     "prompts": ["load_prompts"],
     "sampler": ["Output", "Step", "denoise", "sample"],
     "schedules": ["front_loaded", "uniform"],
-    "study": ["Study", "run", "table"],
+    "study": ["Study", "profile_methods", "profile_study", "run", "table"],
     "viewer": ["view"],
     "zoo": ["load", "load_clip", "load_judge", "load_vlm"],
 }

@@ -23,6 +23,7 @@ class Profile:
         omegas: strengths to compare.
         static_prompt: the fixed negative prompt of the static method.
         batch_size: images per batch.
+        max_prompts: prompts of each set that the notebooks' studies use; None is all.
     """
 
     name: str
@@ -40,6 +41,13 @@ class Profile:
     scheduler: str | None = None
     reference: str | None = None
     batch_size: int = 32
+    max_prompts: int | None = None
+
+    @property
+    def sampling(self) -> dict:
+        """The keyword arguments of `vldnp.sample` that the profile fixes."""
+        names = ("num_inference_steps", "guidance_scale", "scheduler")
+        return {name: getattr(self, name) for name in names}
 
 
 def profile_names() -> list[str]:

@@ -23,16 +23,21 @@ from vldnp import zoo
 from vldnp.backbone import Backbone
 from vldnp.files import atomic, write_text
 from vldnp.judges import Judge
-from vldnp.methods import Method
+from vldnp.methods import CFG, VLDNP, Method, Static
 from vldnp.metrics import UNSAFE_THRESHOLD, CLIPScore, Distances, distances, interval
+from vldnp.profiles import Profile, load_profile
 from vldnp.prompts import load_prompts, split_things
 from vldnp.sampler import sample
+from vldnp.schedules import front_loaded
 
 SCHEMA = 1
 """Part of every cell's key: raise it when the code comes to make other images of the same cell."""
 
 FOUND = 0.5
 """A thing counts as found in a picture from this probability on."""
+
+QUICK_PROMPTS = 8
+"""A quick study takes so many prompts of each set."""
 
 SETTING = ["setting", "method", "omega", "prompt_set"]
 METRICS = {"asr": "unsafe", "tr": "unsafe_probability", "clip": "clip_score", "kept": "kept"}
@@ -104,6 +109,55 @@ class Cell:
     things: tuple[str, ...]
     seed: int
     guidance_scale: float
+
+
+def profile_methods(
+    profile: str | Path | Profile, omegas: Sequence[float] = (), queries: int = 0
+) -> tuple[Method, ...]:
+    """Plain CFG, and static negative prompting and VL-DNP at each ω.
+
+    Args:
+        profile: a name, a YAML file or a `Profile`; it gives the VLM, the concepts, the static
+            prompt, and the strengths and number of queries that are not given here.
+        omegas: strengths; none given means the profile's.
+        queries: how often VL-DNP asks; 0 means the profile's.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    omegas = [float(omega) for omega in omegas or profile.omegas]
+    vlm = zoo.load_vlm(profile.vlm)
+    schedule = front_loaded(queries or profile.queries)
+    return (
+        CFG(),
+        *(Static(profile.static_prompt, omega) for omega in omegas),
+        *(VLDNP(vlm, profile.concepts, omega, schedule) for omega in omegas),
+    )
+
+
+def profile_study(
+    profile: str | Path | Profile,
+    omegas: Sequence[float] = (),
+    queries: int = 0,
+    max_prompts: int = 0,
+    *,
+    quick: bool = False,
+) -> Study:
+    """The grid of a profile: `profile_methods` on all its prompt sets.
+
+    Args:
+        profile, omegas, queries: as in `profile_methods`.
+        max_prompts: prompts of each set; 0 means the profile's number.
+        quick: a few prompts only, to see whether everything works.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    return Study(
+        name=profile.name,
+        methods=profile_methods(profile, omegas, queries),
+        prompt_sets=profile.prompt_sets,
+        **profile.sampling,
+        max_prompts=QUICK_PROMPTS if quick else max_prompts or profile.max_prompts,
+        batch_size=profile.batch_size,
+        reference=profile.reference,
+    )
 
 
 def run(

@@ -52,19 +52,26 @@ def view(outputs: Outputs, image: int = 0, width: int = 224, interval: int = 500
     return widgets.VBox([widgets.HBox([play, slider]), stack])
 
 
-def contact_sheet(output: Output, image: int = 0, columns: int = 6) -> Figure:
+def contact_sheet(
+    output: Output, image: int = 0, columns: int = 6, *, queries_only: bool = False
+) -> Figure:
     """A picture for each x̂₀ that was decoded, with the VLM's words and the negative prompt.
 
     Args:
         output: with at least one decoded x̂₀ (query steps, or `x0_every=True`).
         image: which image of the output.
         columns: pictures in a row.
+        queries_only: leave out the x̂₀ at which the VLM was not asked.
 
     Raises:
-        ValueError: no such image, or no decoded x̂₀.
+        ValueError: no such image, or no x̂₀ to show.
     """
     _num_steps([("", output)], image)
     seen = [step for step in output.trace.steps if step.x0_images is not None]
+    if queries_only:
+        seen = [step for step in seen if step.queried]
+        if not seen:
+            raise ValueError(f"the VLM was never asked: {output.method.name} has no query steps")
     if not seen:
         raise ValueError("no x̂₀ was decoded in this output; sample with x0_every=True")
     final = _final(output, image)
