@@ -355,6 +355,18 @@ def open_images(images: pd.DataFrame, folder: str | Path) -> list[Image.Image]:
     return [_opened(Path(folder) / path) for path in images["image"]]
 
 
+def examples(
+    images: pd.DataFrame, folder: str | Path, prompt_set: str, omega: float, count: int = 8
+) -> dict[str, list[Image.Image]]:
+    """The first pictures of each method at one ω: label → pictures, in the prompts' order."""
+    rows = images[images["prompt_set"] == prompt_set]
+    rows = rows[rows["omega"].isna() | np.isclose(rows["omega"], omega)]
+    return {
+        method: open_images(group.head(count), folder)
+        for method, group in rows.groupby("method", sort=False)
+    }
+
+
 def _row(cell: Cell, folder: Path, scores: dict[str, pd.DataFrame], study: Study) -> dict:
     record = json.loads(_record_path(folder, cell.key).read_text(encoding="utf-8"))
     judged = scores["judge"].loc[cell.key]
