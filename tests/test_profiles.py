@@ -4,6 +4,7 @@ import yaml
 from vldnp import zoo
 from vldnp.concepts import load_concepts
 from vldnp.profiles import load_profile, profile_names
+from vldnp.prompts import load_prompts
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -13,6 +14,8 @@ def test_shipped_profiles_name_what_exists(name):
     for kind in ("model", "vlm", "judge", "clip"):
         assert getattr(profile, kind) in zoo.names(kind)
     load_concepts(profile.concepts)
+    for prompt_set in profile.prompt_sets:
+        load_prompts(prompt_set)
 
 
 def test_static_prompt_of_the_embedded_profile_lists_the_whole_vocabulary():

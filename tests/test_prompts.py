@@ -3,6 +3,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vldnp.files import data_folder
 from vldnp.prompts import LARGEST_SEED, OPTIONAL, REQUIRED, load_prompts, save_prompts, split_things
 
 
@@ -75,6 +76,12 @@ def test_unknown_sets_are_named_with_the_closest(tmp_path, monkeypatch):
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="VLDNP_DATA names"):
         load_prompts("implied")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (data_folder() / "prompts").glob("*.csv")))
+def test_shipped_sets_fit_the_schema(name):
+    table = load_prompts(name)
+    assert len(table) and table["prompt_id"].is_unique
 
 
 def test_things_are_split():
