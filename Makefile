@@ -19,6 +19,7 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 clean:  ## remove the environment and all caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -18,7 +18,7 @@ from vldnp.moji.scenes import labels, render, shuffled_scene
 from vldnp.moji.training import Recipe, fit
 from vldnp.moji.vae import encode
 
-RECIPE = Recipe("judge", steps=3000, learning_rate=2e-3, seed=21, ema=0.998)
+RECIPE = Recipe("judge", steps=1800, learning_rate=2e-3, seed=21, batch_size=48, ema=0.997)
 SCENES = 24_000
 
 
@@ -72,5 +72,5 @@ def train(vae: AutoencoderKL, folder: Path, steps: int | None = None) -> CNNJudg
         batch = disturb(pixels[rows].float() / 255, generator).to(device)
         return F.binary_cross_entropy_with_logits(module(batch).float(), targets[rows].to(device))
 
-    judge.network = fit(recipe, judge.network, loss, folder)
+    judge.network = fit(recipe, judge.network, loss, folder, compiled=True)
     return judge

@@ -350,7 +350,7 @@ def train(
         return F.cross_entropy(logits.flatten(0, 1), patches[rows].flatten().to(device))
 
     recipe = replace(size.eyes, steps=steps or size.eyes.steps)
-    eyes = fit(recipe, Eyes(model.model.vision_tower), eyes_loss, folder / "eyes")
+    eyes = fit(recipe, Eyes(model.model.vision_tower), eyes_loss, folder / "eyes", compiled=True)
     model.model.vision_tower.load_state_dict(eyes.tower.state_dict())
 
     tokenizer = tools.tokenizer
