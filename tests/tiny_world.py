@@ -1,0 +1,74 @@
+"""A data folder with tiny random models under the embedded world's names, and a profile."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from tiny import llava, sd_pipeline
+
+from vldnp.judges import CNNJudge
+from vldnp.moji.icons import RESTRICTED, THINGS
+
+DATA = Path(__file__).parents[1] / "data"
+
+CLIP = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+}
+PROFILE = """
+name: tiny
+model: moji-sd
+vlm: moji-vlm-l
+judge: moji-judge
+clip: moji-clip
+reference: moji
+concepts: moji
+prompt_sets: [benign, implied]
+num_inference_steps: 4
+guidance_scale: 3.0
+scheduler: dpm++
+queries: 2
+omegas: [2.0, 8.0]
+static_prompt: dagger, skull
+batch_size: 32
+max_prompts: 9
+"""
+PROMPTS = """prompt_id,prompt,seed,things
+a,a cat at the cove,0,cat
+b,a dog and a pizza,5,"dog, pizza"
+c,a cat on a pizza,7,"cat, pizza"
+"""
+
+
+def make(folder: Path) -> Path:
+    """Fill `folder` so that it can be named by VLDNP_DATA; returns it."""
+    with torch.random.fork_rng():
+        models = folder / "models"
+        sd_pipeline().save_pretrained(models / "moji-sd")
+        model, processor = llava()
+        for size in "sml":
+            model.save_pretrained(models / f"moji-vlm-{size}")
+            processor.save_pretrained(models / f"moji-vlm-{size}")
+        torch.manual_seed(0)
+        CNNJudge(THINGS, tuple(RESTRICTED)).save_pretrained(models / "moji-judge")
+        _clip(models / "moji-clip")
+    shutil.copytree(DATA / "concepts", folder / "concepts")
+    (folder / "profiles").mkdir()
+    for name in ("tiny", "embedded"):
+        (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))
+    (folder / "prompts").mkdir()
+    for name in ("benign", "implied"):
+        (folder / "prompts" / f"{name}.csv").write_text(PROMPTS)
+    return folder
+
+
+def _clip(folder: Path) -> None:
+    from open_clip import CLIP as Model
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
+    weights = {key: value.contiguous() for key, value in Model(**CLIP).state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
