@@ -98,6 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "publish":
+            from vldnp.publish import publish
+
+            for path in publish(options.run, NOTEBOOKS.parent):
+                print(os.path.relpath(path))
+            return 0
         profile = load_profile(options.profile)
         _prepare_kernels(profile)
         started = time.monotonic()
@@ -122,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vldnp", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, dest="command", metavar="command")
     command = commands.add_parser(
         "reproduce", help="execute the notebooks in order; results lie in <out>/<profile>"
     )
@@ -138,6 +144,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="a further notebook parameter; may be repeated",
     )
+    command = commands.add_parser(
+        "publish",
+        help="put a run's outputs into this checkout: notebooks, results table, figures, README",
+    )
+    command.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
     return parser
 
 

@@ -1,0 +1,153 @@
+"""Put what a run produced into the checkout: notebook outputs, results, figures, the README.
+
+All of it comes from one run folder, so that the notebooks, the table and the README tell the same.
+"""
+
+import ast
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbformat import NotebookNode
+
+from vldnp.files import atomic, write_text
+from vldnp.statements import results, verdict
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+FIGURES = ("pareto.png", "examples.png")
+WIDGETS = "application/vnd.jupyter.widget-state+json"
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def publish(run: str | Path, checkout: str | Path) -> list[Path]:
+    """Write the outputs of a run into the project; everything is checked before anything changes.
+
+    Args:
+        run: a run folder that `python -m vldnp reproduce` filled, such as `runs/embedded`.
+        checkout: the project's root.
+
+    Returns:
+        The files written: `notebooks/*.ipynb` with outputs, `data/results/<run>-table.csv`, the
+        README's figures in `notebooks/figures`, and `README.md`.
+
+    Raises:
+        FileNotFoundError, ValueError: one line: something is missing from the run, or an executed
+            notebook is of another version, was run with other parameters, or names this machine.
+    """
+    run, checkout = Path(run), Path(checkout)
+    sources = sorted((checkout / "notebooks").glob("0*.ipynb"))
+    needed = [run / "notebooks" / source.name for source in sources]
+    needed += [run / "table.csv", *(run / "figures" / name for name in FIGURES)]
+    if missing := [path for path in needed if not path.is_file()]:
+        raise FileNotFoundError(f"the run is not complete: {missing[0]} is missing")
+
+    texts = {}
+    for source in sources:
+        written = nbformat.read(source, as_version=4)
+        executed = nbformat.read(run / "notebooks" / source.name, as_version=4)
+        texts[source] = nbformat.writes(with_outputs(written, executed, source.name)) + "\n"
+        if str(checkout.resolve()) in texts[source]:
+            raise ValueError(f"{source.name}: an output names a path of this machine")
+    table = pd.read_csv(run / "table.csv").round(6)
+    readme = checkout / "README.md"
+    texts[readme] = with_results(readme.read_text(encoding="utf-8"), table)
+
+    for path, text in texts.items():
+        write_text(path, text)
+    results_file = checkout / "data" / "results" / f"{run.resolve().name}-table.csv"
+    with atomic(results_file) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    figures = [checkout / "notebooks" / "figures" / name for name in FIGURES]
+    for figure in figures:
+        with atomic(figure) as temporary:
+            shutil.copyfile(run / "figures" / figure.name, temporary)
+    return [*texts, results_file, *figures]
+
+
+def with_results(readme: str, table: pd.DataFrame) -> str:
+    """The README with the results of `table.csv` between its two markers."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"the README must hold {BEGIN} and {END} once each")
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{verdict(table)}\n\n{results(table)}\n{END}{after}"
+
+
+def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> NotebookNode:
+    """A notebook with the outputs of its executed copy, and nothing else of it.
+
+    Left out are injected parameters, papermill's records, progress bars, and the state of widgets
+    that no output shows.
+    """
+    injected = [cell for cell in executed.cells if "injected-parameters" in _tags(cell)]
+    cells = [cell for cell in executed.cells if cell not in injected]
+    if [cell.source for cell in cells] != [cell.source for cell in source.cells]:
+        raise ValueError(f"{name} was executed from another version; run it again")
+    defaults = _assignments(cell for cell in source.cells if "parameters" in _tags(cell))
+    given = _assignments(injected)
+    if other := [key for key in given if given[key] != defaults.get(key)]:
+        raise ValueError(
+            f"{name} was executed with {other[0]} = {given[other[0]]!r}; the project shows its "
+            f"default, {defaults.get(other[0])!r}"
+        )
+    published = nbformat.from_dict(json.loads(nbformat.writes(source)))
+    for cell, ran in zip(published.cells, cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in ran.outputs if not _is_progress(output)]
+            cell.execution_count = ran.execution_count
+    state = executed.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
+    shown = _shown(state, [o.data[VIEW]["model_id"] for o in _outputs(published) if _has_view(o)])
+    published.metadata.pop("widgets", None)
+    if shown:
+        kept = {"state": shown, "version_major": 2, "version_minor": 0}
+        published.metadata["widgets"] = {WIDGETS: kept}
+    return published
+
+
+def _tags(cell: NotebookNode) -> Sequence[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _assignments(cells) -> dict:
+    """`name: type = value` and `name = value` of some cells."""
+    values = {}
+    for cell in cells:
+        for node in ast.parse(cell.source).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            values[target.id] = ast.literal_eval(node.value)
+    return values
+
+
+def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def _has_view(output: NotebookNode) -> bool:
+    return VIEW in output.get("data", {})
+
+
+def _is_progress(output: NotebookNode) -> bool:
+    return _has_view(output) and bool(
+        re.search(r"\d+%\|.*\[|\bit \[", output.data.get("text/plain", ""))
+    )
+
+
+def _shown(state: dict, roots: Sequence[str]) -> dict:
+    """The widgets that can be reached from the displayed ones, and the links between them."""
+    reached, waiting = set(), list(roots)
+    while waiting:
+        model = waiting.pop()
+        if model in state and model not in reached:
+            reached.add(model)
+            waiting += re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[model]))
+    links = {
+        key
+        for key, widget in state.items()
+        if widget["model_name"] in ("LinkModel", "DirectionalLinkModel")
+        and set(re.findall(r"IPY_MODEL_(\w+)", json.dumps(widget))) & reached
+    }
+    return {key: state[key] for key in state if key in reached | links}
