@@ -1,0 +1,178 @@
+"""The notebooks: prose, parameters and calls, no logic; each runs alone, here on tiny models."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import tiny_world
+
+from vldnp.__main__ import reproduce
+from vldnp.profiles import load_profile
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+PARAMETER = re.compile(r"\w+: (str|bool|int|float|list) = .+  # \w.+")
+COMMON = {"profile": '"embedded"', "out": '"../runs"', "quick": "False"}
+
+each = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+
+
+def cells(source: Path, kind: str):
+    return [cell for cell in nbformat.read(source, 4).cells if cell.cell_type == kind]
+
+
+def outputs(source: Path):
+    return [output for cell in cells(source, "code") for output in cell.outputs]
+
+
+def has_tag(cell, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def test_the_four_notebooks_are_there():
+    names = [path.stem for path in SOURCES]
+    assert names[:4] == ["00_quickstart", "01_trajectories", "02_omega", "03_pareto"]
+
+
+@each
+def test_parameters_are_typed_and_commented(source):
+    (parameters,) = [c for c in cells(source, "code") if has_tag(c, "parameters")]
+    for line in parameters.source.splitlines():
+        assert PARAMETER.fullmatch(line), line
+    inferred = papermill.inspect_notebook(source)
+    assert len(inferred) == len(parameters.source.splitlines())
+    assert {name: inferred[name]["default"] for name in COMMON} == COMMON
+    assert all(p["help"] and p["inferred_type_name"] != "None" for p in inferred.values())
+
+
+@each
+def test_no_logic(source):
+    assert len(nbformat.read(source, 4).cells) <= 25
+    logic = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.For, ast.While)
+    for cell in cells(source, "code"):
+        assert len(cell.source.splitlines()) <= 15, cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, (*logic, ast.If, ast.Try, ast.With)), cell.source
+
+
+@each
+def test_title_and_question_come_first(source):
+    notebook = nbformat.read(source, 4)
+    first, second = notebook.cells[:2]
+    assert first.source.startswith("# ") and "**The question.**" in first.source
+    assert has_tag(second, "parameters")
+
+
+@each
+def test_prose_holds_no_measured_number(source):
+    # Numbers are computed, so that the text cannot disagree with the run.
+    for cell in cells(source, "markdown"):
+        for number in re.findall(r"\d+\.\d+|\d+ ?%", cell.source):
+            assert number in ("95 %",), cell.source
+
+
+@each
+def test_committed_outputs(source):
+    if not (ROOT / "data" / "results" / "embedded-table.csv").is_file():
+        pytest.skip("no run was published yet: python -m vldnp publish")
+    for cell in cells(source, "code"):
+        assert cell.execution_count, "the committed notebook must show a run"
+    kinds = {kind for output in outputs(source) for kind in output.get("data", {})}
+    assert "image/png" in kinds and "text/markdown" in kinds
+    assert_clean(source)
+    assert not any(has_tag(cell, "injected-parameters") for cell in cells(source, "code"))
+    assert "papermill" not in nbformat.read(source, 4).metadata
+    assert source.stat().st_size < 2_000_000
+
+
+def assert_clean(source: Path, *forbidden: str):
+    """No warning, no error and no absolute path in what a notebook shows."""
+    shown = outputs(source)
+    assert not [o for o in shown if o.output_type in ("error", "stream")], shown
+    text = "\n".join(
+        str(value)
+        for output in shown
+        for kind, value in output.get("data", {}).items()
+        if kind.startswith("text/")
+    )
+    assert "Warning" not in text
+    for path in (str(ROOT), str(Path.home()) + "/", sys.prefix, *forbidden):
+        assert path not in text
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory):
+    """The embedded world's names on tiny random models, for this process and its kernels."""
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+@pytest.fixture
+def one(tmp_path):
+    """A function that executes one notebook alone into `tmp_path`, and gives its copy."""
+
+    def execute(source: Path, **parameters):
+        folder = tmp_path / source.stem
+        folder.mkdir()
+        (folder / source.name).write_bytes(source.read_bytes())
+        (executed,) = reproduce(
+            "tiny", tmp_path / "runs", quick=True, parameters=parameters, notebooks=folder
+        )
+        return executed
+
+    return execute
+
+
+SMALL = {
+    "00_quickstart": {"omega": 2.0},
+    "01_trajectories": {"prompt": "a <img src=x onerror=alert(1)> cat", "seed": 3},
+    "02_omega": {"max_prompts": 2},
+    "03_pareto": {"omegas": [2.0]},
+}
+
+
+@pytest.mark.slow
+@each
+def test_runs_alone(source, one, tiny_data, tmp_path):
+    executed = one(source, **SMALL.get(source.stem, {}))
+    assert_clean(executed, str(tmp_path), str(tiny_data))
+    kinds = {kind for output in outputs(executed) for kind in output.get("data", {})}
+    assert "image/png" in kinds and "text/markdown" in kinds
+    if source.stem == "01_trajectories":
+        assert "<img src=x" not in "".join(
+            output.data.get("text/html", "") + output.data.get("text/markdown", "")
+            for output in outputs(executed)
+            if "data" in output
+        )
+    if source.stem == "03_pareto":
+        run = tmp_path / "runs" / "tiny"
+        assert (run / "table.csv").is_file()
+        assert {p.name for p in run.glob("figures/*")} >= {"pareto.png", "examples.png"}
+
+
+@pytest.mark.slow
+def test_omega_after_pareto_computes_nothing_anew(one, tiny_data, tmp_path):
+    one(ROOT / "notebooks" / "03_pareto.ipynb")
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("tiny/cells/*")}
+    one(ROOT / "notebooks" / "02_omega.ipynb")
+    assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").glob("tiny/cells/*")}
+    assert len(load_profile("tiny").omegas) == 2 and made
+
+
+@pytest.mark.slow
+def test_help_of_a_notebook_lists_its_parameters():
+    found = subprocess.run(
+        [sys.executable, "-m", "papermill", "--help-notebook", SOURCES[0]],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "prompt: str" in found and "what is painted" in found
