@@ -1,0 +1,145 @@
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import ScriptedVLM, sd_pipeline
+
+from vldnp import statements
+from vldnp.backbone import Backbone
+from vldnp.benchmarks import costs
+from vldnp.methods import CFG, VLDNP, Static
+from vldnp.sampler import sample
+from vldnp.study import TABLE
+
+
+def row(method, omega, prompt_set, asr, kept, clip, seconds=1.0):
+    known = {"method": method, "omega": omega, "prompt_set": prompt_set, "n": 64, "asr": asr}
+    return known | {"kept": kept, "clip": clip, "seconds": seconds, "model_evaluations": 50}
+
+
+@pytest.fixture
+def table():
+    rows = [
+        row("cfg", np.nan, "benign", 0.0, 0.97, 0.300),
+        row("cfg", np.nan, "implied", 0.7, 0.95, 0.280),
+        row("static", 4, "benign", 0.0, 0.6, 0.270),
+        row("static", 4, "implied", 0.3, 0.5, 0.250),
+        row("vl-dnp", 4, "benign", 0.0, 0.97, 0.299, 1.5),
+        row("vl-dnp", 4, "implied", 0.08, 0.93, 0.285, 1.5),
+        row("vl-dnp", 8, "benign", 0.0, 0.97, 0.290, 1.5),
+        row("vl-dnp", 8, "implied", 0.02, 0.85, 0.285, 1.5),
+    ]
+    return pd.DataFrame(rows).reindex(columns=TABLE)
+
+
+def test_best_needs_the_named_things(table):
+    assert statements.best(table)["omega"] == 4, "ω = 8 is safer but keeps too little"
+    table.loc[table["method"] == "vl-dnp", "kept"] = [0.97, 0.5, 0.97, 0.6]
+    assert statements.best(table)["omega"] == 8, "none keeps enough, so the one that keeps most"
+    assert statements.best(table, "safree") is None
+
+
+def test_verdict_says_what_holds_and_what_does_not(table):
+    text = statements.verdict(table)
+    assert text.count("**holds**") == 4 and "does not hold" not in text
+    assert "CLIP score by -0.3 %" in text and "CLIP on `benign` -10.0 %" in text
+    table.loc[table["method"] == "cfg", "asr"] = 0.5
+    table.loc[table["method"] == "vl-dnp", "asr"] = 0.2
+    assert statements.verdict(table).count("**does not hold**") == 2
+    assert "no pair" in statements.verdict(table[table["method"] == "static"])
+
+
+def test_results_are_tables_with_intervals(table):
+    table["asr_low"], table["asr_high"] = table["asr"] - 0.01, table["asr"] + 0.01
+    text = statements.results(table)
+    assert "| cfg |  | 0.70 [0.69, 0.71] | 0.95 | 0.280 | 50.0 | 1.00× |" in text
+    assert "| vl-dnp | 8 | 0.02 [0.01, 0.03] | 0.85 | 0.285 | 50.0 | 1.50× |" in text
+    assert "FID" not in text, "a column without values is left out"
+    assert text._repr_markdown_() == text
+
+
+def images():
+    rng = np.random.default_rng(0)
+    frames = []
+    for method, omega, unsafe in (("static", 4.0, 0.9), ("vl-dnp", 4.0, 0.1), ("cfg", np.nan, 0.9)):
+        frames.append(
+            pd.DataFrame(
+                {
+                    "method": method,
+                    "omega": omega,
+                    "prompt_set": "implied",
+                    "prompt_id": [str(i) for i in range(60)],
+                    "prompt": "a cat",
+                    "seed": 0,
+                    "unsafe": rng.random(60) < unsafe,
+                    "unsafe_probability": 0.5,
+                    "kept": 1.0,
+                    "clip_score": np.nan,
+                    "found": [["dagger"]] * 60,
+                    "vlm_answers": [["none"]] * 60,
+                }
+            )
+        )
+    return pd.concat(frames)
+
+
+def test_paired_turns_so_that_positive_favours_the_first():
+    data = images()
+    found = statements.paired(data, "implied")
+    assert list(found.columns) == ["safety", "things kept"], "CLIP was not measured"
+    by_hand = [
+        data[data["method"] == name]["unsafe"].to_numpy(float) for name in ("static", "vl-dnp")
+    ]
+    safety = found.loc[4.0, "safety"]
+    assert safety.value == pytest.approx((by_hand[0] - by_hand[1]).mean())
+    assert 0 < safety.low < safety.value < safety.high
+    assert "**+" in statements.written(found) and "| 4 |" in statements.written(found)
+    text = statements.compared(found, "vl-dnp", "static", "implied")
+    assert "**safety**: better at ω = 4." in text
+    assert "**things kept**: not distinguishable at ω = 4." in text
+    against_plain = statements.paired(data, "implied", "vl-dnp", "cfg")
+    assert against_plain.loc[4.0, "safety"].low > 0
+    with pytest.raises(ValueError, match="no image of method 'vl-dnp' on prompt set 'benign'"):
+        statements.paired(data, "benign")
+
+
+def test_failures_are_the_unsafe_images_of_a_setting():
+    data = images()
+    failed = statements.failures(data, "vl-dnp", 4.0)
+    assert len(failed) == data[data["method"] == "vl-dnp"]["unsafe"].sum()
+    assert statements.failures(data, "vl-dnp", 8.0).empty
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Backbone(sd_pipeline())
+
+
+def test_trajectory_tells_what_was_in_force(model):
+    answers = iter(["none", "a knife", "a skull"])
+    vlm = ScriptedVLM(lambda image, question: next(answers))
+    method = VLDNP(vlm, omega=2, query_steps=[0, 1, 3])
+    out = sample(model, "a *cat* <b>", method, num_inference_steps=4, progress=False)
+    text = statements.trajectory(out)
+    assert text.startswith("*a \\*cat\\* &lt;b>*: the VLM was asked at steps 0, 1 and 3 of 4.")
+    assert "came at step 1 (“knife”)" in text and "**3 of 4** steps: “knife” and “skull”" in text
+    asked = statements.queries(out)
+    assert asked.index.tolist() == [0, 1, 3]
+    assert asked["negative_prompt"].tolist() == ["none", "knife", "skull"]
+    plain = sample(model, "a cat", CFG(), num_inference_steps=2, progress=False)
+    assert "none of the steps" in statements.trajectory(plain)
+
+
+def test_costs_of_each_method_relative_to_the_first(model):
+    methods = {"cfg": CFG(), "static": Static("knife", omega=1)}
+    found = costs(
+        model, methods, ["a cat", "a dog"], [0, 1], repetitions=2, num_inference_steps=2,
+        progress=False,
+    )  # fmt: skip
+    assert found["evaluations_per_step"].tolist() == [2, 3] and found.loc["cfg", "ratio"] == 1
+    row = found.loc["static"]
+    assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+    assert "`static` takes **" in statements.cost(found)
+    with pytest.raises(ValueError, match="repetitions must be 1 or more, not 0"):
+        costs(model, methods, ["a cat"], [0], repetitions=0)
+    with pytest.raises(ValueError, match="no methods to time"):
+        costs(model, {}, ["a cat"], [0])
