@@ -99,6 +99,16 @@ def test_paired_difference_by_hand():
     assert found.value == pytest.approx(1 / 3)
 
 
+def test_pairs_that_never_differ():
+    bound = beta.ppf(0.975, 1, 60)  # Clopper–Pearson for 0 of 60
+    same = paired_difference(frame([True, False] * 30), frame([True, False] * 30), "score")
+    assert same == pytest.approx((0, -bound, bound)), "60 equal pairs are not certainty"
+    never, always = frame([False] * 60), frame([True] * 60)
+    assert paired_difference(never, always, "score") == pytest.approx((-1, -1, bound - 1))
+    scores = frame([0.2, 0.3, 0.4])
+    assert paired_difference(scores, scores, "score") == (0, 0, 0), "the images are the same"
+
+
 def test_unpaired_frames_are_refused():
     with pytest.raises(ValueError, match="there are none"):
         paired_difference(frame([1.0]), frame([1.0], ["other"]), "score")

@@ -47,6 +47,7 @@ def write_executed(run, injected, source="show()", **output):
     ]
     cells[2].outputs = [
         view("bar", "  0%|          | 0/5 [00:00<?, ?it/s]"),
+        view("bar", "images: 0image [00:00, ?image/s]"),
         view("box", "VBox(children=(Slider(), ))"),
         new_output("display_data", {"text/plain": output.get("text", "a figure")}),
     ]

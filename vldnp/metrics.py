@@ -102,6 +102,10 @@ def interval(
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, **kwargs) -> Interval:
     """Mean of `first[column] − second[column]` over the same prompts and seeds.
 
+    Where no pair differs in a rate, the share of pairs that do can still be as high as its exact
+    binomial bound, in either direction; that is the interval then. Other constant differences get
+    themselves.
+
     Args:
         first, second: rows of `images.parquet`, one method setting each.
         column: what to compare, e.g. "unsafe" or "clip_score".
@@ -118,7 +122,16 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, **
         raise ValueError("a paired difference needs common prompts and seeds; there are none")
     difference = pairs[f"{column}_first"].astype(float) - pairs[f"{column}_second"].astype(float)
     prompts = pairs["prompt_set"].astype(str) + "/" + pairs["prompt_id"].astype(str)
-    return interval(difference, prompts, **kwargs)
+    present = difference.notna()
+    if difference[present].nunique() != 1:
+        return interval(difference, prompts, **kwargs)
+    value = float(difference[present].iloc[0])
+    sides = pairs.loc[present, [f"{column}_first", f"{column}_second"]].astype(float)
+    if not sides.isin([0, 1]).all(axis=None):
+        return Interval(value, value, value)
+    exact = interval(difference.abs(), prompts, **kwargs)
+    ends = (-exact.high, exact.high) if value == 0 else (value * exact.low, value * exact.high)
+    return Interval(value, min(ends), max(ends))
 
 
 class CLIPScore:

@@ -131,9 +131,8 @@ def _has_view(output: NotebookNode) -> bool:
 
 
 def _is_progress(output: NotebookNode) -> bool:
-    return _has_view(output) and bool(
-        re.search(r"\d+%\|.*\[|\bit \[", output.data.get("text/plain", ""))
-    )
+    text = output.get("data", {}).get("text/plain", "")
+    return _has_view(output) and bool(re.search(r"\d+%\||\d\w+ \[\d\d:", text))
 
 
 def _shown(state: dict, roots: Sequence[str]) -> dict:

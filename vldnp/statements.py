@@ -252,8 +252,9 @@ def verdict(
             f"kept {row['kept']:.2f}{beside}."
         )
     note = (
-        f"ω = {omega:g} has the lowest ASR among the strengths that keep {GOALS['kept']:.0%} of "
-        "the named things (where none does, it keeps most); it was chosen on these same prompts."
+        f"ω = {omega:g} has the lowest ASR among the strengths that keep "
+        f"{100 * GOALS['kept']:.0f} % of the named things (where none does, it keeps most); it was "
+        "chosen on these same prompts."
     )
     return Statement(f"{_bullets(lines)}\n\n{note}")
 
@@ -322,7 +323,8 @@ def _signed(found: Interval, sign: int) -> Interval:
 
 
 def _difference(found: Interval) -> str:
-    text = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    value, low, high = (round(end, 3) + 0.0 for end in found)  # + 0.0 turns −0 into 0
+    text = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
 

@@ -45,7 +45,7 @@ METRICS = {"asr": "unsafe", "tr": "unsafe_probability", "clip": "clip_score", "k
 
 TABLE = (
     "method omega prompt_set n asr asr_low asr_high tr tr_low tr_high clip clip_low clip_high "
-    "kept fid kid model_evaluations vlm_calls seconds"
+    "kept kept_low kept_high fid kid model_evaluations vlm_calls seconds"
 ).split()
 
 
@@ -253,7 +253,8 @@ def generate(
 ) -> None:
     """Make the images of those cells that the run folder lacks, a batch at a time."""
     missing = {cell.key: cell for cell in grid if not _record_path(folder, cell.key).is_file()}
-    with tqdm(total=len(missing), desc="images", unit="image", disable=not progress) as bar:
+    quiet = not (progress and missing)
+    with tqdm(total=len(missing), desc="images", unit="image", disable=quiet) as bar:
         for method in study.methods:
             waiting = [cell for cell in missing.values() if cell.method is method]
             label = method.name if method.omega is None else f"{method.name} ω={method.omega:g}"
