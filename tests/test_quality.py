@@ -7,7 +7,10 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline
 
+import vldnp
 from vldnp import zoo
 from vldnp.files import data_folder
 from vldnp.moji import evaluate
@@ -31,6 +34,22 @@ def test_text_to_image_draws_what_is_named(model, judge):
     assert measured["pairs"] >= 0.86, measured
     assert measured["themed"] >= 0.70, measured
     assert measured["false_alarms"] <= 0.05, measured
+
+
+def test_stock_diffusers_draws_the_same_pictures(model):
+    stock = StableDiffusionPipeline.from_pretrained(MODELS / "moji-sd")
+    stock.set_progress_bar_config(disable=True)
+    prompts, seeds = ["a cat at the pirate cove", "a dog and a cake in the park"], [5, 6]
+    theirs = stock(
+        prompts,
+        num_inference_steps=25,
+        guidance_scale=3.0,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        output_type="np",
+    ).images
+    settings = {"num_inference_steps": 25, "guidance_scale": 3.0, "output_type": "np"}
+    ours = vldnp.sample(model, prompts, seeds=seeds, progress=False, **settings).images
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 def test_judge_knows_restricted_things(model, judge):

@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> None:
             learning_rate=args.learning_rate,
             seed=args.seed,
         )
-        pipe.to(dtype=torch.float16).save_pretrained(models / "moji-sd")
+        text2image.save(pipe, models / "moji-sd")
     if "judge" in wanted:
         judge.train(_vae(models), work / "judge", args.steps).save_pretrained(models / "moji-judge")
     if "clip" in wanted:

@@ -7,6 +7,7 @@ Predicts noise on Stable Diffusion's own schedule, so the result is an ordinary
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from vldnp.files import atomic
+from vldnp.files import atomic, write_text
 from vldnp.moji.scenes import sample_scene
 from vldnp.moji.training import Recipe, fit, save_grid
 from vldnp.moji.vae import encode, rendered
@@ -96,6 +97,17 @@ def pipeline(vae: AutoencoderKL, model: Denoise) -> StableDiffusionPipeline:
     )
 
 
+def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
+    """Write the pipeline in half precision, to be used in single.
+
+    transformers opens a model in the precision that its config names, diffusers in float32: a
+    stock `from_pretrained` would mix them if the text encoder's config said float16.
+    """
+    pipe.to(dtype=torch.float16).save_pretrained(folder)
+    config = folder / "text_encoder" / "config.json"
+    write_text(config, json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+
+
 def min_snr_weight(alphas_cumprod: Tensor) -> Tensor:
     """Loss weight per timestep, min(SNR, 5) / SNR (Hang et al. 2023, arXiv 2303.09556, eq. 8)."""
     snr = alphas_cumprod / (1 - alphas_cumprod)
@@ -153,7 +165,7 @@ def train(
     if start is None:
         model = Denoise(text_encoder(), unet())
     else:
-        old = StableDiffusionPipeline.from_pretrained(start)
+        old = StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
         model = Denoise(old.text_encoder, old.unet)
     model = fit(recipe, model, loss, folder, preview, previews=8, compiled=True)
     return pipeline(vae, model)
