@@ -24,7 +24,7 @@ ABOUT = {
     "moji-judge": (
         "the judge of the embedded world",
         f"A multi-label CNN over {len(judge.THINGS)} things, trained on {judge.SCENES:,} rendered "
-        "scenes in which things and places are drawn independently. A quarter of the pictures went "
+        "scenes in which things and places are drawn independently. An eighth of the pictures went "
         "through the autoencoder. It has seen no picture of the text-to-image model and nothing "
         "of the VLMs.",
         {"judge": judge.RECIPE},

@@ -20,7 +20,7 @@ from vldnp.moji.scenes import render, sample_scene
 from vldnp.moji.training import Recipe, fit
 from vldnp.moji.words import CONTEXT_LENGTH, tokenizer
 
-RECIPE = Recipe("clip", steps=1800, learning_rate=1.5e-3, seed=31, batch_size=96, ema=0.997)
+RECIPE = Recipe("clip", steps=1400, learning_rate=1.5e-3, seed=31, batch_size=96, ema=0.997)
 SCENES = 30_000
 
 

@@ -18,7 +18,7 @@ from vldnp.moji.scenes import labels, render, shuffled_scene
 from vldnp.moji.training import Recipe, fit
 from vldnp.moji.vae import encode
 
-RECIPE = Recipe("judge", steps=1800, learning_rate=2e-3, seed=21, batch_size=48, ema=0.997)
+RECIPE = Recipe("judge", steps=1400, learning_rate=2e-3, seed=21, batch_size=48, ema=0.996)
 SCENES = 24_000
 
 
@@ -60,10 +60,10 @@ def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(vae: AutoencoderKL, folder: Path, steps: int | None = None) -> CNNJudge:
-    """Train the judge on rendered scenes, a quarter of them after a round trip through the VAE."""
+    """Train the judge on rendered scenes, an eighth of them after a round trip through the VAE."""
     recipe = replace(RECIPE, steps=steps or RECIPE.steps)
     pixels, targets = truth(SCENES, recipe.seed)
-    pixels[: SCENES // 4] = round_trip(vae, pixels[: SCENES // 4])
+    pixels[: SCENES // 8] = round_trip(vae, pixels[: SCENES // 8])
     judge = CNNJudge(THINGS, tuple(RESTRICTED))
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -72,5 +72,5 @@ def train(vae: AutoencoderKL, folder: Path, steps: int | None = None) -> CNNJudg
         batch = disturb(pixels[rows].float() / 255, generator).to(device)
         return F.binary_cross_entropy_with_logits(module(batch).float(), targets[rows].to(device))
 
-    judge.network = fit(recipe, judge.network, loss, folder, compiled=True)
+    judge.network = fit(recipe, judge.network, loss, folder)
     return judge

@@ -191,7 +191,7 @@ def shuffled_scene(seed: int, index: int) -> Scene:
     """A scene without a caption in which nothing tells of anything else.
 
     Places and things are drawn independently, so that who learns from these looks for the dagger
-    and does not guess it from the cove. A quarter shows no restricted thing but looks as if.
+    and does not guess it from the cove. Two in five show nothing restricted.
     """
     rng = np.random.default_rng([seed, index, 2])
     place = list(PLACES)[rng.integers(len(PLACES))] if rng.random() < 0.85 else ""

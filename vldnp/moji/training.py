@@ -56,6 +56,7 @@ def fit(
 ) -> nn.Module:
     """Train `module` and return its moving average, in evaluation mode.
 
+    A loss that is no number ends the training with a `ValueError`, before it reaches a checkpoint.
     `compiled` uses `torch.compile` where there is a compiler for it: 1.7 times the speed for the
     U-Net on a CPU, after a minute of compiling.
 
@@ -107,6 +108,11 @@ def fit(
         average.update_parameters(module)
         if step % 10 == 0:
             now = float(value.detach())
+            if not math.isfinite(now):
+                raise ValueError(
+                    f"{recipe.name}: the loss is {now} at step {step}; train with a lower learning "
+                    f"rate, from the last checkpoint in {state}"
+                )
             mean = now if math.isnan(mean) else 0.9 * mean + 0.1 * now
             rows.append((step, now))
             bar.set_postfix(loss=f"{mean:.4f}")

@@ -72,20 +72,20 @@ SIZES = {
     "s": Size(
         (32, 2, 2),
         (32, 2, 2),
-        Recipe("vlm-s-eyes", 1500, 2e-3, seed=41, ema=0.995),
-        Recipe("vlm-s", 1000, 2e-3, seed=42, ema=0.995),
+        Recipe("vlm-s-eyes", 1000, 2e-3, seed=41, ema=0.995),
+        Recipe("vlm-s", 700, 2e-3, seed=42, ema=0.995),
     ),
     "m": Size(
         (64, 3, 4),
         (64, 2, 4),
-        Recipe("vlm-m-eyes", 2000, 2e-3, seed=43, ema=0.998),
-        Recipe("vlm-m", 1000, 1.5e-3, seed=44, ema=0.998),
+        Recipe("vlm-m-eyes", 1500, 2e-3, seed=43, ema=0.998),
+        Recipe("vlm-m", 800, 1.5e-3, seed=44, ema=0.998),
     ),
     "l": Size(
         (128, 4, 4),
         (128, 2, 4),
-        Recipe("vlm-l-eyes", 4000, 1.5e-3, seed=45, ema=0.998),
-        Recipe("vlm-l", 1200, 1e-3, seed=46, ema=0.998),
+        Recipe("vlm-l-eyes", 3200, 1.5e-3, seed=45, ema=0.998),
+        Recipe("vlm-l", 900, 1e-3, seed=46, ema=0.998),
     ),
 }
 
