@@ -16,7 +16,7 @@ _HOMES = {
     "backbone": ["Backbone"],
     "concepts": ["ConceptSet", "load_concepts"],
     "judges": ["CNNJudge", "Judgement", "NudeNetJudge"],
-    "methods": ["CFG", "Method", "Static", "VLDNP"],
+    "methods": ["CFG", "Method", "SAFREE", "SLD", "Static", "VLDNP"],
     "profiles": ["Profile", "load_profile"],
     "prompts": ["load_prompts"],
     "sampler": ["Output", "Step", "denoise", "sample"],

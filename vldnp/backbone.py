@@ -4,7 +4,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from diffusers import (
@@ -18,7 +18,9 @@ from diffusers.loaders import TextualInversionLoaderMixin
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
+from transformers import BatchEncoding
 
+from vldnp.conditioning import Conditioning
 from vldnp.files import unknown
 
 SCHEDULERS = {
@@ -31,13 +33,6 @@ SCHEDULERS = {
     "euler": (EulerDiscreteScheduler, {}),
 }
 """name → scheduler class and settings; the rest comes from the pipeline's own scheduler config."""
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts, a row each. `embeds` is `[B, L, D]`."""
-
-    embeds: Tensor
 
 
 class Backbone:
@@ -150,8 +145,9 @@ class Backbone:
             known.update(zip(new, self._embed(new), strict=True))
         return Conditioning(torch.stack([known[text] for text in prompts]))
 
-    def _embed(self, texts: list[str]) -> Tensor:
-        tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
+    def tokenize(self, texts: Sequence[str]) -> BatchEncoding:
+        """`input_ids` and `attention_mask`, `[B, L]`, padded or cut to the encoder's limit L."""
+        tokenizer, texts = self.pipe.tokenizer, list(texts)
         if isinstance(self.pipe, TextualInversionLoaderMixin):
             texts = [self.pipe.maybe_convert_prompt(text, tokenizer) for text in texts]
         limit = tokenizer.model_max_length
@@ -165,12 +161,21 @@ class Backbone:
                     UserWarning,
                     stacklevel=2,
                 )
-        tokens = tokenizer(
+        return tokenizer(
             texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
         ).to(self.device)
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        encoder, tokens = self.pipe.text_encoder, self.tokenize(texts)
         uses_mask = getattr(encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask if uses_mask else None
         return encoder(tokens.input_ids, attention_mask=mask)[0].to(self.dtype)
+
+    @torch.no_grad()
+    def pooled(self, input_ids: Tensor) -> Tensor:
+        """Token ids `[n, L]` → the text encoder's pooled states (of the end mark), `[n, D]`."""
+        chunks = input_ids.split(256)  # a batch of SAFREE may hold thousands of masked prompts
+        return torch.cat([self.pipe.text_encoder(chunk).pooler_output for chunk in chunks])
 
     def initial_latents(
         self,
@@ -202,9 +207,17 @@ class Backbone:
     @torch.no_grad()
     def predict(self, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The U-Net's output for `[B, C, h, w]` latents at timestep t, a prompt each."""
+        embeds, beside, attending = cond.embeds, cond.companions, nullcontext()
+        if beside is not None:
+            rows, own = list(beside.rows), range(len(cond), len(cond) + len(beside.rows))
+            latents = torch.cat([latents, latents[rows]])
+            embeds = torch.cat([embeds, beside.embeds])
+            attending = beside.attending(self.pipe.unet, rows, own)
         if hasattr(self.scheduler, "scale_model_input"):
             latents = self.scheduler.scale_model_input(latents, t)
-        return self.pipe.unet(latents, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+        with attending:
+            pred = self.pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
+        return pred[: len(cond)]
 
     def x0(self, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """Predicted clean latents x̂₀ at timestep t, in float32; before `step` is called for t."""

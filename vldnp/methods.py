@@ -1,12 +1,14 @@
 """Methods: a way of steering, as plain frozen data, and a constructor for each."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vldnp import guidance, negatives
 from vldnp.concepts import ConceptSet, load_concepts
+from vldnp.conditioning import AsWritten, Prompting
+from vldnp.safree import Safree
 from vldnp.schedules import Schedule, as_schedule, front_loaded
 
 
@@ -15,16 +17,18 @@ class Method:
     """Which negative prompt each image has at each step, and how it enters the prediction.
 
     Attributes:
-        name: as in tables: `cfg`, `static`, `vl-dnp`, …
+        name: as in tables: `cfg`, `static`, `vl-dnp`, `sld-medium`, `safree`, …
         negatives: the policy (`vldnp.negatives`).
         rule: a name in `guidance.RULES`, or a callable with their signature.
         omega: strength ω ≥ 0 of the negative term; None where no equation has one.
+        conditioning: what stands for the user's prompts (`vldnp.conditioning`).
     """
 
     name: str
     negatives: negatives.Negatives
     rule: str | guidance.Rule = "added"
     omega: float | None = None
+    conditioning: Prompting = AsWritten()
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
@@ -33,13 +37,21 @@ class Method:
 
     def describe(self) -> dict:
         """JSON-able; everything that decides the method's images, objects by name and revision."""
-        named = self.rule if isinstance(self.rule, str) else None
         return {
             "name": self.name,
             "negatives": self.negatives.describe(),
-            "rule": named or f"{self.rule.__module__}.{self.rule.__qualname__}",
+            "rule": _described(self.rule),
             "omega": self.omega,
+            "conditioning": self.conditioning.describe(),
         }
+
+
+def _described(rule: str | guidance.Rule) -> str | dict:
+    if isinstance(rule, str):
+        rule = guidance.RULES[rule] if rule.startswith("sld-") else rule
+    if hasattr(rule, "describe"):
+        return rule.describe()
+    return rule if isinstance(rule, str) else f"{rule.__module__}.{rule.__qualname__}"
 
 
 def CFG() -> Method:
@@ -52,12 +64,46 @@ def Static(negative_prompt: str, omega: float = 7.5, rule: str | guidance.Rule =
 
     Args:
         negative_prompt: an empty one makes this plain CFG.
-        omega: strength; `rule="replaced"`, the widespread variant, has none (there g is it).
+        omega: strength; rules without ω, such as the widespread `rule="replaced"`, ignore it.
         rule: see `Method`.
     """
-    return Method(
-        "static", negatives.Static(negative_prompt), rule, None if rule == "replaced" else omega
-    )
+    return Method("static", negatives.Static(negative_prompt), rule, _omega(omega, rule))
+
+
+def SLD(negative_prompt: str, strength: str = "medium", **changes: float) -> Method:
+    """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105).
+
+    Args:
+        negative_prompt: the safety concept S, always on.
+        strength: `weak`, `medium`, `strong` or `max`, the paper's settings.
+        changes: hyper-parameters of `guidance.SLD` instead of the setting's; with `scale=0` this
+            is plain CFG, on which no third evaluation is spent.
+    """
+    rule = guidance.sld(strength, **changes)
+    policy = negatives.Static(negative_prompt) if rule.scale else negatives.NoNegatives()
+    return Method(f"sld-{strength}", policy, rule)
+
+
+def SAFREE(
+    phrases: str | Sequence[str],
+    negative_prompt: str = "",
+    rule: str | guidance.Rule = "replaced",
+    omega: float = 7.5,
+    **options,
+) -> Method:
+    """SAFREE (Yoon et al., ICLR 2025, arXiv 2410.12761).
+
+    Args:
+        phrases: the unsafe phrases; one text is taken apart at its commas.
+        negative_prompt: a fixed negative prompt besides. The authors' script gives the phrases,
+            joined by commas, in place of ε_u; empty means none.
+        rule, omega: how it enters; see `Method`.
+        options: of `vldnp.safree.Safree`, such as `re_attention=False`.
+    """
+    phrases = phrases.split(",") if isinstance(phrases, str) else phrases
+    policy = negatives.Static(negative_prompt) if negative_prompt else negatives.NoNegatives()
+    strength = _omega(omega, rule) if negative_prompt else None
+    return Method("safree", policy, rule, strength, Safree(tuple(phrases), **options))
 
 
 def VLDNP(
@@ -67,6 +113,7 @@ def VLDNP(
     query_steps: Schedule | Iterable[int] = front_loaded(5),  # noqa: B008  (frozen data)
     rule: str | guidance.Rule = "added",
     lead: str | None = None,
+    renewal: str | int = "replaced",
 ) -> Method:
     """Dynamic VLM-guided negative prompting (Chang, Kim, Choi; arXiv 2510.26052).
 
@@ -77,11 +124,18 @@ def VLDNP(
         query_steps: `front_loaded(n)`, `uniform(n)` or step indices.
         rule: see `Method`.
         lead: words put before the found concepts, instead of the concept set's own.
+        renewal: what becomes of a found concept that the next query does not find: `replaced`
+            (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")
     concept_set = load_concepts(concepts)
     if lead is not None:
         concept_set = replace(concept_set, lead=lead)
-    policy = negatives.Dynamic(vlm, concept_set, as_schedule(query_steps))
-    return Method("vl-dnp", policy, rule, None if rule == "replaced" else omega)
+    policy = negatives.Dynamic(vlm, concept_set, as_schedule(query_steps), renewal)
+    return Method("vl-dnp", policy, rule, _omega(omega, rule))
+
+
+def _omega(omega: float, rule: str | guidance.Rule) -> float | None:
+    """ω, or None where the rule's equation has none."""
+    return omega if guidance.has_omega(rule) else None

@@ -6,13 +6,25 @@ it wants to see the pictures, and the negatives after having seen them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from math import inf
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 
 from vldnp import vlm as vlms
 from vldnp.concepts import ConceptSet
+from vldnp.files import unknown
 from vldnp.schedules import Schedule
+
+
+class ImageId(NamedTuple):
+    """Which image of the world this is: nothing but controls may look at it.
+
+    `seed` is None where the caller passed a generator.
+    """
+
+    prompt: str
+    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -23,18 +35,22 @@ class Negative:
         prompt: the negative prompt; None means there is none, and no third evaluation is spent.
         concepts: the concepts it names, as far as they come from a concept set.
         answer: the VLM's words, verbatim, at the last query.
+        unseen: for each of `concepts`, how many queries ago the VLM last saw it.
+        image: whose negative this is.
     """
 
     prompt: str | None = None
     concepts: tuple[str, ...] = ()
     answer: str | None = None
+    unseen: tuple[int, ...] = ()
+    image: ImageId | None = None
 
 
 class Negatives(Protocol):
     """A policy for a batch of images."""
 
-    def initial(self, num_images: int) -> list[Negative]:
-        """The negatives before the first step."""
+    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+        """The negatives before the first step, one per image."""
 
     def query_steps_of(self, num_inference_steps: int) -> tuple[int, ...]:
         """The step indices at which `renewed` is called."""
@@ -52,8 +68,8 @@ class Negatives(Protocol):
 class NoNegatives:
     """Plain CFG."""
 
-    def initial(self, num_images: int) -> list[Negative]:
-        return [Negative()] * num_images
+    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+        return [Negative(image=image) for image in images]
 
     def query_steps_of(self, num_inference_steps: int) -> tuple[int, ...]:
         return ()
@@ -71,11 +87,20 @@ class Static(NoNegatives):
 
     prompt: str
 
-    def initial(self, num_images: int) -> list[Negative]:
-        return [Negative(self.prompt if self.prompt.strip() else None)] * num_images
+    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+        prompt = self.prompt if self.prompt.strip() else None
+        return [Negative(prompt, image=image) for image in images]
 
     def describe(self) -> dict:
         return {"kind": "static", "prompt": self.prompt}
+
+
+RENEWALS = {"replaced": 0, "accumulated": inf}
+"""What becomes of a concept at the next query, as the number of queries it outlives its sighting.
+
+`replaced` is VL-DNP's; `accumulated` is that of "VLM-Guided Adaptive Negative Prompting for
+Creative Generation" (arXiv 2510.10715).
+"""
 
 
 @dataclass(frozen=True)
@@ -83,14 +108,35 @@ class Dynamic:
     """Ask the VLM what can be seen; what it finds is the negative prompt until the next query.
 
     Only terms of the concept set's vocabulary get into the negative prompt, whatever the VLM says.
+
+    Attributes:
+        vlm: `(images, question) -> answers`; one with `by_identity = True` (a control, see
+            `vldnp.controls`) is called with the images' identities as a third argument.
+        concepts: the question and the vocabulary.
+        query_steps: when to ask.
+        renewal: what becomes of a found concept that a later query does not find: `replaced`, it
+            goes; `accumulated`, it stays; a number k, it stays for k more queries.
     """
 
     vlm: Callable
     concepts: ConceptSet
     query_steps: Schedule
+    renewal: str | int = "replaced"
 
-    def initial(self, num_images: int) -> list[Negative]:
-        return [Negative()] * num_images
+    def __post_init__(self):
+        if isinstance(self.renewal, str):
+            if self.renewal not in RENEWALS:
+                raise unknown("renewal", self.renewal, [*RENEWALS, "a number of queries"])
+        elif isinstance(self.renewal, bool) or not (
+            isinstance(self.renewal, int) and self.renewal >= 0
+        ):
+            raise ValueError(
+                f"renewal must be replaced, accumulated or a whole number of queries, 0 or more, "
+                f"not {self.renewal!r}"
+            )
+
+    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+        return [Negative(image=image) for image in images]
 
     def query_steps_of(self, num_inference_steps: int) -> tuple[int, ...]:
         return self.query_steps.steps(num_inference_steps)
@@ -98,18 +144,21 @@ class Dynamic:
     def renewed(
         self, pictures: Sequence[Image.Image], before: Sequence[Negative]
     ) -> list[Negative]:
-        answers = list(self.vlm(pictures, self.concepts.question))
-        if len(answers) != len(pictures):
-            name = vlms.describe(self.vlm)["name"]
-            raise ValueError(
-                f"VLM {name!r} gave {len(answers)} answers to {len(pictures)} pictures; "
-                "it must give one each"
-            )
-        return [self._negative(answer) for answer in answers]
+        identities = [negative.image for negative in before]
+        answers = vlms.ask(self.vlm, pictures, self.concepts.question, identities)
+        return [self._negative(*pair) for pair in zip(answers, before, strict=True)]
 
-    def _negative(self, answer: str) -> Negative:
-        found = self.concepts.parse(answer)
-        return Negative(self.concepts.negative_prompt(found), found, answer)
+    def _negative(self, answer: str, before: Negative) -> Negative:
+        longest = RENEWALS.get(self.renewal, self.renewal)
+        last = {
+            term: unseen + 1
+            for term, unseen in zip(before.concepts, before.unseen, strict=True)
+            if unseen < longest
+        }
+        last |= dict.fromkeys(self.concepts.parse(answer), 0)
+        terms = tuple(term for term in self.concepts.vocabulary if term in last)
+        unseen = tuple(last[term] for term in terms)
+        return Negative(self.concepts.negative_prompt(terms), terms, answer, unseen, before.image)
 
     def describe(self) -> dict:
         return {
@@ -117,4 +166,5 @@ class Dynamic:
             "vlm": vlms.describe(self.vlm),
             "concepts": self.concepts.describe(),
             "query_steps": self.query_steps.describe(),
+            "renewal": self.renewal,
         }

@@ -19,7 +19,7 @@ from vldnp import guidance
 from vldnp.backbone import Backbone, as_backbone, to_pil
 from vldnp.files import unknown
 from vldnp.methods import CFG, Method
-from vldnp.negatives import Negative
+from vldnp.negatives import ImageId, Negative
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
@@ -38,7 +38,8 @@ class Step:
         vlm_answers: its words, verbatim, one per image; None where it was not asked.
         concepts: the concepts in each image's negative prompt.
         negative_prompts: the negative prompt in force in this step; None for an image without.
-        model_evaluations: U-Net evaluations spent on each image: 3 with a negative prompt, else 2.
+        model_evaluations: U-Net evaluations spent on each image: 2, and one more each for a
+            negative prompt and for SAFREE's re-attention.
         vlm_calls: 1 per image where the VLM was asked, else 0.
         x0_decodes: 1 per image where x̂₀ was decoded, else 0.
     """
@@ -260,20 +261,22 @@ def _denoise(
     x0_every: bool,
 ) -> Iterator[Step]:
     B = len(batch.prompts)
-    both = [""] * B + batch.prompts
+    nothing, prompted = run.encode([""] * B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
-    steered = guidance.rule(method.rule)
-    negatives = method.negatives.initial(B)
+    steered = guidance.remembering(method.rule)
+    memory = torch.zeros_like(latents, dtype=torch.float32)
+    negatives = method.negatives.initial(batch.identities)
 
     for i, t in enumerate(run.timesteps):
-        queried = i in query_steps
+        queried, cond = i in query_steps, prompted(i)
 
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer.
         rows = [] if queried else _with_prompt(negatives)
+        told = nothing + cond
+        if rows:
+            told += run.encode([negatives[row].prompt for row in rows])
         pred_uncond, pred_cond, pred_neg = run.predict(
-            torch.cat([latents, latents, latents[rows]]),
-            t,
-            run.encode(both + [negatives[row].prompt for row in rows]),
+            torch.cat([latents, latents, latents[rows]]), t, told
         ).split([B, B, len(rows)])
         pred = guidance.cfg(pred_uncond, pred_cond, g)
 
@@ -290,8 +293,14 @@ def _denoise(
         # 3. Steer the images that have a negative prompt away from it.
         if rows:
             pred = pred.clone()
-            pred[rows] = steered(
-                pred_uncond[rows], pred_cond[rows], pred_neg, g[rows], method.omega
+            pred[rows], memory[rows] = steered(
+                pred_uncond[rows],
+                pred_cond[rows],
+                pred_neg,
+                g[rows],
+                method.omega,
+                memory[rows],
+                i / len(run.timesteps),
             )
 
         # 4. Step.
@@ -306,7 +315,7 @@ def _denoise(
             vlm_answers=[negative.answer for negative in negatives] if queried else None,
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
-            model_evaluations=[2 + (row in rows) for row in range(B)],
+            model_evaluations=[2 + (row in rows) + (row in cond.accompanied) for row in range(B)],
             vlm_calls=[int(queried)] * B,
             x0_decodes=[int(pictures is not None)] * B,
         )
@@ -325,6 +334,10 @@ class _Batch:
     seeds: list[int | None]
     generators: list[torch.Generator]
     guidance_scales: list[float]
+
+    @property
+    def identities(self) -> list[ImageId]:
+        return [ImageId(*image) for image in zip(self.prompts, self.seeds, strict=True)]
 
     def split(self, size: int | None) -> list["_Batch"]:
         """Parts of `size` images; one part for None."""

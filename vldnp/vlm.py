@@ -28,6 +28,28 @@ def describe(vlm: Callable) -> dict:
     return {"name": name, "revision": getattr(vlm, "revision", None)}
 
 
+def ask(
+    vlm: Callable, images: Sequence[Image.Image], question: str, identities: Sequence
+) -> list[str]:
+    """The VLM's answers, one per image.
+
+    Args:
+        identities: which images of the world these are; only a VLM with `by_identity = True` is
+            told, as its third argument.
+
+    Raises:
+        ValueError: it gives more or fewer answers than there are images.
+    """
+    told = (identities,) if getattr(vlm, "by_identity", False) else ()
+    answers = list(vlm(images, question, *told))
+    if len(answers) != len(images):
+        raise ValueError(
+            f"VLM {describe(vlm)['name']!r} gave {len(answers)} answers to {len(images)} "
+            "pictures; it must give one each"
+        )
+    return answers
+
+
 class TransformersVLM:
     """A `transformers` image-text-to-text model: greedy answers, batched.
 

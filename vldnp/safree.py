@@ -1,0 +1,243 @@
+"""SAFREE: prompts freed of a concept in the text embedding, and features in the U-Net.
+
+Yoon et al., "SAFREE: Training-Free and Adaptive Guard for Safe Text-to-Image and Video
+Generation", ICLR 2025, arXiv 2410.12761. Where the paper and its authors' code differ:
+
+- The paper prints P_m (I − P_c) e for a trigger's embedding, the code has (I − P_c) P_m e, which
+  is free of the concept for certain; so has this.
+- The paper *attenuates* low-frequency features by a factor, the code *assigns* the factor in
+  their place and compares real parts; here they are multiplied, and magnitudes are compared.
+- The code also scales the backbone's features, by b₁ = b₂ = 1: not at all. This does not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vldnp.backbone import Backbone
+from vldnp.conditioning import Companions, Conditioning
+
+STEPS = 50
+"""The step count to which the paper's U refers."""
+
+
+def projector(vectors: Tensor) -> Tensor:
+    """P = E (EᵀE)⁺ Eᵀ, onto the span of the columns of E (arXiv 2410.12761, eq. 1).
+
+    Args:
+        vectors: the columns, as rows, `[n, D]`; n = 0 spans nothing.
+
+    Returns:
+        `[D, D]`, float64: the inverse of nearly parallel vectors needs it.
+    """
+    E = vectors.double().T
+    return E @ torch.linalg.pinv(E.T @ E, hermitian=True) @ E.T
+
+
+def trigger_tokens(masked: Tensor, concept: Tensor, alpha: float) -> Tensor:
+    """Which tokens bring the concept in: without them the prompt is farther from it than others.
+
+    d_i = ‖(I − P_c) m_i‖; token i is a trigger unless d_i < (1 + α) · mean of the other d_j
+    (arXiv 2410.12761, eqs. 2 to 4). The only token of a prompt has no others and is a trigger.
+
+    Args:
+        masked: m_i, the pooled embeddings of the prompt without its i-th token, `[n, D]`.
+        concept: P_c, `[D, D]`.
+        alpha: α.
+
+    Returns:
+        `[n]`, boolean.
+    """
+    distances = (masked.double() - masked.double() @ concept.T).norm(dim=1)
+    others = (distances.sum() - distances) / (len(distances) - 1)  # NaN for n = 1
+    return ~(distances < (1 + alpha) * others)
+
+
+def last_step(beta: float, num_inference_steps: int, upper: float, k: float, t0: float) -> int:
+    """The last step that the changed embedding serves, round(U · sigmoid(2k (10β − t₀))) (eq. 6).
+
+    Args:
+        beta: 1 − the mean cosine between the embeddings before and after; 0 … 2.
+        num_inference_steps: N; `upper` is U for N = 50 and scaled to it.
+        upper, k, t0: U, k, t₀.
+    """
+    share = torch.sigmoid(torch.tensor(2 * k * (10 * beta - t0), dtype=torch.float64))
+    return round(upper * num_inference_steps / STEPS * share.item())
+
+
+def attenuated(changed: Tensor, unchanged: Tensor, scale: float, window: int = 1) -> Tensor:
+    """The changed branch's features, weaker where its low frequencies exceed the other's (eq. 8).
+
+    In the centred window (FreeU, arXiv 2309.11497: from −`window` to `window` − 1 around zero
+    frequency), coefficients of larger magnitude than the unchanged branch's are multiplied by s.
+
+    Args:
+        changed, unchanged: `[k, C, h, w]`.
+        scale: s.
+    """
+    spectrum, other = (
+        torch.fft.fftshift(torch.fft.fft2(x.float()), dim=(-2, -1)) for x in (changed, unchanged)
+    )
+    middle_y, middle_x = changed.shape[-2] // 2, changed.shape[-1] // 2
+    low = torch.zeros(changed.shape[-2:], dtype=torch.bool, device=changed.device)
+    low[
+        max(middle_y - window, 0) : middle_y + window, max(middle_x - window, 0) : middle_x + window
+    ] = True
+    spectrum = torch.where(low & (spectrum.abs() > other.abs()), scale * spectrum, spectrum)
+    filtered = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real
+    return filtered.to(changed.dtype)
+
+
+@contextmanager
+def re_attention(
+    unet: nn.Module, rows: Sequence[int], companions: Sequence[int], scales: tuple[float, float]
+) -> Iterator[None]:
+    """While this lasts, the rows' skip features are `attenuated` against their companions'.
+
+    s₁ acts where the decoder is as wide as the U-Net's widest level, s₂ where it is as wide as
+    the next (FreeU's two stages: 1280 and 640 channels in Stable Diffusion 1).
+    """
+    rows, companions = list(rows), list(companions)
+    levels = sorted(set(unet.config.block_out_channels), reverse=True)
+    scale_at = dict(zip(levels, scales, strict=False))
+
+    def attend(block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        skips = list(kwargs["res_hidden_states_tuple"])
+        widths = [kwargs["hidden_states"].shape[1], *(r.out_channels for r in block.resnets[:-1])]
+        for place, width in enumerate(widths):  # the block takes its skips from the end
+            if width in scale_at:
+                skip = skips[-1 - place].clone()
+                skip[rows] = attenuated(skip[rows], skip[companions], scale_at[width])
+                skips[-1 - place] = skip
+        return args, kwargs | {"res_hidden_states_tuple": tuple(skips)}
+
+    hooks = [b.register_forward_pre_hook(attend, with_kwargs=True) for b in unet.up_blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What SAFREE makes of one prompt.
+
+    Attributes:
+        embeds: the changed embedding, `[L, D]`.
+        triggers: which of the prompt's tokens are triggers, `[n]`, begin and end marks aside.
+        beta: β of the self-validating filter.
+        last_step: the last step that `embeds` serves.
+    """
+
+    embeds: Tensor
+    triggers: Tensor
+    beta: float
+    last_step: int
+
+
+@dataclass(frozen=True)
+class Safree:
+    """SAFREE as a conditioning policy. Each of its parts can be switched off on its own.
+
+    Attributes:
+        phrases: the unsafe phrases.
+        projection: change the triggers' embeddings at all (b); off, the prompts are as written.
+        selection: find triggers (b); off, every token of the prompt is taken for one.
+        self_validation: serve the changed embedding in as many early steps as the filter finds
+            right (c); off, in all.
+        re_attention: attenuate features against an unchanged branch (d), while the embedding is
+            changed; it costs the image one evaluation a step.
+        alpha: α of `trigger_tokens`.
+        upper, k, t0: of `last_step`.
+        scales: s₁, s₂ of `re_attention`.
+    """
+
+    phrases: tuple[str, ...]
+    projection: bool = True
+    selection: bool = True
+    self_validation: bool = True
+    re_attention: bool = True
+    alpha: float = 0.01
+    upper: float = 10.0
+    k: float = 2.5
+    t0: float = 5.333
+    scales: tuple[float, float] = (0.9, 0.2)
+
+    def __post_init__(self):
+        object.__setattr__(self, "phrases", tuple(phrase.strip() for phrase in self.phrases))
+        if not self.phrases or not all(self.phrases):
+            raise ValueError(
+                f"SAFREE needs unsafe phrases, none of them empty, not {list(self.phrases)}"
+            )
+
+    def begin(self, run: Backbone, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
+        """See `vldnp.conditioning.Prompting`."""
+        plain = run.encode(prompts)
+        if not self.projection:
+            return lambda i: plain
+        found = self.filtered(run, prompts)
+        safe = torch.stack([f.embeds for f in found])
+
+        def at(i: int) -> Conditioning:
+            rows = [row for row, f in enumerate(found) if i <= f.last_step and f.triggers.any()]
+            if not rows:
+                return plain
+            embeds = plain.embeds.clone()
+            embeds[rows] = safe[rows]
+            if not self.re_attention:
+                return Conditioning(embeds)
+            attending = partial(re_attention, scales=self.scales)
+            return Conditioning(embeds, Companions(tuple(rows), plain.embeds[rows], attending))
+
+        return at
+
+    @torch.no_grad()
+    def filtered(self, run: Backbone, prompts: Sequence[str]) -> list[Filtered]:
+        """What becomes of each prompt in this run (its step count counts)."""
+        concept = projector(run.pooled(run.tokenize(self.phrases).input_ids))
+        texts = list(dict.fromkeys(prompts))
+        tokens, embeds = run.tokenize(texts), run.encode(texts).embeds
+        lengths = (tokens.attention_mask.sum(dim=1) - 2).tolist()  # without begin and end marks
+        masked = [_masked(ids, n) for ids, n in zip(tokens.input_ids, lengths, strict=True)]
+        pooled = run.pooled(torch.cat(masked)) if sum(lengths) else concept.new_zeros(0, 0)
+        found = {
+            text: self._filtered(e, m, concept, len(run.timesteps))
+            for text, e, m in zip(texts, embeds, pooled.split(lengths), strict=True)
+        }
+        return [found[text] for text in prompts]
+
+    def _filtered(self, embeds: Tensor, masked: Tensor, concept: Tensor, num_steps: int):
+        n = len(masked)
+        if n == 0:  # an empty prompt has no tokens to change
+            return Filtered(embeds, torch.zeros(0, dtype=torch.bool), 0.0, -1)
+        before = embeds.double()
+        within = before @ projector(masked).T  # P_m e
+        after = within - within @ concept.T  # (I − P_c) P_m e
+        triggers = trigger_tokens(masked, concept, self.alpha)
+        if not self.selection:
+            triggers = torch.ones_like(triggers)
+        changed = before.clone()
+        changed[1 : n + 1] = torch.where(triggers[:, None], after[1 : n + 1], changed[1 : n + 1])
+        attended = slice(0, n + 2)  # begin and end marks too, as in the authors' code
+        beta = 1 - F.cosine_similarity(before[attended], after[attended], dim=-1).mean().item()
+        last = num_steps - 1
+        if self.self_validation:
+            last = last_step(beta, num_steps, self.upper, self.k, self.t0)
+        return Filtered(changed.to(embeds.dtype), triggers.cpu(), beta, last)
+
+    def describe(self) -> dict:
+        options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        return {"kind": "safree", **options}
+
+
+def _masked(ids: Tensor, n: int) -> Tensor:
+    """The prompt's ids `[L]` with its i-th token masked (token id 0), for each i: `[n, L]`."""
+    masked = ids.repeat(n, 1)
+    masked[range(n), range(1, n + 1)] = 0
+    return masked
