@@ -68,6 +68,11 @@ class ConceptSet:
             "vocabulary": vocabulary,
         }
 
+    @property
+    def written_forms(self) -> tuple[str, ...]:
+        """Every form that an answer may name a term by: terms, synonyms, plurals."""
+        return tuple(" ".join(words) for words in self._forms)
+
     @cached_property
     def _forms(self) -> dict[tuple[str, ...], str]:
         """Every written form, as its words → the term. Given forms go before derived ones."""

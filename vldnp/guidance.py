@@ -121,7 +121,7 @@ class SLD:
         mu = sld_scale(pred_cond, pred_neg, self.scale, self.threshold)
         gamma = mu * (pred_neg - pred_uncond) + self.momentum_scale * momentum
         momentum = self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
-        if 50 * progress < self.warmup:
+        if 50 * progress < self.warmup - 1e-9:  # i / N is not exact
             gamma = torch.zeros_like(gamma)
         return pred_uncond + guidance_scale * (pred_cond - pred_uncond - gamma), momentum
 
