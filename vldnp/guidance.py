@@ -87,7 +87,8 @@ class SLD:
 
     γ_t = μ (ε_n − ε_u) + s_m ν_t, the momentum goes on as ν_{t+1} = β_m ν_t + (1 − β_m) γ_t, and
     the prediction is ε_u + g (ε_c − ε_u − γ_t), without γ_t in the first δ steps, in which the
-    momentum already builds up. It has no ω.
+    momentum already builds up. It has no ω. As μ jumps at λ, rounding errors may grow more than
+    under the other rules.
 
     Attributes:
         scale: s_S ≥ 0; at 0 this is plain CFG.

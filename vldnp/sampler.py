@@ -159,7 +159,7 @@ def denoise(
     Args:
         model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion pipeline.
         prompt: one or several.
-        method: `CFG()`, `Static(...)`, `VLDNP(...)` or another `Method`.
+        method: `CFG()`, `Static(...)`, `VLDNP(...)`, `SAFREE(...)`, `SLD(...)` or another `Method`.
         seeds: one per image; default 0 … B−1.
         num_inference_steps: N ≥ 1.
         guidance_scale: g, one for all or one per image.
@@ -264,7 +264,7 @@ def _denoise(
     nothing, prompted = run.encode([""] * B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
     steered = guidance.remembering(method.rule)
-    memory = torch.zeros_like(latents, dtype=torch.float32)
+    memory = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
     negatives = method.negatives.initial(batch.identities)
 
     for i, t in enumerate(run.timesteps):
