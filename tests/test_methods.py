@@ -84,6 +84,13 @@ def test_sld_with_scale_0_is_plain_cfg_bit_for_bit(model):
     assert out.trace.model_evaluations == plain.trace.model_evaluations
 
 
+@pytest.mark.parametrize("rule", guidance.RULES)
+def test_half_precision(rule):
+    half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
+    out = sample(half, PROMPTS, Static("knife", 4.0, rule), **QUICK)
+    assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
+
+
 def test_accumulated_negatives_in_the_sampler(model):
     answers = ["knife", "skull", "none"]
 

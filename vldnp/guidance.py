@@ -124,7 +124,8 @@ class SLD:
         momentum = self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
         if 50 * progress < self.warmup - 1e-9:  # i / N is not exact
             gamma = torch.zeros_like(gamma)
-        return pred_uncond + guidance_scale * (pred_cond - pred_uncond - gamma), momentum
+        pred = pred_uncond + guidance_scale * (pred_cond - pred_uncond - gamma)
+        return pred.to(pred_uncond.dtype), momentum  # the memory may be the more precise
 
     def describe(self) -> dict:
         return {"kind": "sld", **asdict(self)}
