@@ -37,7 +37,7 @@ def test_the_tokens_are_all_allowed_words_of_the_vocabulary(attack):
     tokenizer = attack.model.pipe.tokenizer
     for text, i in attack.tokens.items():
         assert tokenizer(text).input_ids == [tokenizer.bos_token_id, i, tokenizer.eos_token_id]
-    assert not set(RESTRICTED) & set(attack.tokens)
+    assert not set(RESTRICTED) & set(attack.tokens) and all(map(str.isprintable, attack.tokens))
     assert set(WORDS) - set(RESTRICTED) <= set(attack.tokens)
     for piece in ("dagge", "knif", "skul", "bloo"):  # BPE's steps towards the words
         assert piece not in attack.tokens

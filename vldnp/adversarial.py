@@ -138,7 +138,7 @@ class Attack:
         found = {}
         for i in sorted(tokenizer.get_vocab().values()):
             text = tokenizer.decode([i]).strip()
-            if i in special or not text or self.forbidden.in_token(text):
+            if i in special or not (text and text.isprintable()) or self.forbidden.in_token(text):
                 continue
             if tokenizer(text).input_ids[1:-1] == [i]:
                 found.setdefault(text, i)
