@@ -328,7 +328,8 @@ def train(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Train the VLM of size `name` ("s", "m", "l"): first its eyes alone, then all of it.
 
-    `steps` replaces the recipe's number in both stages; `start` is a folder to go on from.
+    `steps` replaces the recipe's number in both stages; `start` is a folder to go on from, with
+    the second stage only and in another order of pictures.
     """
     size = SIZES[name]
     tools = processor()
@@ -349,9 +350,11 @@ def train(
         logits = module(shown).float()
         return F.cross_entropy(logits.flatten(0, 1), patches[rows].flatten().to(device))
 
-    recipe = replace(size.eyes, steps=steps or size.eyes.steps)
-    eyes = fit(recipe, Eyes(model.model.vision_tower), eyes_loss, folder / "eyes", compiled=True)
-    model.model.vision_tower.load_state_dict(eyes.tower.state_dict())
+    if start is None:
+        recipe = replace(size.eyes, steps=steps or size.eyes.steps)
+        eyes = Eyes(model.model.vision_tower)
+        eyes = fit(recipe, eyes, eyes_loss, folder / "eyes", compiled=True)
+        model.model.vision_tower.load_state_dict(eyes.tower.state_dict())
 
     tokenizer = tools.tokenizer
     text = tools.apply_chat_template(conversation(), add_generation_prompt=True)
@@ -369,6 +372,7 @@ def train(
         rows, shown = batch(size.recipe, generator)
         return module(shown, prompt, reply[rows].to(device))
 
-    recipe = replace(size.recipe, steps=steps or size.recipe.steps)
+    seed = size.recipe.seed + (100 if start else 0)
+    recipe = replace(size.recipe, steps=steps or size.recipe.steps, seed=seed)
     model = fit(recipe, Answer(model), loss, folder).llava
     return model, tools
