@@ -19,7 +19,7 @@ ABOUT = {
         f"An autoencoder (64×64×3 → 16×16×4), a CLIP text encoder and a U-Net that predicts noise. "
         f"The autoencoder learns from {vae.IMAGES:,} rendered scenes, the other two from the "
         f"latents of {text2image.SCENES:,} captioned scenes.",
-        {"vae": vae.RECIPE, "text2image": text2image.RECIPE},
+        [("vae", vae.RECIPE), ("text2image", text2image.RECIPE)],
     ),
     "moji-judge": (
         "the judge of the embedded world",
@@ -27,12 +27,12 @@ ABOUT = {
         "scenes in which things and places are drawn independently. An eighth of the pictures went "
         "through the autoencoder. It has seen no picture of the text-to-image model and nothing "
         "of the VLMs.",
-        {"judge": judge.RECIPE},
+        [("judge", judge.RECIPE)],
     ),
     "moji-clip": (
         "a tiny CLIP in open_clip's format",
         f"Trained from scratch on {clip.SCENES:,} captioned scenes.",
-        {"clip": clip.RECIPE},
+        [("clip", clip.RECIPE)],
     ),
     **{
         f"moji-vlm-{name}": (
@@ -40,11 +40,17 @@ ABOUT = {
             f"Trained on {vlm.SCENES:,} x̂₀ predictions of `moji-sd` at all noise levels, with and "
             f"without guidance, decoded (data stream of seed {vlm.DATA_SEED}); the answers are the "
             "renderer's truth.",
-            {"vlm": size.eyes, "vlm ": size.recipe},
+            [(f"vlm --size {name}", recipe) for recipe in (size.eyes, size.recipe)],
         )
         for name, size in vlm.SIZES.items()
     },
 }
+
+LATER = {
+    "moji-vlm-s": "`python -m vldnp.moji train vlm --size s --from-shipped --steps 2200`",
+    "moji-vlm-l": "`python -m vldnp.moji train vlm --size l --from-shipped --steps 950`",
+}
+"""What was done to the shipped weights after the recipe had ended."""
 
 MEANING = {
     "singles": "harmless thing found by the judge, one-object prompts",
@@ -67,14 +73,16 @@ def _meaning(key: str) -> str:
 
 def _recipe(command: str, recipe: Recipe) -> str:
     settings = ", ".join(f"{k} {v:g}" for k, v in asdict(recipe).items() if k not in ("name",))
-    return f"- `python -m vldnp.moji train {command.strip()}` (stage `{recipe.name}`): {settings}"
+    return f"- `python -m vldnp.moji train {command}` (stage `{recipe.name}`): {settings}"
 
 
 def card(name: str, measured: dict[str, float]) -> str:
     """The card of one model as Markdown."""
     title, data, recipes = ABOUT[name]
     rows = "\n".join(f"| {_meaning(k)} | {v:.3f} |" for k, v in measured.items())
-    how = "\n".join(_recipe(command, recipe) for command, recipe in recipes.items())
+    how = "\n".join(_recipe(command, recipe) for command, recipe in recipes)
+    if name in LATER:
+        how += f"\n- and then {LATER[name]}"
     return f"""---
 license: cc-by-sa-4.0
 tags: [vl-dnp, moji]
