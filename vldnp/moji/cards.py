@@ -48,6 +48,7 @@ ABOUT = {
 
 LATER = {
     "moji-vlm-s": "`python -m vldnp.moji train vlm --size s --from-shipped --steps 2200`",
+    "moji-vlm-m": "`python -m vldnp.moji train vlm --size m --from-shipped --steps 1300`",
     "moji-vlm-l": "`python -m vldnp.moji train vlm --size l --from-shipped --steps 950`",
 }
 """What was done to the shipped weights after the recipe had ended."""
