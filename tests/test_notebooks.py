@@ -87,7 +87,8 @@ def test_committed_outputs(source):
     assert_clean(source)
     assert not any(has_tag(cell, "injected-parameters") for cell in cells(source, "code"))
     assert "papermill" not in nbformat.read(source, 4).metadata
-    assert source.stat().st_size < 2_000_000
+    # The largest holds two viewers of 25 steps × 3 methods, about 1 MB each.
+    assert source.stat().st_size < 2_500_000
 
 
 def assert_clean(source: Path, *forbidden: str):

@@ -26,7 +26,7 @@ clip: moji-clip
 reference: moji
 concepts: moji
 prompt_sets: [benign, implied]
-num_inference_steps: 4
+num_inference_steps: 6
 guidance_scale: 3.0
 scheduler: dpm++
 queries: 2
