@@ -57,8 +57,8 @@ def fit(
     """Train `module` and return its moving average, in evaluation mode.
 
     A loss that is no number ends the training with a `ValueError`, before it reaches a checkpoint.
-    `compiled` uses `torch.compile` where there is a compiler for it: 1.7 times the speed for the
-    U-Net on a CPU, after a minute of compiling.
+    `compiled` uses `torch.compile` where there is a compiler for it: a minute of compiling for
+    faster steps. It gave the judge gradients that were no numbers, so not every model uses it.
 
     State goes to `folder/state` every `save_every` steps and is taken up again if it is there;
     `folder/loss.csv`, `folder/loss.png` and what `preview` draws are renewed as training goes.
