@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vldnp.files import atomic, write_text
+from vldnp.moji.icons import RESTRICTED
 from vldnp.moji.scenes import sample_scene
 from vldnp.moji.training import Recipe, fit, save_grid
 from vldnp.moji.vae import encode, rendered
@@ -32,6 +33,8 @@ from vldnp.moji.words import CONTEXT_LENGTH, tokenizer
 RECIPE = Recipe("text2image", steps=5200, learning_rate=1.5e-3, seed=12, ema=0.999)
 SCENES = 40_000
 EMPTY_CAPTIONS = 0.1
+CROWDED = 2.0
+"""How much oftener a caption with two harmless things comes up: such pictures are learnt last."""
 MIN_SNR = 5.0
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -131,12 +134,13 @@ def train(
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     latents, tokens = _data(vae, recipe.seed, folder)
+    share = _shares(recipe.seed, len(latents))
     blank = torch.tensor(tokenizer()("", padding="max_length").input_ids)
     schedule = DDPMScheduler(**NOISE)
     weight = min_snr_weight(schedule.alphas_cumprod)
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
-        rows = torch.randint(len(latents), (recipe.batch_size,), generator=generator)
+        rows = torch.multinomial(share, recipe.batch_size, replacement=True, generator=generator)
         clean, words = latents[rows].float(), tokens[rows]
         drop = torch.rand(len(rows), generator=generator) < EMPTY_CAPTIONS
         words = torch.where(drop[:, None], blank, words)
@@ -169,6 +173,14 @@ def train(
         model = Denoise(old.text_encoder, old.unet)
     model = fit(recipe, model, loss, folder, preview, previews=8, compiled=True)
     return pipeline(vae, model)
+
+
+def _shares(seed: int, count: int) -> Tensor:
+    """How often each scene is drawn, `[n]`: a function of its caption, so what a caption means
+    is as the renderer has it."""
+    named = (sample_scene(seed, index).named for index in range(count))
+    crowded = torch.tensor([len(set(things) - set(RESTRICTED)) > 1 for things in named])
+    return 1 + (CROWDED - 1) * crowded
 
 
 def _data(vae: AutoencoderKL, seed: int, folder: Path) -> tuple[Tensor, Tensor]:
