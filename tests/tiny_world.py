@@ -25,7 +25,13 @@ judge: moji-judge
 clip: moji-clip
 reference: moji
 concepts: moji
-prompt_sets: [benign, implied]
+prompt_sets: [benign, named, implied, adversarial]
+tuning_sets: [tuning-implied, tuning-benign]
+wordings: {list: "dagger, skull", category: a weapon, lead: something}
+safree: {phrases: "dagger, skull", re_attention: false}
+sld_prompt: dagger, skull
+lighter_vlms: [moji-vlm-s, moji-vlm-m]
+chosen: {vl-dnp: 8.0, static: 2.0}
 num_inference_steps: 6
 guidance_scale: 3.0
 scheduler: dpm++
@@ -35,6 +41,7 @@ static_prompt: dagger, skull
 batch_size: 32
 max_prompts: 9
 """
+SETS = "benign named implied adversarial tuning-benign tuning-implied".split()
 PROMPTS = """prompt_id,prompt,seed,things
 a,a cat at the cove,0,cat
 b,a dog and a pizza,5,"dog, pizza"
@@ -59,7 +66,7 @@ def make(folder: Path) -> Path:
     for name in ("tiny", "embedded"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))
     (folder / "prompts").mkdir()
-    for name in ("benign", "implied"):
+    for name in SETS:
         (folder / "prompts" / f"{name}.csv").write_text(PROMPTS)
     return folder
 

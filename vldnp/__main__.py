@@ -1,10 +1,13 @@
 """`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table."""
 
 import argparse
+import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -48,7 +51,6 @@ def reproduce(
     """
     # papermill and its kernel machinery are slow to import, and only this needs them.
     import papermill
-    from papermill.exceptions import PapermillExecutionError
 
     notebooks = NOTEBOOKS if notebooks is None else notebooks
     name = load_profile(profile).name
@@ -75,7 +77,7 @@ def reproduce(
         target = Path(out) / name / "notebooks" / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
-        try:
+        with _watched(Path(out) / name), _errors_in_one_line(source, target):
             papermill.execute_notebook(
                 os.path.relpath(source),
                 os.path.relpath(target),
@@ -84,14 +86,57 @@ def reproduce(
                 cwd=source.parent,
                 progress_bar=True,
             )
-        except PapermillExecutionError as error:
-            reason = ((error.evalue or "").strip().splitlines() or ["no message"])[0]
-            raise NotebookError(
-                f"{source.name} failed: {error.ename}: {reason} (traceback in "
-                f"{os.path.relpath(target)})"
-            ) from error
         executed.append(target)
     return executed
+
+
+@contextmanager
+def _errors_in_one_line(source: Path, target: Path) -> Iterator[None]:
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        yield
+    except PapermillExecutionError as error:
+        reason = ((error.evalue or "").strip().splitlines() or ["no message"])[0]
+        raise NotebookError(
+            f"{source.name} failed: {error.ename}: {reason} (traceback in "
+            f"{os.path.relpath(target)})"
+        ) from error
+
+
+@contextmanager
+def _watched(run: Path) -> Iterator[None]:
+    """Show how far the images of a run are while a notebook makes them.
+
+    A notebook's own bars are drawn in the notebook; in the terminal papermill counts cells, and
+    one cell may take most of the time.
+    """
+    from tqdm.auto import tqdm
+
+    path, ended, started = run / "progress.json", threading.Event(), time.time()
+
+    def watch() -> None:
+        bar = None
+        while not ended.wait(1):
+            if not path.is_file() or path.stat().st_mtime < started:
+                continue
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if bar is None or bar.total != state["total"]:
+                if bar is not None:
+                    bar.close()
+                bar = tqdm(total=state["total"], desc="images", unit="image", leave=False)
+            bar.set_postfix_str(state["method"], refresh=False)
+            bar.update(state["done"] - bar.n)
+        if bar is not None:
+            bar.close()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         profile = load_profile(options.profile)
         _prepare_kernels(profile)
+        if options.command == "tune":
+            _tune(profile, options.out, options.max_prompts)
+            return 0
         started = time.monotonic()
         executed = reproduce(
             options.profile,
@@ -145,11 +193,27 @@ def _parser() -> argparse.ArgumentParser:
         help="a further notebook parameter; may be repeated",
     )
     command = commands.add_parser(
+        "tune", help="choose every method's settings on tuning prompts, with equal budgets"
+    )
+    command.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
+    command.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
+    command.add_argument("--max-prompts", type=int, default=0, help="of each set; 0 means all")
+    command = commands.add_parser(
         "publish",
         help="put a run's outputs into this checkout: notebooks, results table, figures, README",
     )
     command.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
     return parser
+
+
+def _tune(profile: Profile, out: str, max_prompts: int) -> None:
+    from vldnp.tuning import as_profile, tune
+
+    table = tune(profile, out, max_prompts)
+    shown = ["method", "settings", "omega", "safety", "alignment", "score", "chosen"]
+    print(table[shown].to_string(index=False))
+    print(f"written to {out}/{profile.name}-tuning/tuning.csv; for the profile:\n")
+    print(yaml.safe_dump(as_profile(table), sort_keys=False, width=1000))
 
 
 def _value(name: str, text: str):

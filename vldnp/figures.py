@@ -3,6 +3,7 @@
 All functions return a closed `Figure`, which a notebook shows by naming it and `save` writes.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +16,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vldnp.files import atomic
+from vldnp.front import front
 
 PALETTE = sns.color_palette("colorblind")
-LOOKS = {"vl-dnp": ("o", PALETTE[0]), "static": ("s", PALETTE[1]), "cfg": ("X", (0.25, 0.25, 0.25))}
+LOOKS = {
+    "vl-dnp": ("o", PALETTE[0]),
+    "static": ("s", PALETTE[1]),
+    "safree": ("^", PALETTE[2]),
+    "cfg": ("X", (0.25, 0.25, 0.25)),
+}
 """Method → marker and colour."""
-MORE_LOOKS = [("D", PALETTE[2]), ("^", PALETTE[4]), ("v", PALETTE[3]), ("P", PALETTE[7])]
+MORE_LOOKS = [("D", PALETTE[4]), ("v", PALETTE[3]), ("P", PALETTE[7]), (">", PALETTE[9])]
 """For other methods, in the order of their names."""
 
 LARGER_IS_BETTER = {
@@ -34,7 +41,7 @@ LARGER_IS_BETTER = {
 def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figure:
     """Each metric against ω: a column per metric, a row per prompt set, 95 % intervals.
 
-    A method without ω (plain CFG) is a dashed line across.
+    A setting without ω (plain CFG, SLD) is a dashed line across.
 
     Args:
         summary: as `vldnp.study.summary` makes it.
@@ -73,7 +80,8 @@ def pareto(
 ) -> Figure:
     """Safety (1 − ASR) against CLIP score: a marker per ω, methods by shape, intervals on both.
 
-    Up and to the right is better.
+    Up and to the right is better. What a method's settings leave behind them is shaded; a point
+    that a point of any method dominates is hollow.
 
     Args:
         summary: as `vldnp.study.summary` makes it.
@@ -86,24 +94,41 @@ def pareto(
     clip = _of(data, "clip", clip_set)
     points = safety.merge(clip, on="setting", suffixes=("", "_clip"))
     looks = _looks(data["method"])
+    points["best"] = front(points[["value_clip", "value"]].to_numpy())
     with _style():
         figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
         for method, group in points.groupby("method", sort=False):
             marker, colour = looks[method]
             group = group.sort_values("omega")
-            axes.plot(group["value_clip"], group["value"], color=colour, alpha=0.4, linewidth=1)
+            swept = group[group["omega"].notna()]
+            axes.plot(swept["value_clip"], swept["value"], color=colour, alpha=0.4, linewidth=1)
             axes.errorbar(
                 group["value_clip"],
                 group["value"],
                 xerr=_reach(group, "_clip"),
                 yerr=_reach(group),
-                fmt=marker,
-                color=colour,
-                markersize=8,
+                fmt="none",
+                ecolor=colour,
                 elinewidth=1,
-                alpha=0.9,
+                alpha=0.5,
+            )
+            axes.scatter(
+                group["value_clip"],
+                group["value"],
+                s=64,
+                marker=marker,
+                facecolors=[colour if best else "white" for best in group["best"]],
+                edgecolors=[colour],
+                linewidths=1.5,
+                zorder=3,
                 label=method,
             )
+        left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+        for method, group in points.groupby("method", sort=False):
+            corners = _staircase(group[["value_clip", "value"]].to_numpy(), left, bottom)
+            if method != "cfg":
+                axes.fill(*corners.T, color=looks[method][1], alpha=0.07, linewidth=0, zorder=0)
+        axes.set(xlim=(left, None), ylim=(bottom, None))
         axes.set_xlabel(f"CLIP score on {clip_set!r} prompts →")
         axes.set_ylabel(f"Safety, 1 − ASR, on {safety_set!r} prompts →")
         _legend(figure, axes)
@@ -146,6 +171,44 @@ def image_grid(
     return figure
 
 
+def strips(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], size: float = 1.1) -> Figure:
+    """Rows of pictures with a caption under each; the row's label stands at its left."""
+    width = max(map(len, rows.values()))
+    with _style():
+        figure, grid = plt.subplots(
+            len(rows),
+            width,
+            figsize=(size * width + 1.6, (size + 0.4) * len(rows)),
+            squeeze=False,
+            layout="constrained",
+        )
+        for cells, (label, pictures) in zip(grid, rows.items(), strict=True):
+            for axes in cells:
+                axes.set_axis_off()
+            for axes, (picture, caption) in zip(cells, pictures, strict=False):
+                axes.imshow(picture, interpolation="nearest")
+                axes.set_title(
+                    _wrapped(caption, 18), fontsize=6, y=-0.02, va="top", parse_math=False
+                )
+            cells[0].text(
+                -0.1,
+                0.5,
+                _wrapped(label, 22),
+                transform=cells[0].transAxes,
+                ha="right",
+                va="center",
+                fontsize=7,
+                parse_math=False,
+            )
+    plt.close(figure)
+    return figure
+
+
+def _wrapped(text: str, width: int) -> str:
+    lines = [textwrap.fill(line, width, max_lines=3, placeholder=" …") for line in text.split("\n")]
+    return "\n".join(lines)
+
+
 def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
     """Write a figure (format by suffix), atomically; returns the path."""
     with atomic(path) as temporary:
@@ -153,15 +216,144 @@ def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
     return Path(path)
 
 
+def schedule_curves(
+    summary: pd.DataFrame, costs: pd.DataFrame, prompt_set: str = "implied"
+) -> Figure:
+    """Safety and things kept against the number of queries, a curve per spacing, and the cost.
+
+    Args:
+        summary, costs: of `vldnp.ablations.query_schedule`.
+        prompt_set: whose images are shown.
+    """
+    data = _turned(summary[summary["prompt_set"] == prompt_set])
+    spent = costs[costs["prompt_set"] == prompt_set]
+    metrics = [metric for metric in ("asr", "kept", "clip") if metric in set(data["metric"])]
+    with _style():
+        figure, grid = plt.subplots(
+            1, len(metrics), figsize=(4 * len(metrics), 3.4), squeeze=False, layout="constrained"
+        )
+        for axes, metric in zip(grid[0], metrics, strict=True):
+            chosen = data[data["metric"] == metric]
+            for place, (spacing, group) in enumerate(chosen.groupby("spacing", sort=False)):
+                group = group.sort_values("queries")
+                look = {"color": PALETTE[place], "marker": "osD^"[place]}
+                axes.plot(group["queries"], group["value"], label=spacing, **look)
+                axes.fill_between(
+                    group["queries"], group["low"], group["high"], color=look["color"], alpha=0.12
+                )
+            axes.set(xlabel="queries", ylabel=LARGER_IS_BETTER[metric][0])
+            axes.set_xscale("symlog", linthresh=1)
+            counts = sorted(chosen["queries"].unique())
+            axes.set_xticks(counts, counts)
+            axes.minorticks_off()
+        beside = grid[0, 0].twinx()
+        mean = spent.groupby("queries")["model_evaluations"].mean()
+        beside.plot(mean.index, mean, color="0.5", linestyle=":", label="U-Net evaluations")
+        beside.set_ylabel("U-Net evaluations an image (dotted)", color="0.4")
+        beside.grid(visible=False)
+        _legend(figure, grid[0, 0])
+    plt.close(figure)
+    return figure
+
+
+PANELS = (("asr", "implied"), ("kept", "implied"), ("clip", "benign"))
+
+
+def factor_points(
+    summary: pd.DataFrame,
+    factor: str,
+    hue: str | None = None,
+    metrics: Sequence[tuple[str, str]] = (
+        ("asr", "implied"),
+        ("kept", "implied"),
+        ("clip", "benign"),
+    ),
+) -> Figure:
+    """A panel per metric: each variant's value with its 95 % interval, to the right is better.
+
+    Args:
+        summary: as `Ablation.summary` makes it.
+        factor: the column that names the variants, from top to bottom in their order.
+        hue: a column whose values are told apart by colour and shape.
+        metrics: metric and prompt set of each panel; those that are not there are left out.
+    """
+    data = _turned(summary)
+    there = set(zip(data["metric"], data["prompt_set"], strict=True))
+    shown = [pair for pair in metrics if pair in there]
+    variants = list(dict.fromkeys(data[factor]))
+    groups = list(dict.fromkeys(data[hue])) if hue else [None]
+    with _style():
+        figure, grid = plt.subplots(
+            1,
+            len(shown),
+            figsize=(3.4 * len(shown) + 1, 0.42 * len(variants) + 1.4),
+            squeeze=False,
+            sharey=True,
+            layout="constrained",
+        )
+        for axes, (metric, prompt_set) in zip(grid[0], shown, strict=True):
+            rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
+            for place, group in enumerate(groups):
+                part = rows if group is None else rows[rows[hue] == group]
+                shift = 0.22 * (place - (len(groups) - 1) / 2)
+                heights = [variants.index(name) + shift for name in part[factor]]
+                reach = [part["value"] - part["low"], part["high"] - part["value"]]
+                axes.errorbar(
+                    part["value"],
+                    heights,
+                    xerr=np.clip(reach, 0, None),
+                    fmt="osD^"[place],
+                    color=PALETTE[place],
+                    elinewidth=1.2,
+                    label=group,
+                )
+            axes.set_xlabel(f"{LARGER_IS_BETTER[metric][0]},\n{prompt_set!r} prompts")
+        grid[0, 0].set_yticks(range(len(variants)), variants)
+        grid[0, 0].set_ylim(len(variants) - 0.5, -0.5)
+        if hue:
+            _legend(figure, grid[0, 0])
+    plt.close(figure)
+    return figure
+
+
+def detection_curves(table: pd.DataFrame) -> Figure:
+    """F1, precision and recall by step, a curve per VLM (`vldnp.detection.detection`)."""
+    with _style():
+        figure, grid = plt.subplots(
+            1, 3, figsize=(11, 3.2), squeeze=False, sharey=True, layout="constrained"
+        )
+        for axes, score in zip(grid[0], ("f1", "precision", "recall"), strict=True):
+            for place, (vlm, group) in enumerate(table.groupby("vlm", sort=False)):
+                look = {"color": PALETTE[place % 10], "marker": "osD^vP"[place % 6]}
+                axes.plot(group["step"], group[score], label=vlm, **look)
+            axes.set(xlabel="step", ylabel=score.capitalize(), ylim=(-0.02, 1.02))
+        _legend(figure, grid[0, 0])
+    plt.close(figure)
+    return figure
+
+
+def _staircase(points: np.ndarray, left: float, bottom: float) -> np.ndarray:
+    """The corners of the area that points dominate, down to (left, bottom): `[m, 2]`."""
+    best = points[front(points)]
+    best = best[np.argsort(best[:, 0])]
+    corners, edge = [(left, bottom)], left
+    for x, y in best:
+        corners += [(edge, y), (x, y)]
+        edge = x
+    return np.array([*corners, (edge, bottom)])
+
+
 def _omega_panel(axes: Axes, data: pd.DataFrame, looks: Mapping) -> None:
     for method, group in data.groupby("method", sort=False):
         marker, colour = looks[method]
-        if group["omega"].isna().all():
-            level = group.iloc[0]
-            axes.axhline(level["value"], color=colour, linestyle="--", label=method)
-            axes.axhspan(level["low"], level["high"], color=colour, alpha=0.1)
+        for level in group[group["omega"].isna()].itertuples():
+            label = f"{method}, no ω" if group["omega"].notna().any() else method
+            axes.axhline(level.value, color=colour, linestyle="--", linewidth=1, label=label)
+            if method == "cfg":  # bands of all would hide the curves
+                axes.axhspan(level.low, level.high, color=colour, alpha=0.1)
+        group = group[group["omega"].notna()].sort_values("omega")
+        if group.empty:
             continue
-        group = group.sort_values("omega")
         axes.plot(group["omega"], group["value"], marker=marker, color=colour, label=method)
         axes.fill_between(group["omega"], group["low"], group["high"], color=colour, alpha=0.15)
 

@@ -1,6 +1,7 @@
 """Profiles: which models, prompt sets and settings belong together, as data in `data/profiles`."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -19,11 +20,22 @@ class Profile:
         prompt_sets: names or CSV paths.
         reference: where the real images of FID come from; None leaves FID and KID out.
         num_inference_steps, guidance_scale, scheduler: as in `vldnp.sample`.
-        queries: how often VL-DNP asks, front-loaded.
+        queries, schedule: how often VL-DNP asks, and a name in `vldnp.schedules.SCHEDULES`.
         omegas: strengths to compare.
-        static_prompt: the fixed negative prompt of the static method.
+        static_prompt, static_rule: the fixed negative prompt of the static method, and how it
+            enters.
+        safree: keyword arguments of `vldnp.SAFREE`; None leaves SAFREE out.
+        sld_prompt: the safety concept of Safe Latent Diffusion; None leaves it out.
+        sld_strengths: which of its settings are compared.
+        wordings: name → fixed negative prompt, among which `python -m vldnp tune` chooses.
+        lighter_vlms: further VLMs, from the lightest on, for the ablation of VLM size.
+        chosen: method → the ω at which it is compared with others, chosen on tuning prompts; the
+            largest of `omegas` where nothing was chosen.
+        tuning_sets: the prompt sets for choosing: one that yields unwanted things, one harmless.
         batch_size: images per batch.
-        max_prompts: prompts of each set that the notebooks' studies use; None is all.
+        max_prompts: prompts of each set that the notebooks' studies use, one number or one by set;
+            None is all.
+        ablation_prompts: the same for the ablations; None is `max_prompts`.
     """
 
     name: str
@@ -38,10 +50,20 @@ class Profile:
     static_prompt: str
     omegas: tuple[float, ...]
     queries: int
+    schedule: str = "front_loaded"
+    static_rule: str = "added"
+    safree: dict | None = field(default=None, hash=False)
+    sld_prompt: str | None = None
+    sld_strengths: tuple[str, ...] = ("weak", "medium", "strong", "max")
+    wordings: dict[str, str] = field(default_factory=dict, hash=False)
+    lighter_vlms: tuple[str, ...] = ()
+    chosen: dict[str, float] = field(default_factory=dict, hash=False)
+    tuning_sets: tuple[str, ...] = ()
     scheduler: str | None = None
     reference: str | None = None
     batch_size: int = 32
-    max_prompts: int | None = None
+    max_prompts: int | dict[str, int] | None = field(default=None, hash=False)
+    ablation_prompts: int | None = None
 
     @property
     def sampling(self) -> dict:
@@ -49,14 +71,38 @@ class Profile:
         names = ("num_inference_steps", "guidance_scale", "scheduler")
         return {name: getattr(self, name) for name in names}
 
+    def chosen_omega(self, method: str) -> float:
+        """The strength at which a method is compared with others."""
+        return float(self.chosen.get(method, max(self.omegas)))
+
+    def safree_settings(self, omegas: Sequence[float]) -> list[dict]:
+        """Arguments of `vldnp.SAFREE`: as the profile has it, and with the phrases added at each ω.
+
+        The first has no negative term of a strength, so it is SAFREE's one point without ω.
+        """
+        options = self.safree or {}
+        phrases = options.get("phrases", "")
+        text = phrases if isinstance(phrases, str) else ", ".join(phrases)
+        with_term = {"negative_prompt": text, "rule": "added"}
+        return [options, *(options | with_term | {"omega": omega} for omega in omegas)]
+
 
 def profile_names() -> list[str]:
     """The profiles in `data/profiles`."""
     return sorted(path.stem for path in (data_folder() / "profiles").glob("*.yaml"))
 
 
+def _extended(data: dict) -> dict:
+    """The settings over those of the profile that they extend, if they name one."""
+    own = dict(data)
+    base = own.pop("extends", None)
+    return own if base is None else vars(load_profile(base)) | own
+
+
 def load_profile(source: str | Path) -> Profile:
     """A profile by name, or from a YAML file.
+
+    A file that says `extends: <another>` has that profile's settings where it has none of its own.
 
     Raises:
         ValueError, FileNotFoundError: one line that says what is wrong.
@@ -72,14 +118,15 @@ def load_profile(source: str | Path) -> Profile:
         raise ValueError(f"profile {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"profile {path} must be a mapping of settings")
-    data = {"name": path.stem, **data}
+    data = {**_extended(data), "name": data.get("name", path.stem)}
     known = {field.name for field in fields(Profile)}
     if extra := data.keys() - known:
         raise unknown(f"setting in profile {path.name}", sorted(extra)[0], known)
-    for setting in ("prompt_sets", "omegas"):
-        if not isinstance(data.get(setting, []), list):
+    for setting in ("prompt_sets", "omegas", "lighter_vlms", "tuning_sets", "sld_strengths"):
+        if not isinstance(data.get(setting, []), list | tuple):
             raise ValueError(f"profile {path.name}: {setting} must be a list")
-        data[setting] = tuple(data.get(setting, ()))
+        if isinstance(data.get(setting), list):
+            data[setting] = tuple(data[setting])
     try:
         return Profile(**data)
     except TypeError as error:  # Python's own words name the missing settings

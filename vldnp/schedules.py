@@ -57,6 +57,20 @@ class Uniform:
 
 
 @dataclass(frozen=True)
+class Late:
+    """`n` queries with the paper's spacing mirrored in time: dense at last. See `late`."""
+
+    n: int
+
+    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
+        early = FrontLoaded(self.n).steps(num_inference_steps)
+        return tuple(num_inference_steps - 1 - step for step in reversed(early))
+
+    def describe(self) -> dict:
+        return {"late": self.n}
+
+
+@dataclass(frozen=True)
 class Explicit:
     """The given step indices."""
 
@@ -88,6 +102,15 @@ def front_loaded(n: int) -> FrontLoaded:
 def uniform(n: int) -> Uniform:
     """`n` evenly spread queries; n = 0 asks never; n must not exceed the number of steps."""
     return Uniform(_count(n, "uniform"))
+
+
+def late(n: int) -> Late:
+    """`front_loaded(n)` mirrored in time: the last query at nine tenths, the gaps shrinking."""
+    return Late(_count(n, "late"))
+
+
+SCHEDULES = {"front_loaded": front_loaded, "uniform": uniform, "late": late}
+"""name → constructor from a number of queries."""
 
 
 def as_schedule(query_steps: "Schedule | Iterable[int]") -> Schedule:

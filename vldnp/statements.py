@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from vldnp.judges import Judge
-from vldnp.metrics import UNSAFE_THRESHOLD, Interval, paired_difference
+from vldnp.markdown import Statement, bullets, cell, difference, listed, literal, signed, table_of
+from vldnp.metrics import UNSAFE_THRESHOLD, paired_difference
 from vldnp.sampler import Output
 from vldnp.study import FOUND
 
@@ -34,13 +35,6 @@ PAIRED = {
     "CLIP": ("clip_score", 1),
 }
 """Heading → column of `images.parquet` and the sign that makes larger better."""
-
-
-class Statement(str):
-    """Markdown that a notebook shows as such."""
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
 
 
 def side_by_side(
@@ -80,7 +74,7 @@ def unsafe_counts(compared: pd.DataFrame) -> Statement:
         f"`{label}` in **{row['unsafe']} of {row['images']}** ({row['found by the judge']})"
         for label, row in compared.iterrows()
     ]
-    return Statement(f"The judge finds something restricted with {_list(parts)}.")
+    return Statement(f"The judge finds something restricted with {listed(parts)}.")
 
 
 def cost(costs: pd.DataFrame) -> Statement:
@@ -99,7 +93,7 @@ def cost(costs: pd.DataFrame) -> Statement:
             f"({row['ratio_low']:.2f}× to {row['ratio_high']:.2f}× over the repetitions), with "
             f"{row['evaluations_per_step']:.2f} evaluations a step{asked}."
         )
-    return Statement(_bullets(lines))
+    return Statement(bullets(lines))
 
 
 def queries(output: Output, image: int = 0) -> pd.DataFrame:
@@ -116,7 +110,7 @@ def trajectory(output: Output, image: int = 0) -> Statement:
     trace = trace[trace["image"] == image]
     asked, steered = trace[trace["queried"]], trace[trace["negative_prompt"].notna()]
     text = (
-        f"*{_literal(output.trace.prompts[image])}*: the VLM was asked at "
+        f"*{literal(output.trace.prompts[image])}*: the VLM was asked at "
         f"{_steps(asked['step'])} of {len(trace)}. "
     )
     if steered.empty:
@@ -125,8 +119,8 @@ def trajectory(output: Output, image: int = 0) -> Statement:
     prompts = list(dict.fromkeys(steered["negative_prompt"]))
     return Statement(
         f"{text}The first negative prompt came at step {first['step']} "
-        f"(“{_literal(first['negative_prompt'])}”). One was in force in **{len(steered)} of "
-        f"{len(trace)}** steps: {_list([f'“{_literal(p)}”' for p in prompts])}. "
+        f"(“{literal(first['negative_prompt'])}”). One was in force in **{len(steered)} of "
+        f"{len(trace)}** steps: {listed([f'“{literal(p)}”' for p in prompts])}. "
         f"The image took {trace['model_evaluations'].mean():.2f} U-Net evaluations a step."
     )
 
@@ -156,7 +150,7 @@ def paired(
         if any(side.empty for side in pair):
             continue
         rows[omega] = {
-            heading: _signed(paired_difference(*pair, column), sign)
+            heading: signed(paired_difference(*pair, column), sign)
             for heading, (column, sign) in PAIRED.items()
             if all(side[column].notna().any() for side in pair)
         }
@@ -166,10 +160,10 @@ def paired(
 def written(differences: pd.DataFrame) -> Statement:
     """The table of `paired` in Markdown; a difference whose interval excludes 0 is bold."""
     rows = [
-        [f"{omega:g}", *(_difference(found) for found in row)]
+        [f"{omega:g}", *(difference(found) for found in row)]
         for omega, *row in differences.itertuples()
     ]
-    return Statement(_table(["ω", *differences.columns], rows))
+    return Statement(table_of(["ω", *differences.columns], rows))
 
 
 def compared(differences: pd.DataFrame, first: str, second: str, prompt_set: str) -> Statement:
@@ -180,7 +174,7 @@ def compared(differences: pd.DataFrame, first: str, second: str, prompt_set: str
         worse = [omega for omega, d in differences[heading].items() if d.high < 0]
         unsettled = [omega for omega in differences.index if omega not in better + worse]
         parts = [
-            f"{words} at ω = {_list([f'{omega:g}' for omega in omegas])}"
+            f"{words} at ω = {listed([f'{omega:g}' for omega in omegas])}"
             for words, omegas in (
                 ("better", better),
                 ("worse", worse),
@@ -191,7 +185,7 @@ def compared(differences: pd.DataFrame, first: str, second: str, prompt_set: str
         lines.append(f"**{heading}**: {', '.join(parts)}.")
     return Statement(
         f"`{first}` against `{second}` on `{prompt_set}`, same prompts and seeds:\n\n"
-        + _bullets(lines)
+        + bullets(lines)
     )
 
 
@@ -226,9 +220,9 @@ def verdict(
         return Statement("The run holds no pair of `cfg` and `vl-dnp` to judge.")
     omega = chosen["omega"]
     lines = [
-        f"Plain CFG: ASR {_cell(plain, 'asr', '.2f')} on `{safety_set}` "
+        f"Plain CFG: ASR {cell(plain, 'asr', '.2f')} on `{safety_set}` "
         f"(goal: at least {GOALS['cfg_asr']:.2f}); {_holds(plain['asr'] >= GOALS['cfg_asr'])}.",
-        f"VL-DNP at ω = {omega:g}: ASR {_cell(chosen, 'asr', '.2f')} "
+        f"VL-DNP at ω = {omega:g}: ASR {cell(chosen, 'asr', '.2f')} "
         f"(goal: at most {GOALS['asr']:.2f}); {_holds(chosen['asr'] <= GOALS['asr'])}. The share "
         f"of named harmless things kept is {chosen['kept']:.2f} (goal: at least "
         f"{GOALS['kept']:.2f}; plain CFG {plain['kept']:.2f}); "
@@ -248,7 +242,7 @@ def verdict(
         change = _clip_change(table, "static", omega, benign_set)
         beside = "" if change is None else f", CLIP on `{benign_set}` {100 * change:+.1f} %"
         lines.append(
-            f"Static negative prompting at the same ω: ASR {_cell(row, 'asr', '.2f')}, things "
+            f"Static negative prompting at the same ω: ASR {cell(row, 'asr', '.2f')}, things "
             f"kept {row['kept']:.2f}{beside}."
         )
     note = (
@@ -256,7 +250,7 @@ def verdict(
         f"{100 * GOALS['kept']:.0f} % of the named things (where none does, it keeps most); it was "
         "chosen on these same prompts."
     )
-    return Statement(f"{_bullets(lines)}\n\n{note}")
+    return Statement(f"{bullets(lines)}\n\n{note}")
 
 
 def results(table: pd.DataFrame) -> Statement:
@@ -271,14 +265,14 @@ def results(table: pd.DataFrame) -> Statement:
         base = plain.iloc[0] if len(plain) else np.nan
         body = [
             [row["method"], "" if pd.isna(row["omega"]) else f"{row['omega']:g}"]
-            + [_cell(row, column, form) for column, form in shown.values()]
+            + [cell(row, column, form) for column, form in shown.values()]
             + ["" if np.isnan(base) else f"{row['seconds'] / base:.2f}×"]
             for _, row in rows.iterrows()
         ]
         n = int(rows["n"].max())
         parts.append(
             f"`{prompt_set}` prompts, {n} images for each row:\n\n"
-            + _table(["method", "ω", *shown, "time"], body)
+            + table_of(["method", "ω", *shown, "time"], body)
         )
     return Statement("\n\n".join(parts))
 
@@ -309,25 +303,6 @@ def _clip_change(table: pd.DataFrame, method: str, omega: float, prompt_set: str
     return float(own.iloc[0] / plain.iloc[0] - 1)
 
 
-def _cell(row: pd.Series, column: str, form: str) -> str:
-    if pd.isna(row[column]):
-        return ""
-    text = f"{row[column]:{form}}"
-    if f"{column}_low" not in row or pd.isna(row[f"{column}_low"]):
-        return text
-    return f"{text} [{row[f'{column}_low']:{form}}, {row[f'{column}_high']:{form}}]"
-
-
-def _signed(found: Interval, sign: int) -> Interval:
-    return found if sign > 0 else Interval(-found.value, -found.high, -found.low)
-
-
-def _difference(found: Interval) -> str:
-    value, low, high = (round(end, 3) + 0.0 for end in found)  # + 0.0 turns −0 into 0
-    text = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"**{text}**" if found.low > 0 or found.high < 0 else text
-
-
 def _holds(truth: bool) -> str:
     return "**holds**" if truth else "**does not hold**"
 
@@ -336,24 +311,4 @@ def _steps(steps: Sequence[int]) -> str:
     steps = list(steps)
     if not steps:
         return "none of the steps"
-    return f"step{'s' * (len(steps) > 1)} {_list([str(step) for step in steps])}"
-
-
-def _list(parts: Sequence[str]) -> str:
-    *head, last = parts
-    return f"{', '.join(head)} and {last}" if head else last
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _literal(text: str) -> str:
-    """Text that comes from users or models, with Markdown's and HTML's characters disarmed."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
-    return "".join(f"\\{c}" if c in "\\`*_[]$|" else c for c in text)
+    return f"step{'s' * (len(steps) > 1)} {listed([str(step) for step in steps])}"

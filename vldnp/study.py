@@ -22,13 +22,22 @@ from tqdm.auto import tqdm
 from vldnp import zoo
 from vldnp.backbone import Backbone
 from vldnp.files import atomic, write_text
-from vldnp.judges import Judge
-from vldnp.methods import CFG, VLDNP, Method, Static
-from vldnp.metrics import UNSAFE_THRESHOLD, CLIPScore, Distances, distances, interval
+from vldnp.guidance import has_omega
+from vldnp.judges import Judge, as_tensor
+from vldnp.methods import CFG, SAFREE, SLD, VLDNP, Method, Static
+from vldnp.metrics import (
+    UNSAFE_THRESHOLD,
+    CLIPScore,
+    Distances,
+    Interval,
+    distances,
+    fid_change,
+    interval,
+)
 from vldnp.profiles import Profile, load_profile
 from vldnp.prompts import load_prompts, split_things
 from vldnp.sampler import sample
-from vldnp.schedules import front_loaded
+from vldnp.schedules import SCHEDULES
 
 SCHEMA = 1
 """Part of every cell's key: raise it when the code comes to make other images of the same cell."""
@@ -38,6 +47,8 @@ FOUND = 0.5
 
 QUICK_PROMPTS = 8
 """A quick study takes so many prompts of each set."""
+
+PROGRESS = "progress.json"
 
 SETTING = ["setting", "method", "omega", "prompt_set"]
 METRICS = {"asr": "unsafe", "tr": "unsafe_probability", "clip": "clip_score", "kept": "kept"}
@@ -61,12 +72,14 @@ class Study:
         guidance_scale: g, for the prompts that bring none of their own.
         scheduler: a name as in `vldnp.sample`; None is the model's own.
         num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
-        max_prompts: only so many prompts from the start of each set.
+        max_prompts: only so many prompts from the start of each set, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
         reference: where FID's real images come from ("moji"); None leaves FID and KID out.
         reference_sets: the prompt sets whose images are compared with them.
         reference_count: number of real images.
         unsafe_threshold: an image is unsafe from this probability on.
+        part: the name of a study beside the main one in the same run folder: it shares its cells
+            and has tables of its own, `images-<part>.parquet` and so on.
     """
 
     name: str
@@ -76,12 +89,25 @@ class Study:
     guidance_scale: float = 7.5
     scheduler: str | None = None
     num_images_per_prompt: int = 1
-    max_prompts: int | None = None
+    max_prompts: int | Mapping[str, int] | None = None
     batch_size: int = 32
     reference: str | None = None
     reference_sets: tuple[str, ...] = ("benign",)
     reference_count: int = 1000
     unsafe_threshold: float = UNSAFE_THRESHOLD
+    part: str = ""
+
+    def file(self, name: str) -> str:
+        """`table.csv` → `table-<part>.csv` for a study that is a part."""
+        stem, suffix = name.split(".")
+        return f"{stem}-{self.part}.{suffix}" if self.part else name
+
+    def prompts(self, source: str | Path) -> pd.DataFrame:
+        """The prompts of one of its sets that it uses."""
+        rows, limit = load_prompts(source), self.max_prompts
+        if isinstance(limit, Mapping):
+            limit = limit.get(_set_name(source))
+        return rows.head(limit or len(rows))
 
     def __post_init__(self):
         object.__setattr__(self, "methods", tuple(self.methods))
@@ -111,26 +137,58 @@ class Cell:
     guidance_scale: float
 
 
+COMPARED = ("cfg", "static", "vl-dnp")
+
+
 def profile_methods(
-    profile: str | Path | Profile, omegas: Sequence[float] = (), queries: int = 0
+    profile: str | Path | Profile,
+    omegas: Sequence[float] = (),
+    queries: int = 0,
+    names: Sequence[str] | None = COMPARED,
 ) -> tuple[Method, ...]:
-    """Plain CFG, and static negative prompting and VL-DNP at each ω.
+    """The methods that a profile compares, each at every strength it has.
 
     Args:
-        profile: a name, a YAML file or a `Profile`; it gives the VLM, the concepts, the static
-            prompt, and the strengths and number of queries that are not given here.
+        profile: a name, a YAML file or a `Profile`; it gives the VLM, the concepts, the settings
+            of the baselines, and the strengths and number of queries that are not given here.
         omegas: strengths; none given means the profile's.
         queries: how often VL-DNP asks; 0 means the profile's.
+        names: which of `cfg`, `static`, `vl-dnp`, `safree`, `sld`; None is all that the profile
+            has.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     omegas = [float(omega) for omega in omegas or profile.omegas]
-    vlm = zoo.load_vlm(profile.vlm)
-    schedule = front_loaded(queries or profile.queries)
-    return (
-        CFG(),
-        *(Static(profile.static_prompt, omega) for omega in omegas),
-        *(VLDNP(vlm, profile.concepts, omega, schedule) for omega in omegas),
-    )
+    names = ("cfg", "static", "vl-dnp", "safree", "sld") if names is None else names
+    methods: list[Method] = []
+    if "cfg" in names:
+        methods.append(CFG())
+    if "static" in names:
+        strengths = omegas if has_omega(profile.static_rule) else omegas[:1]
+        methods += [Static(profile.static_prompt, w, profile.static_rule) for w in strengths]
+    if "vl-dnp" in names:
+        methods += [dynamic(profile, omega, queries=queries) for omega in omegas]
+    if "safree" in names and profile.safree is not None:
+        methods += [SAFREE(**options) for options in profile.safree_settings(omegas)]
+    if "sld" in names and profile.sld_prompt is not None:
+        methods += [SLD(profile.sld_prompt, strength) for strength in profile.sld_strengths]
+    return tuple(methods)
+
+
+def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
+    """The profile's VL-DNP.
+
+    Args:
+        profile: gives all that is not given here.
+        omega: default is the strength that was chosen on the tuning prompts.
+        changes: `vlm` (a name or a VLM), `queries`, `schedule` (a name in `SCHEDULES`), and the
+            further arguments of `vldnp.VLDNP`.
+    """
+    vlm = zoo.load_vlm(changes.pop("vlm", profile.vlm))
+    queries = changes.pop("queries", 0) or profile.queries
+    schedule = SCHEDULES[changes.pop("schedule", profile.schedule)](queries)
+    omega = profile.chosen_omega("vl-dnp") if omega is None else omega
+    options = {"query_steps": schedule} | changes
+    return VLDNP(vlm, profile.concepts, omega, **options)
 
 
 def profile_study(
@@ -141,7 +199,7 @@ def profile_study(
     *,
     quick: bool = False,
 ) -> Study:
-    """The grid of a profile: `profile_methods` on all its prompt sets.
+    """The grid of a profile: all its methods on all its prompt sets.
 
     Args:
         profile, omegas, queries: as in `profile_methods`.
@@ -149,14 +207,28 @@ def profile_study(
         quick: a few prompts only, to see whether everything works.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    methods = profile_methods(profile, omegas, queries, None)
+    return study_of(profile, methods, max_prompts=QUICK_PROMPTS if quick else max_prompts)
+
+
+def study_of(
+    profile: Profile,
+    methods: Sequence[Method],
+    *,
+    part: str = "",
+    prompt_sets: Sequence[str | Path] = (),
+    max_prompts: int | Mapping[str, int] = 0,
+) -> Study:
+    """Some methods under a profile's settings, on its prompt sets or on those given."""
     return Study(
         name=profile.name,
-        methods=profile_methods(profile, omegas, queries),
-        prompt_sets=profile.prompt_sets,
+        methods=tuple(methods),
+        prompt_sets=tuple(prompt_sets) or profile.prompt_sets,
         **profile.sampling,
-        max_prompts=QUICK_PROMPTS if quick else max_prompts or profile.max_prompts,
+        max_prompts=max_prompts or profile.max_prompts,
         batch_size=profile.batch_size,
         reference=profile.reference,
+        part=part,
     )
 
 
@@ -192,24 +264,26 @@ def run(
         method.negatives.query_steps_of(study.num_inference_steps)
     grid = cells(study, model)
     folder = Path(root) / study.name
-    write_text(folder / "config.json", _json(_config(study, model, judge, clip), indent=2) + "\n")
+    config = folder / study.file("config.json")
+    write_text(config, _json(_config(study, model, judge, clip), indent=2) + "\n")
     generate(study, model, grid, folder, progress=progress)
 
     scores = _judged(grid, folder, judge, study.batch_size, progress)
     if clip is not None:
         scores |= _clip_scored(grid, folder, clip, study.batch_size, progress)
     images = pd.DataFrame([_row(cell, folder, scores, study) for cell in grid])
+    images["clip_chance"] = images["prompt_set"].map(_chance(images, folder, clip))
     fid = _distances(study, images, folder, judge)
-    with atomic(folder / "images.parquet") as temporary:
+    with atomic(folder / study.file("images.parquet")) as temporary:
         images.to_parquet(temporary, index=False)
-    with atomic(folder / "table.csv") as temporary:
+    with atomic(folder / study.file("table.csv")) as temporary:
         table(images, fid).to_csv(temporary, index=False)
     return images
 
 
 def cells(study: Study, model: Backbone) -> list[Cell]:
     """The study's grid, in the order methods → prompt sets → prompts → seeds."""
-    tables = {_set_name(source): load_prompts(source) for source in study.prompt_sets}
+    tables = {_set_name(source): study.prompts(source) for source in study.prompt_sets}
     if len(tables) < len(study.prompt_sets):
         raise ValueError(f"study {study.name!r} has two prompt sets of the same name")
     made_by = {
@@ -223,11 +297,11 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
     grid = []
     for method in study.methods:
         description = method.describe()
-        setting = _hash(description)[:12]
+        setting = setting_of(method)
         # The name is for tables; the same method under another name makes the same images.
         how = made_by | {"method": {k: v for k, v in description.items() if k != "name"}}
         for prompt_set, prompts in tables.items():
-            for row in prompts.head(study.max_prompts or len(prompts)).itertuples():
+            for row in prompts.itertuples():
                 own = row.guidance_scale
                 scale = float(study.guidance_scale if np.isnan(own) else own)
                 for seed in range(row.seed, row.seed + study.num_images_per_prompt):
@@ -248,12 +322,20 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
     return grid
 
 
+def setting_of(method: Method) -> str:
+    """What stands for a method's setting in tables: twelve hex digits."""
+    return _hash(method.describe())[:12]
+
+
 def generate(
     study: Study, model: Backbone, grid: Sequence[Cell], folder: Path, *, progress: bool = True
 ) -> None:
-    """Make the images of those cells that the run folder lacks, a batch at a time."""
+    """Make the images of those cells that the run folder lacks, a batch at a time.
+
+    `progress.json` in the run folder says how far it is, to whoever looks from outside.
+    """
     missing = {cell.key: cell for cell in grid if not _record_path(folder, cell.key).is_file()}
-    quiet = not (progress and missing)
+    quiet, done = not (progress and missing), 0
     with tqdm(total=len(missing), desc="images", unit="image", disable=quiet) as bar:
         for method in study.methods:
             waiting = [cell for cell in missing.values() if cell.method is method]
@@ -263,6 +345,9 @@ def generate(
                 batch = waiting[start : start + study.batch_size]
                 _generate_batch(study, model, batch, folder)
                 bar.update(len(batch))
+                done += len(batch)
+                state = {"done": done, "total": len(missing), "method": label}
+                write_text(folder / PROGRESS, _json(state))
 
 
 def _generate_batch(study: Study, model: Backbone, batch: Sequence[Cell], folder: Path) -> None:
@@ -432,6 +517,17 @@ def _clip_scored(grid, folder, clip, batch_size, progress) -> dict[str, pd.DataF
     return {"clip": _scored(grid, folder, "clip", clip, measure, batch_size, progress)}
 
 
+def _chance(images: pd.DataFrame, folder: Path, clip: CLIPScore | None) -> dict[str, float]:
+    """Prompt set → the CLIP score of plain CFG's pictures with the set's other prompts."""
+    plain = images[images["method"] == "cfg"].drop_duplicates(["prompt_set", "prompt_id"])
+    if not hasattr(clip, "chance"):
+        return {}
+    return {
+        prompt_set: clip.chance(open_images(group, folder), list(group["prompt"]))
+        for prompt_set, group in plain.groupby("prompt_set")
+    }
+
+
 def _scored(
     grid: Sequence[Cell],
     folder: Path,
@@ -461,6 +557,43 @@ def _scored(
         with atomic(path) as temporary:
             known.to_parquet(temporary)
     return known
+
+
+def fid_changes(
+    study: Study, images: pd.DataFrame, judge: Judge | str, methods: Mapping[str, str], root: str
+) -> dict[str, Interval]:
+    """How much FID on the reference sets lies above plain CFG's, for some methods.
+
+    Args:
+        study, images: what `run` was given and returned; `root` likewise.
+        judge: whose features count.
+        methods: name → setting, with `cfg` among them.
+
+    Returns:
+        Name → the relative change (`metrics.fid_change`); empty where FID cannot be had.
+    """
+    judge = zoo.load_judge(judge)
+    compared = images[images["prompt_set"].isin(study.reference_sets)]
+    if study.reference is None or not hasattr(judge, "features") or compared.empty:
+        return {}
+    pixels = zoo.reference_images(study.reference, study.reference_count, seed=0)
+
+    def features(setting: str) -> np.ndarray:
+        rows = compared[compared["setting"] == setting].sort_values(["prompt_id", "seed"])
+        return _features(judge, open_images(rows, Path(root) / study.name))
+
+    real = _features(judge, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    plain = features(methods["cfg"])
+    return {
+        name: fid_change(features(setting), plain, real)
+        for name, setting in methods.items()
+        if name != "cfg"
+    }
+
+
+def _features(judge: Judge, images) -> np.ndarray:
+    pixels = (as_tensor(images, judge.image_size) * 255).round().to(torch.uint8)
+    return torch.cat([judge.features(part) for part in pixels.split(64)]).double().numpy()
 
 
 def _distances(

@@ -47,9 +47,9 @@ ABOUT = {
 }
 
 LATER = {
-    "moji-vlm-s": "`python -m vldnp.moji train vlm --size s --from-shipped --steps 2200`",
-    "moji-vlm-m": "`python -m vldnp.moji train vlm --size m --from-shipped --steps 1300`",
-    "moji-vlm-l": "`python -m vldnp.moji train vlm --size l --from-shipped --steps 950`",
+    "moji-sd": "`python -m vldnp.moji train text2image --from-shipped --steps 5000 "
+    "--learning-rate 1.2e-3 --seed 112`, with 40,000 scenes of their own; only in this sitting did "
+    f"captions with two harmless things come up {text2image.CROWDED:g} times as often as others",
 }
 """What was done to the shipped weights after the recipe had ended."""
 

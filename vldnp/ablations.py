@@ -1,0 +1,166 @@
+"""The ablations as studies: one setting of VL-DNP varies, everything else is the profile's.
+
+Each gives a `Study`, which shares the cells of the main run folder, and a table of what varies.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from vldnp.backbone import Backbone
+from vldnp.controls import AnswersNone, Oracle, RandomConcepts, foresee
+from vldnp.judges import Judge
+from vldnp.methods import CFG, Method, Static
+from vldnp.profiles import Profile
+from vldnp.schedules import SCHEDULES
+from vldnp.study import QUICK_PROMPTS, Study, dynamic, setting_of, study_of, summary
+from vldnp.zoo import load_vlm
+
+COUNTS = (0, 1, 2, 3, 5, 10, 25)
+RULES = ("added", "replaced", "perp-neg", "composable-not", "sld-medium")
+RENEWALS = ("replaced", 2, "accumulated")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A study and what varies in it.
+
+    Attributes:
+        study: to run.
+        factors: a row per variant: its `setting`, and what makes it, a column each.
+    """
+
+    study: Study
+    factors: pd.DataFrame
+
+    def summary(self, images: pd.DataFrame) -> pd.DataFrame:
+        """`vldnp.study.summary` with the factors beside each number."""
+        return self._beside(summary(images).drop(columns=["method", "omega"]))
+
+    def costs(self, images: pd.DataFrame) -> pd.DataFrame:
+        """Mean U-Net evaluations, VLM calls and seconds an image, with the factors."""
+        costs = ["model_evaluations", "vlm_calls", "seconds"]
+        return self._beside(images.groupby(["setting", "prompt_set"])[costs].mean().reset_index())
+
+    def _beside(self, table: pd.DataFrame) -> pd.DataFrame:
+        return self.factors.merge(table, on="setting")
+
+
+def _ablation(
+    profile: Profile,
+    part: str,
+    variants: Sequence[tuple[dict, Method]],
+    prompt_sets: Sequence[str],
+    max_prompts: int,
+    quick: bool,
+) -> Ablation:
+    methods = {setting_of(method): method for _, method in variants}
+    count = QUICK_PROMPTS if quick else max_prompts or profile.ablation_prompts or 0
+    study = study_of(
+        profile, tuple(methods.values()), part=part, prompt_sets=prompt_sets, max_prompts=count
+    )
+    factors = pd.DataFrame(what | {"setting": setting_of(method)} for what, method in variants)
+    return Ablation(replace(study, reference=None), factors)
+
+
+def query_schedule(
+    profile: Profile,
+    counts: Sequence[int] = COUNTS,
+    prompt_sets: Sequence[str] = ("implied",),
+    max_prompts: int = 0,
+    *,
+    quick: bool = False,
+) -> Ablation:
+    """How often the VLM is asked, and when. Factors: `spacing`, `queries`.
+
+    None is plain CFG; a query at every step has no spacing, and stands in every curve.
+
+    Args:
+        profile: gives models, strength and the number of steps.
+        counts: numbers of queries; more than the number of steps is one at every step.
+        prompt_sets, max_prompts, quick: as in `vldnp.profile_study`.
+    """
+    steps = profile.num_inference_steps
+    variants: list[tuple[dict, Method]] = []
+    for spacing in SCHEDULES:
+        for n in sorted({min(n, steps) for n in counts}):
+            if n == 0:
+                method = CFG()
+            elif n == steps:
+                method = dynamic(profile, query_steps=range(steps))
+            else:
+                method = dynamic(profile, schedule=spacing, queries=n)
+            variants.append(({"spacing": spacing, "queries": n}, method))
+    return _ablation(profile, "query-schedule", variants, prompt_sets, max_prompts, quick)
+
+
+def vlm_size(
+    profile: Profile,
+    model: Backbone,
+    judge: Judge,
+    prompt_sets: Sequence[str] = ("implied", "benign"),
+    max_prompts: int = 0,
+    *,
+    quick: bool = False,
+) -> Ablation:
+    """The profile's VLM, its lighter ones, and the controls. Factor: `guide`.
+
+    The controls: a VLM that sees nothing (plain CFG), one that names as many wrong things, and
+    the oracle, which knows what the judge sees in plain CFG's picture.
+
+    Args:
+        profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
+        model, judge: opened; the oracle looks ahead with them.
+    """
+    cfg = _ablation(profile, "", [({}, CFG())], prompt_sets, max_prompts, quick).study
+    known: dict = {}
+    for rows in map(cfg.prompts, prompt_sets):
+        for start in range(0, len(rows), profile.batch_size):
+            part = rows.iloc[start : start + profile.batch_size]
+            known |= foresee(
+                model,
+                judge,
+                list(part["prompt"]),
+                list(part["seed"]),
+                progress=False,
+                **profile.sampling,
+            )
+    vlm = load_vlm(profile.vlm)
+    guides = {name: load_vlm(name) for name in profile.lighter_vlms}
+    guides |= {
+        profile.vlm: vlm,
+        "random": RandomConcepts(vlm, profile.concepts),
+        "oracle": Oracle(known, judge.name),
+        "none": AnswersNone(),
+    }
+    variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
+    return _ablation(
+        profile, "vlm-size", [({"guide": "cfg"}, CFG()), *variants], prompt_sets, max_prompts, quick
+    )
+
+
+def guidance_rule(
+    profile: Profile,
+    prompt_sets: Sequence[str] = ("implied", "benign"),
+    max_prompts: int = 0,
+    *,
+    quick: bool = False,
+) -> Ablation:
+    """How the negative prompt enters, and what becomes of it at the next query.
+
+    Factors: `negatives` (static or dynamic), `rule`, `renewal`.
+    """
+    vlm, omega = load_vlm(profile.vlm), profile.chosen_omega("vl-dnp")
+    variants: list[tuple[dict, Method]] = []
+    for rule in RULES:
+        what = {"rule": rule, "renewal": ""}
+        static = Static(profile.static_prompt, omega, rule)
+        variants.append(({"negatives": "static"} | what, static))
+    for rule in RULES:
+        what = {"negatives": "dynamic", "rule": rule, "renewal": RENEWALS[0]}
+        variants.append((what, dynamic(profile, vlm=vlm, rule=rule)))
+    for renewal in RENEWALS[1:]:
+        what = {"negatives": "dynamic", "rule": RULES[0], "renewal": str(renewal)}
+        variants.append((what, dynamic(profile, vlm=vlm, renewal=renewal)))
+    return _ablation(profile, "guidance-rule", variants, prompt_sets, max_prompts, quick)

@@ -1,0 +1,158 @@
+"""Choosing every method's settings on tuning prompts, with the same number of tries for each.
+
+`python -m vldnp tune` runs it. Prompts that methods are compared on are never looked at here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from vldnp import front, study
+from vldnp.files import atomic
+from vldnp.guidance import SLD_STRENGTHS
+from vldnp.methods import CFG, Method
+from vldnp.profiles import Profile
+
+BUDGET = 12
+"""Tries for each method."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One try.
+
+    Attributes:
+        name: of the method: `static`, `vl-dnp`, `safree`, `sld`.
+        settings: fields of the profile that make it.
+        omega: its strength; None where it has none.
+        method: what is run.
+    """
+
+    name: str
+    settings: dict = field(hash=False)
+    omega: float | None
+    method: Method = field(hash=False)
+
+
+def candidates(profile: Profile) -> list[Candidate]:
+    """`BUDGET` settings for each method that is compared.
+
+    Static: three wordings, replacing ε_u or added at three strengths. VL-DNP: four schedules at
+    three strengths. SAFREE: two wordings, the filter's U as published or for all steps, and no
+    negative prompt besides, one in place of ε_u as the authors have it, or one added. SLD: its
+    four settings with three wordings.
+    """
+    wordings = profile.wordings or {"list": profile.static_prompt}
+    texts = list(wordings.values())
+    found: list[Candidate] = []
+
+    def add(name: str, settings: dict, omega: float | None = None, number: int = 0) -> None:
+        changed = replace(profile, **settings)
+        omegas = [] if omega is None else [omega]
+        built = study.profile_methods(changed, omegas, names=[name])
+        found.append(Candidate(name, settings, omega, built[number]))
+
+    for text in texts:
+        add("static", {"static_prompt": text, "static_rule": "replaced"})
+        for omega in (2.0, 4.0, 8.0):
+            add("static", {"static_prompt": text, "static_rule": "added"}, omega)
+    every_step = profile.num_inference_steps
+    for schedule, queries in (
+        ("front_loaded", 5),
+        ("front_loaded", 10),
+        ("uniform", 10),
+        ("uniform", every_step),
+    ):
+        for omega in (4.0, 8.0, 15.0):
+            add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
+    for text in texts[:2]:
+        for upper in (10.0, 50.0):
+            options = {"phrases": text, "upper": upper}
+            term = {"negative_prompt": text}
+            add("safree", {"safree": options})
+            add("safree", {"safree": options | term | {"rule": "replaced"}})
+            # Its first setting is the profile's own; the second is the one with a strength.
+            add("safree", {"safree": options}, 4.0, number=1)
+    for text in texts:
+        for strength in SLD_STRENGTHS:
+            add("sld", {"sld_prompt": text, "sld_strengths": [strength]})
+    return found
+
+
+def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> pd.DataFrame:
+    """Run all candidates on the profile's tuning prompts; resumable like every study.
+
+    Each method's choice is the candidate with the largest score: safety on the prompts that
+    yield unwanted things × alignment, the mean of both sets' (`vldnp.front`).
+
+    Args:
+        profile: brings models, settings and two `tuning_sets`: unsafe ones first, harmless ones
+            second.
+        root: the run folder is `root/<profile>-tuning`.
+        max_prompts: of each set; 0 means all.
+
+    Returns:
+        A row per candidate: `method, settings, omega, safety, alignment, alignment_benign,
+        score, chosen`, as written to `tuning.csv` in the run folder.
+    """
+    if len(profile.tuning_sets) != 2:
+        raise ValueError(
+            f"profile {profile.name!r} has {len(profile.tuning_sets)} tuning_sets; tuning needs "
+            "two: one that yields unwanted things, one harmless"
+        )
+    tried = candidates(profile)
+    named = replace(profile, name=f"{profile.name}-tuning", max_prompts=None)
+    grid = study.study_of(
+        named,
+        [CFG(), *(candidate.method for candidate in tried)],
+        prompt_sets=profile.tuning_sets,
+        max_prompts=max_prompts,
+    )
+    images = study.run(
+        replace(grid, reference=None), profile.model, profile.judge, profile.clip, root
+    )
+    found = scored(tried, images, *profile.tuning_sets)
+    with atomic(Path(root) / grid.name / "tuning.csv") as temporary:
+        found.to_csv(temporary, index=False, lineterminator="\n")
+    return found
+
+
+def scored(
+    tried: Sequence[Candidate], images: pd.DataFrame, safety_set: str, benign_set: str
+) -> pd.DataFrame:
+    """The table of `tune` from the candidates' images."""
+    at = front.points(images, safety_set).set_index("setting")
+    benign = front.points(images, safety_set, benign_set).set_index("setting")["alignment"]
+    rows = []
+    for candidate in tried:
+        setting = study.setting_of(candidate.method)
+        point, beside = at.loc[setting], benign.loc[setting]
+        rows.append(
+            {
+                "method": candidate.name,
+                "settings": yaml.safe_dump(
+                    candidate.settings, default_flow_style=True, sort_keys=True, width=1000
+                ).strip(),
+                "omega": candidate.omega,
+                "safety": point["safety"],
+                "alignment": point["alignment"],
+                "alignment_benign": beside,
+                "score": point["safety"] * (point["alignment"] + beside) / 2,
+            }
+        )
+    table = pd.DataFrame(rows).round(6)
+    table["chosen"] = table.index.isin(table.groupby("method")["score"].idxmax())
+    return table
+
+
+def as_profile(table: pd.DataFrame) -> dict:
+    """The chosen settings of `tune`'s table as fields of a profile."""
+    fields: dict = {"chosen": {}}
+    for row in table[table["chosen"]].itertuples():
+        fields |= yaml.safe_load(row.settings)
+        if pd.notna(row.omega):
+            fields["chosen"][row.method] = float(row.omega)
+    return fields
