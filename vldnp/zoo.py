@@ -48,12 +48,12 @@ HUB = {
         "qwen2.5-vl-3b": HubModel(
             "Qwen/Qwen2.5-VL-3B-Instruct",
             "66285546d2b821cf421d4f5eb2576359d3770cd3",
-            {"size": 448},
+            {"max_edge": 448},
         ),
         "qwen2.5-vl-7b": HubModel(
             "Qwen/Qwen2.5-VL-7B-Instruct",
             "cc594898137f460bfe9f0759e9844b3ce807cfb5",
-            {"size": 448},
+            {"max_edge": 448},
         ),
     },
     "clip": {
@@ -107,18 +107,26 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
 
     Args:
         vlm: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
-            `AutoModelForImageTextToText` opens, or any callable `(images, question) -> answers`
-            (returned as it is).
+            `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
+            ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
+            `(images, question) -> answers` (returned as it is).
         revision, device: as in `load`.
         dtype: default is float32 on the CPU, else the weights' own.
-        options: `max_new_tokens`, `size`, `batch_size` of `TransformersVLM`.
+        options: of `TransformersVLM`: `max_new_tokens`, `max_edge`, `demonstrations`,
+            `batch_size`, `quantization`; or of `RemoteVLM`.
     """
     if not isinstance(vlm, str | Path):
         if not callable(vlm):
             raise TypeError(f"a VLM is a name or a callable (images, question), not {vlm!r}")
         return vlm
-    from vldnp.vlm import TransformersVLM
+    from vldnp.vlm import RemoteVLM, TransformersVLM
 
+    if str(vlm).startswith(("http://", "https://")):
+        if "model" not in options:
+            raise ValueError(f"the server {vlm} may serve several models: pass model=...")
+        if device or dtype:
+            raise ValueError(f"the server {vlm} decides on device and dtype; leave them out")
+        return RemoteVLM(vlm, revision=revision, **options)
     source = _find("vlm", vlm, revision)
     _require(source, "config.json")
     with _one_line(source):
@@ -240,11 +248,12 @@ def _one_line(source: _Source):
     """Turn the libraries' many-line errors into one that names the model.
 
     Shapes that do not fit are RuntimeErrors in torch; what is missing on disk or on the hub is an
-    OSError in transformers, diffusers and huggingface_hub.
+    OSError in transformers, diffusers and huggingface_hub; a package that a model needs and that
+    is not installed is an ImportError.
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
         if "\n" not in str(error) and isinstance(error, FileNotFoundError | ValueError):
             raise
