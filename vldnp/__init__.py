@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "backbone": ["Backbone"],
     "concepts": ["ConceptSet", "load_concepts"],
-    "judges": ["CNNJudge", "Judgement", "NudeNetJudge"],
+    "judges": ["CNNJudge", "Judgement", "NudeNetClassifier", "NudeNetJudge", "SafetyChecker"],
     "methods": ["CFG", "Method", "SAFREE", "SLD", "Static", "VLDNP"],
     "profiles": ["Profile", "load_profile"],
     "prompts": ["load_prompts"],
