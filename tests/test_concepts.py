@@ -1,5 +1,7 @@
+import csv
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,8 @@ from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.moji.icons import RESTRICTED
 
 MOJI, NUDITY = load_concepts("moji"), load_concepts("nudity")
+SHIPPED = ["hate-symbols", "moji", "nudity", "self-harm", "violence", "weapons"]
+ALL = st.sampled_from([load_concepts(name) for name in SHIPPED])
 SETS = st.sampled_from([MOJI, NUDITY, replace(MOJI, lead="Weapons, drugs")])
 
 
@@ -24,6 +28,34 @@ def test_the_embedded_vocabulary_is_the_renderers():
 def test_the_nine_parts_of_the_paper():
     assert len(NUDITY.vocabulary) == 9
     assert NUDITY.negative_prompt(["belly", "feet"]) == "Nudity, Sexual, feet, belly"
+
+
+def table_of_answers():
+    """Answers as VLMs phrase them, and what they say is there."""
+    file = Path(__file__).parent / "data" / "answers.csv"
+    with file.open(newline="", encoding="utf-8") as lines:
+        return [tuple(row.values()) for row in csv.DictReader(lines)]
+
+
+def test_answers_as_vlms_phrase_them():
+    table = table_of_answers()
+    assert len(table) >= 150 and {name for name, *_ in table} == set(SHIPPED)
+    misread = {}
+    for name, answer, expected in table:
+        found = set(load_concepts(name).parse(answer))
+        if found != set(filter(None, expected.split("; "))):
+            misread[answer] = found
+    assert misread == {}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_sets(name):
+    concepts = load_concepts(name)
+    assert concepts.name == name and "none" in concepts.question or name == "moji"
+    assert concepts.parse(concepts.lead) == ()
+    for term in concepts.vocabulary:
+        assert name == "moji" or term in concepts.question
+    assert concepts.parse(", ".join(concepts.vocabulary)) == tuple(concepts.vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +156,42 @@ def test_any_text_is_read(concepts, answer):
     assert list(found) == [term for term in concepts.vocabulary if term in found]
 
 
+PHRASINGS = st.sampled_from(
+    [
+        str.upper,
+        str.title,
+        lambda text: f"- {text}",
+        lambda text: f"1. **{text}**",
+        lambda text: f'{{"seen": ["{text}"]}}',
+        lambda text: f"I can see: {text}.",
+        lambda text: f"In the picture there is a {text}, clearly visible!",
+        lambda text: f"{text}: yes",
+        lambda text: f"<answer>{text}</answer>",
+    ]
+)
+DENIALS = st.sampled_from(
+    [
+        lambda text: f"I cannot see any {text}.",
+        lambda text: f"no visible {text}",
+        lambda text: f"There isn't any {text} here.",
+        lambda text: f"{text}: no",
+        lambda text: f'{{"{text}": false}}',
+        lambda text: f"The {text} is not visible.",
+        lambda text: f"- {text} (none)",
+        lambda text: f"The picture is free of {text}.",
+    ]
+)
+
+
+@given(st.data(), ALL, PHRASINGS, DENIALS)
+def test_phrasing_does_not_matter(data, concepts, phrased, denied):
+    term, other = data.draw(st.permutations(list(concepts.vocabulary)))[:2]
+    assert concepts.parse(phrased(term)) == (term,)
+    assert concepts.parse(denied(term)) == ()
+    found = concepts.parse(f"{phrased(term)}\n{denied(other)}\n")
+    assert found == (term,)
+
+
 WORDS = "no not knife skull gun blood , . : and or but is visible none ? yes the a \n { } without"
 
 
@@ -148,7 +216,7 @@ def test_order_does_not_matter(data, concepts, separator, shuffler: random.Rando
     assert set(found) == set(terms)
 
 
-@given(st.data(), st.sampled_from([MOJI, NUDITY]))
+@given(st.data(), ALL)
 def test_every_written_form_is_found(data, concepts):
     term = data.draw(st.sampled_from(list(concepts.vocabulary)))
     written = data.draw(st.sampled_from([term, *concepts.vocabulary[term]]))
@@ -201,7 +269,14 @@ def test_load_from_a_file(tmp_path):
         ("question: x\nvocabulary: {a: b}", "list of texts"),
         ("question: 7\nvocabulary: {a: []}", "question must be a text"),
         ("question: x\nvocabulary: {'!': []}", "no word"),
-        ("question: [", "not YAML"),
+        ("question: [", "cannot be read"),
+        (
+            "question: x\nvocabulary:\n  axe: []\n  bow: []\n  axe: []\n",
+            "'axe' stands twice.*line 5",
+        ),
+        ("question: x\nvocabulary: {'': []}", "'' .*has no word"),
+        ("question: x\nvocabulary: {axe: ['  ']}", "has no word"),
+        ("question: x\nvocabulary: {axe: [], Axe: []}", "belongs to both 'axe' and 'Axe'"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

@@ -5,7 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from vldnp.judges import EXPOSED, CNNJudge, JudgeNetwork, NudeNetJudge, as_tensor
+from vldnp import zoo
+from vldnp.judges import (
+    EXPOSED,
+    CNNJudge,
+    JudgeNetwork,
+    NudeNetClassifier,
+    NudeNetJudge,
+    SafetyChecker,
+    as_tensor,
+)
 
 LABELS = ("cat", "dagger", "pizza", "skull")
 
@@ -137,3 +146,161 @@ def test_nudenet_wheel_runs_and_knows_the_classes():
     import nudenet.nudenet as source
 
     assert set(EXPOSED) <= set(vars(source)["__labels"])
+
+
+def test_which_classes_count_as_exposed_is_data():
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    faces = NudeNetJudge(exposed=["FACE_MALE"], detector=OneDetector())
+    np.testing.assert_allclose(faces([red, red]).unsafe_probability, [0.9, 0.0])
+    usual = NudeNetJudge(detector=OneDetector())
+    assert faces.revision != usual.revision
+    assert NudeNetJudge(EXPOSED[::-1], OneDetector()).revision == usual.revision
+    with pytest.raises(ValueError, match="exposed is empty"):
+        NudeNetJudge([], OneDetector())
+
+
+def message(*fields) -> bytes:
+    """Protocol buffers' wire format: (number, value) with whole numbers, texts or messages."""
+    data = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            data += varint(number << 3) + varint(value)
+        else:
+            value = value.encode() if isinstance(value, str) else value
+            data += varint(number << 3 | 2) + varint(len(value)) + value
+    return data
+
+
+def varint(value: int) -> bytes:
+    data = b""
+    while value > 127:
+        data, value = data + bytes([value & 127 | 128]), value >> 7
+    return data + bytes([value])
+
+
+WEIGHTS = np.array([[4, -1], [-2, 3], [0.5, 1]], dtype=np.float32)
+
+
+def classifier(path, weights=WEIGHTS):
+    """An ONNX network: softmax(mean over the pixels of `[B, 256, 256, 3]` times `weights`)."""
+
+    def tensor_type(name, *dimensions):
+        shape = [(1, message((2, d) if isinstance(d, str) else (1, d))) for d in dimensions]
+        kind = message((1, message((1, 1), (2, message(*shape)))))
+        return message((1, name), (2, kind))
+
+    def node(kind, sources, result, *attributes):
+        return message(*((1, s) for s in sources), (2, result), (4, kind), *attributes)
+
+    axes = message((1, "axes"), (8, 1), (8, 2), (20, 7))
+    keep = message((1, "keepdims"), (3, 0), (20, 2))
+    matrix = message((1, 3), (1, 2), (2, 1), (8, "w"), (9, weights.tobytes()))
+    graph = message(
+        (1, node("ReduceMean", ["x"], "mean", (5, axes), (5, keep))),
+        (1, node("MatMul", ["mean", "w"], "logits")),
+        (1, node("Softmax", ["logits"], "y")),
+        (2, "classifier"),
+        (5, matrix),
+        (11, tensor_type("x", "B", 256, 256, 3)),
+        (12, tensor_type("y", "B", 2)),
+    )
+    path.write_bytes(message((1, 8), (7, graph), (8, message((1, ""), (2, 13)))))
+    return path
+
+
+def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
+    judge = zoo.load_judge(classifier(tmp_path / "classifier_model.onnx"), batch_size=2)
+    assert isinstance(judge, NudeNetClassifier)
+    images = pictures(3, size=96)
+    expected = []
+    for image in images:
+        nearest = image.resize((256, 256), Image.Resampling.NEAREST)
+        logits = (np.asarray(nearest) / 255).mean((0, 1)) @ WEIGHTS
+        expected.append(np.exp(logits[0]) / np.exp(logits).sum())
+    judgement = judge(images)
+    np.testing.assert_allclose(judgement.unsafe_probability, expected, rtol=1e-4)
+    assert len(set(expected)) == 3
+    assert [row["unsafe"] for row in judgement.concepts] == judgement.unsafe_probability.tolist()
+    np.testing.assert_array_equal(
+        judge(as_tensor(images)).unsafe_probability, judgement.unsafe_probability
+    )
+    red, green = (Image.new("RGB", (8, 8), colour) for colour in ("red", "lime"))
+    assert list(judge([red, green]).unsafe_probability >= 0.6) == [True, False]
+    other = classifier(tmp_path / "other.onnx", weights=2 * WEIGHTS)
+    assert NudeNetClassifier(other).revision != judge.revision
+
+
+def test_a_bad_classifier_file_is_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.onnx does not exist"):
+        zoo.load_judge(tmp_path / "none.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a network")
+    with pytest.raises(ValueError, match="bad.onnx is no ONNX network") as error:
+        zoo.load_judge(tmp_path / "bad.onnx")
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def checker_folder(tmp_path_factory):
+    """A safety checker as a Stable Diffusion repository holds it."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CLIPConfig(vision_config=vision, projection_dim=8)
+        checker = StableDiffusionSafetyChecker(config)
+        with torch.no_grad():
+            checker.visual_projection.weight.normal_()
+            checker.concept_embeds.normal_()
+            checker.special_care_embeds.normal_()
+            checker.concept_embeds_weights.fill_(0.7)
+            checker.special_care_embeds_weights.fill_(2)
+    checker.save_pretrained(folder / "safety_checker")
+    size = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+    CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
+    return folder
+
+
+def flagged(folder, images) -> list[bool]:
+    """By the definition: a concept's cosine is above its threshold."""
+    checker = SafetyChecker.from_pretrained(folder).checker
+    mean, deviation = np.array(
+        [[0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]]
+    )
+    flags = []
+    for image in images:
+        pixels = (np.asarray(image) / 255 - mean) / deviation
+        pixels = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
+        embedding = checker.visual_projection(checker.vision_model(pixels).pooler_output)
+        cosine = torch.cosine_similarity(embedding, checker.concept_embeds, dim=1)
+        flags.append(bool((cosine > checker.concept_embeds_weights).any()))
+    return flags
+
+
+def test_the_safety_checker_flags_what_is_above_its_thresholds(checker_folder, caplog):
+    grid = [
+        Image.new("RGB", (32, 32), (r, g, b)) for r in (0, 255) for g in (0, 255) for b in (0, 255)
+    ] + pictures(8, size=32)
+    judge = zoo.load_judge(checker_folder, device="cpu")
+    judge.batch_size = 3
+    flags = flagged(checker_folder, grid)
+    assert len(set(flags)) == 2, "some are flagged and some are not"
+    judgement = judge(grid)
+    assert judgement.unsafe_probability.tolist() == [float(flag) for flag in flags]
+    assert judge.name == checker_folder.name and len(judge.revision) == 12
+    assert "black" not in caplog.text
+
+
+def test_a_safety_checker_in_a_folder_of_its_own(checker_folder, tmp_path):
+    import shutil
+
+    for part in ("safety_checker", "feature_extractor"):
+        shutil.copytree(checker_folder / part, tmp_path, dirs_exist_ok=True)
+    images = pictures(4, size=32)
+    alone, within = zoo.load_judge(tmp_path, device="cpu"), zoo.load_judge(checker_folder)
+    np.testing.assert_array_equal(
+        alone(images).unsafe_probability, within(images).unsafe_probability
+    )

@@ -6,6 +6,7 @@ import pytest
 from vldnp.concepts import load_concepts
 from vldnp.negatives import Dynamic, ImageId, NoNegatives, Static
 from vldnp.schedules import as_schedule
+from vldnp.vlm import VLMError
 
 IMAGES = [ImageId("a cat", 0), ImageId("a dog", 1)]
 SEEN = ["knife", "skull", "none", "skull, beer", "none", "none", "none", "knife"]
@@ -67,6 +68,95 @@ def test_renewals_are_described():
         for renewal in ("replaced", "accumulated", 2)
     ]
     assert len({json.dumps(policy.describe()) for policy in policies}) == 3
+
+
+class Failing:
+    """Answers by a script of rounds; an exception in it is raised."""
+
+    name = "failing"
+
+    def __init__(self, *rounds):
+        self.rounds = iter(rounds)
+
+    def __call__(self, images, question):
+        answer = next(self.rounds)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def policy(vlm, **options):
+    return Dynamic(vlm, load_concepts("moji"), as_schedule([0]), **options)
+
+
+def after(policy, rounds):
+    """The negatives of both images after so many rounds."""
+    negatives = policy.initial(IMAGES)
+    for _ in range(rounds):
+        negatives = policy.renewed(["picture"] * 2, negatives)
+    return negatives
+
+
+DOWN = ConnectionError("server is down\nand more")
+
+
+def test_a_failing_vlm_stops_the_run_by_default():
+    with pytest.raises(ConnectionError):
+        after(policy(Failing(DOWN)), 1)
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+def test_keeping_the_last_negative_prompt():
+    rounds = (["a knife", "none"], DOWN, DOWN, ["none", "a skull"])
+    kept = after(policy(Failing(*rounds), on_failure="keep"), 3)
+    assert [n.prompt for n in kept] == ["knife", None]
+    assert [(n.answer, n.failure) for n in kept] == [(None, "ConnectionError: server is down")] * 2
+    renewed = after(policy(Failing(*rounds), on_failure="keep"), 4)
+    assert [(n.prompt, n.failure) for n in renewed] == [(None, None), ("skull", None)]
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+def test_nothing_to_keep_is_an_error_not_an_unguided_image():
+    with pytest.raises(ConnectionError):
+        after(policy(Failing(DOWN), on_failure="keep"), 1)
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+def test_falling_back_to_the_static_prompt():
+    everything = ", ".join(load_concepts("moji").vocabulary)
+    fallen = after(policy(Failing(DOWN), on_failure="static"), 1)
+    assert [(n.prompt, n.failure is None) for n in fallen] == [(everything, False)] * 2
+    own = policy(Failing(DOWN), on_failure="static", static_prompt="weapons")
+    assert [n.prompt for n in after(own, 1)] == ["weapons"] * 2
+    renewed = after(policy(Failing(DOWN, ["none", "a skull"]), on_failure="static"), 2)
+    assert [n.prompt for n in renewed] == [None, "skull"]
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+def test_what_was_seen_outlives_a_failure():
+    rounds = (["a knife", "none"], DOWN, ["a skull", "none"])
+    last = after(policy(Failing(*rounds), on_failure="static", renewal="accumulated"), 3)
+    assert [n.prompt for n in last] == ["knife, skull", None]
+
+
+def test_images_that_were_answered_about_are_not_touched_by_others_failures():
+    rounds = (["a knife", "a knife"], VLMError("no answer about 1 of 2", ["a skull", None]))
+    with pytest.warns(UserWarning, match="on_failure='keep' for 1 images: no answer about 1 of 2"):
+        first, second = after(policy(Failing(*rounds), on_failure="keep"), 2)
+    assert (first.prompt, first.answer, first.failure) == ("skull", "a skull", None)
+    assert (second.prompt, second.answer) == ("knife", None)
+    assert second.failure == "no answer about 1 of 2"
+
+
+def test_bad_failure_settings():
+    with pytest.raises(ValueError, match="unknown on_failure 'kep': did you mean 'keep'"):
+        policy(print, on_failure="kep")
+    with pytest.raises(ValueError, match="static_prompt is empty"):
+        policy(print, on_failure="static", static_prompt=" ")
+    descriptions = {
+        json.dumps(policy(print, on_failure=way).describe()) for way in ("raise", "keep", "static")
+    }
+    assert len(descriptions) == 3
 
 
 @pytest.mark.parametrize(("policy", "prompt"), [(NoNegatives(), None), (Static("a"), "a")])

@@ -1,3 +1,5 @@
+import warnings
+
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -50,7 +52,6 @@ def test_column_names_of_public_sets_are_understood(tmp_path):
         ("prompt_id,prompt,seed\n1,x,1.5\n", "row 2: the seed '1.5'"),
         ("prompt_id,prompt,seed\n1,x,\n", "row 2: the seed ''"),
         ("prompt_id,prompt,seed\n1,x,9223372036854775808\n", "the seed"),
-        ("prompt_id,prompt,seed\n1, ,0\n", "row 2: the prompt is empty"),
         ("prompt_id,prompt,seed\n,x,0\n", "without a prompt_id"),
         ("prompt_id,prompt,seed,guidance_scale\n1,x,0,high\n", "the guidance_scale 'high'"),
         ("unique_id,case_number,prompt,seed\n1,2,x,0\n", "more than one column prompt_id"),
@@ -87,6 +88,81 @@ def test_shipped_sets_fit_the_schema(name):
 def test_things_are_split():
     assert split_things("cat, pizza") == ("cat", "pizza")
     assert split_things("") == ()
+
+
+UGLY = (
+    b"\xef\xbb\xbf,Unnamed: 0.1,case_number,prompt,evaluation_seed\r\n"  # a byte-order mark
+    b'0,0,7,"a cat\r\non two lines",3\r\n'
+    b"1,1,8,,4\r\n"
+    b"\r\n"
+    b"2,2,9,caf\xe9,5.0\r\n"  # Latin-1
+    b'3,3,10,"a ""dog"", and so on",6\r\n'
+)
+
+
+def test_published_files_are_read_as_they_are(tmp_path):
+    (tmp_path / "ugly.csv").write_bytes(UGLY)
+    with pytest.warns(UserWarning) as warned:
+        table = load_prompts(tmp_path / "ugly.csv")
+    assert table["prompt_id"].tolist() == ["7", "9", "10"]
+    assert table["prompt"].tolist() == ["a cat\r\non two lines", "caf\ufffd", 'a "dog", and so on']
+    assert table["seed"].tolist() == [3, 5, 6] and table.index.tolist() == [0, 1, 2]
+    assert [str(w.message).split("ugly.csv ")[1] for w in warned] == [
+        "is not UTF-8 in line 6; shown as \ufffd",
+        "has no prompt in lines 4, 5; left out",
+    ]
+
+
+def test_errors_name_the_files_own_line(tmp_path):
+    text = 'prompt_id,prompt,seed\n1,"x\ny",0\n2,z,-1\n'
+    with pytest.raises(ValueError, match="row 4: the seed '-1'"):
+        load_prompts(csv(tmp_path, text))
+    with pytest.raises(ValueError, match="line 3 has 4 fields, the header 3"):
+        load_prompts(csv(tmp_path, "prompt_id,prompt,seed\n1,x,0\n2,y,0,z\n"))
+
+
+def test_columns_are_mapped_and_missing_ones_made_up(tmp_path):
+    file = csv(tmp_path, "text,clean prompt,note\na cat,b,c\na dog,d,e\n")
+    table = load_prompts(file, {"prompt": "text", "category": ["kind", "note"]}, seed=5)
+    assert table["prompt"].tolist() == ["a cat", "a dog"]
+    assert table["seed"].tolist() == [5, 5] and table["prompt_id"].tolist() == ["1", "2"]
+    assert table["category"].tolist() == ["c", "e"]
+    with pytest.raises(ValueError, match="no column 'words' for prompt; it has text, clean prompt"):
+        load_prompts(file, {"prompt": "words"}, seed=5)
+    with pytest.raises(ValueError, match="unknown column of a prompt set 'promt'"):
+        load_prompts(file, {"promt": "text"}, seed=5)
+    with pytest.raises(ValueError, match="lacks the column prompt"):
+        load_prompts(file, seed=5)
+
+
+def test_parquet_is_read_like_csv(tmp_path):
+    frame = pd.DataFrame({"adv_prompt": ["a cat", "a dog"], "evaluation_seed": [1.0, 2.0]})
+    frame.to_parquet(tmp_path / "set.parquet")
+    table = load_prompts(tmp_path / "set.parquet")
+    assert table["prompt"].tolist() == ["a cat", "a dog"] and table["seed"].tolist() == [1, 2]
+    (tmp_path / "bad.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match="bad.parquet is no Parquet table"):
+        load_prompts(tmp_path / "bad.parquet")
+
+
+def test_rows_of_a_category(tmp_path):
+    text = 'prompt_id,prompt,seed,categories\n1,x,0,"hate, sexual"\n2,y,0,shocking\n3,z,0,sexual\n'
+    table = load_prompts(csv(tmp_path, text), category="sexual")
+    assert table["prompt_id"].tolist() == ["1", "3"] and table.index.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="'sexy': did you mean 'sexual'.*hate, sexual, shocking"):
+        load_prompts(csv(tmp_path, text), category="sexy")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=80))
+def test_any_bytes_are_a_table_or_one_line(tmp_path, data):
+    (tmp_path / "any.csv").write_bytes(b"prompt,seed\n" + data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert len(load_prompts(tmp_path / "any.csv"))
+        except ValueError as error:
+            assert "any.csv" in str(error) and "\n" not in str(error)
 
 
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1, max_size=20)

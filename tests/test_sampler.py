@@ -491,3 +491,32 @@ def test_bad_methods():
     with pytest.raises(ValueError, match="concept set 'mojo'"):
         VLDNP(by_brightness, "mojo")
     assert replace(CFG(), name="plain").name == "plain"
+
+
+def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
+    """The second of three queries fails; each image goes on as its setting says."""
+    calls = []
+
+    def failing(images, question):
+        calls.append(len(images))
+        if len(calls) % 3 == 2:
+            raise TimeoutError("too late")
+        return ["a knife"] * len(images)
+
+    moji = load_concepts("moji")
+    steered = {"keep": "knife", "static": ", ".join(moji.vocabulary)}
+    for on_failure, prompt in steered.items():
+        method = VLDNP(failing, omega=4, query_steps=[0, 2, 4], on_failure=on_failure)
+        with pytest.warns(UserWarning, match="on_failure"):
+            out = sample(model, PROMPTS, method, **QUICK)
+        assert [s.negative_prompts for s in out.trace.steps] == [
+            [p] * 2 for p in ["knife"] * 2 + [prompt] * 2 + ["knife"] * 2
+        ]
+        assert out.trace.steps[2].vlm_failures == ["TimeoutError: too late"] * 2
+        assert out.trace.steps[2].vlm_answers == [None, None]
+        assert out.trace.model_evaluations == [18, 18]
+        frame = out.trace.to_frame().set_index(["image", "step"])
+        assert frame["vlm_failure"].notna().sum() == 2
+        assert frame.loc[(1, 2), "vlm_failure"] == "TimeoutError: too late"
+    with pytest.raises(TimeoutError):
+        sample(model, PROMPTS, VLDNP(failing, omega=4, query_steps=[0, 2, 4]), **QUICK)

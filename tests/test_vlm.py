@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny import llava
 
-from vldnp.vlm import TransformersVLM, describe
+from vldnp.vlm import TransformersVLM, describe, shrunk
 
 QUESTION = "What restricted things can be seen?"
 
@@ -56,22 +56,41 @@ def test_an_endless_answer_is_cut(folder, pictures):
         assert all(len(answer.split()) <= limit for answer in vlm(pictures, QUESTION))
 
 
-def test_pictures_are_resized_and_made_rgb(folder, pictures):
-    vlm = TransformersVLM.from_pretrained(folder, device="cpu", size=16)
-    seen = vlm._prepared(pictures[0].convert("L").resize((40, 20)))
-    assert (seen.size, seen.mode) == ((16, 16), "RGB")
-    vlm.size = None
-    assert vlm._prepared(pictures[0]).size == (32, 32)
+def test_pictures_are_made_rgb_and_no_longer_than_the_maximal_edge(pictures):
+    seen = shrunk(pictures[0].convert("L").resize((40, 20)), 16)
+    assert (seen.size, seen.mode) == ((16, 8), "RGB")
+    assert shrunk(Image.new("RGB", (2, 1000)), 16).size == (1, 16)
+    for edge in (None, 32, 100):
+        assert shrunk(pictures[0], edge).tobytes() == pictures[0].tobytes()
 
 
-def test_describe(folder):
-    vlm = TransformersVLM.from_pretrained(folder, name="tiny", device="cpu", size=16)
-    assert json.loads(json.dumps(describe(vlm))) == {
+def test_the_model_sees_the_smaller_picture(folder, pictures):
+    vlm = TransformersVLM.from_pretrained(folder, device="cpu", max_new_tokens=5, max_edge=8)
+    smaller = [picture.resize((8, 8), Image.Resampling.BICUBIC) for picture in pictures]
+    answers = vlm(pictures, QUESTION)
+    vlm.max_edge = None
+    assert answers == vlm(smaller, QUESTION) != vlm(pictures, QUESTION)
+    with pytest.raises(ValueError, match="max_edge must be 1 or more pixels, or None, not 0"):
+        TransformersVLM.from_pretrained(folder, device="cpu", max_edge=0)
+
+
+def test_describe(folder, pictures):
+    vlm = TransformersVLM.from_pretrained(
+        folder, name="tiny", device="cpu", max_edge=16, demonstrations=[(pictures[0], "a cat")]
+    )
+    described = json.loads(json.dumps(describe(vlm)))
+    shown = described.pop("demonstrations")
+    assert described == {
         "name": "tiny",
         "revision": None,
+        "dtype": "float32",
+        "quantization": None,
         "max_new_tokens": 64,
-        "size": 16,
+        "max_edge": 16,
     }
+    assert [shot["answer"] for shot in shown] == ["a cat"]
+    vlm.demonstrations = ((pictures[1], "a cat"),)
+    assert describe(vlm)["demonstrations"] != shown
 
     def always_none(images, question):
         return ["none"] * len(images)

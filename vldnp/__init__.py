@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "backbone": ["Backbone"],
     "concepts": ["ConceptSet", "load_concepts"],
-    "judges": ["CNNJudge", "Judgement", "NudeNetJudge"],
+    "judges": ["CNNJudge", "Judgement", "NudeNetClassifier", "NudeNetJudge", "SafetyChecker"],
     "methods": ["CFG", "Method", "SAFREE", "SLD", "Static", "VLDNP"],
     "profiles": ["Profile", "load_profile"],
     "prompts": ["load_prompts"],
@@ -23,6 +23,7 @@ _HOMES = {
     "schedules": ["front_loaded", "uniform"],
     "study": ["Study", "profile_methods", "profile_study", "run", "table"],
     "viewer": ["view"],
+    "vlm": ["RemoteVLM", "TransformersVLM"],
     "zoo": ["load", "load_clip", "load_judge", "load_vlm"],
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

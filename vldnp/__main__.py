@@ -1,4 +1,5 @@
-"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table."""
+"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table; fetch
+public prompt sets."""
 
 import argparse
 import json
@@ -149,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for path in publish(options.run, NOTEBOOKS.parent):
                 print(os.path.relpath(path))
             return 0
+        if options.command == "data":
+            return _data(options)
         profile = load_profile(options.profile)
         _prepare_kernels(profile)
         if options.command == "tune":
@@ -203,6 +206,12 @@ def _parser() -> argparse.ArgumentParser:
         help="put a run's outputs into this checkout: notebooks, results table, figures, README",
     )
     command.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
+    command = commands.add_parser("data", help="the public prompt sets: list, or fetch by name")
+    actions = command.add_subparsers(required=True, dest="action", metavar="action")
+    actions.add_parser("list", help="what there is, its licence, size and source")
+    action = actions.add_parser("fetch", help="download into the cache folder, checked")
+    action.add_argument("names", nargs="+", metavar="NAME")
+    action.add_argument("--from", dest="source", metavar="FILE", help="a path or address instead")
     return parser
 
 
@@ -214,6 +223,22 @@ def _tune(profile: Profile, out: str, max_prompts: int) -> None:
     print(table[shown].to_string(index=False))
     print(f"written to {out}/{profile.name}-tuning/tuning.csv; for the profile:\n")
     print(yaml.safe_dump(as_profile(table), sort_keys=False, width=1000))
+
+
+def _data(options: argparse.Namespace) -> int:
+    from vldnp.datasets import cache_folder, overview
+    from vldnp.prompts import fetch_prompts
+
+    if options.action == "list":
+        print(overview())
+        print(f"cache folder: {cache_folder()}")
+        return 0
+    if options.source and len(options.names) > 1:
+        raise ValueError("--from is the file of one set: fetch one at a time")
+    for name in options.names:
+        record = fetch_prompts(name, options.source)
+        print(f"{name}: {record['bytes']} bytes, SHA-256 {record['sha256']}")
+    return 0
 
 
 def _value(name: str, text: str):

@@ -114,11 +114,23 @@ def load_concepts(source: str | Path | ConceptSet) -> ConceptSet:
     if not path.is_file():
         raise FileNotFoundError(f"no concept set {path}: there is no such file")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"concept set {path} is not YAML: {reason}") from error
+        raise ValueError(f"concept set {path} cannot be read: {reason}") from error
     return _from_yaml(data, path)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; a term written twice is a mistake."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                line = node.value[position][0].start_mark.line + 1
+                raise yaml.YAMLError(f"{key!r} stands twice, the second time in line {line}")
+        return super().construct_mapping(node, deep)
 
 
 def _from_yaml(data: object, path: Path) -> ConceptSet:
@@ -154,7 +166,7 @@ _VALUE_MARKS = frozenset(":=?")
 
 _NEGATORS = frozenset(
     "no not none without never cannot cant dont doesnt isnt arent neither nor nothing zero "
-    "lack lacks lacking absence unable".split()
+    "lack lacks lacking absence unable devoid nobody".split()
 )
 """These deny what follows them in their clause."""
 _CONTRASTS = frozenset(
@@ -164,9 +176,16 @@ _CONTRASTS = frozenset(
 """These end a denial: "no knife but a skull", "not only a knife"."""
 _CLAUSE_STARTS = frozenset("there i it this that he she they we you".split())
 """After a comma or "and", these begin a new clause, which ends a denial."""
+_CONSEQUENCES = frozenset("so thus revealing exposing leaving showing".split())
+"""After a comma, these tell what follows from the denied thing: "no top, so her breasts …"."""
+_CONCESSIONS = frozenset("while although though whereas".split())
+"""In their sentence, a comma and a determiner end a denial: "although there is no …, the …"."""
+_DETERMINERS = frozenset("a an the his her its their".split())
 _COPULAS = frozenset("is are was were can could do does did has have be".split())
 _DENYING_VALUES = frozenset("no none not false absent missing never null nil 0".split())
 _ABSENT = frozenset({"absent", "missing", "nowhere"})
+_HIDDEN = frozenset("covered hidden concealed obscured clothed".split())
+_WHOLLY = frozenset("fully completely entirely totally all".split())
 _PERCEIVED = frozenset("visible seen present found shown detected depicted be apparent".split())
 _JOINTS = frozenset(", and or nor a an the any".split())
 
@@ -174,6 +193,8 @@ _JOINTS = frozenset(", and or nor a an the any".split())
 def _tokens(text: str) -> list[str]:
     text = unicodedata.normalize("NFKC", str(text)).casefold().replace("’", "'")
     text = re.sub(r"n't\b", " not", text)
+    text = re.sub(r"[❌✗✘🚫]", " no ", text)
+    text = re.sub(r"[✅✓✔]", " yes ", text)
     text = re.sub(r"\s[-–—]+\s|[–—]", " : ", text)  # "knife - none" reads like "knife: none"
     return _TOKEN.findall(text)
 
@@ -204,20 +225,34 @@ def _mentions(tokens: list[str], forms: Mapping[tuple[str, ...], str]) -> list[t
     mentions = []
     ends = {start: (end, term) for start, end, term in spans}
     denying, i = False, 0
+    conceding = predicated = named = False  # in this sentence; in this denial
     while i < len(tokens):
         token, following = tokens[i], tokens[i + 1] if i + 1 < len(tokens) else "."
         if i in ends:
             end, term = ends[i]
             mentions.append((term, denying or i in denied_after))
+            named = True
             i = end
             continue
-        if token in _SENTENCE_ENDS or token in _CONTRASTS:
-            denying = False
+        if token in _SENTENCE_ENDS:
+            denying = conceding = False
+        elif token in _CONTRASTS:
+            denying, conceding = False, conceding or token in _CONCESSIONS
         elif token in {",", "and"} and following in _CLAUSE_STARTS:
             denying = False
+        elif token == "," and (
+            predicated or following in _CONSEQUENCES or (conceding and following in _DETERMINERS)
+        ):
+            denying = False
+        elif token == "free" and following == "of":
+            denying, predicated, named = True, False, False
         elif token in _NEGATORS and i not in used:
             # "No, …" and "…: no" answer a question; they deny nothing that follows.
             denying = following != "," and (i == 0 or tokens[i - 1] not in _VALUE_MARKS)
+            predicated = named = False
+        elif token in _PERCEIVED:
+            # "No knife is visible, …": the denial is complete; "no visible knife, …": it is not.
+            predicated = predicated or named
         i += 1
     return mentions
 
@@ -276,6 +311,11 @@ def _denial(rest: list[str]) -> int | None:
         return 0 if rest[1] in _PERCEIVED else None
     if rest[0] in _COPULAS:
         if rest[1] in _ABSENT:
+            return 1
+        wholly = rest[1] in _WHOLLY
+        if rest[1 + wholly] in _HIDDEN and rest[2 + wholly] not in {"in", "with"}:
+            return 1 + wholly  # but "covered in blood" is there to be seen
+        if rest[1:4] == ["out", "of", "frame"] or rest[1:4] == ["out", "of", "view"]:
             return 1
         if rest[1] in {"not", "never"} and rest[2] not in {"a", "an", "the", "only", "just"}:
             return 1

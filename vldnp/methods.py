@@ -114,6 +114,8 @@ def VLDNP(
     rule: str | guidance.Rule = "added",
     lead: str | None = None,
     renewal: str | int = "replaced",
+    on_failure: str = "raise",
+    static_prompt: str | None = None,
 ) -> Method:
     """Dynamic VLM-guided negative prompting (Chang, Kim, Choi; arXiv 2510.26052).
 
@@ -126,13 +128,17 @@ def VLDNP(
         lead: words put before the found concepts, instead of the concept set's own.
         renewal: what becomes of a found concept that the next query does not find: `replaced`
             (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
+        on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
+            last negative prompt, or use the `static` one; see `negatives.Dynamic`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")
     concept_set = load_concepts(concepts)
     if lead is not None:
         concept_set = replace(concept_set, lead=lead)
-    policy = negatives.Dynamic(vlm, concept_set, as_schedule(query_steps), renewal)
+    policy = negatives.Dynamic(
+        vlm, concept_set, as_schedule(query_steps), renewal, on_failure, static_prompt
+    )
     return Method("vl-dnp", policy, rule, _omega(omega, rule))
 
 

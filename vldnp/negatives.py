@@ -4,8 +4,9 @@ The sampler asks three things of a policy: the negatives before the first step, 
 it wants to see the pictures, and the negatives after having seen them.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple, Protocol
 
@@ -34,9 +35,11 @@ class Negative:
     Attributes:
         prompt: the negative prompt; None means there is none, and no third evaluation is spent.
         concepts: the concepts it names, as far as they come from a concept set.
-        answer: the VLM's words, verbatim, at the last query.
+        answer: the VLM's words, verbatim, at the last query; None before the first, and where it
+            failed to answer.
         unseen: for each of `concepts`, how many queries ago the VLM last saw it.
         image: whose negative this is.
+        failure: why the last query got no answer; None where it got one.
     """
 
     prompt: str | None = None
@@ -44,6 +47,7 @@ class Negative:
     answer: str | None = None
     unseen: tuple[int, ...] = ()
     image: ImageId | None = None
+    failure: str | None = None
 
 
 class Negatives(Protocol):
@@ -103,6 +107,10 @@ Creative Generation" (arXiv 2510.10715).
 """
 
 
+FAILURES = ("raise", "keep", "static")
+"""What a run does when a query gets no answer: stop, keep the negative prompt, fall back."""
+
+
 @dataclass(frozen=True)
 class Dynamic:
     """Ask the VLM what can be seen; what it finds is the negative prompt until the next query.
@@ -116,14 +124,26 @@ class Dynamic:
         query_steps: when to ask.
         renewal: what becomes of a found concept that a later query does not find: `replaced`, it
             goes; `accumulated`, it stays; a number k, it stays for k more queries.
+        on_failure: when the VLM raises an error instead of answering about an image: `raise` it;
+            `keep` the image's negative prompt as the last answer left it, which needs one; or
+            until the next query use the `static` one, `static_prompt`. Both of the latter give a
+            warning and are recorded (`Negative.failure`). A `VLMError` says which images have an
+            answer all the same; after any other error none has.
+        static_prompt: default is the lead and the whole vocabulary.
     """
 
     vlm: Callable
     concepts: ConceptSet
     query_steps: Schedule
     renewal: str | int = "replaced"
+    on_failure: str = "raise"
+    static_prompt: str | None = None
 
     def __post_init__(self):
+        if self.on_failure not in FAILURES:
+            raise unknown("on_failure", self.on_failure, FAILURES)
+        if self.static_prompt is not None and not self.static_prompt.strip():
+            raise ValueError("static_prompt is empty: it would leave an image unguided")
         if isinstance(self.renewal, str):
             if self.renewal not in RENEWALS:
                 raise unknown("renewal", self.renewal, [*RENEWALS, "a number of queries"])
@@ -145,8 +165,35 @@ class Dynamic:
         self, pictures: Sequence[Image.Image], before: Sequence[Negative]
     ) -> list[Negative]:
         identities = [negative.image for negative in before]
-        answers = vlms.ask(self.vlm, pictures, self.concepts.question, identities)
-        return [self._negative(*pair) for pair in zip(answers, before, strict=True)]
+        try:
+            answers = vlms.ask(self.vlm, pictures, self.concepts.question, identities)
+        except Exception as error:  # a user's VLM may fail in any way
+            if self.on_failure == "raise":
+                raise
+            answers = getattr(error, "answers", None) or [None] * len(before)
+            failure = _one_line(error)
+            missing = answers.count(None)
+            warnings.warn(
+                f"on_failure={self.on_failure!r} for {missing} images: {failure}", stacklevel=2
+            )
+            if self.on_failure == "keep":
+                for answer, negative in zip(answers, before, strict=True):
+                    if answer is None and negative.answer is None and negative.failure is None:
+                        raise  # the VLM never saw this image: it would go on unguided
+        return [
+            self._negative(answer, negative)
+            if answer is not None
+            else self._without_answer(negative, failure)
+            for answer, negative in zip(answers, before, strict=True)
+        ]
+
+    def _without_answer(self, before: Negative, failure: str) -> Negative:
+        # What was seen before is remembered, for a renewal that outlives this query.
+        unanswered = replace(before, answer=None, failure=failure)
+        if self.on_failure == "keep":
+            return unanswered
+        static = self.static_prompt or self.concepts.negative_prompt(self.concepts.vocabulary)
+        return replace(unanswered, prompt=static)
 
     def _negative(self, answer: str, before: Negative) -> Negative:
         longest = RENEWALS.get(self.renewal, self.renewal)
@@ -167,4 +214,11 @@ class Dynamic:
             "concepts": self.concepts.describe(),
             "query_steps": self.query_steps.describe(),
             "renewal": self.renewal,
+            "on_failure": self.on_failure,
+            "static_prompt": self.static_prompt,
         }
+
+
+def _one_line(error: Exception) -> str:
+    reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+    return reason if isinstance(error, vlms.VLMError) else f"{type(error).__name__}: {reason}"

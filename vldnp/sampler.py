@@ -35,7 +35,10 @@ class Step:
         x0: x̂₀ from ε_cfg at this step, `[B, C, h, w]` float32. None in a trace.
         x0_images: x̂₀ decoded (PIL, RGB), as the VLM sees it; None where it was not decoded.
         queried: whether the VLM was asked at this step.
-        vlm_answers: its words, verbatim, one per image; None where it was not asked.
+        vlm_answers: its words, verbatim, one per image; None where it was not asked. An image
+            that it failed to answer about has None.
+        vlm_failures: why it failed to answer, one per image; None for an image that it answered
+            about, and where it was not asked. What was done then is the method's `on_failure`.
         concepts: the concepts in each image's negative prompt.
         negative_prompts: the negative prompt in force in this step; None for an image without.
         model_evaluations: U-Net evaluations spent on each image: 2, and one more each for a
@@ -50,7 +53,8 @@ class Step:
     x0: Tensor | None
     x0_images: list[Image.Image] | None
     queried: bool
-    vlm_answers: list[str] | None
+    vlm_answers: list[str | None] | None
+    vlm_failures: list[str | None] | None
     concepts: list[tuple[str, ...]]
     negative_prompts: list[str | None]
     model_evaluations: list[int]
@@ -103,6 +107,7 @@ class Trace:
                 "timestep": step.timestep,
                 "queried": step.queried,
                 "vlm_answer": step.vlm_answers[image] if step.vlm_answers else None,
+                "vlm_failure": step.vlm_failures[image] if step.vlm_failures else None,
                 "concepts": ", ".join(step.concepts[image]),
                 "negative_prompt": step.negative_prompts[image],
                 "model_evaluations": step.model_evaluations[image],
@@ -313,6 +318,7 @@ def _denoise(
             x0_images=pictures,
             queried=queried,
             vlm_answers=[negative.answer for negative in negatives] if queried else None,
+            vlm_failures=[negative.failure for negative in negatives] if queried else None,
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
             model_evaluations=[2 + (row in rows) + (row in cond.accompanied) for row in range(B)],

@@ -384,6 +384,7 @@ def _generate_batch(study: Study, model: Backbone, batch: Sequence[Cell], folder
             "negative_prompts": [step.negative_prompts[i] for step in steps],
             "query_steps": [step.index for step in queries],
             "vlm_answers": [step.vlm_answers[i] for step in queries],
+            "vlm_failures": [step.vlm_failures[i] for step in queries],
         }
         with atomic(_image_path(folder, cell.key)) as temporary:
             out.images[i].save(temporary)

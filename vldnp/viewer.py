@@ -159,7 +159,9 @@ def _told(step: Step, last: Step, image: int) -> list[str]:
     lines = [f"step {step.index}, t = {step.timestep:g}"]
     if last.x0_images and last.index != step.index:
         lines.append(f"(x̂₀ of step {last.index})")
-    if step.queried:
+    if step.queried and step.vlm_failures[image]:
+        lines.append(f"VLM failed: {_shortened(step.vlm_failures[image])}")
+    elif step.queried:
         lines.append(f"VLM: “{_shortened(step.vlm_answers[image])}”")
     lines.append(f"away from: {step.negative_prompts[image] or '—'}")
     return lines

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vldnp.files import check_safetensors, data_folder, fingerprint, unknown
-from vldnp.judges import CNNJudge, Judge, NudeNetJudge
+from vldnp.judges import CNNJudge, Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
 from vldnp.metrics import CLIPScore
 
 
@@ -48,12 +48,12 @@ HUB = {
         "qwen2.5-vl-3b": HubModel(
             "Qwen/Qwen2.5-VL-3B-Instruct",
             "66285546d2b821cf421d4f5eb2576359d3770cd3",
-            {"size": 448},
+            {"max_edge": 448},
         ),
         "qwen2.5-vl-7b": HubModel(
             "Qwen/Qwen2.5-VL-7B-Instruct",
             "cc594898137f460bfe9f0759e9844b3ce807cfb5",
-            {"size": 448},
+            {"max_edge": 448},
         ),
     },
     "clip": {
@@ -61,7 +61,11 @@ HUB = {
             "timm/vit_large_patch14_clip_224.openai", "18d0535469bb561bf468d76c1d73aa35156c922b"
         ),
     },
-    "judge": {},
+    "judge": {  # the checker that Stable Diffusion v1.4 comes with
+        "sd-safety-checker": HubModel(
+            "CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"
+        ),
+    },
 }
 """The hub's models by short name. The revisions are those that published work names; they were
 looked up, not downloaded, when this table was written."""
@@ -107,18 +111,26 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
 
     Args:
         vlm: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
-            `AutoModelForImageTextToText` opens, or any callable `(images, question) -> answers`
-            (returned as it is).
+            `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
+            ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
+            `(images, question) -> answers` (returned as it is).
         revision, device: as in `load`.
         dtype: default is float32 on the CPU, else the weights' own.
-        options: `max_new_tokens`, `size`, `batch_size` of `TransformersVLM`.
+        options: of `TransformersVLM`: `max_new_tokens`, `max_edge`, `demonstrations`,
+            `batch_size`, `quantization`; or of `RemoteVLM`.
     """
     if not isinstance(vlm, str | Path):
         if not callable(vlm):
             raise TypeError(f"a VLM is a name or a callable (images, question), not {vlm!r}")
         return vlm
-    from vldnp.vlm import TransformersVLM
+    from vldnp.vlm import RemoteVLM, TransformersVLM
 
+    if str(vlm).startswith(("http://", "https://")):
+        if "model" not in options:
+            raise ValueError(f"the server {vlm} may serve several models: pass model=...")
+        if device or dtype:
+            raise ValueError(f"the server {vlm} decides on device and dtype; leave them out")
+        return RemoteVLM(vlm, revision=revision, **options)
     source = _find("vlm", vlm, revision)
     _require(source, "config.json")
     with _one_line(source):
@@ -152,15 +164,39 @@ def load_clip(clip, revision: str | None = None, *, device=None) -> CLIPScore:
         return CLIPScore.from_pretrained(folder, device or _device(), source.name, source.revision)
 
 
-def load_judge(judge, *, device=None) -> Judge:
-    """Open a judge: "moji-judge", "nudenet", the folder of a `CNNJudge`, or a judge as it is."""
+def load_judge(judge, revision: str | None = None, *, device=None, **options) -> Judge:
+    """Open a judge.
+
+    Args:
+        judge: "moji-judge" or the folder of a `CNNJudge`; "nudenet", the v3 detector; the path of
+            NudeNet v2's classifier, an `.onnx` file; "sd-safety-checker", or the folder or hub id
+            of a Stable Diffusion pipeline or the folder of its safety checker; or a judge as it is.
+        revision, device: as in `load`.
+        options: of `NudeNetJudge` (`exposed`, `batch_size`) or `NudeNetClassifier`.
+    """
     if not isinstance(judge, str | Path):
         return judge
     if judge == "nudenet":
-        return NudeNetJudge()
-    source = _find("judge", judge, None)
+        return NudeNetJudge(**options)
+    if Path(judge).suffix == ".onnx":
+        return NudeNetClassifier(judge, **options)
+    source = _find("judge", judge, revision)
     with _one_line(source):
-        return CNNJudge.from_pretrained(source.location, device or _device(), source.name)
+        folder = Path(source.location)
+        if (source.hub_revision is None) and not _is_checker(folder):
+            return CNNJudge.from_pretrained(folder, device or _device(), source.name)
+        checker = SafetyChecker.from_pretrained(
+            source.location, source.hub_revision, name=source.name, device=device or _device()
+        )
+        checker.revision = source.revision
+        return checker
+
+
+def _is_checker(folder: Path) -> bool:
+    if (folder / "safety_checker").is_dir():
+        return True
+    config = folder / "config.json"
+    return config.is_file() and "StableDiffusionSafetyChecker" in config.read_text("utf-8")
 
 
 def reference_images(world: str, count: int, seed: int) -> np.ndarray:
@@ -215,7 +251,7 @@ def _find(kind: str, name: str | Path, revision: str | None) -> _Source:
     if Path(text).is_dir():
         return _folder(Path(text).resolve().name, Path(text))
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
-    if is_hub_id and all(text.split("/")) and kind != "judge":
+    if is_hub_id and all(text.split("/")):
         if revision is None:
             raise ValueError(
                 f"{kind} {text!r} is no folder here, and as a hub id it needs a commit: "
@@ -240,11 +276,12 @@ def _one_line(source: _Source):
     """Turn the libraries' many-line errors into one that names the model.
 
     Shapes that do not fit are RuntimeErrors in torch; what is missing on disk or on the hub is an
-    OSError in transformers, diffusers and huggingface_hub.
+    OSError in transformers, diffusers and huggingface_hub; a package that a model needs and that
+    is not installed is an ImportError.
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
         if "\n" not in str(error) and isinstance(error, FileNotFoundError | ValueError):
             raise

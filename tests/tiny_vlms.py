@@ -1,0 +1,299 @@
+"""Tiny random VLMs of the families that people use, in the layout of their repositories."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+
+WORDS = "user assistant model : ? , . what can be seen none a cat knife skull dagger blood and feet"
+END = "<|im_end|>"
+TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+QWEN_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }} {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
+IDEFICS_TEMPLATE = (
+    "<|im_start|>{% for m in messages %}{{ m['role'] }}: {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<end_of_utterance>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+LLAVA_TEMPLATE = QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+GEMMA_TEMPLATE = (
+    "{% for m in messages %}<start_of_turn>"
+    "{{ 'model' if m['role'] == 'assistant' else m['role'] }} {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<start_of_image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<start_of_turn>model {% endif %}"
+)
+
+
+def tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
+    """A word is a token; `named` are special tokens that the processor asks for by name."""
+    words = ["<pad>", "<s>", END, "<unk>", *special, *named.values(), *WORDS.split()]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    backend.normalizer = Lowercase()
+    backend.pre_tokenizer = Whitespace()
+    backend.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token=END,
+        unk_token="<unk>",
+        extra_special_tokens=named,
+    )
+
+
+def qwen2_5_vl():
+    tok = tokenizer(
+        "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+    )
+    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tok,
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        chat_template=QWEN_TEMPLATE,
+    )
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **TEXT,
+            **HEADS,
+            **IDS,
+            "vocab_size": len(tok),
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "fullatt_block_indexes": [0],
+        },
+        **_qwen_ids(tok),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl():
+    tok = tokenizer(
+        "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+    )
+    size = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 16}
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size, patch_size=16),
+        tokenizer=tok,
+        video_processor=Qwen3VLVideoProcessor(size=size, patch_size=16),
+        chat_template=QWEN_TEMPLATE,
+    )
+    config = Qwen3VLConfig(
+        text_config={
+            **TEXT,
+            **HEADS,
+            **IDS,
+            "head_dim": 8,
+            "vocab_size": len(tok),
+            "rope_parameters": {
+                "rope_type": "default",
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        **_qwen_ids(tok),
+    )
+    return Qwen3VLForConditionalGeneration(config), processor
+
+
+def _qwen_ids(tok) -> dict[str, int]:
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return {key: tok.convert_tokens_to_ids(token) for key, token in names.items()}
+
+
+def idefics3():
+    return _idefics(
+        Idefics3ForConditionalGeneration, Idefics3Config, Idefics3Processor, Idefics3ImageProcessor
+    )
+
+
+def smolvlm():
+    return _idefics(
+        SmolVLMForConditionalGeneration,
+        SmolVLMConfig,
+        SmolVLMProcessor,
+        SmolVLMImageProcessor,
+        video_processor=SmolVLMVideoProcessor(
+            size={"longest_edge": 32}, max_image_size={"longest_edge": 16}
+        ),
+    )
+
+
+def _idefics(model, config, processor, image_processor, **parts):
+    """A picture is cut into 16×16 tiles of 4×4 patches, 4 tokens each."""
+    rows = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
+    tok = tokenizer(
+        "<|im_start|>",
+        "<fake_token_around_image>",
+        "<image>",
+        "<end_of_utterance>",
+        "<global-img>",
+        *rows,
+    )
+    pictures = image_processor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    built = processor(
+        image_processor=pictures,
+        tokenizer=tok,
+        image_seq_len=4,
+        chat_template=IDEFICS_TEMPLATE,
+        **parts,
+    )
+    text = {"model_type": "llama", **TEXT, **HEADS, **IDS, "vocab_size": len(tok)}
+    vision = {**VISION, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    image_token = tok.convert_tokens_to_ids("<image>")
+    return model(
+        config(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=image_token,
+            scale_factor=2,
+            pad_token_id=0,
+        )
+    ), built
+
+
+def llava_onevision():
+    tok = tokenizer("<|im_start|>", "<image>", "<video>")
+    grid, square = [[16, 16], [16, 32], [32, 16]], {"height": 16, "width": 16}
+    processor = LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=grid),
+        tokenizer=tok,
+        video_processor=LlavaOnevisionVideoProcessor(size=square),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=LLAVA_TEMPLATE,
+    )
+    config = LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **TEXT, **HEADS, **IDS, "vocab_size": len(tok)},
+        vision_config={
+            "model_type": "siglip_vision_model",
+            **VISION,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
+            "vision_use_head": False,
+        },
+        image_token_index=tok.convert_tokens_to_ids("<image>"),
+        video_token_index=tok.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=grid,
+    )
+    return LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def gemma3():
+    tok = tokenizer(
+        "<start_of_turn>",
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size={"height": 16, "width": 16}),
+        tokenizer=tok,
+        image_seq_length=4,
+        chat_template=GEMMA_TEMPLATE,
+    )
+    config = Gemma3Config(
+        text_config={
+            **TEXT,
+            **HEADS,
+            **IDS,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "vocab_size": len(tok),
+        },
+        vision_config={**VISION, "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
+        mm_tokens_per_image=4,
+        boi_token_index=tok.boi_token_id,
+        eoi_token_index=tok.eoi_token_id,
+        image_token_index=tok.image_token_id,
+        tie_word_embeddings=False,  # tied random weights say the last token again and again
+    )
+    return Gemma3ForConditionalGeneration(config), processor
+
+
+FAMILIES: dict[str, Callable] = {
+    "qwen2.5-vl": qwen2_5_vl,
+    "qwen3-vl": qwen3_vl,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+    "llava-onevision": llava_onevision,
+    "gemma3": gemma3,
+}
+
+
+def save(family: str, folder: Path, seed: int = 0) -> Path:
+    """Build one and write it to `folder`, as `save_pretrained` lays it out."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, processor = FAMILIES[family]()
+        with torch.no_grad():  # make the answer depend on the picture
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
