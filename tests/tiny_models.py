@@ -106,9 +106,7 @@ def sd3_pipeline(seed: int = 0, **scheduling) -> StableDiffusion3Pipeline:
         qk_norm="rms_norm",
     )
     tokenizer = t5_tokenizer()
-    t5 = T5Config(
-        vocab_size=len(tokenizer), d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2
-    )
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     return StableDiffusion3Pipeline(
         vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
         text_encoder=text_encoder(16, projection=12),

@@ -159,8 +159,8 @@ class Backbone:
 
         Args:
             num_inference_steps: N ≥ 1.
-            scheduler: a name in `SCHEDULERS`, a scheduler object (copied), or None for the
-                pipeline's own.
+            scheduler: a name (`SCHEDULERS`; for flow matching `dpm++` and `euler`), a scheduler
+                object (copied), or None for the pipeline's own.
             height, width: of the pictures, in pixels; default is the model's own size. SDXL is
                 told it, and Stable Diffusion 3 may shift its timesteps by it.
 
@@ -195,7 +195,7 @@ class Backbone:
         if not isinstance(scheduler, str):
             return copy.deepcopy(scheduler)
         if scheduler not in self.family.schedulers:
-            raise unknown(f"scheduler for {self.family.name}", scheduler, self.family.schedulers)
+            raise unknown("scheduler", scheduler, self.family.schedulers)
         kind, settings = self.family.schedulers[scheduler]
         own = self.pipe.scheduler.config
         if self.family.flow:  # the shift goes by different names
@@ -310,25 +310,7 @@ class Backbone:
 
     def x0(self, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """Predicted clean latents x̂₀ at timestep t, in float32; before `step` is called for t."""
-        scale, noise = self._levels(t)
-        kind = self.scheduler.config.get("prediction_type", "flow_prediction")
-        return predicted_x0(kind, pred.float(), latents.float(), scale, noise)
-
-    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling of the latents."""
-        scheduler = self.scheduler
-        if not hasattr(scheduler, "sigmas"):  # DDIM and its like: √ᾱ_t, √(1−ᾱ_t)
-            alpha_bar = scheduler.alphas_cumprod[int(t)]
-            return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-        index = scheduler.step_index
-        if index is None:  # before the first step
-            index = scheduler.index_for_timestep(t)
-        sigma = scheduler.sigmas[index]
-        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver family
-            return scheduler._sigma_to_alpha_sigma_t(sigma)
-        if "prediction_type" not in scheduler.config:  # flow matching: (1 − σ) x₀ + σ ε
-            return 1 - sigma, sigma
-        return torch.ones_like(sigma), sigma  # Euler type: x₀ + σ ε
+        return scheduled_x0(self.scheduler, pred, t, latents)
 
     def step(
         self,
@@ -354,23 +336,9 @@ class Backbone:
             preview: by the tiny VAE, where there is one.
         """
         vae = self.preview if preview and self.preview is not None else self.pipe.vae
-        latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        with self._memory_for(latents), self._exact(vae):
-            pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
-
-    @contextmanager
-    def _exact(self, vae: nn.Module) -> Iterator[None]:
-        """SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32."""
-        overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast")
-        if self.family is not families.SDXL or not overflows:
-            yield
-            return
-        vae.to(torch.float32)
-        try:
-            yield
-        finally:
-            vae.to(torch.float16)
+        keeping = exact(vae) if self.family is families.SDXL else nullcontext()
+        with self._memory_for(latents), keeping:
+            return decoded(vae, latents)
 
     @contextmanager
     def _memory_for(self, latents: Tensor) -> Iterator[None]:
@@ -437,6 +405,50 @@ def as_generator(seed: int | torch.Generator) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         return seed
     return torch.Generator("cpu").manual_seed(int(seed))
+
+
+def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1."""
+    latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+
+@contextmanager
+def exact(vae: nn.Module) -> Iterator[None]:
+    """SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32."""
+    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast")
+    if not overflows:
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)
+
+
+def scheduled_x0(scheduler, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
+    """x̂₀ at the scheduler's timestep t, in float32; before its `step` is called for t."""
+    scale, noise = noise_levels(scheduler, t)
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    return predicted_x0(kind, pred.float(), latents.float(), scale, noise)
+
+
+def noise_levels(scheduler, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling of the latents."""
+    if not hasattr(scheduler, "sigmas"):  # DDIM and its like: √ᾱ_t, √(1−ᾱ_t)
+        alpha_bar = scheduler.alphas_cumprod[int(t)]
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    index = scheduler.step_index
+    if index is None:  # before the first step
+        index = scheduler.index_for_timestep(t)
+    sigma = scheduler.sigmas[index]
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver family
+        return scheduler._sigma_to_alpha_sigma_t(sigma)
+    if "prediction_type" not in scheduler.config:  # flow matching: (1 − σ) x₀ + σ ε
+        return 1 - sigma, sigma
+    return torch.ones_like(sigma), sigma  # Euler type: x₀ + σ ε
 
 
 def predicted_x0(
