@@ -127,7 +127,7 @@ def test_stable_diffusion_3_without_t5(folders):
     assert torch.allclose(ours(model).images, stock(model.pipe), atol=1e-4)
     assert model.revision.endswith(" with text_encoder_3=None, tokenizer_3=None")
     long = " ".join(["a cat"] * 9)
-    with pytest.warns(UserWarning, match="16 tokens; lost from its end: 'cat a cat'"):
+    with pytest.warns(UserWarning, match="16 tokens; lost from its end: 'a cat a cat'"):
         model.encode([long])
 
 
@@ -245,6 +245,11 @@ def test_previews_are_shown_and_the_final_picture_is_not_one(folders, tmp_path):
             assert (pixels - shown[0].permute(1, 2, 0) * 255).abs().max() <= 1
     same = zoo.load(plain.pipe, preview=tiny)
     assert same.preview is tiny and same.pipe is plain.pipe
+
+
+def test_a_token_gets_into_no_record(folders):
+    model = zoo.load(folders("sd-1"), device="cpu", token="hf_secret", variant=None)
+    assert "hf_secret" not in model.revision and model.revision.endswith(" with variant=None")
 
 
 def test_previews_that_do_not_do(sd3):
@@ -382,6 +387,7 @@ TROUBLES = [
     (refused(errors.RemoteEntryNotFoundError, 404), None, "lacks a file that this model needs"),
     (errors.LocalEntryNotFoundError("many\nlines"), None, "is not in the local cache, and"),
     (errors.OfflineModeIsEnabled("many\nlines"), None, "is not in the local cache, and"),
+    (errors.RevisionResolutionError("many\nlines"), None, "is not in the local cache, and"),
     (ConnectError("many\nlines"), None, "go online once to fetch it, or pass a folder"),
 ]
 

@@ -100,7 +100,7 @@ class Backbone:
             raise ValueError(
                 f"{min(foreign)} cannot be set: weights are safetensors, and no model brings code"
             )
-        config = DiffusionPipeline.load_config(source, revision=revision)
+        config = DiffusionPipeline.load_config(source, revision=revision, **options)
         family = families.family_named(str(config.get("_class_name")))
         if attention_slicing and family.network != "unet":
             raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HTTPError, RevisionResolutionError
 
 from vldnp.files import check_safetensors, data_folder, fingerprint, unknown
 from vldnp.judges import CNNJudge, Judge, NudeNetJudge
@@ -84,6 +85,10 @@ HUB = {
 looked up, not downloaded, when this table was written."""
 
 
+FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
+"""Options of `load` that say how weights are fetched, not which."""
+
+
 def names(kind: str) -> list[str]:
     """All names that `load` ("model"), `load_vlm`, `load_clip` or `load_judge` know."""
     return [*EMBEDDED.get(kind, ()), *HUB[kind], *(["nudenet"] if kind == "judge" else [])]
@@ -145,9 +150,8 @@ def load(
                 **settings,
             )
         backbone.revision = source.revision
-        if options:  # other weights than the revision alone says
-            said = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
-            backbone.revision += f" with {said}"
+        if said := _said({k: v for k, v in options.items() if k not in FETCHING}):
+            backbone.revision += f" with {said}"  # other weights than the commit alone says
     else:
         if asked := [name for name, value in settings.items() if value]:
             raise ValueError(
@@ -254,6 +258,15 @@ def _digest(digest, part: str, model: torch.nn.Module) -> None:
         digest.update(flat.view(torch.uint8).numpy().data)
 
 
+def _said(options: dict) -> str:
+    """Options in a record's words."""
+    plain = {
+        k: v if isinstance(v, str | int | float | None) else type(v).__name__
+        for k, v in sorted(options.items())
+    }
+    return ", ".join(f"{name}={value}" for name, value in plain.items())
+
+
 def _preview(preview):
     """An `AutoencoderTiny` and what identifies it; twice None for none."""
     if preview is None:
@@ -269,7 +282,9 @@ def _preview(preview):
         digest = hashlib.sha256()
         _digest(digest, "vae", preview)
         return preview, digest.hexdigest()[:12]
-    name, _, revision = str(preview).partition("@")
+    name, revision = str(preview), ""
+    if not Path(preview).is_dir():
+        name, _, revision = name.partition("@")
     source = _find("preview", name, revision or None)
     _require(source, "config.json")
     with _one_line(source):
@@ -309,9 +324,10 @@ def _find(kind: str, name: str | Path, revision: str | None) -> _Source:
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
     if is_hub_id and all(text.split("/")) and kind != "judge":
         if revision is None:
+            how = f"write '{text}@commit'" if kind == "preview" else "pass revision=..."
             raise ValueError(
                 f"{kind} {text!r} is no folder here, and as a hub id it needs a commit: "
-                f"pass revision=..., so that the same weights are used again"
+                f"{how}, so that the same weights are used again"
             )
         return _Source(text, text, revision, revision)
     raise unknown(kind, text, names(kind))
@@ -332,11 +348,12 @@ def _one_line(source: _Source):
     """Turn the libraries' many-line errors into one that names the model.
 
     Shapes that do not fit are RuntimeErrors in torch, and so is too little memory; what is missing
-    on disk or on the hub is an OSError in transformers, diffusers and huggingface_hub.
+    on disk or on the hub is an OSError in transformers, diffusers and huggingface_hub, but for
+    some troubles of the network.
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, RevisionResolutionError) as error:
         if source.hub_revision and (trouble := _hub_trouble(error, source)):
             raise ValueError(trouble) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
@@ -377,7 +394,8 @@ def _hub_trouble(error: BaseException, source: _Source) -> str | None:
         return f"the hub refuses {name!r} to this token: {login} with one that has access to {page}"
     if any_is(errors.RemoteEntryNotFoundError):
         return f"{name!r} at revision {source.hub_revision} lacks a file that this model needs"
-    if any_is(errors.LocalEntryNotFoundError, ConnectionError, TimeoutError, errors.HTTPError):
+    unreachable = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    if any_is(*unreachable, HTTPError, RevisionResolutionError):
         why = (
             "HF_HUB_OFFLINE is set"
             if constants.HF_HUB_OFFLINE
