@@ -27,8 +27,7 @@ NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 
 
 def sd2_pipeline(seed: int = 0) -> StableDiffusionPipeline:
-    """As Stable Diffusion 2.1: v-prediction, linear projections, heads by level, GELU, DDIM-like
-    spacing."""
+    """As Stable Diffusion 2.1: v-prediction, linear projections, heads by level, GELU."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         sample_size=8,
@@ -44,7 +43,7 @@ def sd2_pipeline(seed: int = 0) -> StableDiffusionPipeline:
     scheduler = DPMSolverMultistepScheduler(**NOISE, prediction_type="v_prediction", steps_offset=1)
     return StableDiffusionPipeline(
         vae=vae(4).eval(),
-        text_encoder=text_encoder(24),
+        text_encoder=text_encoder(24, act="gelu"),
         tokenizer=clip_tokenizer(),
         unet=unet.eval(),
         scheduler=scheduler,
@@ -77,7 +76,7 @@ def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
     return StableDiffusionXLPipeline(
         vae=vae(4).eval(),
         text_encoder=text_encoder(16),
-        text_encoder_2=text_encoder(24, projection=12),
+        text_encoder_2=text_encoder(24, projection=12, act="gelu"),
         tokenizer=clip_tokenizer(),
         tokenizer_2=second,
         unet=unet.eval(),
@@ -110,7 +109,7 @@ def sd3_pipeline(seed: int = 0, **scheduling) -> StableDiffusion3Pipeline:
     return StableDiffusion3Pipeline(
         vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
         text_encoder=text_encoder(16, projection=12),
-        text_encoder_2=text_encoder(24, projection=10),
+        text_encoder_2=text_encoder(24, projection=10, act="gelu"),
         text_encoder_3=T5EncoderModel(t5).eval(),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
@@ -146,7 +145,7 @@ def tiny_vae(channels: int = 4, seed: int = 0) -> AutoencoderTiny:
     ).eval()
 
 
-def text_encoder(width: int, projection: int | None = None):
+def text_encoder(width: int, projection: int | None = None, act: str = "quick_gelu"):
     tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -155,7 +154,7 @@ def text_encoder(width: int, projection: int | None = None):
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=TOKEN_LIMIT,
-        hidden_act="quick_gelu" if projection is None else "gelu",
+        hidden_act=act,
         projection_dim=projection or width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
