@@ -3,59 +3,61 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    StableDiffusionPipeline,
-)
-from diffusers.loaders import TextualInversionLoaderMixin
+from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchEncoding
 
-from vldnp.conditioning import Conditioning
+from vldnp import families
+from vldnp.conditioning import Conditioning, concatenated
+from vldnp.families import SCHEDULERS, Family
 from vldnp.files import unknown
 
-SCHEDULERS = {
-    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "dpm++-karras": (
-        DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "ddim": (DDIMScheduler, {}),
-    "euler": (EulerDiscreteScheduler, {}),
-}
-"""name → scheduler class and settings; the rest comes from the pipeline's own scheduler config."""
+__all__ = ["SCHEDULERS", "Backbone", "as_backbone", "as_generator", "predicted_x0", "to_pil"]
+
+GIB = 2**30
 
 
 class Backbone:
-    """A Stable Diffusion pipeline (U-Net, latent VAE, one CLIP text encoder) for the sampler.
+    """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5.
 
     Args:
         pipe: the pipeline; it is not changed.
         name, revision: what identifies the model in records.
+        preview: a tiny VAE that decodes the pictures shown to the VLM, never the final ones.
+
+    Raises:
+        ValueError: the pipeline is of another family, or the preview does not fit it.
     """
 
     def __init__(
-        self, pipe: DiffusionPipeline, name: str | None = None, revision: str | None = None
+        self,
+        pipe: DiffusionPipeline,
+        name: str | None = None,
+        revision: str | None = None,
+        preview: AutoencoderTiny | None = None,
     ):
-        missing = {"unet", "vae", "text_encoder", "tokenizer"} - pipe.components.keys()
-        if missing or "text_encoder_2" in pipe.components:
-            raise ValueError(
-                f"{type(pipe).__name__} is not a Stable Diffusion 1/2 text-to-image pipeline "
-                "(U-Net, VAE, one CLIP text encoder), which is what can be guided here"
-            )
+        self.family: Family = families.family_of(pipe)
         self.pipe, self.revision = pipe, revision
         self.name = name or pipe.config.get("_name_or_path") or type(pipe).__name__
         self.scheduler = pipe.scheduler
-        self._encoded: dict[str, Tensor] | None = None  # a run remembers; the models may change
+        self.size = self._size(None, None)
+        self._encoded: dict[str, Conditioning] | None = None  # a run remembers; models may change
+        if preview is not None:
+            ours, theirs = preview.config.latent_channels, pipe.vae.config.latent_channels
+            if ours != theirs:
+                raise ValueError(
+                    f"the preview decodes {ours} latent channels and {self.name!r} has {theirs}; "
+                    "use the tiny VAE made for this model (taesd, taesdxl, taesd3)"
+                )
+            preview = preview.to(self.device, self.dtype).eval()
+        self.preview = preview
 
     @classmethod
     def from_pretrained(
@@ -66,9 +68,16 @@ class Backbone:
         name: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        model_cpu_offload: bool = False,
+        attention_slicing: bool = False,
+        vae_slicing: bool = False,
+        vae_tiling: bool = False,
+        preview: AutoencoderTiny | None = None,
         **options,
     ) -> "Backbone":
-        """Open a folder or a hub id as `StableDiffusionPipeline`; safetensors only.
+        """Open a folder or a hub id with the pipeline class that it names; safetensors only.
+
+        The class is looked up before any weights are fetched.
 
         Args:
             source: folder or hub id.
@@ -76,46 +85,108 @@ class Backbone:
             name: default is `source`.
             device: default is CUDA where there is one, else the CPU.
             dtype: of all weights and of the latents.
-            options: passed on to `StableDiffusionPipeline.from_pretrained`.
+            model_cpu_offload: keep on the GPU only the model that works at the moment.
+            attention_slicing: compute attention in slices; U-Nets only.
+            vae_slicing, vae_tiling: decode one picture at a time, and large ones tile by tile.
+            preview: see `Backbone`.
+            options: passed on to the pipeline's `from_pretrained`, as `variant="fp16"` or
+                `text_encoder_3=None`.
+
+        Raises:
+            ValueError: a pipeline of another family, or a setting that does not fit.
+            torch.OutOfMemoryError: one line that says what is needed and what lowers it.
         """
-        # The safety checker would black out pictures after the fact; here they are judged instead.
-        options = {"safety_checker": None, "requires_safety_checker": False, **options}
-        pipe = StableDiffusionPipeline.from_pretrained(
-            source, revision=revision, dtype=dtype, use_safetensors=True, **options
+        if foreign := {"custom_pipeline", "trust_remote_code", "use_safetensors"} & options.keys():
+            raise ValueError(
+                f"{min(foreign)} cannot be set: weights are safetensors, and no model brings code"
+            )
+        config = DiffusionPipeline.load_config(source, revision=revision, **options)
+        family = families.family_named(str(config.get("_class_name")))
+        if attention_slicing and family.network != "unet":
+            raise ValueError(
+                f"attention_slicing is for U-Nets, and {family.name} has a transformer; use "
+                "model_cpu_offload or vae_slicing to save memory"
+            )
+        has_gpu = torch.cuda.is_available()
+        if model_cpu_offload and (not has_gpu or torch.device(device or "cuda").type == "cpu"):
+            raise ValueError("model_cpu_offload is for a GPU, and this is to run on the CPU")
+        pipe = family.pipeline.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            **{**family.opening, **options},
         )
         pipe.set_progress_bar_config(disable=True)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(pipe.to(device), name or str(source), revision)
+        if attention_slicing:
+            pipe.enable_attention_slicing()
+        if vae_slicing:
+            pipe.vae.enable_slicing()
+        if vae_tiling:
+            pipe.vae.enable_tiling()
+        device = device or ("cuda" if has_gpu else "cpu")
+        if model_cpu_offload:
+            pipe.enable_model_cpu_offload(device=device)
+        else:
+            with _memory_to_load(pipe, device):
+                pipe.to(device)
+        return cls(pipe, name or str(source), revision, preview)
+
+    @property
+    def network(self) -> nn.Module:
+        """What predicts: the U-Net or the transformer."""
+        return getattr(self.pipe, self.family.network)
 
     @property
     def device(self) -> torch.device:
-        return self.pipe.device
+        """Where it computes; weights may wait elsewhere."""
+        return self.pipe._execution_device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.pipe.unet.dtype
+        return self.network.dtype
 
-    def for_run(self, num_inference_steps: int, scheduler=None) -> "Backbone":
+    def for_run(
+        self,
+        num_inference_steps: int,
+        scheduler=None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> "Backbone":
         """The same models with a scheduler of their own, set to `num_inference_steps`.
 
         Schedulers keep state between steps, so each run has a copy, and runs may interleave.
 
         Args:
             num_inference_steps: N ≥ 1.
-            scheduler: a name in `SCHEDULERS`, a scheduler object (copied), or None for the
-                pipeline's own.
+            scheduler: a name (`SCHEDULERS`; for flow matching `dpm++` and `euler`), a scheduler
+                object (copied), or None for the pipeline's own.
+            height, width: of the pictures, in pixels; default is the model's own size. SDXL is
+                told it, and Stable Diffusion 3 may shift its timesteps by it.
+
+        Raises:
+            ValueError: an argument that does not fit; one line.
         """
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
         run = copy.copy(self)
         run._encoded = {}
+        run.size = self._size(height, width)
         run.scheduler = self._scheduler(scheduler)
+        config, kind = run.scheduler.config, type(run.scheduler).__name__
         if run.scheduler.order != 1:
             raise ValueError(
-                f"{type(run.scheduler).__name__} takes several evaluations a step, which query "
-                f"steps do not fit; use one of {', '.join(SCHEDULERS)}"
+                f"{kind} takes several evaluations a step, which query steps do not fit; "
+                f"use one of {', '.join(self.family.schedulers)}"
             )
-        run.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        is_flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
+        if hasattr(run.scheduler, "precondition_inputs") or self.family.flow and not is_flow:
+            raise ValueError(
+                f"{kind} does not fit {self.family.name}; "
+                f"use one of {', '.join(self.family.schedulers)}"
+            )
+        options = {"mu": self._shift(run.size)} if config.get("use_dynamic_shifting") else {}
+        run.scheduler.set_timesteps(num_inference_steps, device=self.device, **options)
         return run
 
     def _scheduler(self, scheduler):
@@ -123,10 +194,40 @@ class Backbone:
             return copy.deepcopy(self.pipe.scheduler)
         if not isinstance(scheduler, str):
             return copy.deepcopy(scheduler)
-        if scheduler not in SCHEDULERS:
-            raise unknown("scheduler", scheduler, SCHEDULERS)
-        kind, settings = SCHEDULERS[scheduler]
-        return kind.from_config(self.pipe.scheduler.config, **settings)
+        if scheduler not in self.family.schedulers:
+            raise unknown("scheduler", scheduler, self.family.schedulers)
+        kind, settings = self.family.schedulers[scheduler]
+        own = self.pipe.scheduler.config
+        if self.family.flow:  # the shift goes by different names
+            shift = own.get("shift", own.get("flow_shift", 1.0))
+            name = "flow_shift" if "prediction_type" in settings else "shift"
+            settings = {**settings, name: shift}
+        return kind.from_config(own, **settings)
+
+    def _shift(self, size: tuple[int, int]) -> float:
+        """μ of timesteps that depend on how many patches a picture has, as the pipeline's."""
+        patch = self.pipe.vae_scale_factor * self.network.config.get("patch_size", 1)
+        config = self.scheduler.config
+        return calculate_shift(
+            (size[0] // patch) * (size[1] // patch),
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.16),
+        )
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, checked."""
+        config, factor = self.network.config, self.pipe.vae_scale_factor
+        own = config.sample_size
+        own_height, own_width = (own, own) if isinstance(own, int) else own
+        height, width = height or own_height * factor, width or own_width * factor
+        factor *= config.get("patch_size", 1)
+        if height % factor or width % factor:
+            raise ValueError(
+                f"height and width must be multiples of {factor}, not {height}×{width}"
+            )
+        return height, width
 
     @property
     def timesteps(self) -> Tensor:
@@ -135,41 +236,39 @@ class Backbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Prompts → text encoder states, as the stock pipeline has them.
+        """Prompts → what the network is told of them, as by the stock pipeline.
 
-        Each text is encoded once per run. A prompt longer than the encoder's limit is cut, with
+        Each text is encoded once per run. A prompt longer than the encoders' limit is cut, with
         a `UserWarning` that says what was lost.
         """
         known = {} if self._encoded is None else self._encoded
         if new := [text for text in dict.fromkeys(prompts) if text not in known]:
-            known.update(zip(new, self._embed(new), strict=True))
-        return Conditioning(torch.stack([known[text] for text in prompts]))
+            embedded = self._embed(new)
+            known.update({text: embedded[[row]] for row, text in enumerate(new)})
+        return concatenated([known[text] for text in prompts])
+
+    def unprompted(self, n: int) -> Conditioning:
+        """`n` rows of no prompt, for ε_u: the empty one, or zeros where SDXL was trained so."""
+        return families.unprompted(self.pipe, self.encode([""] * n))
+
+    def _embed(self, texts: list[str]) -> Conditioning:
+        self._warn_of_what_is_lost(texts)
+        return self.family.embed(self.pipe, texts, self.size)
 
     def tokenize(self, texts: Sequence[str]) -> BatchEncoding:
         """`input_ids` and `attention_mask`, `[B, L]`, padded or cut to the encoder's limit L."""
-        tokenizer, texts = self.pipe.tokenizer, list(texts)
-        if isinstance(self.pipe, TextualInversionLoaderMixin):
-            texts = [self.pipe.maybe_convert_prompt(text, tokenizer) for text in texts]
-        limit = tokenizer.model_max_length
-        for text in texts:
-            ids = tokenizer(text, truncation=False).input_ids
-            if len(ids) > limit:
-                lost = tokenizer.decode(ids[limit - 1 : -1]).strip()
-                warnings.warn(
-                    f"a prompt is longer than the text encoder's {limit} tokens; "
-                    f"lost from its end: {lost!r}",
-                    UserWarning,
-                    stacklevel=2,
-                )
-        return tokenizer(
-            texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        ).to(self.device)
+        self._warn_of_what_is_lost(texts)
+        return families.clip_tokens(self.pipe, texts)
 
-    def _embed(self, texts: list[str]) -> Tensor:
-        encoder, tokens = self.pipe.text_encoder, self.tokenize(texts)
-        uses_mask = getattr(encoder.config, "use_attention_mask", False)
-        mask = tokens.attention_mask if uses_mask else None
-        return encoder(tokens.input_ids, attention_mask=mask)[0].to(self.dtype)
+    def _warn_of_what_is_lost(self, texts: Sequence[str]) -> None:
+        for text in texts:
+            if (end := families.lost(self.pipe, text)) is not None:
+                warnings.warn(
+                    f"a prompt is longer than the text encoder's "
+                    f"{families.reader(self.pipe)[1]} tokens; lost from its end: {end!r}",
+                    UserWarning,
+                    stacklevel=3,
+                )
 
     @torch.no_grad()
     def pooled(self, input_ids: Tensor) -> Tensor:
@@ -177,69 +276,41 @@ class Backbone:
         chunks = input_ids.split(256)  # a batch of SAFREE may hold thousands of masked prompts
         return torch.cat([self.pipe.text_encoder(chunk).pooler_output for chunk in chunks])
 
-    def initial_latents(
-        self,
-        seeds: Sequence[int | torch.Generator],
-        height: int | None = None,
-        width: int | None = None,
-    ) -> Tensor:
+    def initial_latents(self, seeds: Sequence[int | torch.Generator]) -> Tensor:
         """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled.
 
         The same as the stock pipeline draws from `generator=[...]` with CPU generators.
 
         Args:
             seeds: one per image.
-            height, width: of the picture, in pixels; default is the model's own size.
         """
-        unet, factor = self.pipe.unet.config, self.pipe.vae_scale_factor
-        own = unet.sample_size
-        own_height, own_width = (own, own) if isinstance(own, int) else own
-        height, width = height or own_height * factor, width or own_width * factor
-        if height % factor or width % factor:
-            raise ValueError(
-                f"height and width must be multiples of {factor}, not {height}×{width}"
-            )
-        shape = (len(seeds), unet.in_channels, height // factor, width // factor)
+        factor = self.pipe.vae_scale_factor
+        height, width = self.size
+        shape = (len(seeds), self.network.config.in_channels, height // factor, width // factor)
         generators = [as_generator(seed) for seed in seeds]
         noise = randn_tensor(shape, generator=generators, device=self.device, dtype=self.dtype)
-        return noise * self.scheduler.init_noise_sigma
+        return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching: unscaled
 
     @torch.no_grad()
     def predict(self, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The U-Net's output for `[B, C, h, w]` latents at timestep t, a prompt each."""
-        embeds, beside, attending = cond.embeds, cond.companions, nullcontext()
-        if beside is not None:
-            rows, own = list(beside.rows), range(len(cond), len(cond) + len(beside.rows))
+        """The network's output for `[B, C, h, w]` latents at timestep t, a prompt each."""
+        attending = nullcontext()
+        if cond.companions is not None:
+            rows, own = (
+                list(cond.companions.rows),
+                range(len(cond), len(cond) + len(cond.accompanied)),
+            )
             latents = torch.cat([latents, latents[rows]])
-            embeds = torch.cat([embeds, beside.embeds])
-            attending = beside.attending(self.pipe.unet, rows, own)
+            attending = cond.companions.attending(self.network, rows, own)
         if hasattr(self.scheduler, "scale_model_input"):
             latents = self.scheduler.scale_model_input(latents, t)
-        with attending:
-            pred = self.pipe.unet(latents, t, encoder_hidden_states=embeds, return_dict=False)[0]
+        with self._memory_for(latents), attending:
+            pred = self.family.predict(self.pipe, latents, t, cond.with_companions())
         return pred[: len(cond)]
 
     def x0(self, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """Predicted clean latents x̂₀ at timestep t, in float32; before `step` is called for t."""
-        scale, noise = self._levels(t)
-        kind = self.scheduler.config.get("prediction_type", "flow_prediction")
-        return predicted_x0(kind, pred.float(), latents.float(), scale, noise)
-
-    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling of the latents."""
-        scheduler = self.scheduler
-        if not hasattr(scheduler, "sigmas"):  # DDIM and its like: √ᾱ_t, √(1−ᾱ_t)
-            alpha_bar = scheduler.alphas_cumprod[int(t)]
-            return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-        index = scheduler.step_index
-        if index is None:  # before the first step
-            index = scheduler.index_for_timestep(t)
-        sigma = scheduler.sigmas[index]
-        if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver family
-            return scheduler._sigma_to_alpha_sigma_t(sigma)
-        if "prediction_type" not in scheduler.config:  # flow matching: (1 − σ) x₀ + σ ε
-            return 1 - sigma, sigma
-        return torch.ones_like(sigma), sigma  # Euler type: x₀ + σ ε
+        return scheduled_x0(self.scheduler, pred, t, latents)
 
     def step(
         self,
@@ -258,12 +329,63 @@ class Backbone:
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1."""
-        vae = self.pipe.vae
-        latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+    def decode(self, latents: Tensor, *, preview: bool = False) -> Tensor:
+        """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1.
+
+        Args:
+            preview: by the tiny VAE, where there is one.
+        """
+        vae = self.preview if preview and self.preview is not None else self.pipe.vae
+        keeping = exact(vae) if self.family is families.SDXL else nullcontext()
+        with self._memory_for(latents), keeping:
+            return decoded(vae, latents)
+
+    @contextmanager
+    def _memory_for(self, latents: Tensor) -> Iterator[None]:
+        """Where the GPU's memory does not last, say what is needed and which setting lowers it."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            height, width = (n * self.pipe.vae_scale_factor for n in latents.shape[-2:])
+            slices = "attention_slicing" if self.family.network == "unet" else "vae_tiling"
+            raise torch.OutOfMemoryError(
+                f"not enough GPU memory for {len(latents)} rows of {height}×{width} pixels beside "
+                f"{sum(_weights(self.pipe).values()):.1f} GiB of weights{_gpu(self.device)}; lower "
+                f"batch_size, or load the model with a smaller dtype, model_cpu_offload=True, "
+                f"vae_slicing=True or {slices}=True"
+            ) from error
+
+
+@contextmanager
+def _memory_to_load(pipe: DiffusionPipeline, device: str | torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        sizes = _weights(pipe)
+        needed, largest = sum(sizes.values()), max(sizes.values())
+        half = "" if pipe.dtype.itemsize < 4 else f"dtype=torch.float16 ({needed / 2:.1f} GiB) or "
+        raise torch.OutOfMemoryError(
+            f"{type(pipe).__name__} needs {needed:.1f} GiB of GPU memory for its weights in "
+            f"{pipe.dtype}{_gpu(device)}; load it with {half}model_cpu_offload=True "
+            f"({largest:.1f} GiB)"
+        ) from error
+
+
+def _weights(pipe: DiffusionPipeline) -> dict[str, float]:
+    """GiB of each component's weights."""
+    models = {name: m for name, m in pipe.components.items() if isinstance(m, nn.Module)}
+    return {
+        name: sum(p.numel() * p.element_size() for p in model.parameters()) / GIB
+        for name, model in models.items()
+    }
+
+
+def _gpu(device: str | torch.device) -> str:
+    """How much memory the GPU has, as a clause."""
+    if torch.device(device).type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    return f", and of the GPU's {total / GIB:.1f} GiB {free / GIB:.1f} are free"
 
 
 def as_backbone(model: Backbone | DiffusionPipeline) -> Backbone:
@@ -283,6 +405,50 @@ def as_generator(seed: int | torch.Generator) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         return seed
     return torch.Generator("cpu").manual_seed(int(seed))
+
+
+def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1."""
+    latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
+
+@contextmanager
+def exact(vae: nn.Module) -> Iterator[None]:
+    """SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32."""
+    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast")
+    if not overflows:
+        yield
+        return
+    vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(torch.float16)
+
+
+def scheduled_x0(scheduler, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
+    """x̂₀ at the scheduler's timestep t, in float32; before its `step` is called for t."""
+    scale, noise = noise_levels(scheduler, t)
+    kind = scheduler.config.get("prediction_type", "flow_prediction")
+    return predicted_x0(kind, pred.float(), latents.float(), scale, noise)
+
+
+def noise_levels(scheduler, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling of the latents."""
+    if not hasattr(scheduler, "sigmas"):  # DDIM and its like: √ᾱ_t, √(1−ᾱ_t)
+        alpha_bar = scheduler.alphas_cumprod[int(t)]
+        return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    index = scheduler.step_index
+    if index is None:  # before the first step
+        index = scheduler.index_for_timestep(t)
+    sigma = scheduler.sigmas[index]
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver family
+        return scheduler._sigma_to_alpha_sigma_t(sigma)
+    if "prediction_type" not in scheduler.config:  # flow matching: (1 − σ) x₀ + σ ε
+        return 1 - sigma, sigma
+    return torch.ones_like(sigma), sigma  # Euler type: x₀ + σ ε
 
 
 def predicted_x0(

@@ -4,9 +4,9 @@ Mostly the prompts as they are written. A method that changes them (`vldnp.safre
 that says, for each step, which embeddings stand for the prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -33,10 +33,19 @@ class Companions:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts, a row each. `embeds` is `[B, L, D]`; `a + b` puts the rows of b below."""
+    """Encoded prompts, a row each; `a + b` puts the rows of b below, `a[rows]` selects.
+
+    Attributes:
+        embeds: `[B, L, D]`.
+        companions: rows that go through the network beside these.
+        added: what the model's family is told besides, by the network's own names, `[B, …]` each:
+            nothing for Stable Diffusion 1 and 2; `text_embeds` and `time_ids` for SDXL;
+            `pooled_projections` for Stable Diffusion 3.
+    """
 
     embeds: Tensor
     companions: Companions | None = None
+    added: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -46,15 +55,34 @@ class Conditioning:
         """The rows that have a companion."""
         return self.companions.rows if self.companions is not None else ()
 
+    def __getitem__(self, rows: Sequence[int]) -> "Conditioning":
+        """These rows, without companions."""
+        rows = list(rows)
+        return Conditioning(self.embeds[rows], added={k: v[rows] for k, v in self.added.items()})
+
     def __add__(self, below: "Conditioning") -> "Conditioning":
-        if below.companions is not None:
-            if self.companions is not None:
-                raise ValueError("only one of two conditionings may have companions")
-            moved = tuple(len(self) + row for row in below.companions.rows)
-            companions = Companions(moved, below.companions.embeds, below.companions.attending)
-        else:
-            companions = self.companions
-        return Conditioning(torch.cat([self.embeds, below.embeds]), companions)
+        return concatenated([self, below])
+
+    def with_companions(self) -> "Conditioning":
+        """The companions as rows of their own below these; each is told what its row is besides."""
+        if self.companions is None:
+            return self
+        plain = Conditioning(self.embeds, added=self.added)
+        return plain + replace(self[self.companions.rows], embeds=self.companions.embeds)
+
+
+def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
+    """The rows of all parts, one below the other."""
+    if sum(part.companions is not None for part in parts) > 1:
+        raise ValueError("only one of several conditionings may have companions")
+    companions, start = None, 0
+    for part in parts:
+        if part.companions is not None:
+            rows = tuple(start + row for row in part.companions.rows)
+            companions = replace(part.companions, rows=rows)
+        start += len(part)
+    added = {name: torch.cat([part.added[name] for part in parts]) for name in parts[0].added}
+    return Conditioning(torch.cat([part.embeds for part in parts]), companions, added)
 
 
 class Prompting(Protocol):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from vldnp.backbone import Backbone
 from vldnp.conditioning import Companions, Conditioning
+from vldnp.families import SD
 
 STEPS = 50
 """The step count to which the paper's U refers."""
@@ -178,6 +179,11 @@ class Safree:
 
     def begin(self, run: Backbone, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
         """See `vldnp.conditioning.Prompting`."""
+        if run.family is not SD:
+            raise ValueError(
+                f"SAFREE is defined for one text encoder and a U-Net, which {SD.name} has; "
+                f"{run.name!r} is {run.family.name}: use another method with it"
+            )
         plain = run.encode(prompts)
         if not self.projection:
             return lambda i: plain

@@ -162,7 +162,7 @@ def denoise(
     evaluation a step either way.
 
     Args:
-        model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion pipeline.
+        model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion 1, 2, XL or 3 pipeline.
         prompt: one or several.
         method: `CFG()`, `Static(...)`, `VLDNP(...)`, `SAFREE(...)`, `SLD(...)` or another `Method`.
         seeds: one per image; default 0 … B−1.
@@ -250,9 +250,9 @@ def _start(
     """Everything that can be wrong is found here; the generator comes back ready to run."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
-    run = backbone.for_run(num_inference_steps, scheduler)
+    run = backbone.for_run(num_inference_steps, scheduler, height, width)
     query_steps = method.negatives.query_steps_of(num_inference_steps)
-    latents = run.initial_latents(batch.generators, height, width)
+    latents = run.initial_latents(batch.generators)
     return _denoise(run, batch, method, query_steps, latents, x0_every)
 
 
@@ -266,7 +266,7 @@ def _denoise(
     x0_every: bool,
 ) -> Iterator[Step]:
     B = len(batch.prompts)
-    nothing, prompted = run.encode([""] * B), method.conditioning.begin(run, batch.prompts)
+    nothing, prompted = run.unprompted(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
     steered = guidance.remembering(method.rule)
     memory = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
@@ -287,7 +287,7 @@ def _denoise(
 
         # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
         x0 = run.x0(pred, t, latents)
-        pictures = to_pil(run.decode(x0)) if queried or x0_every else None
+        pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
         if queried:
             negatives = method.negatives.renewed(pictures, negatives)
             if rows := _with_prompt(negatives):

@@ -5,13 +5,14 @@ a revision.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HTTPError, RevisionResolutionError
 
 from vldnp.files import check_safetensors, data_folder, fingerprint, unknown
 from vldnp.judges import CNNJudge, Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
@@ -43,6 +44,20 @@ HUB = {
         "sd-1.4": HubModel(
             "CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"
         ),
+        "sd-1.5": HubModel(
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+        ),
+        "sdxl": HubModel(
+            "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"
+        ),
+        "sd-3": HubModel(
+            "stabilityai/stable-diffusion-3-medium-diffusers",
+            "ea42f8cef0f178587cf766dc8129abd379c90671",
+        ),
+        "sd-3.5-medium": HubModel(
+            "stabilityai/stable-diffusion-3.5-medium", "b940f670f0eda2d07fbb75229e779da1ad11eb80"
+        ),
     },
     "vlm": {  # the paper shows pictures at 448×448
         "qwen2.5-vl-3b": HubModel(
@@ -66,43 +81,93 @@ HUB = {
             "CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"
         ),
     },
+    "preview": {
+        "taesd": HubModel("madebyollin/taesd", "614f76814bbe30edbe2e627ace1c2234c81a2c0e"),
+    },
 }
 """The hub's models by short name. The revisions are those that published work names; they were
 looked up, not downloaded, when this table was written."""
 
 
+FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
+"""Options of `load` that say how weights are fetched, not which."""
+
+
 def names(kind: str) -> list[str]:
     """All names that `load` ("model"), `load_vlm`, `load_clip` or `load_judge` know."""
-    return [*EMBEDDED[kind], *HUB[kind], *(["nudenet"] if kind == "judge" else [])]
+    return [*EMBEDDED.get(kind, ()), *HUB[kind], *(["nudenet"] if kind == "judge" else [])]
 
 
-def load(model, revision: str | None = None, *, device=None, dtype=torch.float32):
-    """Open a text-to-image model.
+def load(
+    model,
+    revision: str | None = None,
+    *,
+    device=None,
+    dtype=torch.float32,
+    model_cpu_offload: bool = False,
+    attention_slicing: bool = False,
+    vae_slicing: bool = False,
+    vae_tiling: bool = False,
+    preview=None,
+    **options,
+):
+    """Open a text-to-image model: Stable Diffusion 1, 2, XL, 3 or 3.5.
 
     Args:
-        model: a name ("moji-sd", "sd-1.4"), a folder in diffusers' format, a hub id, a diffusers
-            pipeline, or a `Backbone` (returned as it is).
+        model: a name ("moji-sd", "sd-1.4", "sdxl"), a folder in diffusers' format, a hub id, a
+            diffusers pipeline, or a `Backbone` (returned as it is).
         revision: commit of the hub repository; needed for a hub id that has no name here.
         device: default is CUDA where there is one, else the CPU.
         dtype: of weights and latents.
+        model_cpu_offload: keep on the GPU only the model that works at the moment.
+        attention_slicing: compute the U-Net's attention in slices.
+        vae_slicing, vae_tiling: decode one picture at a time, and large ones tile by tile.
+        preview: a tiny VAE for the pictures shown to the VLM, never the final ones: "taesd", a
+            folder, "owner/name@commit" on the hub, or an `AutoencoderTiny`.
+        options: passed on to the pipeline's `from_pretrained`, as `variant="fp16"`, or
+            `text_encoder_3=None, tokenizer_3=None` for Stable Diffusion 3 without T5.
 
     Raises:
         ValueError, FileNotFoundError: one line naming what is wrong and what would be right.
     """
     from vldnp.backbone import Backbone, as_backbone
 
-    if not isinstance(model, str | Path):
+    settings = {
+        "model_cpu_offload": model_cpu_offload,
+        "attention_slicing": attention_slicing,
+        "vae_slicing": vae_slicing,
+        "vae_tiling": vae_tiling,
+        **options,
+    }
+    tiny, tiny_revision = _preview(preview)
+    if isinstance(model, str | Path):
+        source = _find("model", model, revision)
+        _require(source, "model_index.json")
+        with _one_line(source):
+            backbone = Backbone.from_pretrained(
+                source.location,
+                source.hub_revision,
+                name=source.name,
+                device=device,
+                dtype=dtype,
+                preview=tiny,
+                **settings,
+            )
+        backbone.revision = source.revision
+        if said := _said({k: v for k, v in options.items() if k not in FETCHING}):
+            backbone.revision += f" with {said}"  # other weights than the commit alone says
+    else:
+        if asked := [name for name, value in settings.items() if value]:
+            raise ValueError(
+                f"{asked[0]} is for models opened by name; set it on the pipeline itself"
+            )
         backbone = as_backbone(model)
+        if tiny is not None:
+            backbone = Backbone(backbone.pipe, backbone.name, backbone.revision, tiny)
         if backbone.revision is None:
             backbone.revision = weights_fingerprint(backbone.pipe)
-        return backbone
-    source = _find("model", model, revision)
-    _require(source, "model_index.json")
-    with _one_line(source):
-        backbone = Backbone.from_pretrained(
-            source.location, source.hub_revision, name=source.name, device=device, dtype=dtype
-        )
-    backbone.revision = source.revision
+    if tiny is not None:  # the VLM sees other pictures
+        backbone.revision += f", previews by {tiny_revision}"
     return backbone
 
 
@@ -215,12 +280,54 @@ def reference_images(world: str, count: int, seed: int) -> np.ndarray:
 def weights_fingerprint(pipeline) -> str:
     """Twelve hex digits of the SHA-256 of a pipeline's weights, wherever they come from."""
     digest = hashlib.sha256()
-    for part in ("unet", "vae", "text_encoder"):
-        for key, tensor in sorted(getattr(pipeline, part).state_dict().items()):
-            digest.update(f"{part}.{key}{tensor.dtype}".encode())
-            flat = tensor.detach().cpu().reshape(-1).contiguous()
-            digest.update(flat.view(torch.uint8).numpy().data)
+    parts = ["unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"]
+    for part in parts:
+        if (model := getattr(pipeline, part, None)) is not None:
+            _digest(digest, part, model)
     return digest.hexdigest()[:12]
+
+
+def _digest(digest, part: str, model: torch.nn.Module) -> None:
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{part}.{key}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().reshape(-1).contiguous()
+        digest.update(flat.view(torch.uint8).numpy().data)
+
+
+def _said(options: dict) -> str:
+    """Options in a record's words."""
+    plain = {
+        k: v if isinstance(v, str | int | float | None) else type(v).__name__
+        for k, v in sorted(options.items())
+    }
+    return ", ".join(f"{name}={value}" for name, value in plain.items())
+
+
+def _preview(preview):
+    """An `AutoencoderTiny` and what identifies it; twice None for none."""
+    if preview is None:
+        return None, None
+    from diffusers import AutoencoderTiny
+
+    if not isinstance(preview, str | Path):
+        if not isinstance(preview, AutoencoderTiny):
+            raise TypeError(
+                f"preview is a name such as 'taesd', a folder, 'owner/name@commit' or an "
+                f"AutoencoderTiny, not a {type(preview).__name__}"
+            )
+        digest = hashlib.sha256()
+        _digest(digest, "vae", preview)
+        return preview, digest.hexdigest()[:12]
+    name, revision = str(preview), ""
+    if not Path(preview).is_dir():
+        name, _, revision = name.partition("@")
+    source = _find("preview", name, revision or None)
+    _require(source, "config.json")
+    with _one_line(source):
+        opened = AutoencoderTiny.from_pretrained(
+            source.location, revision=source.hub_revision, use_safetensors=True
+        )
+    return opened, f"{source.name} {source.revision}"
 
 
 @dataclass(frozen=True)
@@ -236,7 +343,7 @@ class _Source:
 
 def _find(kind: str, name: str | Path, revision: str | None) -> _Source:
     text = str(name)
-    if text in EMBEDDED[kind]:
+    if text in EMBEDDED.get(kind, ()):
         folder = data_folder() / "models" / text
         if not folder.is_dir():
             raise FileNotFoundError(
@@ -253,9 +360,10 @@ def _find(kind: str, name: str | Path, revision: str | None) -> _Source:
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
     if is_hub_id and all(text.split("/")):
         if revision is None:
+            how = f"write '{text}@commit'" if kind == "preview" else "pass revision=..."
             raise ValueError(
                 f"{kind} {text!r} is no folder here, and as a hub id it needs a commit: "
-                f"pass revision=..., so that the same weights are used again"
+                f"{how}, so that the same weights are used again"
             )
         return _Source(text, text, revision, revision)
     raise unknown(kind, text, names(kind))
@@ -275,18 +383,74 @@ def _require(source: _Source, file: str) -> None:
 def _one_line(source: _Source):
     """Turn the libraries' many-line errors into one that names the model.
 
-    Shapes that do not fit are RuntimeErrors in torch; what is missing on disk or on the hub is an
-    OSError in transformers, diffusers and huggingface_hub; a package that a model needs and that
-    is not installed is an ImportError.
+    Shapes that do not fit are RuntimeErrors in torch, and so is too little memory; what is missing
+    on disk or on the hub is an OSError in transformers, diffusers and huggingface_hub, but for
+    some troubles of the network; a package that a model needs and that is not installed is an
+    ImportError.
     """
+    troubles = (ImportError, OSError, ValueError, RuntimeError, HTTPError, RevisionResolutionError)
     try:
         yield
-    except (ImportError, OSError, ValueError, RuntimeError) as error:
+    except troubles as error:
+        if source.hub_revision and (trouble := _hub_trouble(error, source)):
+            raise ValueError(trouble) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
         if "\n" not in str(error) and isinstance(error, FileNotFoundError | ValueError):
             raise
         where = f"{source.location} at revision {source.revision}"
         raise ValueError(f"{source.name!r} cannot be opened from {where}: {reason}") from error
+
+
+def _hub_trouble(error: BaseException, source: _Source) -> str | None:
+    """What the hub refused, or that it cannot be reached, and what to do; None if it is not that.
+
+    The libraries raise errors of their own about the hub's, which are found behind them.
+    """
+    from huggingface_hub import constants, errors, get_token
+
+    behind = list(_behind(error))
+
+    def any_is(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(e, kinds) for e in behind)
+
+    name, page = source.location, f"{constants.ENDPOINT}/{source.location}"
+    login = "log in with `hf auth login` or set HF_TOKEN"
+    status = [getattr(getattr(e, "response", None), "status_code", None) for e in behind]
+    if any_is(errors.GatedRepoError):
+        if get_token() is None:
+            return (
+                f"{name!r} is gated and there is no token: accept its terms at {page}, then {login}"
+            )
+        return f"{name!r} is gated and your token has no access yet: accept its terms at {page}"
+    if any_is(errors.RevisionNotFoundError):
+        return (
+            f"{name!r} has no revision {source.hub_revision!r}; its commits are at {page}/commits"
+        )
+    if any_is(errors.RepositoryNotFoundError):
+        return f"there is no {name!r} on the hub; check the name, or if it is private, {login}"
+    if 401 in status or 403 in status:
+        return f"the hub refuses {name!r} to this token: {login} with one that has access to {page}"
+    if any_is(errors.RemoteEntryNotFoundError):
+        return f"{name!r} at revision {source.hub_revision} lacks a file that this model needs"
+    unreachable = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    if any_is(*unreachable, HTTPError, RevisionResolutionError):
+        why = (
+            "HF_HUB_OFFLINE is set"
+            if constants.HF_HUB_OFFLINE
+            else f"{constants.ENDPOINT} cannot be reached"
+        )
+        return (
+            f"{name!r} at revision {source.hub_revision} is not in the local cache, and {why}; "
+            "go online once to fetch it, or pass a folder that holds it"
+        )
+    return None
+
+
+def _behind(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, the one that it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _device() -> str:

@@ -1,0 +1,184 @@
+"""Stand-ins for the model families: the real classes and blocks, with few channels."""
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tiny import TOKEN_LIMIT, WORDS, clip_tokenizer, sd_pipeline
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def sd2_pipeline(seed: int = 0) -> StableDiffusionPipeline:
+    """As Stable Diffusion 2.1: v-prediction, linear projections, heads by level, GELU."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=24,
+        attention_head_dim=(1, 2),
+        use_linear_projection=True,
+        norm_num_groups=4,
+    )
+    scheduler = DPMSolverMultistepScheduler(**NOISE, prediction_type="v_prediction", steps_offset=1)
+    return StableDiffusionPipeline(
+        vae=vae(4).eval(),
+        text_encoder=text_encoder(24, act="gelu"),
+        tokenizer=clip_tokenizer(),
+        unet=unet.eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
+    """As SDXL base: two text encoders, pooled states of the second, time ids, zeros for ε_u."""
+    torch.manual_seed(seed)
+    second = clip_tokenizer()
+    second.pad_token = "!"
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        attention_head_dim=(1, 2),
+        use_linear_projection=True,
+        cross_attention_dim=16 + 24,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+        norm_num_groups=4,
+    )
+    return StableDiffusionXLPipeline(
+        vae=vae(4).eval(),
+        text_encoder=text_encoder(16),
+        text_encoder_2=text_encoder(24, projection=12, act="gelu"),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=second,
+        unet=unet.eval(),
+        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    )
+
+
+def sd3_pipeline(seed: int = 0, **scheduling) -> StableDiffusion3Pipeline:
+    """As Stable Diffusion 3.5 medium: a transformer with dual attention and normed queries and
+    keys, two CLIPs and T5, 16 channels with a shift, flow matching."""
+    torch.manual_seed(seed)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=16,
+        pooled_projection_dim=12 + 10,
+        pos_embed_max_size=12,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    tokenizer = t5_tokenizer()
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    return StableDiffusion3Pipeline(
+        vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
+        text_encoder=text_encoder(16, projection=12),
+        text_encoder_2=text_encoder(24, projection=10, act="gelu"),
+        text_encoder_3=T5EncoderModel(t5).eval(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=tokenizer,
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **scheduling),
+    )
+
+
+def vae(channels: int, **settings) -> AutoencoderKL:
+    """32×32 pictures from 8×8 latents."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+        **settings,
+    )
+
+
+def tiny_vae(channels: int = 4, seed: int = 0) -> AutoencoderTiny:
+    """As TAESD, for 8×8 latents of 32×32 pictures."""
+    torch.manual_seed(seed)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+        latent_channels=channels,
+    ).eval()
+
+
+def text_encoder(width: int, projection: int | None = None, act: str = "quick_gelu"):
+    tokenizer = clip_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKEN_LIMIT,
+        hidden_act=act,
+        projection_dim=projection or width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
+    with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
+        model.get_input_embeddings().weight.normal_()
+    return model.eval()
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """Words, and letters for the rest."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces += [(f"▁{word}", -2.0) for word in WORDS]
+    pieces += [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz0123456789,.!?-'"]
+    return T5TokenizerFast(vocab=pieces, extra_ids=0)
+
+
+PIPELINES = {
+    "sd-1": sd_pipeline,
+    "sd-1-v": lambda: sd_pipeline("v_prediction"),
+    "sd-2": sd2_pipeline,
+    "sdxl": sdxl_pipeline,
+    "sd-3": sd3_pipeline,
+}
+"""A stand-in for each family."""
