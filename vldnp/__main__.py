@@ -104,6 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for path in publish(options.run, NOTEBOOKS.parent):
                 print(os.path.relpath(path))
             return 0
+        if options.command == "report":
+            from vldnp.report import write
+
+            print(os.path.relpath(write(options.run, options.reveal)))
+            return 0
         profile = load_profile(options.profile)
         _prepare_kernels(profile)
         started = time.monotonic()
@@ -149,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         help="put a run's outputs into this checkout: notebooks, results table, figures, README",
     )
     command.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
+    command = commands.add_parser("report", help="one self-contained HTML page from a run folder")
+    command.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
+    command.add_argument("--reveal", action="store_true", help="show unsafe pictures unblurred")
     return parser
 
 

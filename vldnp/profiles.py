@@ -24,6 +24,7 @@ class Profile:
         static_prompt: the fixed negative prompt of the static method.
         batch_size: images per batch.
         max_prompts: prompts of each set that the notebooks' studies use; None is all.
+        reveal: show what the judge flags as it is; else it is blurred until one asks to see it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Profile:
     reference: str | None = None
     batch_size: int = 32
     max_prompts: int | None = None
+    reveal: bool = False
 
     @property
     def sampling(self) -> dict:
