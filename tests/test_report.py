@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
         sample(model, NASTY, method, num_inference_steps=3, progress=False, x0_every=True)
         for method in methods
     ]
-    viewer.keep(outputs, root / "mine" / "trajectories" / "prompt.json", judge=Judge())
+    viewer.keep(outputs, root / "mine" / "trajectories", judge=Judge())
     return root / "mine"
 
 
