@@ -204,7 +204,9 @@ class Explorer:
         """The command of the newest run, in Markdown."""
         if not self.runs:
             return Statement("There is no run yet.")
-        return Statement(f"```bash\n{command(self.runs[0][0], self.profile, self.out)}\n```")
+        line = command(self.runs[0][0], self.profile, self.out)
+        fence = "`" * (3 + line.count("`"))  # no prompt can end the block
+        return Statement(f"{fence}bash\n{line}\n{fence}")
 
     def _run(self, choice: Choice) -> None:
         self.bar.value, self.bar.max = 0, self.settings.num_inference_steps
