@@ -111,8 +111,8 @@ def view(
         column = [text(parts["head"]), places(parts["pictures"]), places(parts["told"])]
         columns.append(widgets.VBox(column, layout=column_layout))
         columns[-1].add_class("vldnp-scope")
-    controls = widgets.HBox([play, text(keys_html())], layout=layout)
-    wrapped = widgets.Layout(display="flex", flex_flow="row wrap")
+    wrapped = widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start")
+    controls = widgets.Box([play, text(keys_html())], layout=wrapped)
     viewer = widgets.VBox(
         [
             text(STYLE),
@@ -432,7 +432,7 @@ def _told(step: Step, last: Step | None, image: int) -> list[str]:
     if last is not None and last is not step:
         lines[0] += f" (x̂₀ of step {last.index})"
     if step.queried:
-        lines.append(f"VLM: “{shortened(step.vlm_answers[image])}”")
+        lines.append(f"VLM: “{shortened(step.vlm_answers[image].strip())}”")
     lines.append(f"away from: {step.negative_prompts[image] or '—'}")
     return lines
 
