@@ -42,7 +42,9 @@ figcaption, .absent {opacity: .8; font-size: 14px}
 .card {width: 160px; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere}
 .story {margin: 1.5em 0; padding: 12px; background: var(--card); border-radius: 6px}
 .column {width: 224px; max-width: 100%; font-size: 14px}
-.controls {align-items: center; gap: 6px} .controls input {width: 440px; max-width: 100%; margin: 0}
+.controls {gap: 6px}
+.track {display: flex; flex-direction: column; width: 440px; max-width: 100%}
+.track input {width: 100%; margin: 6px 0}
 .controls button {font: inherit; min-width: 2.4em; cursor: pointer}
 pre {background: var(--card); padding: 10px; overflow-x: auto; font-size: 13px}
 </style>"""
@@ -161,10 +163,11 @@ def _story(board: dict, reveal: bool) -> str:
     seed = "" if board["seed"] is None else f", seed {board['seed']}"
     return (
         f'<div class="story vldnp-viewer"><p><i>{prompt}</i>{seed}</p><div class="controls">'
-        f'<button title="play">▶</button><button title="one step back">◀</button>'
+        f'<button title="play">▶</button><button title="one step back">|◀</button>'
         f'<button title="one step forward">▶|</button>'
+        f'<div class="track">'
         f'<input type="range" min="0" max="{board["num_steps"]}" value="0" aria-label="step">'
-        f'</div>{viewer.chart(board)}<div class="columns">{"".join(heads)}</div>'
+        f'{viewer.chart(board)}</div></div><div class="columns">{"".join(heads)}</div>'
         f'<script type="application/json">{data}</script></div>'
     )
 
