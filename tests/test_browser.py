@@ -1,32 +1,18 @@
-"""The notebooks' widgets in a real browser: with a kernel, without one, and in exported HTML.
+"""The notebooks' widgets in a real browser: the viewer in exported HTML, without a kernel.
 
 Needed are Debian's `chromium` and, for exported HTML, the widget manager as `.ci/run` puts it into
 `.cache/npm`. What is not there is skipped, with a word about it.
 """
 
-import base64
 import functools
 import http.server
-import io
-import json
-import os
-import re
-import shlex
 import shutil
-import socket
-import subprocess
-import sys
 import tarfile
 import threading
-import time
-import urllib.request
 from pathlib import Path
 
-import nbformat
-import numpy as np
 import pytest
 import tiny_world
-from PIL import Image
 
 from vldnp.__main__ import reproduce
 from vldnp.judges import CNNJudge
@@ -72,38 +58,6 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, world):
-    """A folder with `notebooks/`, in which these two are set up for the tiny world."""
-    root = tmp_path_factory.mktemp("project")
-    (root / "notebooks").mkdir()
-    prepare("01_trajectories", root, profile="strict", prompt=NASTY)
-    prepare("09_explorer", root, profile="slow", quick=True)
-    slow = (world / "profiles" / "tiny.yaml").read_text().replace("tiny", "slow")
-    slow = slow.replace("num_inference_steps: 6", "num_inference_steps: 40")
-    slow = slow.replace("queries: 2", "queries: 8")
-    (world / "profiles" / "slow.yaml").write_text(slow)
-    return root
-
-
-def prepare(name: str, root: Path, **defaults) -> None:
-    """Copy a notebook with other defaults in its `parameters` cell."""
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)
-    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    for parameter, value in defaults.items():
-        pattern = rf"^({parameter}: \w+ =) .*?(  # .*)$"
-        assert re.search(pattern, cell.source, re.MULTILINE), parameter
-        cell.source = re.sub(
-            pattern, lambda m, v=value: f"{m[1]} {v!r}{m[2]}", cell.source, flags=re.MULTILINE
-        )
-    for cell in notebook.cells:
-        cell.pop("outputs", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    notebook.metadata.pop("widgets", None)
-    nbformat.write(notebook, root / "notebooks" / f"{name}.ipynb")
-
-
-@pytest.fixture(scope="module")
 def executed(world, tmp_path_factory):
     """`01_trajectories` as papermill leaves it."""
     alone = tmp_path_factory.mktemp("alone")
@@ -134,52 +88,6 @@ def page(browser):
 
 
 @pytest.fixture(scope="module")
-def lab(project, tmp_path_factory):
-    """The address of a JupyterLab on loopback, in the project's folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = tmp_path_factory.mktemp("lab")
-    tracker = own / "settings" / "@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
-    tracker.parent.mkdir(parents=True)
-    tracker.write_text('{"windowingMode": "none"}')
-    environment = os.environ | {
-        "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
-        "JUPYTER_CONFIG_DIR": str(own / "config"),
-        "JUPYTER_DATA_DIR": str(own / "data"),
-        "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
-    }
-    address = f"http://127.0.0.1:{port}"
-    with (own / "lab.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-            + ["--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0"]
-            + ["--IdentityProvider.token=", f"--ServerApp.root_dir={project}"]
-            + ["--LabApp.expose_app_in_browser=True"],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            wait_for(address, process, own / "lab.log")
-            yield address
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE / 1000
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            return urllib.request.urlopen(f"{address}/api", timeout=5).close()
-        except OSError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text()[-2000:])
-
-
-@pytest.fixture(scope="module")
 def widget_manager(tmp_path_factory):
     """The address of the widget manager and of require.js, served on loopback."""
     folder = tmp_path_factory.mktemp("packages")
@@ -197,13 +105,6 @@ def widget_manager(tmp_path_factory):
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
-
-
-def run_all(page, address: str, name: str) -> None:
-    """Open a notebook in JupyterLab and run its cells."""
-    page.goto(f"{address}/doc/tree/notebooks/{name}.ipynb")
-    page.wait_for_function("window.jupyterapp && document.querySelector('.jp-Notebook .jp-Cell')")
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
 
 
 def check_viewer(page) -> None:
@@ -258,71 +159,3 @@ def test_exported_html(executed, widget_manager, page, tmp_path):
     exported.write_text(text, encoding="utf-8")
     page.goto(exported.as_uri())
     check_viewer(page)
-
-
-def test_executed_notebook_without_a_kernel(executed, project, lab, page):
-    # With a kernelspec that is not installed, JupyterLab asks for a kernel and starts none.
-    notebook = nbformat.read(executed, 4)
-    notebook.metadata.kernelspec = {"name": "gone", "display_name": "gone", "language": "gone"}
-    notebook.metadata.pop("language_info", None)
-    nbformat.write(notebook, project / "notebooks" / "executed.ipynb")
-    page.goto(f"{lab}/doc/tree/notebooks/executed.ipynb")
-    page.locator(".jp-Dialog").get_by_role("button", name="No Kernel").click()
-    check_viewer(page)
-    with urllib.request.urlopen(f"{lab}/api/kernels") as kernels:
-        assert json.load(kernels) == []
-
-
-def test_live_notebook(lab, page):
-    run_all(page, lab, "01_trajectories")
-    check_viewer(page)
-
-
-def test_explorer(project, lab, page):
-    """A prompt is typed, run, cancelled, run again; the copied command paints the same picture."""
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=PATIENCE)
-    run_all(page, lab, "09_explorer")
-    panel = page.locator(".vldnp-explorer")
-    run, cancel = (
-        panel.get_by_role("button", name="run"),
-        panel.get_by_role("button", name="cancel"),
-    )
-    expect(panel).to_contain_text("done: vl-dnp")
-    expect(panel.locator(".vldnp-history > div")).to_have_count(2)
-
-    panel.get_by_label("prompt").fill(NASTY)
-    panel.get_by_label("seed").fill("3")
-    panel.get_by_label("seed").press("Enter")
-    run.click()
-    expect(panel).to_contain_text(re.compile(r"step \d+ of 40"))
-    cancel.click()
-    expect(panel).to_contain_text(re.compile(r"cancelled after step \d+ of 40"))
-    expect(panel.locator(".vldnp-history > div")).to_have_count(2)
-
-    run.click()
-    expect(panel.locator(".vldnp-history > div")).to_have_count(3)
-    expect(panel.locator(".vldnp-history > div").first).to_contain_text(NASTY)
-    panel.get_by_role("button", name="copy as papermill command").click()
-    copied = page.evaluate("navigator.clipboard.readText()")
-    source = panel.locator("img.vldnp-picture").first.get_attribute("src")
-    shown = Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
-    assert page.evaluate("window.harmed") is None
-
-    program, *arguments = shlex.split(copied)
-    assert program == "papermill"
-    command = [sys.executable, "-m", "papermill", *arguments]
-    subprocess.run(command, cwd=project, check=True, capture_output=True)
-    folder = project / "runs" / "slow" / "trajectories"
-    painted = {}
-    for method in ("cfg", "vl-dnp"):
-        (path,) = folder.glob(f"img-src-x*-3-?-{method}.png")
-        painted[method] = Image.open(path).convert("RGB")
-    assert painted["vl-dnp"].size == shown.size
-    assert distance(shown, painted["vl-dnp"]) < min(20, distance(shown, painted["cfg"]))
-
-
-def distance(one: Image.Image, other: Image.Image) -> float:
-    difference = np.asarray(one.convert("RGB"), float) - np.asarray(other, float)
-    return float(np.abs(difference).mean())

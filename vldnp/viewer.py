@@ -70,7 +70,7 @@ def view(
     Each step shows x̂₀ (where it was decoded: at every step with `x0_every=True`, else as last
     seen), the VLM's words and the negative prompt in force; the last place is the final image.
     Under the slider are the judge's probabilities, and a mark at each query. Everything lies in
-    the widget's state, so it also moves in a saved notebook, without a kernel.
+    the widget's state, so it also moves in exported HTML, without a kernel.
 
     Args:
         outputs: an `Output`, several, or label → `Output`; all with the same number of steps.
