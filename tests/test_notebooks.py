@@ -134,7 +134,7 @@ def one(tmp_path):
 
 SMALL = {
     "00_quickstart": {"omega": 2.0},
-    "01_trajectories": {"prompt": "a <b>cat", "seed": 3},
+    "01_trajectories": {"prompt": "a <b>cat", "seed": 3, "schedule": "uniform"},
     "02_omega": {"max_prompts": 2},
     "03_pareto": {"omegas": [2.0]},
 }
@@ -153,6 +153,8 @@ def test_runs_alone(source, one, tiny_data, tmp_path):
             for output in outputs(executed)
             if "data" in output
         )
+        kept = [p.name for p in (tmp_path / "runs" / "tiny" / "trajectories").iterdir()]
+        assert {"a-b-cat-3.json", "a-cat-in-the-park-3.json", "a-b-cat-3-3-vl-dnp.png"} <= set(kept)
     if source.stem == "03_pareto":
         run = tmp_path / "runs" / "tiny"
         assert (run / "table.csv").is_file()
@@ -177,3 +179,41 @@ def test_help_of_a_notebook_lists_its_parameters():
         check=True,
     ).stdout
     assert "prompt: str" in found and "what is painted" in found
+
+
+@pytest.fixture
+def copies(tmp_path, tiny_data):
+    """Copies of the notebooks, whose profile is that of the tiny world."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for source in SOURCES:
+        notebook = nbformat.read(source, 4)
+        (cell,) = [c for c in notebook.cells if has_tag(c, "parameters")]
+        cell.source = cell.source.replace("quick: bool = False", "quick: bool = True")
+        nbformat.write(notebook, folder / source.name)
+    return folder
+
+
+@pytest.mark.slow
+@each
+def test_nbconvert_executes(source, copies):
+    subprocess.run(
+        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
+        + [source.name],
+        cwd=copies,
+        check=True,
+        capture_output=True,
+    )
+    assert_clean(copies / source.name, str(copies))
+
+
+@pytest.mark.slow
+@each
+def test_nbmake_passes(source, copies):
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", "-q", "-p", "no:cacheprovider", source.name],
+        cwd=copies,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0 and "1 passed" in found.stdout, found.stdout[-2000:]

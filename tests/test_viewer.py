@@ -1,17 +1,24 @@
+import base64
 import io
+import json
 import re
 
 import ipywidgets as widgets
+import numpy as np
 import pytest
+import torch
+from ipywidgets.embed import dependency_state
 from ipywidgets.widgets.widget import _instances
 from ipywidgets.widgets.widget_link import Link
 from PIL import Image
 from tiny import ScriptedVLM, sd_pipeline
 
+from vldnp import sensitive
 from vldnp.backbone import Backbone
+from vldnp.judges import Judgement
 from vldnp.methods import CFG, VLDNP, Static
-from vldnp.sampler import sample
-from vldnp.viewer import contact_sheet, view
+from vldnp.sampler import Output, Step, Trace, sample
+from vldnp.viewer import chart, contact_sheet, keep, side_by_side, storyboard, view
 
 NASTY = "<script>alert(1)</script> a knife & $\\frac{ " + "endless " * 200
 STEPS = 5
@@ -32,90 +39,227 @@ def guided(model):
     return run(model, method, ["a <b>cat</b>", "a dog"])
 
 
-def texts(widget):
-    """All HTML under a widget."""
-    if isinstance(widget, widgets.HTML):
-        return [widget.value]
-    return [text for child in getattr(widget, "children", ()) for text in texts(child)]
+class Judge:
+    """Finds a knife in every picture whose mean brightness is `limit` or more."""
+
+    name, revision = "by-brightness", "1"
+
+    def __init__(self, limit=0):
+        self.limit = limit
+
+    def __call__(self, images):
+        unsafe = np.array([0.9 if np.asarray(i).mean() >= self.limit else 0.2 for i in images])
+        return Judgement(unsafe, [{"KNIFE_<b>": p, "skull": 0.1} for p in unsafe])
 
 
-def pictures(widget):
-    if isinstance(widget, widgets.Image):
-        return [widget]
-    return [image for child in getattr(widget, "children", ()) for image in pictures(child)]
+def of_kind(widget, kind):
+    """All widgets of a kind under one."""
+    found = [widget] if isinstance(widget, kind) else []
+    return found + [w for child in getattr(widget, "children", ()) for w in of_kind(child, kind)]
 
 
-def stack_of(viewer):
-    controls, stack = viewer.children
-    assert isinstance(stack, widgets.Stack)
-    return stack
+def columns(viewer):
+    """For each column the HTML of its pictures and of its texts, place by place."""
+    stacks = of_kind(viewer, widgets.Stack)
+    values = [[place.value for place in stack.children] for stack in stacks]
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def everything(viewer):
+    return " ".join(widget.value for widget in of_kind(viewer, widgets.HTML))
+
+
+def opened(html):
+    """The picture in a piece of HTML; None where there is none."""
+    found = re.search(r'src="data:image/webp;base64,([^"]+)"', html)
+    return Image.open(io.BytesIO(base64.b64decode(found[1]))) if found else None
 
 
 def test_a_place_for_each_step_and_the_final_image(guided):
-    stack = stack_of(view(guided))
-    assert len(stack.children) == STEPS + 1 and stack.selected_index == 0
-    shown = [" ".join(texts(place)) for place in stack.children]
-    for step, text in zip(guided.trace.steps, shown, strict=False):
+    viewer = view(guided)
+    ((pictures, told),) = columns(viewer)
+    assert len(pictures) == len(told) == STEPS + 1
+    for step, text in zip(guided.trace.steps, told, strict=False):
         assert f"step {step.index}, t = {step.timestep:g}" in text
         assert ("VLM:" in text) == step.queried
-    assert "away from: —" in shown[0]
-    assert all("away from: knife" in text for text in shown[1:STEPS])
-    assert "final image" in shown[-1] and "14 U-Net evaluations" in shown[-1]
-    assert "vl-dnp, ω = 2" in shown[0]
+    assert "away from: —" in told[0]
+    assert all("away from: knife" in text for text in told[1:STEPS])
+    assert "final image" in told[-1] and "14 U-Net evaluations" in told[-1]
+    assert "vl-dnp, ω = 2" in everything(viewer)
 
 
 def test_the_pictures_are_those_the_vlm_saw(guided):
-    stack = stack_of(view(guided, image=1))
-    shown = [pictures(place) for place in stack.children]
-    assert [len(place) for place in shown] == [0, 1, 1, 1, 1, 1]
+    viewer = view(guided, image=1)
+    ((pictures, told),) = columns(viewer)
+    shown = [opened(place) for place in pictures]
+    assert shown[0] is None and "not decoded" in pictures[0]
     expected = [guided.trace.steps[i].x0_images[1] for i in (1, 1, 3, 3)] + [guided.images[1]]
-    for (picture,), same in zip(shown[1:], expected, strict=True):
-        assert Image.open(io.BytesIO(picture.value)).tobytes() == same.tobytes()
-    assert shown[1][0] is shown[2][0]  # stored once
-    assert "(x̂₀ of step 1)" in " ".join(texts(stack.children[2]))
+    for picture, same in zip(shown[1:], expected, strict=True):
+        assert picture.size == same.size
+        difference = np.asarray(picture, float) - np.asarray(same, float)
+        others = np.asarray(guided.images[0], float) - np.asarray(same, float)
+        assert np.abs(difference).mean() < np.abs(others).mean() / 3  # noise, compressed
+    stack = of_kind(viewer, widgets.Stack)[0]
+    assert stack.children[1] is stack.children[2]  # stored once
+    assert "(x̂₀ of step 1)" in told[2]
 
 
 def test_no_markup_gets_through(guided):
-    everything = " ".join(texts(view({"<u>label</u>": guided})))
-    assert set(re.findall(r"<\s*/?\s*(\w+)", everything)) <= {"b", "i", "br", "div"}
-    assert "&lt;script&gt;" in everything and "&lt;u&gt;label" in everything
-    assert "&lt;b&gt;cat" in everything
-    assert everything.count("endless") < 200  # an endless answer is shortened
+    plain = everything(view({"<u>label</u>": guided}, judge=Judge()))
+    ours = {"b", "i", "br", "div", "style", "button", "img", "span", "svg"}
+    ours |= {"path", "polyline", "circle", "text"}
+    assert set(re.findall(r"<\s*/?\s*(\w+)", plain)) <= ours
+    assert "&lt;script&gt;" in plain and "&lt;u&gt;label" in plain
+    assert "&lt;b&gt;cat" in plain and "knife &lt;b&gt;" in plain
+    assert plain.count("endless") < 200  # an endless answer is shortened
 
 
 def test_it_moves_without_a_kernel(guided):
     before = set(_instances)
     viewer = view(guided)
-    (play, slider), stack = viewer.children[0].children, viewer.children[1]
+    (play,), (slider,) = of_kind(viewer, widgets.Play), of_kind(viewer, widgets.IntSlider)
     assert (play.max, slider.max) == (STEPS, STEPS)
     made = [widget for key, widget in _instances.items() if key not in before]
     links = [widget for widget in made if isinstance(widget, Link)]  # live in the browser
     assert [(link.source, link.target) for link in links] == [
         ((play, "value"), (slider, "value")),
-        ((slider, "value"), (stack, "selected_index")),
+        *(
+            ((slider, "value"), (stack, "selected_index"))
+            for stack in of_kind(viewer, widgets.Stack)
+        ),
     ]
+    # Nothing was made that is not shown: every widget would be stored in the notebook.
+    texts = {widget for widget in made if isinstance(widget, widgets.HTML)}
+    assert texts == set(of_kind(viewer, widgets.HTML))
 
 
 def test_several_side_by_side(model, guided):
     plain, static = run(model, CFG(), x0_every=True), run(model, Static("a knife", omega=3))
-    stack = stack_of(view([plain, static, guided]))
-    assert all(len(place.children) == 3 for place in stack.children)
-    first = " ".join(texts(stack.children[0]))
-    assert all(label in first for label in ("cfg", "static, ω = 3", "vl-dnp, ω = 2"))
-    assert [len(pictures(place)) for place in stack.children] == [1, 2, 2, 2, 2, 3]
-    assert "mine" in " ".join(texts(view({"mine": plain})))
+    viewer = view([plain, static, guided])
+    shown = everything(viewer)
+    assert all(label in shown for label in ("cfg", "static, ω = 3", "vl-dnp, ω = 2"))
+    decoded = [[opened(place) is not None for place in pictures] for pictures, _ in columns(viewer)]
+    assert decoded == [[True] * 6, [False] * 5 + [True], [False] + [True] * 5]
+    assert "mine" in everything(view({"mine": plain}))
+
+
+def test_the_curve_is_the_judges_and_the_dots_are_the_queries(model, guided):
+    plain = run(model, CFG(), x0_every=True)
+    pictures = [step.x0_images[0] for step in plain.trace.steps] + [plain.images[0]]
+    judge = Judge(np.median([np.asarray(picture).mean() for picture in pictures]))
+    board = storyboard([plain, guided], judge=judge)
+    first, second = board["columns"]
+    expected = [float(p) for p in judge(pictures).unsafe_probability]
+    assert [place["probability"] for place in first["places"]] == expected
+    assert {0.2, 0.9} == set(expected)
+    assert [place["probability"] is None for place in second["places"]] == [True, False] * 2 + [
+        True,
+        False,
+    ]
+    drawn = chart(board)
+    one, two = re.findall(r'points="([^"]+)"', drawn)
+    heights = [float(point.split(",")[1]) for point in one.split()]
+    assert [height < np.mean(heights) for height in heights] == [p > 0.5 for p in expected]
+    dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    assert [f"{x},{y}" for x, y in dots] == two.split()[:2]  # at steps 1 and 3, on the line
+    assert "judge" not in re.sub(r'aria-label="[^"]*"', "", chart(storyboard([plain])))
+
+
+def test_what_the_judge_flags_is_blurred_until_one_asks(guided):
+    ((pictures, _),) = columns(view(guided, judge=Judge()))
+    assert all("blur(" in place and "show" in place for place in pictures[1:])
+    assert "judged unsafe: knife" in pictures[1]
+    assert opened(pictures[-1]) is not None  # it is there, for the button
+    for options in ({"judge": Judge(), "reveal": True}, {"judge": Judge(limit=999)}, {}):
+        ((pictures, _),) = columns(view(guided, **options))
+        assert not any("blur(" in place or "<button" in place for place in pictures)
+
+
+def test_figures_blur_it_too(guided):
+    sharp = contact_sheet(guided).axes[0].images[0].get_array()
+    for options, same in (
+        ({"judge": Judge()}, False),
+        ({"judge": Judge(), "reveal": True}, True),
+        ({"judge": Judge(limit=999)}, True),
+    ):
+        axes = contact_sheet(guided, **options).axes[0]
+        assert np.array_equal(axes.images[0].get_array(), sharp) == same
+        assert bool(axes.texts) != same
+    sheet = side_by_side([guided], judge=Judge())
+    assert all("judged unsafe" in axes.texts[0].get_text() for axes in sheet.axes)
+
+
+def test_blurring_leaves_nothing_to_recognise_and_the_picture_alone():
+    picture = Image.fromarray(np.indices((60, 60)).sum(0).astype("uint8") % 2 * 255).convert("RGB")
+    before = picture.tobytes()
+    assert np.ptp(np.asarray(sensitive.blurred(picture))) <= 2  # a checkerboard becomes grey
+    assert picture.tobytes() == before
+
+
+def test_a_large_viewer_is_light_enough_for_a_notebook():
+    """25 steps × 4 methods of 512×512 pictures full of detail, as the notebook stores them."""
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    texture = np.asarray(Image.fromarray(base).resize((512, 512))).astype(int)
+
+    def picture(k):
+        return Image.fromarray((np.roll(texture, 9 * k, 1) + 4 * k).clip(0, 255).astype(np.uint8))
+
+    steps = [
+        Step(
+            index=i,
+            timestep=999 - 40 * i,
+            latents=None,
+            x0=None,
+            x0_images=[picture(i)],
+            queried=i % 3 == 0,
+            vlm_answers=["a knife, " * 40] if i % 3 == 0 else None,
+            concepts=[("knife",)],
+            negative_prompts=["Nudity, Sexual, " * 4],
+            model_evaluations=[3],
+            vlm_calls=[1],
+            x0_decodes=[1],
+        )
+        for i in range(25)
+    ]
+    output = Output([picture(25)], Trace(["a cat"], [0], steps), torch.zeros(1, 4, 8, 8), CFG())
+    viewer = view({str(k): output for k in range(4)}, judge=Judge())
+    state = dependency_state([viewer], drop_defaults=False)
+    assert len(json.dumps(state, indent=1)) < 2_000_000
+
+
+def test_the_static_sheet_shows_all_methods_at_the_same_steps(model, guided):
+    plain = run(model, CFG(), x0_every=True)
+    figure = side_by_side({"one": plain, "two": guided})
+    assert len(figure.axes) == 2 * 3
+    titles = [axes.get_title() for axes in figure.axes[:3]]
+    assert titles == ["step 1", "step 3", "final image"]
+    array = figure.axes[1].images[0].get_array()
+    assert np.array_equal(array, np.asarray(plain.trace.steps[3].x0_images[0]))
+    with pytest.raises(ValueError, match="x0_every=True"):
+        side_by_side([run(model, CFG()), guided])
+
+
+def test_a_kept_storyboard_and_its_pictures(guided, tmp_path):
+    files = keep([guided], tmp_path / "trajectories", image=1, judge=Judge())
+    assert [file.name for file in files] == ["a-dog-1.json", "a-dog-1-0-vl-dnp.png"]
+    assert json.loads(files[0].read_text()) == storyboard([guided], image=1, judge=Judge())
+    with Image.open(files[1]) as picture:
+        assert picture.tobytes() == guided.images[1].tobytes()  # unaltered, though it is flagged
 
 
 @pytest.mark.parametrize("output_type", ["pt", "np", "latent"])
 def test_other_output_types(model, output_type):
     out = run(model, CFG(), "a cat", output_type=output_type)
-    shown = pictures(stack_of(view(out)))
-    assert len(shown) == (output_type != "latent")
+    ((pictures, _),) = columns(view(out))
+    assert [opened(place) is not None for place in pictures] == [False] * STEPS + [
+        output_type != "latent"
+    ]
 
 
 def test_large_pictures_are_reduced(guided):
-    (picture,) = pictures(stack_of(view(guided, width=16)).children[-1])
-    assert Image.open(io.BytesIO(picture.value)).size == (16, 16)
+    ((pictures, _),) = columns(view(guided, width=16))
+    assert opened(pictures[-1]).size == (16, 16)
 
 
 def test_contact_sheet(guided, model):

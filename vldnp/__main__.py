@@ -152,6 +152,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "data":
             return _data(options)
+        if options.command == "report":
+            from vldnp.report import write
+
+            print(os.path.relpath(write(options.run, options.reveal)))
+            return 0
         profile = load_profile(options.profile)
         _prepare_kernels(profile)
         if options.command == "tune":
@@ -212,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("fetch", help="download into the cache folder, checked")
     action.add_argument("names", nargs="+", metavar="NAME")
     action.add_argument("--from", dest="source", metavar="FILE", help="a path or address instead")
+    command = commands.add_parser("report", help="one self-contained HTML page from a run folder")
+    command.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
+    command.add_argument("--reveal", action="store_true", help="show unsafe pictures unblurred")
     return parser
 
 

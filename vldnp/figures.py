@@ -4,7 +4,7 @@ All functions return a closed `Figure`, which a notebook shows by naming it and 
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vldnp import sensitive
 from vldnp.files import atomic
 from vldnp.front import front
 
@@ -138,7 +140,10 @@ def pareto(
 
 
 def image_grid(
-    rows: Mapping[str, Sequence[Image.Image]], columns: Sequence[str] = (), size: float = 1.3
+    rows: Mapping[str, Sequence[Image.Image]],
+    columns: Sequence[str] = (),
+    size: float = 1.3,
+    reasons: Mapping[str, Sequence[str | None]] | None = None,
 ) -> Figure:
     """Pictures in labelled rows.
 
@@ -146,6 +151,8 @@ def image_grid(
         rows: row label → its pictures; rows may differ in length.
         columns: labels above the columns.
         size: edge of a picture in inches.
+        reasons: row label → for each picture why it is shown blurred, None for one that is not;
+            as `vldnp.sensitive.reasons` finds them.
     """
     width = max(map(len, rows.values()), default=0)
     if not width:
@@ -162,8 +169,11 @@ def image_grid(
             for axes in cells:
                 axes.set(xticks=[], yticks=[])
                 sns.despine(ax=axes, left=True, bottom=True)
-            for axes, picture in zip(cells, pictures, strict=False):
-                axes.imshow(picture, interpolation="nearest")
+            why = (reasons or {}).get(label) or [None] * len(pictures)
+            if len(why) != len(pictures):
+                raise ValueError(f"{len(why)} reasons for the {len(pictures)} pictures of {label}")
+            for axes, picture, reason in zip(cells, pictures, why, strict=False):
+                show_picture(axes, picture, reason)
             cells[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
         for axes, label in zip(grid[0], columns, strict=False):
             axes.set_title(label, fontsize=8)
@@ -207,6 +217,31 @@ def strips(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], size: float = 
 def _wrapped(text: str, width: int) -> str:
     lines = [textwrap.fill(line, width, max_lines=3, placeholder=" …") for line in text.split("\n")]
     return "\n".join(lines)
+
+
+def show_picture(axes: Axes, picture: Image.Image, reason: str | None = None) -> None:
+    """A picture into a panel, pixel by pixel; one with a reason blurred, the reason upon it."""
+    if reason is None:
+        axes.imshow(picture, interpolation="nearest")
+        return
+    axes.imshow(sensitive.blurred(picture), interpolation="nearest")
+    axes.text(
+        0.5,
+        0.5,
+        "\n".join(textwrap.wrap(reason, 16, max_lines=4, placeholder=" …")),
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=7,
+        color="white",
+        bbox={"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 1.5},
+        parse_math=False,
+    )
+
+
+def colours(methods: Iterable[str]) -> dict[str, str]:
+    """Method → its colour in all figures, as `#rrggbb`."""
+    return {name: to_hex(colour) for name, (_, colour) in _looks(pd.Series(list(methods))).items()}
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:

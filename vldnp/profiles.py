@@ -36,6 +36,7 @@ class Profile:
         max_prompts: prompts of each set that the notebooks' studies use, one number or one by set;
             None is all.
         ablation_prompts: the same for the ablations; None is `max_prompts`.
+        reveal: show what the judge flags as it is; else it is blurred until one asks to see it.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Profile:
     batch_size: int = 32
     max_prompts: int | dict[str, int] | None = field(default=None, hash=False)
     ablation_prompts: int | None = None
+    reveal: bool = False
 
     @property
     def sampling(self) -> dict:

@@ -1,59 +1,324 @@
-"""The trajectory viewer: what the VLM saw and said, and what the image was steered away from."""
+"""The trajectory viewer: what the VLM saw and said, and what the image was steered away from.
+
+A `storyboard` holds what there is to see as plain data; `view` shows it in widgets, the report in
+a page of its own.
+"""
 
 import html
-import io
+import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+from ipywidgets.widgets.widget_string import HTMLStyle
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from vldnp import figures, sensitive
 from vldnp.backbone import to_pil
+from vldnp.files import atomic, write_text
+from vldnp.judges import Judge
+from vldnp.metrics import UNSAFE_THRESHOLD
 from vldnp.sampler import Output, Step
 
 LONGEST_ANSWER = 300
 """An answer may be endless; so many characters are shown."""
 
+PICTURE_WIDTH = 224
+SLIDER_WIDTH = 440
+"""In screen pixels."""
+
+INSET = 6
+"""So far within its ends a slider's first and last places lie, in pixels; the chart follows it."""
+
+STYLE = (
+    sensitive.STYLE
+    + """<style>
+.vldnp-viewer .vldnp-told {min-height: 7.5em; line-height: 1.35; overflow-wrap: anywhere}
+.vldnp-viewer .vldnp-blank {display: flex; align-items: center; justify-content: center;
+  aspect-ratio: 1; max-width: 100%; background: rgba(128, 128, 128, .15)}
+.vldnp-keys button {font: 13px sans-serif; padding: 3px 9px; cursor: pointer; color: inherit;
+  background: rgba(128, 128, 128, .2); border: 1px solid rgba(128, 128, 128, .5)}
+</style>"""
+)
+
+KEY = (
+    "var h = this.closest('.vldnp-viewer').querySelector('.noUi-handle'); h.focus(); "
+    "h.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Arrow{key}', bubbles: true}}))"
+)
+"""A step button presses the slider's own arrow key: there is no widget for single steps."""
+
 Outputs = Output | Sequence[Output] | Mapping[str, Output]
 
 
-def view(outputs: Outputs, image: int = 0, width: int = 224, interval: int = 500) -> widgets.Widget:
+def view(
+    outputs: Outputs,
+    image: int = 0,
+    width: int = PICTURE_WIDTH,
+    interval: int = 500,
+    *,
+    judge: Judge | None = None,
+    reveal: bool = False,
+    threshold: float = UNSAFE_THRESHOLD,
+) -> widgets.Widget:
     """Step through one or several trajectories, side by side under one slider.
 
     Each step shows x̂₀ (where it was decoded: at every step with `x0_every=True`, else as last
     seen), the VLM's words and the negative prompt in force; the last place is the final image.
-    Everything lies in the widget's state, so it also moves in a saved notebook, without a kernel.
+    Under the slider are the judge's probabilities, and a mark at each query. Everything lies in
+    the widget's state, so it also moves in exported HTML, without a kernel.
 
     Args:
         outputs: an `Output`, several, or label → `Output`; all with the same number of steps.
         image: which image of each output.
         width: of a picture, in screen pixels.
         interval: of the play button, in milliseconds.
+        judge: looks at every picture; without one there is no line, and nothing is blurred.
+        reveal: show what the judge flags unblurred.
+        threshold: a picture is flagged from this probability on.
 
     Raises:
         ValueError: no output, different numbers of steps, or no such image.
     """
+    board = storyboard(outputs, image, width, judge=judge, threshold=threshold)
+    num_steps = board["num_steps"]
+    slider = widgets.IntSlider(
+        min=0, max=num_steps, readout=False, layout=widgets.Layout(width=f"{SLIDER_WIDTH}px")
+    )
+    play = widgets.Play(min=0, max=num_steps, interval=interval)
+    widgets.jslink((play, "value"), (slider, "value"))
+    made: dict[str, widgets.HTML] = {}
+    # Shared, because each would be stored in the notebook; so is what comes again, by `made`.
+    layout, style = widgets.Layout(), HTMLStyle()
+    column_layout = widgets.Layout(width=f"{width + 16}px", padding="4px")
+
+    def text(value: str) -> widgets.HTML:
+        if value not in made:
+            made[value] = widgets.HTML(value, layout=layout, style=style)
+        return made[value]
+
+    def places(values: Sequence[str]) -> widgets.Stack:
+        stack = widgets.Stack([text(value) for value in values], selected_index=0, layout=layout)
+        widgets.jslink((slider, "value"), (stack, "selected_index"))
+        return stack
+
+    columns = []
+    for parts in rendered(board, width, reveal):
+        column = [text(parts["head"]), places(parts["pictures"]), places(parts["told"])]
+        columns.append(widgets.VBox(column, layout=column_layout))
+        columns[-1].add_class("vldnp-scope")
+    wrapped = widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start")
+    controls = widgets.Box([play, text(keys_html())], layout=wrapped)
+    viewer = widgets.VBox(
+        [
+            text(STYLE),
+            text(f"<i>{html.escape(shortened(board['prompt']))}</i>"),
+            widgets.Box(
+                [controls, widgets.VBox([slider, text(chart(board))], layout=layout)],
+                layout=wrapped,
+            ),
+            widgets.Box(columns, layout=wrapped),
+        ],
+        layout=layout,
+    )
+    viewer.add_class("vldnp-viewer")
+    return viewer
+
+
+def storyboard(
+    outputs: Outputs,
+    image: int = 0,
+    width: int = PICTURE_WIDTH,
+    *,
+    judge: Judge | None = None,
+    threshold: float = UNSAFE_THRESHOLD,
+) -> dict:
+    """What a viewer shows, as plain data that JSON can hold. Arguments are those of `view`.
+
+    Returns:
+        `prompt, seed, num_steps, threshold`, and `columns`, one per output: `label, method`;
+        `pictures`, each once, as data addresses no wider than `width`; `reasons`, why the judge
+        flags them (None: it does not); `queries`, the steps at which the VLM was asked; and
+        `places`, one per step and one for the final image: the `picture`'s index (None: nothing
+        was decoded so far), the judge's `probability` where a new picture was judged, and what is
+        `told`, in lines of text that nothing has escaped.
+    """
     labelled = _labelled(outputs)
     num_steps = _num_steps(labelled, image)
-    columns = [_column(label, output, image, width) for label, output in labelled]
-    shared = widgets.Layout()  # one for all places, because each would be stored in the notebook
-    stack = widgets.Stack([widgets.HBox(row, layout=shared) for row in zip(*columns, strict=True)])
-    stack.selected_index = 0
-    play = widgets.Play(min=0, max=num_steps, interval=interval)
-    slider = widgets.IntSlider(
-        min=0, max=num_steps, description="step", layout=widgets.Layout(width="24em")
+    trace = labelled[0][1].trace
+    return {
+        "prompt": trace.prompts[image],
+        "seed": trace.seeds[image],
+        "num_steps": num_steps,
+        "threshold": threshold,
+        "columns": [
+            _column(label, output, image, width, judge, threshold) for label, output in labelled
+        ],
+    }
+
+
+def keep(
+    outputs: Outputs, folder: str | Path, image: int = 0, *, judge: Judge | None = None
+) -> list[Path]:
+    """Write a storyboard, from which the report draws, and the final pictures beside it.
+
+    Args:
+        outputs, image, judge: as in `view`.
+        folder: where; the files' names begin with the prompt's letters and the seed.
+
+    Returns:
+        The files written: the storyboard as JSON, and `…-<number>-<method>.png`, unaltered.
+    """
+    board = storyboard(outputs, image, judge=judge)
+    letters = re.sub(r"[^a-z0-9]+", "-", board["prompt"].lower()).strip("-")[:40] or "prompt"
+    path = Path(folder) / f"{letters}-{board['seed']}.json"
+    write_text(path, json.dumps(board, ensure_ascii=False))
+    written = [path]
+    for number, (_, output) in enumerate(_labelled(outputs)):
+        if picture := _final(output, image):
+            file = path.with_name(f"{path.stem}-{number}-{output.method.name}.png")
+            with atomic(file) as temporary:
+                picture.save(temporary)
+            written.append(file)
+    return written
+
+
+def rendered(board: dict, width: int = PICTURE_WIDTH, reveal: bool = False) -> list[dict]:
+    """The HTML of each column of a storyboard: `head`, and a picture and a text for each place."""
+    columns = []
+    for column, (colour, dash) in zip(board["columns"], _strokes(board), strict=True):
+        blank = f'<div class="vldnp-blank" style="width: {width}px"><i>x̂₀ was not decoded</i></div>'
+        pictures = [
+            sensitive.picture_html(source, width, column["label"], None if reveal else reason)
+            for source, reason in zip(column["pictures"], column["reasons"], strict=True)
+        ]
+        columns.append(
+            {
+                "head": f"{_stroke_html(colour, dash)} <b>{html.escape(column['label'])}</b>",
+                "pictures": [
+                    blank if place["picture"] is None else pictures[place["picture"]]
+                    for place in column["places"]
+                ],
+                "told": [
+                    f'<div class="vldnp-told">{"<br>".join(map(html.escape, place["told"]))}</div>'
+                    for place in column["places"]
+                ],
+            }
+        )
+    return columns
+
+
+def keys_html() -> str:
+    """Buttons for one step back and one forward, in an element of class `vldnp-viewer`."""
+    buttons = (("Left", "◀", "one step back"), ("Right", "▶", "one step forward"))
+    return '<div class="vldnp-keys">{}</div>'.format(
+        " ".join(
+            f'<button type="button" title="{title}" aria-label="{title}" '
+            f'onclick="{KEY.format(key=key)}">{sign}</button>'
+            for key, sign, title in buttons
+        )
     )
-    widgets.jslink((play, "value"), (slider, "value"))
-    widgets.jslink((slider, "value"), (stack, "selected_index"))
-    return widgets.VBox([widgets.HBox([play, slider]), stack])
+
+
+def chart(board: dict, width: int = SLIDER_WIDTH, height: int = 72) -> str:
+    """The judge's probability over the steps, as SVG that lies under a slider of this width.
+
+    A line per column, a dot at each step at which its method asked the VLM, and a dashed line at
+    the threshold. Without a judge only the queries are marked.
+    """
+    num_steps, top, bottom = board["num_steps"], 4, height - 16
+
+    def x(step: int) -> float:
+        return INSET + step / num_steps * (width - 2 * INSET)
+
+    def y(probability: float) -> float:
+        return bottom - probability * (bottom - top)
+
+    level = y(board["threshold"])
+    drawn = [
+        f'<path d="M{INSET} {bottom}H{width - INSET}" stroke="currentColor" opacity="0.5"/>',
+        f'<path d="M{INSET} {level:.1f}H{width - INSET}" stroke="currentColor" opacity="0.5" '
+        'stroke-dasharray="2 3"/>',
+    ]
+    judged = False
+    for column, (colour, dash) in zip(board["columns"], _strokes(board), strict=True):
+        known = {
+            step: place["probability"]
+            for step, place in enumerate(column["places"])
+            if place["probability"] is not None
+        }
+        judged = judged or bool(known)
+        points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in known.items())
+        drawn.append(
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8" '
+            f'stroke-dasharray="{dash}"/>'
+        )
+        drawn += [
+            f'<circle cx="{x(step):.1f}" cy="{y(known.get(step, 0)):.1f}" r="3.2" fill="{colour}"/>'
+            for step in column["queries"]
+        ]
+    words = "judge: P(unsafe) 0 to 1, dashed: flagged from here on; " if judged else ""
+    drawn.append(
+        f'<text x="{INSET}" y="{height - 3}" font-size="10.5" fill="currentColor" '
+        f'font-family="sans-serif">{words}● VLM asked</text>'
+    )
+    return (
+        f'<svg class="vldnp-chart" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" style="max-width: 100%" role="img" '
+        f'aria-label="the judge\'s probability at each step">{"".join(drawn)}</svg>'
+    )
+
+
+def side_by_side(
+    outputs: Outputs,
+    image: int = 0,
+    moments: int = 6,
+    *,
+    judge: Judge | None = None,
+    reveal: bool = False,
+) -> Figure:
+    """The viewer's pictures where no slider works: a row per output, a column per moment.
+
+    Args:
+        outputs, image, judge, reveal: as in `view`; every output with decoded x̂₀.
+        moments: so many of the steps at which all outputs have an x̂₀, evenly chosen, those at
+            which a VLM was asked first; the final image comes last.
+
+    Raises:
+        ValueError: as `view`, or there is no step at which all have an x̂₀.
+    """
+    labelled = _labelled(outputs)
+    num_steps = _num_steps(labelled, image)
+    traces = [output.trace.steps for _, output in labelled]
+    common = [i for i in range(num_steps) if all(steps[i].x0_images for steps in traces)]
+    asked = [i for i in common if any(steps[i].queried for steps in traces)]
+    chosen = asked or common
+    if not chosen:
+        raise ValueError("no x̂₀ was decoded in all outputs; sample with x0_every=True")
+    count = min(moments, len(chosen))
+    spread = [round(k * (len(chosen) - 1) / max(count - 1, 1)) for k in range(count)]
+    places = [chosen[k] for k in spread]
+    rows, why = {}, {}
+    for label, output in labelled:
+        final = _final(output, image)
+        pictures = [output.trace.steps[i].x0_images[image] for i in places]
+        rows[label] = pictures + ([final] if final else [])
+        why[label] = _reasons(judge, rows[label], reveal)
+    return figures.image_grid(rows, [f"step {i}" for i in places] + ["final image"], reasons=why)
 
 
 def contact_sheet(
-    output: Output, image: int = 0, columns: int = 6, *, queries_only: bool = False
+    output: Output,
+    image: int = 0,
+    columns: int = 6,
+    *,
+    queries_only: bool = False,
+    judge: Judge | None = None,
+    reveal: bool = False,
 ) -> Figure:
     """A picture for each x̂₀ that was decoded, with the VLM's words and the negative prompt.
 
@@ -62,6 +327,8 @@ def contact_sheet(
         image: which image of the output.
         columns: pictures in a row.
         queries_only: leave out the x̂₀ at which the VLM was not asked.
+        judge: what it flags is blurred, unless `reveal`.
+        reveal: show everything as it is.
 
     Raises:
         ValueError: no such image, or no x̂₀ to show.
@@ -75,25 +342,28 @@ def contact_sheet(
     if not seen:
         raise ValueError("no x̂₀ was decoded in this output; sample with x0_every=True")
     final = _final(output, image)
-    count = len(seen) + (final is not None)
-    columns = min(columns, count)
-    rows = -(-count // columns)
+    pictures = [step.x0_images[image] for step in seen] + ([final] if final else [])
+    captions = [_caption(step, image) for step in seen] + ["final image"]
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.4 * columns, 3.2 * rows), squeeze=False, layout="constrained"
     )
     plt.close(figure)  # a notebook would show it twice
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, step in zip(axes.flat, seen, strict=False):
-        axis.imshow(step.x0_images[image])
+    reasons = _reasons(judge, pictures, reveal)
+    for axis, picture, reason, caption in zip(axes.flat, pictures, reasons, captions, strict=False):
+        figures.show_picture(axis, picture, reason)
         # An answer is text, not mathematics: a lone $ must not break the figure.
-        axis.set_title(_caption(step, image), fontsize=8, loc="left", parse_math=False)
-    if final is not None:
-        axis = axes.flat[len(seen)]
-        axis.imshow(final)
-        axis.set_title("final image", fontsize=8, loc="left")
-    figure.suptitle(_shortened(output.trace.prompts[image]), fontsize=10, parse_math=False)
+        axis.set_title(caption, fontsize=8, loc="left", parse_math=False)
+    figure.suptitle(shortened(output.trace.prompts[image]), fontsize=10, parse_math=False)
     return figure
+
+
+def shortened(text: str) -> str:
+    """At most `LONGEST_ANSWER` characters of a text."""
+    return text if len(text) <= LONGEST_ANSWER else text[:LONGEST_ANSWER] + " …"
 
 
 def _labelled(outputs: Outputs) -> list[tuple[str, Output]]:
@@ -121,48 +391,50 @@ def _num_steps(labelled: Sequence[tuple[str, Output]], image: int) -> int:
     return numbers.pop()
 
 
-def _column(label: str, output: Output, image: int, width: int) -> list[widgets.Widget]:
-    """One widget for each step, and one for the final image."""
-    steps = output.trace.steps
-    seen = list(accumulate(steps, lambda last, step: step if step.x0_images else last))
-    layout = widgets.Layout(width=f"{width + 16}px", padding="4px")
-    style = widgets.HTML().style
-
-    def text(value: str) -> widgets.HTML:
-        return widgets.HTML(value, layout=layout, style=style)
-
-    # Widgets that come again are shared between the places, which keeps a saved notebook small.
-    head = text(f"{_html('b', label)}<br>{_html('i', output.trace.prompts[image])}")
-    blank = text("<i>x̂₀ was not decoded</i>")
-    size = widgets.Layout(width=f"{width}px")
-    pictures = {
-        step.index: _picture(step.x0_images[image], width, size) for step in steps if step.x0_images
-    }
-    places = [
-        (pictures.get(last.index, blank), text(_html("div", *_told(step, last, image))))
-        for step, last in zip(steps, seen, strict=True)
-    ]
-    final = _final(output, image)
+def _column(
+    label: str, output: Output, image: int, width: int, judge: Judge | None, threshold: float
+) -> dict:
+    """One output's part of a storyboard."""
+    steps, final = output.trace.steps, _final(output, image)
+    pictures = [step.x0_images[image] for step in steps if step.x0_images]
+    pictures += [final] if final else []
+    looks = sensitive.look(judge, pictures, threshold) if judge else []
+    places, last, shown = [], None, None
+    for step in steps:
+        if step.x0_images:
+            last, shown = step, 0 if shown is None else shown + 1
+        place = {"picture": shown, "probability": None, "told": _told(step, last, image)}
+        if looks and last is step:
+            place["probability"] = round(looks[shown].probability, 4)
+        places.append(place)
     spent = f"{output.trace.model_evaluations[image]} U-Net evaluations"
     asked = f"{output.trace.vlm_calls[image]} VLM calls"
     places.append(
-        (
-            blank if final is None else _picture(final, width, size),
-            text(_html("div", "final image", spent, asked)),
-        )
+        {
+            "picture": len(pictures) - 1 if final else None,
+            "probability": round(looks[-1].probability, 4) if looks and final else None,
+            "told": ["final image", spent, asked],
+        }
     )
-    return [widgets.VBox([head, *place], layout=layout) for place in places]
+    return {
+        "label": label,
+        "method": output.method.name,
+        "pictures": [sensitive.data_uri(picture, width) for picture in pictures],
+        "reasons": [found.reason for found in looks] or [None] * len(pictures),
+        "queries": [step.index for step in steps if step.queried],
+        "places": places,
+    }
 
 
-def _told(step: Step, last: Step, image: int) -> list[str]:
+def _told(step: Step, last: Step | None, image: int) -> list[str]:
     """What there is to say about a step; `last` is the step whose x̂₀ is shown."""
     lines = [f"step {step.index}, t = {step.timestep:g}"]
-    if last.x0_images and last.index != step.index:
-        lines.append(f"(x̂₀ of step {last.index})")
+    if last is not None and last is not step:
+        lines[0] += f" (x̂₀ of step {last.index})"
     if step.queried and step.vlm_failures[image]:
-        lines.append(f"VLM failed: {_shortened(step.vlm_failures[image])}")
+        lines.append(f"VLM failed: {shortened(step.vlm_failures[image])}")
     elif step.queried:
-        lines.append(f"VLM: “{_shortened(step.vlm_answers[image])}”")
+        lines.append(f"VLM: “{shortened(step.vlm_answers[image].strip())}”")
     lines.append(f"away from: {step.negative_prompts[image] or '—'}")
     return lines
 
@@ -175,21 +447,31 @@ def _caption(step: Step, image: int) -> str:
     )
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_ANSWER else text[:LONGEST_ANSWER] + " …"
+def _reasons(
+    judge: Judge | None, pictures: Sequence[Image.Image], reveal: bool
+) -> list[str | None]:
+    return sensitive.reasons(judge, pictures, reveal) if judge else [None] * len(pictures)
 
 
-def _html(tag: str, *lines: str) -> str:
-    """Lines of text as HTML. Everything is escaped: prompts and answers may hold markup."""
-    return f"<{tag}>{'<br>'.join(html.escape(line) for line in lines)}</{tag}>"
+def _strokes(board: dict) -> list[tuple[str, str]]:
+    """Colour and dashes of each column's line: a colour per method, dashes where one comes again.
+
+    Plain CFG takes the text's colour, which is seen in light and in dark.
+    """
+    methods = [column["method"] for column in board["columns"]]
+    colours = figures.colours(methods) | {"cfg": "currentColor"}
+    dashes = ["none", "5 3", "1 3", "8 2 2 2"]
+    return [
+        (colours[method], dashes[methods[:i].count(method) % len(dashes)])
+        for i, method in enumerate(methods)
+    ]
 
 
-def _picture(picture: Image.Image, width: int, layout: widgets.Layout) -> widgets.Image:
-    if picture.width > width:
-        picture = picture.resize((width, round(picture.height * width / picture.width)))
-    data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
-    return widgets.Image(value=data.getvalue(), layout=layout)
+def _stroke_html(colour: str, dash: str) -> str:
+    return (
+        '<svg width="22" height="10"><path d="M0 5H22" stroke-width="3" '
+        f'stroke="{colour}" stroke-dasharray="{dash}"/></svg>'
+    )
 
 
 def _final(output: Output, image: int) -> Image.Image | None:
