@@ -5,8 +5,12 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from vldnp import publish as module
 from vldnp.publish import BEGIN, END, VIEW, WIDGETS, publish
+from vldnp.verdicts import COLUMNS as CLAIM_COLUMNS
 
 TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implied"], "n": [3]})
+VERDICTS = pd.DataFrame(
+    [["C1", "vl-dnp", "cfg", "implied", "asr", -0.5, -0.7, -0.3, 3, "holds"]], columns=CLAIM_COLUMNS
+)
 COLUMNS = "asr kept clip tr fid kid model_evaluations vlm_calls seconds".split()
 
 
@@ -35,6 +39,8 @@ def project(tmp_path):
     for name in module.FIGURES:
         (run / "figures" / name).write_bytes(b"png")
     TABLE.reindex(columns=[*TABLE, *COLUMNS]).to_csv(run / "table.csv", index=False)
+    VERDICTS.to_csv(run / "verdicts.csv", index=False)
+    (run / "config.json").write_text('{"chosen": {"vl-dnp": 8.0}}')
     write_executed(run, '# Parameters\nout = "../runs"\n')
     return tmp_path
 
@@ -68,6 +74,7 @@ def test_a_run_is_put_into_the_checkout(project):
         "notebooks/00_one.ipynb",
         "README.md",
         "data/results/embedded-table.csv",
+        "data/results/embedded-verdicts.csv",
         "notebooks/figures/pareto.png",
         "notebooks/figures/examples.png",
     }
@@ -79,7 +86,7 @@ def test_a_run_is_put_into_the_checkout(project):
     assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider", "link"}
     readme = (project / "README.md").read_text()
     assert readme.startswith(f"before\n{BEGIN}\n") and readme.endswith(f"{END}\nafter\n")
-    assert "| cfg |" in readme and "\nold\n" not in readme
+    assert "| `cfg` |" in readme and "**C1**" in readme and "\nold\n" not in readme
 
 
 @pytest.mark.parametrize(
@@ -109,4 +116,4 @@ def test_an_incomplete_run_is_named(project):
 
 def test_a_readme_without_markers_is_named():
     with pytest.raises(ValueError, match="must hold <!-- results --> and <!-- /results --> once"):
-        module.with_results("nothing", TABLE)
+        module.with_results("nothing", TABLE, VERDICTS, {})

@@ -7,7 +7,7 @@ import ast
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -15,7 +15,8 @@ import pandas as pd
 from nbformat import NotebookNode
 
 from vldnp.files import atomic, write_text
-from vldnp.statements import results, verdict
+from vldnp.findings import claims, overview
+from vldnp.statements import verdict
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 FIGURES = ("pareto.png", "examples.png")
@@ -31,8 +32,8 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
         checkout: the project's root.
 
     Returns:
-        The files written: `notebooks/*.ipynb` with outputs, `data/results/<run>-table.csv`, the
-        README's figures in `notebooks/figures`, and `README.md`.
+        The files written: `notebooks/*.ipynb` with outputs, `data/results/<run>-table.csv` and
+        `-verdicts.csv`, the README's figures in `notebooks/figures`, and `README.md`.
 
     Raises:
         FileNotFoundError, ValueError: one line: something is missing from the run, or an executed
@@ -41,7 +42,8 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
     run, checkout = Path(run), Path(checkout)
     sources = sorted((checkout / "notebooks").glob("0*.ipynb"))
     needed = [run / "notebooks" / source.name for source in sources]
-    needed += [run / "table.csv", *(run / "figures" / name for name in FIGURES)]
+    needed += [run / name for name in ("config.json", "table.csv", "verdicts.csv")]
+    needed += [*(run / "figures" / name for name in FIGURES)]
     if missing := [path for path in needed if not path.is_file()]:
         raise FileNotFoundError(f"the run is not complete: {missing[0]} is missing")
 
@@ -54,27 +56,34 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
             raise ValueError(f"{source.name}: an output names a path of this machine")
     table = pd.read_csv(run / "table.csv").round(6)
     readme = checkout / "README.md"
-    texts[readme] = with_results(readme.read_text(encoding="utf-8"), table)
+    verdicts = pd.read_csv(run / "verdicts.csv").round(6)
+    chosen = json.loads((run / "config.json").read_text(encoding="utf-8")).get("chosen", {})
+    texts[readme] = with_results(readme.read_text(encoding="utf-8"), table, verdicts, chosen)
 
     for path, text in texts.items():
         write_text(path, text)
-    results_file = checkout / "data" / "results" / f"{run.resolve().name}-table.csv"
-    with atomic(results_file) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
+    written = []
+    for name, rows in {"table": table, "verdicts": verdicts}.items():
+        written.append(checkout / "data" / "results" / f"{run.resolve().name}-{name}.csv")
+        with atomic(written[-1]) as temporary:
+            rows.to_csv(temporary, index=False, lineterminator="\n")
     figures = [checkout / "notebooks" / "figures" / name for name in FIGURES]
     for figure in figures:
         with atomic(figure) as temporary:
             shutil.copyfile(run / "figures" / figure.name, temporary)
-    return [*texts, results_file, *figures]
+    return [*texts, *written, *figures]
 
 
-def with_results(readme: str, table: pd.DataFrame) -> str:
-    """The README with the results of `table.csv` between its two markers."""
+def with_results(
+    readme: str, table: pd.DataFrame, verdicts: pd.DataFrame, chosen: Mapping[str, float]
+) -> str:
+    """The README with a run's verdicts and its table between its two markers."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README must hold {BEGIN} and {END} once each")
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{verdict(table)}\n\n{results(table)}\n{END}{after}"
+    shown = "\n\n".join([verdict(table, chosen=chosen), claims(verdicts), overview(table)])
+    return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 
 def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> NotebookNode:

@@ -9,7 +9,7 @@ from pathlib import Path
 import mistune
 import pandas as pd
 
-from vldnp import sensitive, statements, viewer
+from vldnp import findings, sensitive, statements, viewer
 from vldnp.files import write_text
 from vldnp.profiles import load_profile, profile_names
 from vldnp.study import open_images
@@ -119,7 +119,20 @@ def write(run: str | Path, reveal: bool = False) -> Path:
 
 def _verdict(run: Path, reveal: bool) -> str | None:
     table = _table(run)
-    return None if table is None else _markdown(statements.verdict(table))
+    if table is None:
+        return None
+    config = _config(run) or {}
+    return _markdown(statements.verdict(table, chosen=config.get("chosen")))
+
+
+def _claims(run: Path, reveal: bool) -> str | None:
+    if not (run / "verdicts.csv").is_file():
+        return None
+    table = pd.read_csv(run / "verdicts.csv")
+    return (
+        f'{_markdown(findings.claims(table))}<div class="wide">'
+        f"{_markdown(findings.comparisons(table))}</div>"
+    )
 
 
 def _results(run: Path, reveal: bool) -> str | None:
@@ -268,7 +281,8 @@ def _timings(run: Path, reveal: bool) -> str | None:
 
 
 SECTIONS = [
-    ("Verdicts", "03_pareto", _verdict),
+    ("Goals", "03_pareto", _verdict),
+    ("Verdicts on the paper's claims", "07_table", _claims),
     ("All numbers", "03_pareto", _results),
     ("Safety against alignment", "03_pareto", _pareto),
     ("Ablations and examples", "02_omega", _ablations),

@@ -190,23 +190,32 @@ def compared(differences: pd.DataFrame, first: str, second: str, prompt_set: str
 
 
 def best(
-    table: pd.DataFrame, method: str = "vl-dnp", safety_set: str = "implied"
+    table: pd.DataFrame,
+    method: str = "vl-dnp",
+    safety_set: str = "implied",
+    chosen: Mapping[str, float] | None = None,
 ) -> pd.Series | None:
-    """The row of `table.csv` with the lowest ASR among those that keep enough named things.
+    """The row of `table.csv` at a method's best strength; None when it is not in the table.
 
-    Enough is `GOALS["kept"]`; where no strength does, it is the row that keeps most. None when
-    the method is not in the table. The choice is made on the very prompts that are reported.
+    Best is the one that was chosen on tuning prompts. Where none was, it is the row with the
+    lowest ASR among those that keep enough named things (`GOALS["kept"]`; where no strength does,
+    the row that keeps most), and so chosen on the very prompts that are reported.
     """
     rows = table[(table["method"] == method) & (table["prompt_set"] == safety_set)]
     if rows.empty:
         return None
+    if method in (chosen or {}) and np.isclose(rows["omega"], chosen[method]).any():
+        return rows[np.isclose(rows["omega"], chosen[method])].iloc[0]
     kept = rows["kept"].fillna(1)
     good = rows[kept >= min(GOALS["kept"], kept.max())]
     return good.sort_values(["asr", "omega"]).iloc[0]
 
 
 def verdict(
-    table: pd.DataFrame, safety_set: str = "implied", benign_set: str = "benign"
+    table: pd.DataFrame,
+    safety_set: str = "implied",
+    benign_set: str = "benign",
+    chosen: Mapping[str, float] | None = None,
 ) -> Statement:
     """Whether the goals of the embedded world hold in a run, with the numbers.
 
@@ -214,19 +223,20 @@ def verdict(
         table: as `table.csv` holds it.
         safety_set: prompts that name nothing restricted and yield it all the same.
         benign_set: harmless prompts.
+        chosen: method → the strength that was chosen for it on tuning prompts.
     """
-    plain, chosen = best(table, "cfg", safety_set), best(table, "vl-dnp", safety_set)
-    if plain is None or chosen is None:
+    plain, row = best(table, "cfg", safety_set), best(table, "vl-dnp", safety_set, chosen)
+    if plain is None or row is None:
         return Statement("The run holds no pair of `cfg` and `vl-dnp` to judge.")
-    omega = chosen["omega"]
+    omega = row["omega"]
     lines = [
         f"Plain CFG: ASR {cell(plain, 'asr', '.2f')} on `{safety_set}` "
         f"(goal: at least {GOALS['cfg_asr']:.2f}); {_holds(plain['asr'] >= GOALS['cfg_asr'])}.",
-        f"VL-DNP at ω = {omega:g}: ASR {cell(chosen, 'asr', '.2f')} "
-        f"(goal: at most {GOALS['asr']:.2f}); {_holds(chosen['asr'] <= GOALS['asr'])}. The share "
-        f"of named harmless things kept is {chosen['kept']:.2f} (goal: at least "
+        f"VL-DNP at ω = {omega:g}: ASR {cell(row, 'asr', '.2f')} "
+        f"(goal: at most {GOALS['asr']:.2f}); {_holds(row['asr'] <= GOALS['asr'])}. The share "
+        f"of named harmless things kept is {row['kept']:.2f} (goal: at least "
         f"{GOALS['kept']:.2f}; plain CFG {plain['kept']:.2f}); "
-        f"{_holds(chosen['kept'] >= GOALS['kept'])}.",
+        f"{_holds(row['kept'] >= GOALS['kept'])}.",
     ]
     change = _clip_change(table, "vl-dnp", omega, benign_set)
     if change is not None:
@@ -238,18 +248,21 @@ def verdict(
     static = _at(table[table["method"] == "static"], omega)
     static = static[static["prompt_set"] == safety_set]
     if len(static):
-        row = static.iloc[0]
+        beside_it = static.iloc[0]
         change = _clip_change(table, "static", omega, benign_set)
         beside = "" if change is None else f", CLIP on `{benign_set}` {100 * change:+.1f} %"
         lines.append(
-            f"Static negative prompting at the same ω: ASR {cell(row, 'asr', '.2f')}, things "
-            f"kept {row['kept']:.2f}{beside}."
+            f"Static negative prompting at the same ω: ASR {cell(beside_it, 'asr', '.2f')}, "
+            f"things kept {beside_it['kept']:.2f}{beside}."
         )
-    note = (
-        f"ω = {omega:g} has the lowest ASR among the strengths that keep "
-        f"{100 * GOALS['kept']:.0f} % of the named things (where none does, it keeps most); it was "
-        "chosen on these same prompts."
-    )
+    if (chosen or {}).get("vl-dnp") == omega:
+        note = f"ω = {omega:g} was chosen on tuning prompts, which are none of these."
+    else:
+        note = (
+            f"ω = {omega:g} has the lowest ASR among the strengths that keep "
+            f"{100 * GOALS['kept']:.0f} % of the named things (where none does, it keeps most); it "
+            "was chosen on these same prompts."
+        )
     return Statement(f"{bullets(lines)}\n\n{note}")
 
 

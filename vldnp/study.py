@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,6 +80,7 @@ class Study:
         unsafe_threshold: an image is unsafe from this probability on.
         part: the name of a study beside the main one in the same run folder: it shares its cells
             and has tables of its own, `images-<part>.parquet` and so on.
+        chosen: method → the strength chosen for it on tuning prompts; only recorded here.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Study:
     reference_count: int = 1000
     unsafe_threshold: float = UNSAFE_THRESHOLD
     part: str = ""
+    chosen: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def file(self, name: str) -> str:
         """`table.csv` → `table-<part>.csv` for a study that is a part."""
@@ -229,6 +231,7 @@ def study_of(
         batch_size=profile.batch_size,
         reference=profile.reference,
         part=part,
+        chosen=profile.chosen,
     )
 
 
