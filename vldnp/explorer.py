@@ -15,16 +15,15 @@ from PIL import Image
 from vldnp import figures, sensitive, zoo
 from vldnp.backbone import to_pil
 from vldnp.files import unknown
+from vldnp.markdown import Statement
 from vldnp.methods import CFG, SAFREE, VLDNP, Method, Static
 from vldnp.profiles import Profile, load_profile
 from vldnp.prompts import load_prompts
 from vldnp.sampler import Step, denoise
-from vldnp.schedules import front_loaded, uniform
-from vldnp.statements import Statement
+from vldnp.schedules import SCHEDULES
 from vldnp.viewer import shortened
 
 METHODS = ("cfg", "static", "safree", "vl-dnp")
-SCHEDULES = {"front_loaded": front_loaded, "uniform": uniform}
 
 REMEMBERED = 8
 """So many runs stay as thumbnails."""
@@ -45,7 +44,7 @@ class Choice:
         method: one of `METHODS`.
         vlm: a name; empty means the profile's.
         omega: strength of the negative term.
-        schedule: one of `SCHEDULES`.
+        schedule: a name in `vldnp.schedules.SCHEDULES`.
         queries: how often the VLM is asked; 0 means the profile's number.
         seed: of the initial noise.
     """
@@ -79,8 +78,7 @@ def methods(
     """All of `METHODS` by name, for one prompt.
 
     Args:
-        profile: a name, a YAML file or a `Profile`; gives the concepts and the static prompt,
-            which is SAFREE's list of phrases too.
+        profile: a name, a YAML file or a `Profile`; gives the concepts and the baselines' settings.
         omega, queries, schedule: as in `Choice`.
         vlm: a name or an opened VLM; empty means the profile's.
     """
@@ -91,8 +89,8 @@ def methods(
     guide = zoo.load_vlm(vlm or profile.vlm)
     made = (
         CFG(),
-        Static(profile.static_prompt, omega),
-        SAFREE(profile.static_prompt),
+        Static(profile.static_prompt, omega, profile.static_rule),
+        SAFREE(**profile.safree or {"phrases": profile.static_prompt}),
         VLDNP(guide, profile.concepts, omega, query_steps),
     )
     return dict(zip(METHODS, made, strict=True))
