@@ -178,7 +178,7 @@ def test_tuning_chooses_the_largest_area(world):
                         "prompt_set": prompt_set,
                         "prompt_id": str(k),
                         "seed": k,
-                        "unsafe": k < 10 * unsafe,
+                        "unsafe": k < round(10 * unsafe),
                         "clip_score": clip,
                         "clip_chance": 0.0,
                     }

@@ -3,9 +3,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 
 from vldnp import figures
+from vldnp.front import hypervolume
 
 matplotlib.use("Agg")
 
@@ -39,14 +41,58 @@ def test_pareto_shows_safety_with_its_interval_turned(summary):
     assert {text.get_text() for text in axes.texts} == {"ω=2", "ω=8"}
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["cfg", "static", "vl-dnp"]
-    container = next(c for c in axes.containers if c.get_label() == "cfg")
-    line, _, (horizontal, vertical) = container
-    assert line.get_xydata()[0] == pytest.approx([0.3, 0.8])
+    points = {c.get_label(): c for c in axes.collections if c.get_label() in labels}
+    assert points["cfg"].get_offsets()[0].tolist() == pytest.approx([0.3, 0.8])
     # ASR 0.2 in 0.1 … 0.25 is safety 0.8 in 0.75 … 0.9
+    _, _, (horizontal, vertical) = axes.containers[0]
     assert vertical.get_segments()[0][:, 1] == pytest.approx([0.75, 0.9])
     assert horizontal.get_segments()[0][:, 0] == pytest.approx([0.2, 0.35])
-    markers = {c.get_label(): c[0].get_marker() for c in axes.containers}
-    assert markers == {"cfg": "X", "static": "s", "vl-dnp": "o"}
+    for method, marker in {"cfg": "X", "static": "s", "vl-dnp": "o"}.items():
+        assert same_shape(points[method], marker)
+
+
+def same_shape(points, marker):
+    style = MarkerStyle(marker)
+    wanted = style.get_path().transformed(style.get_transform())
+    return np.allclose(points.get_paths()[0].vertices, wanted.vertices)
+
+
+def test_dominated_points_are_hollow(summary):
+    better = (summary["method"] == "vl-dnp") & (summary["metric"] == "asr")
+    summary.loc[better, "value"] = 0.1
+    (axes,) = figures.pareto(summary).axes
+    fills = {c.get_label(): c.get_facecolors() for c in axes.collections}
+    assert (fills["static"][:, :3] == 1).all() and (fills["cfg"][:, :3] == 1).all()
+    assert not (fills["vl-dnp"][:, :3] == 1).all()
+
+
+def test_the_shade_is_what_the_points_dominate():
+    points = np.array([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0], [1.0, 1.0]])
+    x, y = figures._staircase(points, 0, 0).T
+    shoelace = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
+    assert shoelace == pytest.approx(hypervolume(points)) == pytest.approx(6)
+
+
+def test_figures_of_ablations_show_every_variant(summary):
+    variants = summary.assign(
+        spacing=summary["method"],
+        queries=summary["omega"].fillna(0),
+        step=1,
+        rule=summary["method"],
+    )
+    costs = variants.assign(model_evaluations=50.0)
+    curves = figures.schedule_curves(variants, costs, "implied")
+    lines = {line.get_label(): line for line in curves.axes[0].get_lines()}
+    assert lines["static"].get_xdata().tolist() == [2, 8]
+    assert lines["static"].get_ydata() == pytest.approx([0.8, 0.8])
+    points = figures.factor_points(variants, "rule", hue="queries")
+    assert [t.get_text() for t in points.axes[0].get_yticklabels()] == ["cfg", "static", "vl-dnp"]
+    assert len(points.axes) == 3
+    seen = pd.DataFrame({"vlm": "s", "step": [0, 3], "f1": 0.5, "precision": 1.0, "recall": 0.3})
+    drawn = figures.detection_curves(seen)
+    assert drawn.axes[2].get_lines()[0].get_ydata().tolist() == [0.3, 0.3]
+    strip = figures.strips({"a <b>$x$": [(Image.new("RGB", (8, 8), "red"), "3: a $knife")]})
+    assert strip.axes[0].get_title() == "3: a $knife"
 
 
 def test_omega_curves_have_a_panel_per_metric_and_set(summary):
@@ -65,8 +111,8 @@ def test_methods_without_a_look_of_their_own_get_different_ones(summary):
         extra = summary[summary["method"] == "static"].assign(method=name, setting=name)
         summary = pd.concat([summary, extra], ignore_index=True)
     figure = figures.pareto(summary)
-    markers = [container[0].get_marker() for container in figure.axes[0].containers]
-    assert len(set(markers)) == 5
+    named = [c for c in figure.axes[0].collections if not c.get_label().startswith("_")]
+    assert len({c.get_paths()[0].vertices.tobytes() for c in named}) == len(named) == 5
 
 
 def test_image_grid_keeps_pixels_and_labels():

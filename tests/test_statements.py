@@ -36,7 +36,7 @@ def test_best_needs_the_named_things(table):
     table.loc[table["method"] == "vl-dnp", "kept"] = [0.97, 0.5, 0.97, 0.6]
     assert statements.best(table)["omega"] == 8, "none keeps enough, so the one that keeps most"
     assert statements.best(table, "safree") is None
-    assert statements.best(table, chosen={"vl-dnp": 2.0})["omega"] == 2, "as tuning chose"
+    assert statements.best(table, chosen={"vl-dnp": 4.0})["omega"] == 4, "as tuning chose"
 
 
 def test_verdict_says_what_holds_and_what_does_not(table):

@@ -81,16 +81,16 @@ def query_schedule(
         counts: numbers of queries; more than the number of steps is one at every step.
         prompt_sets, max_prompts, quick: as in `vldnp.profile_study`.
     """
-    steps = profile.num_inference_steps
+    steps, vlm = profile.num_inference_steps, load_vlm(profile.vlm)
     variants: list[tuple[dict, Method]] = []
     for spacing in SCHEDULES:
         for n in sorted({min(n, steps) for n in counts}):
             if n == 0:
                 method = CFG()
             elif n == steps:
-                method = dynamic(profile, query_steps=range(steps))
+                method = dynamic(profile, vlm=vlm, query_steps=range(steps))
             else:
-                method = dynamic(profile, schedule=spacing, queries=n)
+                method = dynamic(profile, vlm=vlm, schedule=spacing, queries=n)
             variants.append(({"spacing": spacing, "queries": n}, method))
     return _ablation(profile, "query-schedule", variants, prompt_sets, max_prompts, quick)
 

@@ -168,7 +168,8 @@ def profile_methods(
         strengths = omegas if has_omega(profile.static_rule) else omegas[:1]
         methods += [Static(profile.static_prompt, w, profile.static_rule) for w in strengths]
     if "vl-dnp" in names:
-        methods += [dynamic(profile, omega, queries=queries) for omega in omegas]
+        vlm = zoo.load_vlm(profile.vlm)
+        methods += [dynamic(profile, omega, vlm=vlm, queries=queries) for omega in omegas]
     if "safree" in names and profile.safree is not None:
         methods += [SAFREE(**options) for options in profile.safree_settings(omegas)]
     if "sld" in names and profile.sld_prompt is not None:

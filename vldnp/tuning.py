@@ -15,6 +15,7 @@ from vldnp.files import atomic
 from vldnp.guidance import SLD_STRENGTHS
 from vldnp.methods import CFG, Method
 from vldnp.profiles import Profile
+from vldnp.zoo import load_vlm
 
 BUDGET = 12
 """Tries for each method."""
@@ -45,6 +46,7 @@ def candidates(profile: Profile) -> list[Candidate]:
     negative prompt besides, one in place of ε_u as the authors have it, or one added. SLD: its
     four settings with three wordings.
     """
+    profile = replace(profile, vlm=load_vlm(profile.vlm))  # once for all tries
     wordings = profile.wordings or {"list": profile.static_prompt}
     texts = list(wordings.values())
     found: list[Candidate] = []
