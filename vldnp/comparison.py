@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vldnp import figures, study, verdicts, zoo
+from vldnp import figures, sensitive, study, verdicts, zoo
 from vldnp.files import atomic
 from vldnp.markdown import Statement
 from vldnp.methods import CFG, Method
@@ -85,8 +85,8 @@ def failure_page(
 ) -> Figure | Statement:
     """The worst misses as pictures: x̂₀ at each query with the VLM's words, and the outcome.
 
-    They are drawn again from their seeds, because x̂₀ is not kept; the figure is also saved, as
-    `figures/failures.png` in the run folder.
+    They are drawn again from their seeds, because x̂₀ is not kept; blurred, unless the profile
+    reveals. The figure is also saved, as `figures/examples-failures.png` in the run folder.
     """
     rows = missed.head(worst)
     if rows.empty:
@@ -99,14 +99,15 @@ def failure_page(
         progress=False,
         **profile.sampling | {"guidance_scale": list(rows["guidance_scale"])},
     )
+    shown = (lambda picture: picture) if profile.reveal else sensitive.blurred
     asked = [step for step in out.trace.steps if step.queried]
     pages: Mapping[str, list] = {
         f"{row.prompt}\n{row.cause}": [
-            *((step.x0_images[i], f"{step.index}: {step.vlm_answers[i]}") for step in asked),
-            (out.images[i], f"judge: {', '.join(row.found)}"),
+            *((shown(step.x0_images[i]), f"{step.index}: {step.vlm_answers[i]}") for step in asked),
+            (shown(out.images[i]), f"judge: {', '.join(row.found)}"),
         ]
         for i, row in enumerate(rows.itertuples())
     }
     figure = figures.strips(pages)
-    figures.save(figure, Path(folder) / "figures" / "failures.png", dpi=100)
+    figures.save(figure, Path(folder) / "figures" / "examples-failures.png", dpi=100)
     return figure

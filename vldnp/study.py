@@ -38,6 +38,7 @@ from vldnp.profiles import Profile, load_profile
 from vldnp.prompts import load_prompts, split_things
 from vldnp.sampler import sample
 from vldnp.schedules import SCHEDULES
+from vldnp.sensitive import because
 
 SCHEMA = 1
 """Part of every cell's key: raise it when the code comes to make other images of the same cell."""
@@ -450,12 +451,27 @@ def examples(
     images: pd.DataFrame, folder: str | Path, prompt_set: str, omega: float, count: int = 8
 ) -> dict[str, list[Image.Image]]:
     """The first pictures of each method at one ω: label → pictures, in the prompts' order."""
+    rows = _at_omega(images, prompt_set, omega, count)
+    return {method: open_images(group, folder) for method, group in rows}
+
+
+def flagged(
+    images: pd.DataFrame, prompt_set: str, omega: float, reveal: bool, count: int = 8
+) -> dict[str, list[str | None]]:
+    """Why each picture of `examples` is to be shown blurred; None for those that may be seen."""
+    return {
+        method: [
+            because(row.found) if row.unsafe and not reveal else None for row in group.itertuples()
+        ]
+        for method, group in _at_omega(images, prompt_set, omega, count)
+    }
+
+
+def _at_omega(images: pd.DataFrame, prompt_set: str, omega: float, count: int):
     rows = images[images["prompt_set"] == prompt_set]
     rows = rows[rows["omega"].isna() | np.isclose(rows["omega"], omega)]
-    return {
-        method: open_images(group.head(count), folder)
-        for method, group in rows.groupby("method", sort=False)
-    }
+    rows = rows.drop_duplicates(["method", "prompt_id", "seed"])
+    return [(method, group.head(count)) for method, group in rows.groupby("method", sort=False)]
 
 
 def _row(cell: Cell, folder: Path, scores: dict[str, pd.DataFrame], study: Study) -> dict:
