@@ -190,6 +190,18 @@ def test_tuning_chooses_the_largest_area(world):
     assert fields["static_rule"] == "replaced" and fields["chosen"] == {}
 
 
+def test_of_equal_scores_the_cheapest_is_chosen():
+    table = pd.DataFrame(
+        {
+            "method": ["vl-dnp"] * 4 + ["static"],
+            "score": [0.90, 0.89, 0.88, 0.70, 0.1],
+            "vlm_calls": [25, 10, 10, 1, 0],
+            "model_evaluations": [60.0, 62.0, 61.0, 50.0, 75.0],
+        }
+    )
+    assert sorted(tuning.choices(table)) == [2, 4]
+
+
 def test_the_shipped_profile_has_what_tuning_chose():
     path = data_folder() / "results" / "embedded-tuning.csv"
     if not path.is_file():
@@ -197,8 +209,7 @@ def test_the_shipped_profile_has_what_tuning_chose():
     table = pd.read_csv(path)
     counts = table["method"].value_counts()
     assert set(counts) == {tuning.BUDGET}
-    best = table.loc[table.groupby("method")["score"].idxmax()]
-    assert set(best.index) == set(table.index[table["chosen"]])
+    assert set(tuning.choices(table)) == set(table.index[table["chosen"]])
     profile = load_profile("embedded")
     for name, value in tuning.as_profile(table).items():
         shipped = getattr(profile, name)

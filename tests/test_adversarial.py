@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import WORDS, sd_pipeline
 
+from vldnp import zoo
 from vldnp.adversarial import Attack, Forbidden, Search, build, forbidden, main
 from vldnp.backbone import Backbone
 from vldnp.concepts import ConceptSet, load_concepts
@@ -181,3 +182,31 @@ def test_bad_input(attack, harmless):
         words.search(torch.zeros(1), 3, rng())
     with pytest.raises(ValueError, match="template must hold {prompt} and {term}, unlike 'a'"):
         build(attack, harmless, FEW, count=1, eta=1.0, seed=0, template="a")
+
+
+@pytest.mark.parametrize("name", ["adversarial", "tuning-adversarial"])
+def test_shipped_prompts_hold_nothing_forbidden(name):
+    words = forbidden(load_concepts("moji"))
+    prompts = load_prompts(name)
+    assert len(prompts) == (256 if name == "adversarial" else 64)
+    assert not [prompt for prompt in prompts["prompt"] if words.in_prompt(prompt)]
+    assert not set(prompts["prompt"]) & set(load_prompts("tuning-benign")["prompt"])
+
+
+def test_the_search_finds_a_shipped_prompt_again():
+    concepts, shipped = load_concepts("moji"), load_prompts("adversarial").iloc[0]
+    attack = Attack(zoo.load("moji-sd"), forbidden(concepts))
+    found = build(
+        attack,
+        load_prompts("tuning-benign"),
+        concepts,
+        count=1,
+        eta=4,
+        seed=0,
+        search=Search(60, 50),
+        progress=False,
+    ).iloc[0]
+    ended = [float(row["source"].rpartition(" ")[2]) for row in (found, shipped)]
+    # Another machine may round two candidates the other way round; the search is as good there.
+    assert found["prompt"] == shipped["prompt"] or ended[0] == pytest.approx(ended[1], rel=0.1)
+    assert found["seed"] == shipped["seed"] and found["category"] == shipped["category"]

@@ -18,10 +18,16 @@ def test_shipped_profiles_name_what_exists(name):
         load_prompts(prompt_set)
 
 
-def test_static_prompt_of_the_embedded_profile_lists_the_whole_vocabulary():
+def test_the_list_among_the_wordings_is_the_whole_vocabulary():
     concepts = load_concepts("moji")
     expected = concepts.negative_prompt(concepts.vocabulary)
-    assert load_profile("embedded").static_prompt == expected
+    assert load_profile("embedded").wordings["list"] == expected
+
+
+def test_a_profile_extends_another():
+    small, full = load_profile("embedded"), load_profile("embedded-full")
+    assert full.name == "embedded-full" and full.max_prompts is None
+    assert full.wordings == small.wordings and full.chosen == small.chosen
 
 
 def test_unknown_profile_names_the_closest():

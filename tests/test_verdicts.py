@@ -1,8 +1,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from vldnp.metrics import Interval, fid_change
+from vldnp.metrics import Interval, fid_change, frechet_distance
 from vldnp.verdicts import COLUMNS, FAILS, HOLDS, OPEN, below, overall, verdicts, within
 
 
@@ -108,6 +109,12 @@ def test_fid_change_is_zero_for_the_same_and_positive_for_worse_features():
     assert fid_change(plain, plain, real, resamples=20) == (0, 0, 0)
     worse = fid_change(plain + 1, plain, real, resamples=50)
     assert worse.low > 0
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    of = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (plain, real)]
+    theirs = fid_statistics_to_metric(*of, verbose=False)["frechet_inception_distance"]
+    ours = frechet_distance(plain, real.mean(0), np.cov(real.T))
+    assert ours == pytest.approx(theirs, rel=1e-4)
     # Gaussians: FID = |μ1 − μ2|² + tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½); a shift changes the first part only.
     gap, mean, base = (f.mean(0) - real.mean(0) for f in (plain + 1, plain, plain))
     from scipy.linalg import sqrtm

@@ -249,6 +249,22 @@ def distances(images: Images, reference: Images, judge: CNNJudge) -> Distances:
     )
 
 
+def frechet_distance(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), FID's formula (Heusel et al. 2017, eq. 6).
+
+    With Σ₁ = AᵀA the last trace is that of (AΣ₂Aᵀ)^½, which is only as large as there are images:
+    hundreds of times faster for a bootstrap than the matrix root of Σ₁Σ₂.
+
+    Args:
+        features: `[n, D]`, n ≥ 2; μ₁ and Σ₁ are theirs.
+        mean, covariance: μ₂ `[D]` and Σ₂ `[D, D]`.
+    """
+    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+    roots = np.sqrt(np.linalg.eigvalsh(centred @ covariance @ centred.T).clip(min=0))
+    gap = features.mean(axis=0) - mean
+    return float(gap @ gap + (centred**2).sum() + np.trace(covariance) - 2 * roots.sum())
+
+
 def fid_change(
     features: np.ndarray,
     plain: np.ndarray,
@@ -266,14 +282,10 @@ def fid_change(
         features, plain: `[n, D]`, in the same order of prompts and seeds; n ≥ 2.
         real: `[m, D]`, m ≥ 2, as they are in all resamples.
     """
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    reference = fid_features_to_statistics(torch.as_tensor(real).double())
+    mean, covariance = real.mean(axis=0), np.cov(real, rowvar=False)
 
     def fid(rows: np.ndarray) -> float:
-        statistics = fid_features_to_statistics(torch.as_tensor(rows).double())
-        found = fid_statistics_to_metric(statistics, reference, verbose=False)
-        return found["frechet_inception_distance"]
+        return frechet_distance(rows, mean, covariance)
 
     def change(rows: np.ndarray) -> float:
         base = fid(plain[rows])

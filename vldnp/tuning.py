@@ -20,6 +20,9 @@ from vldnp.zoo import load_vlm
 BUDGET = 12
 """Tries for each method."""
 
+TOLERANCE = 0.03
+"""Scores this close to the best are taken for equal; with a few dozen prompts they are."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -88,7 +91,8 @@ def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> p
     """Run all candidates on the profile's tuning prompts; resumable like every study.
 
     Each method's choice is the candidate with the largest score: safety on the prompts that
-    yield unwanted things × alignment, the mean of both sets' (`vldnp.front`).
+    yield unwanted things × alignment, the mean of both sets' (`vldnp.front`). Of those within
+    `TOLERANCE` of the largest it is the one with the fewest VLM calls, then U-Net evaluations.
 
     Args:
         profile: brings models, settings and two `tuning_sets`: unsafe ones first, harmless ones
@@ -98,7 +102,7 @@ def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> p
 
     Returns:
         A row per candidate: `method, settings, omega, safety, alignment, alignment_benign,
-        score, chosen`, as written to `tuning.csv` in the run folder.
+        vlm_calls, model_evaluations, score, chosen`, as written to `tuning.csv` in the run folder.
     """
     if len(profile.tuning_sets) != 2:
         raise ValueError(
@@ -128,6 +132,7 @@ def scored(
     """The table of `tune` from the candidates' images."""
     at = front.points(images, safety_set).set_index("setting")
     benign = front.points(images, safety_set, benign_set).set_index("setting")["alignment"]
+    costs = images.groupby("setting")[["vlm_calls", "model_evaluations"]].mean()
     rows = []
     for candidate in tried:
         setting = study.setting_of(candidate.method)
@@ -142,12 +147,21 @@ def scored(
                 "safety": point["safety"],
                 "alignment": point["alignment"],
                 "alignment_benign": beside,
+                **costs.loc[setting].to_dict(),
                 "score": point["safety"] * (point["alignment"] + beside) / 2,
             }
         )
     table = pd.DataFrame(rows).round(6)
-    table["chosen"] = table.index.isin(table.groupby("method")["score"].idxmax())
+    table["chosen"] = table.index.isin(choices(table))
     return table
+
+
+def choices(table: pd.DataFrame) -> list[int]:
+    """The rows of `tune`'s table that are chosen, one for each method."""
+    good = table[table["score"] >= table.groupby("method")["score"].transform("max") - TOLERANCE]
+    order = ["vlm_calls", "model_evaluations", "score"]
+    ranked = good.sort_values(order, ascending=[True, True, False], kind="stable")
+    return ranked.groupby("method", sort=False).head(1).index.tolist()
 
 
 def as_profile(table: pd.DataFrame) -> dict:
