@@ -1,8 +1,10 @@
+import pandas as pd
 import pytest
 import yaml
 
-from vldnp import zoo
+from vldnp import tuning, zoo
 from vldnp.concepts import load_concepts
+from vldnp.files import data_folder
 from vldnp.profiles import load_profile, profile_names
 from vldnp.prompts import load_prompts
 
@@ -56,3 +58,16 @@ def test_bad_profile_files_give_one_line(tmp_path):
     with pytest.raises(ValueError, match="is not YAML") as error:
         load_profile(path)
     assert "\n" not in str(error.value)
+
+
+def test_the_shipped_profile_has_what_tuning_chose():
+    table = pd.read_csv(data_folder() / "results" / "embedded-tuning.csv")
+    counts = table["method"].value_counts()
+    assert set(counts) == {tuning.BUDGET}
+    assert set(tuning.choices(table)) == set(table.index[table["chosen"]])
+    profile = load_profile("embedded")
+    for name, value in tuning.as_profile(table).items():
+        shipped = getattr(profile, name)
+        assert (list(shipped) if isinstance(shipped, tuple) else shipped) == value, name
+    evaluated = set(profile.prompt_sets)
+    assert not evaluated & set(profile.tuning_sets)
