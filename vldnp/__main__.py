@@ -114,7 +114,8 @@ def _watched(run: Path) -> Iterator[None]:
     """
     from tqdm.auto import tqdm
 
-    path, ended, started = run / "progress.json", threading.Event(), time.time()
+    path = run.resolve() / "progress.json"  # papermill changes the working directory meanwhile
+    ended, started = threading.Event(), time.time()
 
     def watch() -> None:
         bar = None
