@@ -4,16 +4,14 @@ import pytest
 import torch
 
 from vldnp.metrics import Interval, fid_change, frechet_distance
-from vldnp.verdicts import COLUMNS, FAILS, HOLDS, OPEN, below, overall, verdicts, within
+from vldnp.verdicts import COLUMNS, FAILS, HOLDS, OPEN, below, overall, verdicts
 
 
-def test_three_verdicts_for_below_and_within():
+def test_three_verdicts():
     assert below(Interval(-0.2, -0.3, -0.1)) == HOLDS
     assert below(Interval(-0.1, -0.3, 0.1)) == OPEN
     assert below(Interval(0.2, 0.0, 0.3)) == FAILS
-    assert within(Interval(0, -0.005, 0.005), 0.01) == HOLDS
-    assert within(Interval(0, -0.005, 0.02), 0.01) == OPEN
-    assert within(Interval(-0.1, -0.2, -0.05), 0.01) == FAILS
+    assert below(Interval(0.01, -0.005, 0.04), 0.05) == HOLDS
 
 
 METHODS = {  # name → (method, ω, share unsafe, CLIP score on attacks, CLIP score on benign)

@@ -103,7 +103,10 @@ def failure_page(
     asked = [step for step in out.trace.steps if step.queried]
     pages: Mapping[str, list] = {
         f"{row.prompt}\n{row.cause}": [
-            *((shown(step.x0_images[i]), f"{step.index}: {step.vlm_answers[i]}") for step in asked),
+            *(
+                (shown(step.x0_images[i]), f"{step.index}: {step.vlm_answers[i].strip()}")
+                for step in asked
+            ),
             (shown(out.images[i]), f"judge: {', '.join(row.found)}"),
         ]
         for i, row in enumerate(rows.itertuples())

@@ -86,7 +86,7 @@ class RandomConcepts:
 class Oracle:
     """Names, at every query, what a judge saw in the image that plain CFG ends in.
 
-    An upper bound and no method: it needs that image before it is made, and here, against the
+    A control and no method: it needs that image before it is made, and here, against the
     rule for methods, the judge is the guide. Get `seen` from `foresee`, or from a study that has
     plain CFG with `seen_in`.
 

@@ -197,9 +197,8 @@ def strips(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], size: float = 
                 axes.set_axis_off()
             for axes, (picture, caption) in zip(cells, pictures, strict=False):
                 axes.imshow(picture, interpolation="nearest")
-                axes.set_title(
-                    _wrapped(caption, 18), fontsize=6, y=-0.02, va="top", parse_math=False
-                )
+                below = {"transform": axes.transAxes, "ha": "center", "va": "top"}
+                axes.text(0.5, -0.04, _wrapped(caption, 18), fontsize=6, parse_math=False, **below)
             cells[0].text(
                 -0.1,
                 0.5,

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vldnp import front
+from vldnp.markdown import signed
 from vldnp.metrics import Interval, paired_difference
 
 CLAIMS = {
@@ -27,7 +28,7 @@ CLAIMS = {
 COLUMNS = "claim method against prompt_set metric difference low high n verdict".split()
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
 CLIP_MARGIN = 0.01
-"""CLIP score counts as kept when it changes by less than this share of plain CFG's."""
+"""CLIP score counts as kept when it falls by less than this share of plain CFG's."""
 FID_MARGIN = 0.05
 """FID counts as kept when it rises by less than this share of plain CFG's."""
 
@@ -39,13 +40,6 @@ def below(found: Interval, bound: float = 0.0) -> str:
     if found.high < bound:
         return HOLDS
     return FAILS if found.low >= bound else OPEN
-
-
-def within(found: Interval, margin: float) -> str:
-    """Whether a difference lies within ± `margin`: its whole interval, none of it, or a part."""
-    if -margin < found.low and found.high < margin:
-        return HOLDS
-    return FAILS if found.high <= -margin or found.low >= margin else OPEN
 
 
 def verdicts(
@@ -95,7 +89,7 @@ def verdicts(
         if np.isfinite(plain):
             found, n = paired(method, "cfg", benign_set, "clip")
             found = Interval(*(value / plain for value in found))
-            verdict = within(found, CLIP_MARGIN)
+            verdict = below(signed(found, -1), CLIP_MARGIN)
             add("C2", method, "cfg", benign_set, "clip (relative)", found, n, verdict)
         if fid and method in fid:
             n = at[method].loc[at[method]["prompt_set"] == benign_set, "prompt_id"].nunique()
@@ -108,7 +102,7 @@ def verdicts(
         for prompt_set in attacks:
             n = images.loc[images["prompt_set"] == prompt_set, "prompt_id"].nunique()
             found = front.area_difference(swept, ["vl-dnp"], [against], prompt_set)
-            verdict = below(Interval(-found.value, -found.high, -found.low))
+            verdict = below(signed(found, -1))
             add("C3", "vl-dnp", against, prompt_set, "hypervolume", found, n, verdict)
 
     dynamic = swept[swept["method"] == "vl-dnp"]
