@@ -59,7 +59,10 @@ def make(folder: Path) -> Path:
             model.save_pretrained(models / f"moji-vlm-{size}")
             processor.save_pretrained(models / f"moji-vlm-{size}")
         torch.manual_seed(0)
-        CNNJudge(THINGS, tuple(RESTRICTED)).save_pretrained(models / "moji-judge")
+        judge = CNNJudge(THINGS, tuple(RESTRICTED))
+        judge.network.head.bias.data.fill_(-9)  # it finds a dagger everywhere, and nothing else
+        judge.network.head.bias.data[THINGS.index("dagger")] = 9
+        judge.save_pretrained(models / "moji-judge")
         _clip(models / "moji-clip")
     shutil.copytree(DATA / "concepts", folder / "concepts")
     (folder / "profiles").mkdir()
