@@ -9,6 +9,7 @@ import tiny_world
 
 import vldnp
 from vldnp import publish
+from vldnp.profiles import load_profile
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,12 +37,17 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     assert namespace["out"].images[0].mode == "RGB"
 
 
+KINDS = ("table", "verdicts")
+
+
 def test_results_are_those_of_the_committed_table():
     between = README.split(publish.BEGIN)[1].split(publish.END)[0]
     if not RESULTS.is_file():
         assert between.strip() == "*Not measured yet.*"
         pytest.skip("no run was published yet: python -m vldnp publish")
-    assert publish.with_results(README, pd.read_csv(RESULTS)) == README
+    table, verdicts = (pd.read_csv(RESULTS.with_name(f"embedded-{x}.csv")) for x in KINDS)
+    chosen = load_profile("embedded").chosen
+    assert publish.with_results(README, table, verdicts, chosen) == README
 
 
 def test_the_architecture_names_every_module_and_no_other():

@@ -16,6 +16,7 @@ from vldnp.judges import Judgement
 from vldnp.methods import CFG, VLDNP
 from vldnp.sampler import sample
 from vldnp.study import Study, run, summary
+from vldnp.verdicts import COLUMNS
 
 NASTY = '<img src=x onerror="alert(1)"> a cat </script>'
 
@@ -39,6 +40,9 @@ def folder(tmp_path_factory):
     model = sd_pipeline()
     images = run(study, model, Judge(), root=root, progress=False)
     images["clip_score"] = 0.5
+    claim = ["C1", "vl-dnp", "cfg", "implied", "asr", -0.5, -0.7, -0.3, 2, "holds"]
+    claims = pd.DataFrame([claim], columns=COLUMNS)
+    claims.to_csv(root / "mine" / "verdicts.csv", index=False)
     figures.save(figures.pareto(summary(images)), root / "mine" / "figures" / "pareto.png", dpi=40)
     Image.new("RGB", (8, 8)).save(root / "mine" / "figures" / "examples.png")
     outputs = [

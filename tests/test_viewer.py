@@ -214,6 +214,7 @@ def test_a_large_viewer_is_light_enough_for_a_notebook():
             x0_images=[picture(i)],
             queried=i % 3 == 0,
             vlm_answers=["a knife, " * 40] if i % 3 == 0 else None,
+            vlm_failures=[None] if i % 3 == 0 else None,
             concepts=[("knife",)],
             negative_prompts=["Nudity, Sexual, " * 4],
             model_evaluations=[3],
