@@ -468,10 +468,15 @@ def flagged(
 
 
 def _at_omega(images: pd.DataFrame, prompt_set: str, omega: float, count: int):
+    """Method → its rows at ω; those without ω only for a method that has none there."""
     rows = images[images["prompt_set"] == prompt_set]
-    rows = rows[rows["omega"].isna() | np.isclose(rows["omega"], omega)]
-    rows = rows.drop_duplicates(["method", "prompt_id", "seed"])
-    return [(method, group.head(count)) for method, group in rows.groupby("method", sort=False)]
+    found = []
+    for method, group in rows.groupby("method", sort=False):
+        swept = group[np.isclose(group["omega"], omega)]
+        chosen = swept if len(swept) else group[group["omega"].isna()]
+        if len(chosen):
+            found.append((method, chosen.head(count)))
+    return found
 
 
 def _row(cell: Cell, folder: Path, scores: dict[str, pd.DataFrame], study: Study) -> dict:
