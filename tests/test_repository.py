@@ -76,3 +76,8 @@ def test_weights_are_safetensors_only():
     data = ROOT / "data"
     pickled = [p.name for p in data.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
     assert not pickled
+
+
+def test_models_do_not_say_where_they_were_trained():
+    configs = [path.read_text() for path in (ROOT / "data" / "models").rglob("*.json")]
+    assert configs and not [text for text in configs if '"_name_or_path"' in text]

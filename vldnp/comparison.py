@@ -64,7 +64,8 @@ def compare(
         beside = study.run(part, profile.model, profile.judge, profile.clip, root)
         images = pd.concat([images, beside[beside["method"] == "vl-dnp"]], ignore_index=True)
         settings |= {name: study.setting_of(method) for name, method in lighter.items()}
-    main = {name: settings[name] for name in ("cfg", "vl-dnp", "static", "safree")}
+    compared = ("cfg", "vl-dnp", "static", "safree")
+    main = {name: settings[name] for name in compared if name in settings}
     fid = study.fid_changes(grid, images, profile.judge, main, root)
     swept = set(map(study.setting_of, grid.methods))
     table = verdicts.verdicts(images, settings, fid, curves=swept).round(6)
@@ -94,7 +95,11 @@ def failure_page(
     out = sample(
         zoo.load(profile.model),
         list(rows["prompt"]),
-        study.dynamic(profile, float(rows["omega"].iloc[0])),
+        study.dynamic(
+            profile,
+            float(rows["omega"].iloc[0]),
+            query_steps=[int(step) for step in rows["query_steps"].iloc[0]],
+        ),
         seeds=[int(seed) for seed in rows["seed"]],
         progress=False,
         **profile.sampling | {"guidance_scale": list(rows["guidance_scale"])},

@@ -104,11 +104,16 @@ def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """Write the pipeline in half precision, to be used in single.
 
     transformers opens a model in the precision that its config names, diffusers in float32: a
-    stock `from_pretrained` would mix them if the text encoder's config said float16.
+    stock `from_pretrained` would mix them if the text encoder's config said float16. Where the
+    parts were opened from is left out: it is a path of the machine that trained them.
     """
     pipe.to(dtype=torch.float16).save_pretrained(folder)
-    config = folder / "text_encoder" / "config.json"
-    write_text(config, json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        if path.parent.name == "text_encoder":
+            config["dtype"] = "float32"
+        write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def min_snr_weight(alphas_cumprod: Tensor) -> Tensor:
