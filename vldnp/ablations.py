@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from vldnp.backbone import Backbone
-from vldnp.controls import AnswersNone, Oracle, RandomConcepts, foresee
-from vldnp.judges import Judge
+from vldnp.controls import AnswersNone, Oracle, RandomConcepts
 from vldnp.methods import CFG, Method, Static
 from vldnp.profiles import Profile
 from vldnp.schedules import SCHEDULES
@@ -95,10 +93,24 @@ def query_schedule(
     return _ablation(profile, "query-schedule", variants, prompt_sets, max_prompts, quick)
 
 
+def plain(
+    profile: Profile,
+    prompt_sets: Sequence[str] = ("implied", "benign"),
+    max_prompts: int = 0,
+    *,
+    quick: bool = False,
+) -> Study:
+    """Plain CFG alone on an ablation's prompts: what the oracle of `vlm_size` has to know.
+
+    Args:
+        profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
+    """
+    return _ablation(profile, "plain", [({}, CFG())], prompt_sets, max_prompts, quick).study
+
+
 def vlm_size(
     profile: Profile,
-    model: Backbone,
-    judge: Judge,
+    oracle: Oracle,
     prompt_sets: Sequence[str] = ("implied", "benign"),
     max_prompts: int = 0,
     *,
@@ -111,27 +123,14 @@ def vlm_size(
 
     Args:
         profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
-        model, judge: opened; the oracle looks ahead with them.
+        oracle: knows the images of `plain`, run with the same arguments.
     """
-    cfg = _ablation(profile, "", [({}, CFG())], prompt_sets, max_prompts, quick).study
-    known: dict = {}
-    for rows in map(cfg.prompts, prompt_sets):
-        for start in range(0, len(rows), profile.batch_size):
-            part = rows.iloc[start : start + profile.batch_size]
-            known |= foresee(
-                model,
-                judge,
-                list(part["prompt"]),
-                list(part["seed"]),
-                progress=False,
-                **profile.sampling,
-            )
     vlm = load_vlm(profile.vlm)
     guides = {name: load_vlm(name) for name in profile.lighter_vlms}
     guides |= {
         profile.vlm: vlm,
         "random": RandomConcepts(vlm, profile.concepts),
-        "oracle": Oracle(known, judge.name),
+        "oracle": oracle,
         "none": AnswersNone(),
     }
     variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
