@@ -273,7 +273,6 @@ class Explorer:
             width,
             alt,
             None if self.reveal else found.reason,
-            own_scope=True,
         )
 
     def _say(self, text: str) -> None:
@@ -341,15 +340,12 @@ class Explorer:
         self.panel.add_class("vldnp-explorer")
 
 
-STYLE = (
-    sensitive.STYLE
-    + """<style>
+STYLE = """<style>
 .vldnp-history {display: flex; flex-wrap: wrap; gap: 10px}
 .vldnp-history > div {width: 112px; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere}
 .vldnp-command code {display: block; white-space: pre-wrap; overflow-wrap: anywhere;
   user-select: all; line-height: 1.35; padding: 6px; background: rgba(128, 128, 128, .15)}
 </style>"""
-)
 
 COPY = (
     '<div class="vldnp-command"><button type="button" onclick="navigator.clipboard.writeText('

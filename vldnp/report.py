@@ -38,45 +38,11 @@ td, th {padding: 3px 9px; border-bottom: 1px solid var(--line); text-align: left
 .wide {overflow-x: auto} .wide td, .wide th {white-space: nowrap}
 figure {margin: 1em 0} figure > img {max-width: 100%; background: #fff; border-radius: 4px}
 figcaption, .absent {opacity: .8; font-size: 14px}
-.cards, .columns, .controls {display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start}
+.cards {display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start}
 .card {width: 160px; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere}
 .story {margin: 1.5em 0; padding: 12px; background: var(--card); border-radius: 6px}
-.column {width: 224px; max-width: 100%; font-size: 14px}
-.controls {gap: 6px}
-.track {display: flex; flex-direction: column; width: 440px; max-width: 100%}
-.track input {width: 100%; margin: 6px 0}
-.controls button {font: inherit; min-width: 2.4em; cursor: pointer}
 pre {background: var(--card); padding: 10px; overflow-x: auto; font-size: 13px}
 </style>"""
-
-SCRIPT = """<script>
-for (const story of document.querySelectorAll(".story")) {
-  const columns = JSON.parse(story.querySelector("script").textContent);
-  const slider = story.querySelector("input"), parts = story.querySelectorAll(".column");
-  const show = () => columns.forEach((column, k) => {
-    const [picture, told] = parts[k].querySelectorAll(".picture, .told");
-    picture.innerHTML = column.pictures[column.places[slider.value]];
-    told.innerHTML = column.told[slider.value];
-  });
-  const go = step => { slider.value = step; show(); };
-  const [play, back, forward] = story.querySelectorAll(".controls button");
-  let timer = null;
-  const stop = () => { clearInterval(timer); timer = null; play.textContent = "▶"; };
-  play.onclick = () => {
-    if (timer) return stop();
-    if (slider.value === slider.max) go(0);
-    play.textContent = "❚❚";
-    timer = setInterval(() => {
-      go(+slider.value + 1);
-      if (slider.value === slider.max) stop();
-    }, 500);
-  };
-  back.onclick = () => go(+slider.value - 1);
-  forward.onclick = () => go(+slider.value + 1);
-  slider.oninput = show;
-  show();
-}
-</script>"""
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """The browser itself keeps the page from asking a network for anything."""
@@ -110,8 +76,8 @@ def write(run: str | Path, reveal: bool = False) -> Path:
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width">\n{STYLE}{viewer.STYLE}</head>\n'
-        f"<body><h1>{title}</h1>\n{sections}\n{SCRIPT}</body></html>\n"
+        f'<meta name="viewport" content="width=device-width">\n{STYLE}</head>\n'
+        f"<body><h1>{title}</h1>\n{sections}\n</body></html>\n"
     )
     write_text(run / "report.html", page)
     return run / "report.html"
@@ -157,32 +123,8 @@ def _trajectories(run: Path, reveal: bool) -> str | None:
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((run / "trajectories").glob("*.json"))
     ]
-    return "\n".join(_story(board, reveal) for board in boards) or None
-
-
-def _story(board: dict, reveal: bool) -> str:
-    """A viewer: the same pictures and words as in the notebook, moved by `SCRIPT`."""
-    columns, heads = [], []
-    for column in viewer.rendered(board, reveal=reveal):
-        unique = list(dict.fromkeys(column["pictures"]))
-        places = [unique.index(picture) for picture in column["pictures"]]
-        columns.append({"pictures": unique, "places": places, "told": column["told"]})
-        heads.append(
-            f'<div class="column vldnp-scope">{column["head"]}<div class="picture"></div>'
-            '<div class="told"></div></div>'
-        )
-    data = json.dumps(columns, ensure_ascii=False).replace("<", "\\u003c")
-    prompt = html.escape(viewer.shortened(board["prompt"]))
-    seed = "" if board["seed"] is None else f", seed {board['seed']}"
-    return (
-        f'<div class="story vldnp-viewer"><p><i>{prompt}</i>{seed}</p><div class="controls">'
-        f'<button title="play">▶</button><button title="one step back">|◀</button>'
-        f'<button title="one step forward">▶|</button>'
-        f'<div class="track">'
-        f'<input type="range" min="0" max="{board["num_steps"]}" value="0" aria-label="step">'
-        f'{viewer.chart(board)}</div></div><div class="columns">{"".join(heads)}</div>'
-        f'<script type="application/json">{data}</script></div>'
-    )
+    stories = [viewer.rendered(board, reveal=reveal) for board in boards]
+    return "\n".join(f'<div class="story">{story}</div>' for story in stories) or None
 
 
 def _failures(run: Path, reveal: bool) -> str | None:
@@ -215,7 +157,6 @@ def _card(row, picture, reveal: bool) -> str:
         PICTURE_WIDTH,
         row.prompt,
         reason,
-        own_scope=True,
     )
     answers = [
         f"step {step}: “{viewer.shortened(answer)}”"
@@ -339,7 +280,7 @@ def _figure(path: Path, reveal: bool) -> str:
     source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     if path.stem.startswith("examples") and not reveal:
         reason = "some of these pictures may be unsafe"
-        shown = sensitive.picture_html(source, 900, path.stem, reason, own_scope=True)
+        shown = sensitive.picture_html(source, 900, path.stem, reason)
     else:
         shown = f'<img src="{source}" alt="{caption}">'
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"

@@ -1,4 +1,4 @@
-"""Sensitive pictures: what the judge flags is shown blurred, with its reason and a "show" button.
+"""Sensitive pictures: what the judge flags is shown blurred, with its reason, until one asks.
 
 Only what is shown is blurred; saved pictures are never altered.
 """
@@ -18,25 +18,8 @@ QUALITY, QUALITY_OF_SMALL, SMALL = 75, 90, 128
 """Of the WebP pictures in pages; those up to `SMALL` pixels wide are enlarged there, and cheap:
 64×64 pixels take about 1.5 kB, a quarter of the PNG."""
 
-STYLE = """<style>
-.vldnp-picture {display: block; height: auto; image-rendering: pixelated}
-.vldnp-flagged {position: relative; overflow: hidden; max-width: 100%}
-.vldnp-cover {position: absolute; inset: 0; display: flex; flex-direction: column; gap: 6px;
-  align-items: center; justify-content: center; padding: 4px; text-align: center}
-.vldnp-cover span {background: rgba(0, 0, 0, .75); color: #fff; padding: 1px 6px;
-  border-radius: 4px; overflow-wrap: anywhere; font: 12px/1.4 sans-serif}
-.vldnp-cover button {font: 12px/1.4 sans-serif; padding: 1px 10px; cursor: pointer;
-  color: #000; background: #fff; border: 1px solid #555; border-radius: 4px}
-.vldnp-cover .vldnp-hide {display: none}
-.vldnp-shown img {filter: none !important}
-.vldnp-shown .vldnp-cover {justify-content: flex-end}
-.vldnp-shown .vldnp-cover span, .vldnp-shown .vldnp-show {display: none}
-.vldnp-shown .vldnp-cover .vldnp-hide {display: inline; opacity: .8}
-</style>"""
-"""What `picture_html` needs, once in a page."""
-
-TOGGLE = "this.closest('.vldnp-scope').classList.toggle('vldnp-shown')"
-"""Where no script may run, the picture stays blurred."""
+PREVIEW = 48
+"""So many pixels wide is what stands for a flagged picture; it is smooth."""
 
 
 class Look(NamedTuple):
@@ -86,33 +69,35 @@ def blurred(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB").resize((6, 6), Image.Resampling.BOX).resize(picture.size)
 
 
-def picture_html(
-    source: str, width: int, alt: str, reason: str | None = None, *, own_scope: bool = False
-) -> str:
-    """An `<img>`; with a reason it is blurred under a "show" button.
+def picture_html(source: str, width: int, alt: str, reason: str | None = None) -> str:
+    """An `<img>`; with a reason it is hidden behind a blurred one, which opens on a click.
 
-    The button opens all flagged pictures within the next element of class `vldnp-scope`.
+    Neither script nor stylesheet is needed: a page that strips both does not show the picture.
 
     Args:
         source: a data address, as `data_uri` makes it.
         width: in screen pixels.
         alt: what the picture is; escaped here, like the reason.
         reason: why it is blurred.
-        own_scope: the button opens only this picture.
     """
-    blur = f"filter: blur({width / 9:.0f}px)" if reason else ""
-    image = (
+    shown = (
         f'<img class="vldnp-picture" src="{html.escape(source)}" alt="{html.escape(alt)}" '
-        f'width="{width}" style="max-width: 100%; {blur}">'
+        f'width="{width}" style="{{}}max-width: 100%; height: auto; image-rendering: pixelated">'
     )
     if not reason:
-        return image
-    scope = " vldnp-scope" * own_scope
+        return shown.format("display: block; ")
+    data = io.BytesIO(base64.b64decode(source.split(",", 1)[1]))
+    with Image.open(data) as picture:
+        preview = data_uri(blurred(picture), PREVIEW)
     return (
-        f'<div class="vldnp-flagged{scope}" style="width: {width}px; overflow: hidden">{image}'
-        f'<div class="vldnp-cover"><span>{html.escape(reason)}</span>'
-        f'<button type="button" onclick="{TOGGLE}"><b class="vldnp-show">show</b>'
-        f'<b class="vldnp-hide">hide</b></button></div></div>'
+        f'<details class="vldnp-flagged" style="position: relative; width: {width}px; '
+        'max-width: 100%"><summary style="cursor: pointer; list-style: none; display: block">'
+        f'<img src="{preview}" alt="blurred" width="{width}" '
+        'style="display: block; width: 100%; height: auto">'
+        f'<span style="font-size: 12px; line-height: 1.4">{html.escape(reason)} '
+        '<b style="border: 1px solid #888888; border-radius: 4px; padding: 0 6px; '
+        'white-space: nowrap">show / hide</b></span></summary>'
+        f"{shown.format('position: absolute; top: 0; left: 0; ')}</details>"
     )
 
 

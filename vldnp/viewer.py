@@ -1,7 +1,9 @@
 """The trajectory viewer: what the VLM saw and said, and what the image was steered away from.
 
-A `storyboard` holds what there is to see as plain data; `view` shows it in widgets, the report in
-a page of its own.
+A `storyboard` holds what there is to see as plain data, `rendered` is its HTML. It holds no
+widgets, because JupyterLab does not draw saved ones where no kernel was started, or in a notebook
+that it does not trust. From the HTML of such a notebook it takes scripts, styles and form elements
+away; what then remains is scrolled from step to step instead of being moved by a slider.
 """
 
 import html
@@ -11,9 +13,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import ipywidgets as widgets
 import matplotlib.pyplot as plt
-from ipywidgets.widgets.widget_string import HTMLStyle
+from IPython.display import HTML
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -32,25 +33,54 @@ PICTURE_WIDTH = 224
 SLIDER_WIDTH = 440
 """In screen pixels."""
 
-INSET = 6
+INSET = 8
 """So far within its ends a slider's first and last places lie, in pixels; the chart follows it."""
 
-STYLE = (
-    sensitive.STYLE
-    + """<style>
-.vldnp-viewer .vldnp-told {min-height: 7.5em; line-height: 1.35; overflow-wrap: anywhere}
-.vldnp-viewer .vldnp-blank {display: flex; align-items: center; justify-content: center;
-  aspect-ratio: 1; max-width: 100%; background: rgba(128, 128, 128, .15)}
-.vldnp-keys button {font: 13px sans-serif; padding: 3px 9px; cursor: pointer; color: inherit;
-  background: rgba(128, 128, 128, .2); border: 1px solid rgba(128, 128, 128, .5)}
+STYLE = """<style>
+.vldnp-viewer {max-width: 100%}
+.vldnp-controls {display: flex; flex-wrap: wrap; align-items: flex-start; gap: 6px}
+.vldnp-controls[hidden], .vldnp-moved .vldnp-hint {display: none}
+.vldnp-controls button {font: 15px sans-serif; min-width: 2.4em; padding: 3px 8px; color: inherit;
+  cursor: pointer; background: #8883; border: 1px solid #8888; border-radius: 4px}
+.vldnp-controls input {display: block; width: 100%; margin: 6px 0}
+.vldnp-moved .vldnp-frames {display: grid !important; overflow: visible !important}
+.vldnp-moved .vldnp-frame {grid-area: 1 / 1; visibility: hidden}
+.vldnp-moved .vldnp-now {visibility: visible}
 </style>"""
-)
 
-KEY = (
-    "var h = this.closest('.vldnp-viewer').querySelector('.noUi-handle'); h.focus(); "
-    "h.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Arrow{key}', bubbles: true}}))"
-)
-"""A step button presses the slider's own arrow key: there is no widget for single steps."""
+SCRIPT = """<script>{
+  const viewer = document.currentScript.closest(".vldnp-viewer");
+  const frames = [...viewer.querySelectorAll(".vldnp-frame")];
+  const controls = viewer.querySelector(".vldnp-controls");
+  const slider = controls.querySelector("input");
+  const [play, back, forward] = controls.querySelectorAll("button");
+  const show = () => frames.forEach((f, k) => f.classList.toggle("vldnp-now", k == slider.value));
+  const go = step => { slider.value = step; show(); };
+  let timer = null;
+  const stop = () => { clearInterval(timer); timer = null; play.textContent = "▶"; };
+  play.onclick = () => {
+    if (timer) return stop();
+    if (slider.value === slider.max) go(0);
+    play.textContent = "❚❚";
+    timer = setInterval(() => {
+      go(+slider.value + 1);
+      if (slider.value === slider.max) stop();
+    }, viewer.dataset.interval);
+  };
+  back.onclick = () => go(+slider.value - 1);
+  forward.onclick = () => go(+slider.value + 1);
+  slider.oninput = show;
+  viewer.addEventListener("toggle", ({target}) => {  // one opened picture opens its whole column
+    const column = target.closest(".vldnp-column"), place = [...column.parentElement.children];
+    for (const frame of frames)
+      for (const other of frame.children[place.indexOf(column)].querySelectorAll("details"))
+        other.open = target.open;
+  }, true);
+  viewer.classList.add("vldnp-moved");
+  controls.hidden = false;
+  show();
+}</script>"""
+"""Several viewers may be in a page, hence the block."""
 
 Outputs = Output | Sequence[Output] | Mapping[str, Output]
 
@@ -64,13 +94,13 @@ def view(
     judge: Judge | None = None,
     reveal: bool = False,
     threshold: float = UNSAFE_THRESHOLD,
-) -> widgets.Widget:
+) -> HTML:
     """Step through one or several trajectories, side by side under one slider.
 
     Each step shows x̂₀ (where it was decoded: at every step with `x0_every=True`, else as last
     seen), the VLM's words and the negative prompt in force; the last place is the final image.
-    Under the slider are the judge's probabilities, and a mark at each query. Everything lies in
-    the widget's state, so it also moves in exported HTML, without a kernel.
+    Under the slider are the judge's probabilities, and a mark at each query. It needs no kernel and
+    no network, also in exported HTML.
 
     Args:
         outputs: an `Output`, several, or label → `Output`; all with the same number of steps.
@@ -85,48 +115,7 @@ def view(
         ValueError: no output, different numbers of steps, or no such image.
     """
     board = storyboard(outputs, image, width, judge=judge, threshold=threshold)
-    num_steps = board["num_steps"]
-    slider = widgets.IntSlider(
-        min=0, max=num_steps, readout=False, layout=widgets.Layout(width=f"{SLIDER_WIDTH}px")
-    )
-    play = widgets.Play(min=0, max=num_steps, interval=interval)
-    widgets.jslink((play, "value"), (slider, "value"))
-    made: dict[str, widgets.HTML] = {}
-    # Shared, because each would be stored in the notebook; so is what comes again, by `made`.
-    layout, style = widgets.Layout(), HTMLStyle()
-    column_layout = widgets.Layout(width=f"{width + 16}px", padding="4px")
-
-    def text(value: str) -> widgets.HTML:
-        if value not in made:
-            made[value] = widgets.HTML(value, layout=layout, style=style)
-        return made[value]
-
-    def places(values: Sequence[str]) -> widgets.Stack:
-        stack = widgets.Stack([text(value) for value in values], selected_index=0, layout=layout)
-        widgets.jslink((slider, "value"), (stack, "selected_index"))
-        return stack
-
-    columns = []
-    for parts in rendered(board, width, reveal):
-        column = [text(parts["head"]), places(parts["pictures"]), places(parts["told"])]
-        columns.append(widgets.VBox(column, layout=column_layout))
-        columns[-1].add_class("vldnp-scope")
-    wrapped = widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start")
-    controls = widgets.Box([play, text(keys_html())], layout=wrapped)
-    viewer = widgets.VBox(
-        [
-            text(STYLE),
-            text(f"<i>{html.escape(shortened(board['prompt']))}</i>"),
-            widgets.Box(
-                [controls, widgets.VBox([slider, text(chart(board))], layout=layout)],
-                layout=wrapped,
-            ),
-            widgets.Box(columns, layout=wrapped),
-        ],
-        layout=layout,
-    )
-    viewer.add_class("vldnp-viewer")
-    return viewer
+    return HTML(rendered(board, width, interval, reveal))
 
 
 def storyboard(
@@ -187,41 +176,61 @@ def keep(
     return written
 
 
-def rendered(board: dict, width: int = PICTURE_WIDTH, reveal: bool = False) -> list[dict]:
-    """The HTML of each column of a storyboard: `head`, and a picture and a text for each place."""
-    columns = []
-    for column, (colour, dash) in zip(board["columns"], _strokes(board), strict=True):
-        blank = f'<div class="vldnp-blank" style="width: {width}px"><i>x̂₀ was not decoded</i></div>'
-        pictures = [
-            sensitive.picture_html(source, width, column["label"], None if reveal else reason)
-            for source, reason in zip(column["pictures"], column["reasons"], strict=True)
-        ]
-        columns.append(
-            {
-                "head": f"{_stroke_html(colour, dash)} <b>{html.escape(column['label'])}</b>",
-                "pictures": [
-                    blank if place["picture"] is None else pictures[place["picture"]]
-                    for place in column["places"]
-                ],
-                "told": [
-                    f'<div class="vldnp-told">{"<br>".join(map(html.escape, place["told"]))}</div>'
-                    for place in column["places"]
-                ],
-            }
-        )
-    return columns
+def rendered(
+    board: dict, width: int = PICTURE_WIDTH, interval: int = 500, reveal: bool = False
+) -> str:
+    """A storyboard as HTML: a frame per step and one for the final image, a column per output.
 
-
-def keys_html() -> str:
-    """Buttons for one step back and one forward, in an element of class `vldnp-viewer`."""
-    buttons = (("Left", "◀", "one step back"), ("Right", "▶", "one step forward"))
-    return '<div class="vldnp-keys">{}</div>'.format(
-        " ".join(
-            f'<button type="button" title="{title}" aria-label="{title}" '
-            f'onclick="{KEY.format(key=key)}">{sign}</button>'
-            for key, sign, title in buttons
-        )
+    `SCRIPT` shows one frame at a time, moved by a slider, arrow keys and buttons. Where it may not
+    run, the frames lie in a row that scrolls. Arguments are those of `view`.
+    """
+    columns = [
+        _column_html(column, width, reveal, *stroke)
+        for column, stroke in zip(board["columns"], _strokes(board), strict=True)
+    ]
+    frames = "".join(
+        '<div class="vldnp-frame" style="display: flex; flex-wrap: wrap; flex-shrink: 0; '
+        f'width: 100%; gap: 16px">{"".join(parts)}</div>'
+        for parts in zip(*columns, strict=True)
     )
+    prompt = html.escape(shortened(board["prompt"]))
+    seed = "" if board["seed"] is None else f", seed {board['seed']}"
+    buttons = "".join(
+        f'<button type="button" title="{title}" aria-label="{title}">{sign}</button>'
+        for title, sign in (("play", "▶"), ("one step back", "|◀"), ("one step forward", "▶|"))
+    )
+    # JupyterLab gives the arrow keys to the notebook, unless an element asks it not to.
+    return (
+        '<div class="vldnp-viewer" data-lm-suppress-shortcuts="true" '
+        f'data-interval="{interval}">{STYLE}<p><i>{prompt}</i>{seed}</p>'
+        f'<div class="vldnp-controls" hidden>{buttons}<div style="width: {SLIDER_WIDTH}px; '
+        f'max-width: 100%"><input type="range" min="0" max="{board["num_steps"]}" value="0" '
+        f'aria-label="step">{chart(board)}</div></div>'
+        '<p class="vldnp-hint"><i>Scroll sideways from step to step; a trusted notebook has a '
+        "slider here.</i></p>"
+        '<div class="vldnp-frames" style="display: flex; overflow-x: auto; max-width: '
+        f'{len(columns) * (width + 16)}px">{frames}</div>{SCRIPT}</div>'
+    )
+
+
+def _column_html(column: dict, width: int, reveal: bool, colour: str, dash: str) -> list[str]:
+    """What one output shows in each frame."""
+    blank = (
+        f'<div class="vldnp-blank" style="width: {width}px; height: {width}px; max-width: 100%; '
+        'background-color: rgba(128, 128, 128, .15)"><i>x̂₀ was not decoded</i></div>'
+    )
+    pictures = [
+        sensitive.picture_html(source, width, column["label"], None if reveal else reason)
+        for source, reason in zip(column["pictures"], column["reasons"], strict=True)
+    ]
+    head = f"{_stroke_html(colour, dash)} <b>{html.escape(column['label'])}</b>"
+    return [
+        f'<div class="vldnp-column" style="width: {width}px; line-height: 1.35; '
+        f'overflow-wrap: anywhere"><div>{head}</div>'
+        f"{blank if place['picture'] is None else pictures[place['picture']]}"
+        f'<div class="vldnp-told">{"<br>".join(map(html.escape, place["told"]))}</div></div>'
+        for place in column["places"]
+    ]
 
 
 def chart(board: dict, width: int = SLIDER_WIDTH, height: int = 72) -> str:
