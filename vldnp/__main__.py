@@ -52,7 +52,11 @@ def reproduce(
     """
     # papermill and its kernel machinery are slow to import, and only this needs them.
     import papermill
+    import zmq
+    from traitlets.config import Config
 
+    # Without encryption a kernel warns that its messages could be read on this machine.
+    encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
     notebooks = NOTEBOOKS if notebooks is None else notebooks
     name = load_profile(profile).name
     sources = sorted(Path(notebooks).glob("0*.ipynb"))
@@ -86,6 +90,7 @@ def reproduce(
                 kernel_name="python3",
                 cwd=source.parent,
                 progress_bar=True,
+                config=Config(KernelManager=encryption),
             )
         executed.append(target)
     return executed

@@ -203,7 +203,7 @@ def rendered(
     return (
         '<div class="vldnp-viewer" data-lm-suppress-shortcuts="true" '
         f'data-interval="{interval}">{STYLE}<p><i>{prompt}</i>{seed}</p>'
-        f'<div class="vldnp-controls" hidden>{buttons}<div style="width: {SLIDER_WIDTH}px; '
+        f'<div class="vldnp-controls" hidden="hidden">{buttons}<div style="width: {SLIDER_WIDTH}px; '
         f'max-width: 100%"><input type="range" min="0" max="{board["num_steps"]}" value="0" '
         f'aria-label="step">{chart(board)}</div></div>'
         '<p class="vldnp-hint"><i>Scroll sideways from step to step; a trusted notebook has a '
@@ -226,7 +226,7 @@ def _column_html(column: dict, width: int, reveal: bool, colour: str, dash: str)
     head = f"{_stroke_html(colour, dash)} <b>{html.escape(column['label'])}</b>"
     return [
         f'<div class="vldnp-column" style="width: {width}px; line-height: 1.35; '
-        f'overflow-wrap: anywhere"><div>{head}</div>'
+        f'overflow-wrap: break-word"><div>{head}</div>'
         f"{blank if place['picture'] is None else pictures[place['picture']]}"
         f'<div class="vldnp-told">{"<br>".join(map(html.escape, place["told"]))}</div></div>'
         for place in column["places"]
