@@ -199,13 +199,13 @@ def rendered(
         f'<button type="button" title="{title}" aria-label="{title}">{sign}</button>'
         for title, sign in (("play", "▶"), ("one step back", "|◀"), ("one step forward", "▶|"))
     )
-    # JupyterLab gives the arrow keys to the notebook, unless an element asks it not to.
+    # JupyterLab gives the arrow keys to the notebook, unless the focused element asks it not to.
     return (
-        '<div class="vldnp-viewer" data-lm-suppress-shortcuts="true" '
-        f'data-interval="{interval}">{STYLE}<p><i>{prompt}</i>{seed}</p>'
-        f'<div class="vldnp-controls" hidden="hidden">{buttons}<div style="width: {SLIDER_WIDTH}px; '
-        f'max-width: 100%"><input type="range" min="0" max="{board["num_steps"]}" value="0" '
-        f'aria-label="step">{chart(board)}</div></div>'
+        f'<div class="vldnp-viewer" data-interval="{interval}">{STYLE}<p><i>{prompt}</i>{seed}</p>'
+        f'<div class="vldnp-controls" hidden="hidden">{buttons}'
+        f'<div style="width: {SLIDER_WIDTH}px; max-width: 100%">'
+        f'<input type="range" min="0" max="{board["num_steps"]}" value="0" '
+        f'aria-label="step" data-lm-suppress-shortcuts="true">{chart(board)}</div></div>'
         '<p class="vldnp-hint"><i>Scroll sideways from step to step; a trusted notebook has a '
         "slider here.</i></p>"
         '<div class="vldnp-frames" style="display: flex; overflow-x: auto; max-width: '
