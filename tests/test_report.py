@@ -1,6 +1,5 @@
 """The report: one page that needs nothing else, from whatever a run folder holds."""
 
-import json
 import re
 from html.parser import HTMLParser
 

@@ -52,7 +52,10 @@ def columns(viewer):
     """For each column the HTML of its pictures and of its texts, place by place."""
     frames = viewer.data.split('class="vldnp-frame"')[1:]
     rows = [frame.split('class="vldnp-column"')[1:] for frame in frames]
-    parts = [[cell.split('<div class="vldnp-told">') for cell in column] for column in zip(*rows)]
+    parts = [
+        [cell.split('<div class="vldnp-told">') for cell in column]
+        for column in zip(*rows, strict=True)
+    ]
     return [tuple(map(list, zip(*column, strict=True))) for column in parts]
 
 
