@@ -19,7 +19,7 @@ from vldnp.findings import claims, overview
 from vldnp.statements import verdict
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-FIGURES = ("pareto.png", "examples.png")
+FIGURES = ("pareto.png", "examples.png", "trajectory.webp")
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 VIEW = "application/vnd.jupyter.widget-view+json"
 
