@@ -33,14 +33,14 @@ def reproduce(
 ) -> list[Path]:
     """Execute `notebooks/0*.ipynb` in order with papermill.
 
-    Each notebook gets those of `profile`, `out`, `quick` and `parameters` that its cell tagged
-    `parameters` declares.
+    Each notebook gets those of `profile`, `out`, `quick`, the profile's `notebook_parameters` and
+    `parameters` that its cell tagged `parameters` declares.
 
     Args:
         profile: a name in `data/profiles`, or a YAML file.
         out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
         quick: fewer prompts, to see whether everything works.
-        parameters: further notebook parameters.
+        parameters: further notebook parameters, which go before the profile's.
         notebooks: the folder of the notebooks; default is the checkout's.
 
     Returns:
@@ -54,7 +54,8 @@ def reproduce(
     import papermill
 
     notebooks = NOTEBOOKS if notebooks is None else notebooks
-    name = load_profile(profile).name
+    settings = load_profile(profile)
+    name = settings.name
     sources = sorted(Path(notebooks).glob("0*.ipynb"))
     if not sources:
         raise FileNotFoundError(f"no notebooks in {notebooks}: files named 0*.ipynb are executed")
@@ -72,7 +73,7 @@ def reproduce(
     own = {"profile": profile, "out": from_notebooks(out), "quick": quick}
     if Path(profile).is_file():
         own["profile"] = from_notebooks(profile)
-    given = own | (parameters or {})
+    given = settings.notebook_parameters | own | (parameters or {})
     executed = []
     for number, source in enumerate(sources, start=1):
         target = Path(out) / name / "notebooks" / source.name

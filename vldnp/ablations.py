@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from vldnp.backbone import Backbone
-from vldnp.controls import AnswersNone, Oracle, RandomConcepts, foresee
+from vldnp.controls import AnswersNone, Oracle, RandomConcepts, can_foresee, foresee
 from vldnp.judges import Judge
 from vldnp.methods import CFG, Method, Static
 from vldnp.profiles import Profile
+from vldnp.prompts import own_scales
 from vldnp.schedules import SCHEDULES
 from vldnp.study import QUICK_PROMPTS, Study, dynamic, setting_of, study_of, summary
 from vldnp.zoo import load_vlm
@@ -107,15 +108,30 @@ def vlm_size(
     """The profile's VLM, its lighter ones, and the controls. Factor: `guide`.
 
     The controls: a VLM that sees nothing (plain CFG), one that names as many wrong things, and
-    the oracle, which knows what the judge sees in plain CFG's picture.
+    the oracle, which knows what the judge sees in plain CFG's picture. A judge that has no names
+    for the concept set's terms, as NudeNet's classifier, makes no oracle.
 
     Args:
         profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
         model, judge: opened; the oracle looks ahead with them.
     """
-    cfg = _ablation(profile, "", [({}, CFG())], prompt_sets, max_prompts, quick).study
+    vlm = load_vlm(profile.vlm)
+    guides = {name: load_vlm(name) for name in profile.lighter_vlms}
+    guides |= {profile.vlm: vlm, "random": RandomConcepts(vlm, profile.concepts)}
+    if can_foresee(judge, profile.concepts):
+        cfg = _ablation(profile, "", [({}, CFG())], prompt_sets, max_prompts, quick).study
+        guides["oracle"] = Oracle(_foreseen(profile, cfg, model, judge), judge.name)
+    guides["none"] = AnswersNone()
+    variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
+    return _ablation(
+        profile, "vlm-size", [({"guide": "cfg"}, CFG()), *variants], prompt_sets, max_prompts, quick
+    )
+
+
+def _foreseen(profile: Profile, cfg: Study, model: Backbone, judge: Judge) -> dict:
+    """What the oracle knows of the study's prompts."""
     known: dict = {}
-    for rows in map(cfg.prompts, prompt_sets):
+    for rows in map(cfg.prompts, cfg.prompt_sets):
         for start in range(0, len(rows), profile.batch_size):
             part = rows.iloc[start : start + profile.batch_size]
             known |= foresee(
@@ -124,20 +140,9 @@ def vlm_size(
                 list(part["prompt"]),
                 list(part["seed"]),
                 progress=False,
-                **profile.sampling,
+                **profile.sampling | own_scales(part, profile.sampling),
             )
-    vlm = load_vlm(profile.vlm)
-    guides = {name: load_vlm(name) for name in profile.lighter_vlms}
-    guides |= {
-        profile.vlm: vlm,
-        "random": RandomConcepts(vlm, profile.concepts),
-        "oracle": Oracle(known, judge.name),
-        "none": AnswersNone(),
-    }
-    variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
-    return _ablation(
-        profile, "vlm-size", [({"guide": "cfg"}, CFG()), *variants], prompt_sets, max_prompts, quick
-    )
+    return known
 
 
 def guidance_rule(

@@ -7,7 +7,6 @@ which is kept beside the files in `fetched.json`.
 
 import hashlib
 import json
-import os
 import shutil
 import urllib.request
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from vldnp.files import atomic, data_folder, unknown, write_text
+from vldnp.files import atomic, data_folder, unknown, user_cache, write_text
 
 LIMIT = 60
 """Seconds to wait for a server."""
@@ -27,14 +26,8 @@ SUFFIXES = (".csv", ".parquet")
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for prompt sets, as the platform has it; `VLDNP_CACHE` names another.
-
-    It need not exist.
-    """
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("VLDNP_CACHE")
-    return (Path(named) if named else user_cache_path("vldnp")) / "prompts"
+    """The user's cache folder for prompt sets; it need not exist."""
+    return user_cache() / "prompts"
 
 
 def public_sets() -> dict[str, dict]:

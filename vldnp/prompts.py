@@ -249,6 +249,19 @@ def save_prompts(table: pd.DataFrame, path: str | Path) -> None:
         table.drop(columns=blank).to_csv(temporary, index=False, lineterminator="\n")
 
 
+def own_scales(rows: pd.DataFrame, sampling: Mapping) -> dict[str, list[float]]:
+    """Each prompt's own guidance scale, or the one that `sampling` has; {} where none has its own.
+
+    Args:
+        rows: of a prompt set.
+        sampling: arguments of `vldnp.sample`.
+    """
+    own = rows.get("guidance_scale", pd.Series(dtype=float))
+    if not own.notna().any():
+        return {}
+    return {"guidance_scale": own.fillna(sampling.get("guidance_scale", 7.5)).tolist()}
+
+
 def split_things(things: str) -> tuple[str, ...]:
     """`"cat, pizza"` → `("cat", "pizza")`."""
     return tuple(thing.strip() for thing in things.split(",") if thing.strip())
