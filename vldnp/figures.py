@@ -363,6 +363,27 @@ def detection_curves(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def cost_parts(table: pd.DataFrame) -> Figure:
+    """Where an image's time goes, a bar per way (`vldnp.benchmarks.parts_of_cost`).
+
+    In units of plain CFG's time, because seconds are the machine's.
+    """
+    parts = [c for c in table.columns if c not in ("seconds", "ratio", "images")]
+    shares = table[parts] / table["seconds"].iloc[0]
+    with _style():
+        figure, axes = plt.subplots(figsize=(8, 0.6 * len(table) + 1.2), layout="constrained")
+        left = np.zeros(len(table))
+        for place, part in enumerate(parts):
+            axes.barh(list(table.index), shares[part], left=left, color=PALETTE[place], label=part)
+            left += shares[part].to_numpy()
+        axes.invert_yaxis()
+        axes.set_xlabel("time of an image, plain CFG's being 1")
+        axes.grid(visible=False, axis="y")
+        _legend(figure, axes)
+    plt.close(figure)
+    return figure
+
+
 def _staircase(points: np.ndarray, left: float, bottom: float) -> np.ndarray:
     """The corners of the area that points dominate, down to (left, bottom): `[m, 2]`."""
     best = points[front(points)]

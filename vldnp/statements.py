@@ -96,6 +96,22 @@ def cost(costs: pd.DataFrame) -> Statement:
     return Statement(bullets(lines))
 
 
+def parts_of_cost(table: pd.DataFrame, label: str) -> Statement:
+    """What was timed, and a sentence per way from the table of `benchmarks.parts_of_cost`."""
+    first, loop, ours = table.index
+    lines = []
+    for name in (loop, ours):
+        row = table.loc[name]
+        parts = row.drop(["seconds", "ratio", "images"]).sort_values(ascending=False)
+        shares = [f"{part} {spent / row['seconds']:.0%}" for part, spent in parts[:3].items()]
+        lines.append(
+            f"`{name}` takes **{row['ratio']:.2f}×** the time of `{first}`: {listed(shares)}."
+        )
+    faster = table.loc[loop, "seconds"] / table.loc[ours, "seconds"]
+    lines.append(f"`{ours}` is **{faster:.1f}** times as fast as `{loop}`.")
+    return Statement(f"Timed: {literal(label)}.\n\n{bullets(lines)}")
+
+
 def queries(output: Output, image: int = 0) -> pd.DataFrame:
     """What was asked about one image: step, the VLM's words, and what they made of the prompt."""
     trace = output.trace.to_frame()
