@@ -46,7 +46,7 @@ def test_a_picture_is_as_many_tokens_as_in_qwen():
 
 
 def test_a_random_qwen_answers(monkeypatch):
-    small = dict(architectures.known()["qwen2.5-vl-3b"]["vlm"])
+    small = dict(architectures.known()["qwen2.5-vl-3b"]["parts"]["vlm"])
     small["text_config"] = small["text_config"] | {
         "hidden_size": 16,
         "intermediate_size": 16,
@@ -62,7 +62,7 @@ def test_a_random_qwen_answers(monkeypatch):
         "out_hidden_size": 16,
         "fullatt_block_indexes": [0],
     }
-    monkeypatch.setattr(architectures, "known", lambda: {"small": {"vlm": small}})
+    monkeypatch.setattr(architectures, "known", lambda: {"small": {"parts": {"vlm": small}}})
     vlm = architectures.qwen("small", max_new_tokens=3, max_edge=56)
     assert isinstance(vlm, TransformersVLM)
     answers = vlm([Image.new("RGB", (90, 90))] * 2, "What can be seen?")

@@ -154,6 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "data":
             return _data(options)
+        if options.command == "plan":
+            from vldnp.plan import plan
+
+            print(plan(load_profile(options.profile), quick=options.quick))
+            return 0
         if options.command == "report":
             from vldnp.report import write
 
@@ -202,6 +207,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="a further notebook parameter; may be repeated",
     )
+    command = commands.add_parser(
+        "plan", help="what a profile will need: models, prompts, images, time; fetches nothing"
+    )
+    command.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
+    command.add_argument("--quick", action="store_true", help="as for reproduce")
     command = commands.add_parser(
         "tune", help="choose every method's settings on tuning prompts, with equal budgets"
     )

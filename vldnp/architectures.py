@@ -38,7 +38,10 @@ QWEN_TOKENS = {
 
 
 def known() -> dict[str, dict]:
-    """Model name → its parts' configs, as `data/architectures.yaml` has them; none without it."""
+    """Model name → `parts` (their configs) and `published` (in which dtype), none without the file.
+
+    The file is `data/architectures.yaml`.
+    """
     path = data_folder() / "architectures.yaml"
     return _read(path) if path.is_file() else {}
 
@@ -46,7 +49,7 @@ def known() -> dict[str, dict]:
 @cache
 def _read(path: Path) -> dict[str, dict]:
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {name: said[model.get("same_as", name)]["parts"] for name, model in said.items()}
+    return {name: said[model.get("same_as", name)] for name, model in said.items()}
 
 
 def parameters(name: str) -> dict[str, int]:
@@ -70,8 +73,8 @@ def build(
         raise unknown("architecture", name, models)
     with torch.device(device), _default(dtype), torch.random.fork_rng():
         torch.manual_seed(0)
-        parts = {part: _part(config) for part, config in models[name].items()}
-    return {part: module.to(dtype).eval().requires_grad_(False) for part, module in parts.items()}
+        parts = {part: _part(config) for part, config in models[name]["parts"].items()}
+    return {part: module.eval().requires_grad_(False) for part, module in parts.items()}
 
 
 @contextmanager

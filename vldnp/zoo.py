@@ -259,6 +259,57 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
     return opened
 
 
+def whereabouts(kind: str, name: str | Path) -> tuple[str, bool]:
+    """Where a model named in a profile comes from, and whether it is here; nothing is fetched.
+
+    Args:
+        kind: "model", "vlm", "clip" or "judge".
+        name: as `load`, `load_vlm`, `load_clip` or `load_judge` take it.
+
+    Raises:
+        ValueError, FileNotFoundError: one line; no such name, or a folder that is missing.
+    """
+    text = str(name)
+    if text.startswith(("http://", "https://")):
+        return text, True
+    if kind == "judge" and text == "nudenet":
+        return NUDENET[text], True
+    if kind == "judge" and text == "nudenet-v2":
+        try:
+            return str(nudenet_v2()), True
+        except FileNotFoundError:
+            return NUDENET[text], False
+    if kind == "judge" and Path(text).suffix == ".onnx":
+        return text, Path(text).is_file()
+    options = getattr(name, "options", {})
+    source = _find(kind, text, options.get("revision"))
+    if source.hub_revision is None:
+        return source.location, True
+    place = f"{source.location} at {source.hub_revision[:8]}"
+    return place, _is_cached(source)
+
+
+WEIGHTS = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "safety_checker/model.safetensors",
+)
+"""Files of which a model that was fetched has one."""
+
+
+def _is_cached(source: "_Source") -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (
+        try_to_load_from_cache(source.location, file, revision=source.hub_revision)
+        for file in WEIGHTS
+    )
+    return any(isinstance(file, str) for file in found)
+
+
 @_with_own_options
 def load_clip(clip, revision: str | None = None, *, device=None) -> CLIPScore:
     """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a `CLIPScore` as it is."""
