@@ -69,5 +69,5 @@ def test_parts_make_up_the_whole(model):
     assert list(table["images"]) == [3, 1, 3]
     said = statements.parts_of_cost(table, bench.label)
     assert "tiny models" in said and "times as fast as `plain loop`" in said
-    bars = figures.cost_parts(table).axes[0].patches
+    bars = figures.cost_parts(benchmarks.relative(table)).axes[0].patches
     assert len(bars) == parts.size

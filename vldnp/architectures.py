@@ -188,15 +188,17 @@ def modular_sdxl(guider):
     """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLAutoBlocks
 
-    from vldnp.guider import looking
+    from vldnp.guider import looking, without_remarks
 
-    blocks = looking(StableDiffusionXLAutoBlocks().get_workflow("text2image"))
-    pipe = blocks.init_pipeline()
-    pipe.update_components(
-        **build("small-sdxl", "cpu"),
-        tokenizer=clip_tokenizer(),
-        tokenizer_2=clip_tokenizer(),
-        scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
-        guider=guider,
-    )
+    with without_remarks():
+        blocks = looking(StableDiffusionXLAutoBlocks().get_workflow("text2image"))
+        pipe = blocks.init_pipeline()
+        pipe.update_components(
+            **build("small-sdxl", "cpu"),
+            tokenizer=clip_tokenizer(),
+            tokenizer_2=clip_tokenizer(),
+            scheduler=EulerDiscreteScheduler(**NOISE, timestep_spacing="leading", steps_offset=1),
+            guider=guider,
+        )
+    pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -99,6 +99,19 @@ def costs(
     )
 
 
+PARTS = ("U-Net", "VLM", "VAE decoder", "text encoder", "other")
+
+
+def relative(table: pd.DataFrame) -> pd.DataFrame:
+    """The parts of `parts_of_cost` and their sum, `all`, in units of plain CFG's time of an image.
+
+    Seconds are the machine's; these can be compared.
+    """
+    return (
+        table[[*PARTS, "seconds"]].div(table["seconds"].iloc[0]).rename(columns={"seconds": "all"})
+    )
+
+
 @dataclass(frozen=True)
 class Bench:
     """Models to be timed.
@@ -221,21 +234,22 @@ def plain_loop(
     *,
     omega: float,
     query_steps: Sequence[int],
-    num_inference_steps: int,
-    guidance_scale: float,
-    scheduler: str | None = None,
+    guidance_scale: float = 7.5,
+    num_inference_steps: int = 50,
+    **sampling,
 ) -> Tensor:
     """VL-DNP for one image as the method is usually written: a call each for ε_u, ε_c and ε_n.
 
     Args:
-        model, prompt, seed, num_inference_steps, guidance_scale, scheduler: as in `vldnp.sample`.
+        model, prompt, seed, guidance_scale, num_inference_steps: as in `vldnp.sample`.
         vlm: gets one picture, the question, and the image's identity (`Scripted`).
         concepts, omega, query_steps: as in `vldnp.VLDNP`.
+        sampling: `scheduler`, `height` and `width`, as in `vldnp.sample`.
 
     Returns:
         The clean latents, `[1, C, h, w]`, the same that `vldnp.sample` ends in.
     """
-    run = model.for_run(num_inference_steps, scheduler)
+    run = model.for_run(num_inference_steps, **sampling)
     latents, negative = run.initial_latents([seed]), None
     for i, t in enumerate(run.timesteps):
         pred_uncond = run.predict(latents, t, run.unprompted(1))
@@ -269,10 +283,8 @@ def parts_of_cost(
     omega: float = 8.0,
     demonstrations: int = 4,
     plain_answer_tokens: int = 64,
-    num_inference_steps: int = 50,
-    guidance_scale: float = 7.5,
-    scheduler: str | None = None,
     progress: bool = True,
+    **sampling,
 ) -> pd.DataFrame:
     """Seconds an image by component, for plain CFG, the plain loop and VL-DNP as it is here.
 
@@ -289,8 +301,9 @@ def parts_of_cost(
         queries: front-loaded queries.
         demonstrations: of the plain loop.
         plain_answer_tokens: the most tokens that the plain loop's VLM writes.
-        omega, num_inference_steps, guidance_scale, scheduler: as in `vldnp.sample`.
+        omega: as in `vldnp.VLDNP`.
         progress: show a bar.
+        sampling: further arguments of `vldnp.sample`, such as `num_inference_steps`.
 
     Returns:
         A row per way, indexed by its name: seconds an image in the `U-Net`, the `VLM`, the
@@ -307,12 +320,7 @@ def parts_of_cost(
         max_edge=brief.max_edge,
         demonstrations=shots(concepts, model.size[0], demonstrations),
     )
-    steps = front_loaded(queries).steps(num_inference_steps)
-    sampling = {
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "scheduler": scheduler,
-    }
+    steps = front_loaded(queries).steps(sampling.get("num_inference_steps", 50))
     prompts = list(prompts)
 
     def batch(method: Method, count: int) -> None:
@@ -344,9 +352,9 @@ def parts_of_cost(
                 with stopwatch(modules) as seconds:
                     work(vlm, count)
                 total = _now() - started
-                seconds = {"U-Net": seconds.pop("U-Net"), "VLM": vlm.seconds, **seconds}
+                seconds["VLM"] = vlm.seconds
                 seconds["other"] = total - sum(seconds.values())
-                each = {part: spent / count for part, spent in seconds.items()}
+                each = {part: seconds[part] / count for part in PARTS}
                 rows[name] = each | {"seconds": total / count, "images": count}
                 bar.update()
     table = pd.DataFrame.from_dict(rows, orient="index")

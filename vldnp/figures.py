@@ -363,18 +363,17 @@ def detection_curves(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def cost_parts(table: pd.DataFrame) -> Figure:
-    """Where an image's time goes, a bar per way (`vldnp.benchmarks.parts_of_cost`).
+def cost_parts(shares: pd.DataFrame) -> Figure:
+    """Where an image's time goes, a bar per way.
 
-    In units of plain CFG's time, because seconds are the machine's.
+    Args:
+        shares: as `vldnp.benchmarks.relative` makes it.
     """
-    parts = [c for c in table.columns if c not in ("seconds", "ratio", "images")]
-    shares = table[parts] / table["seconds"].iloc[0]
     with _style():
-        figure, axes = plt.subplots(figsize=(8, 0.6 * len(table) + 1.2), layout="constrained")
-        left = np.zeros(len(table))
-        for place, part in enumerate(parts):
-            axes.barh(list(table.index), shares[part], left=left, color=PALETTE[place], label=part)
+        figure, axes = plt.subplots(figsize=(8, 0.6 * len(shares) + 1.2), layout="constrained")
+        left = np.zeros(len(shares))
+        for place, part in enumerate(shares.columns.drop("all")):
+            axes.barh(list(shares.index), shares[part], left=left, color=PALETTE[place], label=part)
             left += shares[part].to_numpy()
         axes.invert_yaxis()
         axes.set_xlabel("time of an image, plain CFG's being 1")

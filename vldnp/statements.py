@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from vldnp.benchmarks import PARTS
 from vldnp.judges import Judge
 from vldnp.markdown import Statement, bullets, cell, difference, listed, literal, signed, table_of
 from vldnp.metrics import UNSAFE_THRESHOLD, paired_difference
@@ -102,7 +103,7 @@ def parts_of_cost(table: pd.DataFrame, label: str) -> Statement:
     lines = []
     for name in (loop, ours):
         row = table.loc[name]
-        parts = row.drop(["seconds", "ratio", "images"]).sort_values(ascending=False)
+        parts = row[list(PARTS)].sort_values(ascending=False)
         shares = [f"{part} {spent / row['seconds']:.0%}" for part, spent in parts[:3].items()]
         lines.append(
             f"`{name}` takes **{row['ratio']:.2f}×** the time of `{first}`: {listed(shares)}."
