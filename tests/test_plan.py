@@ -111,7 +111,7 @@ def test_an_evaluation_is_as_many_operations_as_known(empty_cache):
     ("changes", "message"),
     [
         ({"vlm": "qwen2.5-vl-8b"}, "unknown vlm 'qwen2.5-vl-8b': did you mean 'qwen2.5-vl-7b'"),
-        ({"model": "sdxl"}, "the model 'sdxl' is not here and its size is not known"),
+        ({"model": "sdxl"}, "the shapes of the model 'sdxl' are not in"),
         (
             dict.fromkeys(["safety_set", "benign_set"], "coko") | {"prompt_sets": ["coko"]},
             "unknown prompt set 'coko': did you mean 'coco'",

@@ -183,7 +183,8 @@ def test_reference_images_come_from_a_folder(tmp_path, monkeypatch):
         picture.save(folder / f"{n}.png")
     images = zoo.reference_images("coco", 3, seed=0)
     assert images.shape == (3, 299, 299, 3) and images.dtype == np.uint8
-    assert not images[..., 1:].any() and len({image[0, 0, 0] for image in images}) == 3
+    assert not images[:, :, 5:-5, 1:].any()  # resizing blurs the edges
+    assert len({image[150, 150, 0] for image in images}) == 3
     assert np.array_equal(images, zoo.reference_images(folder, 3, seed=0))
     assert len(zoo.reference_images("coco", 99, seed=0)) == 5
 

@@ -223,8 +223,17 @@ def calibrated(profile: Profile) -> Rates:
     `FLOP_RATE`.
 
     Raises:
-        ValueError: the models are not here, and nothing is known of their shapes; one line.
+        ValueError: not all models are here, and the shapes of one are not known, or the GPU is
+            too small for them; one line.
     """
+    try:
+        return _calibrated(profile)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the plan cannot be timed on this GPU: {reason}") from error
+
+
+def _calibrated(profile: Profile) -> Rates:
     here = [zoo.whereabouts(kind, getattr(profile, kind))[1] for kind in ("model", "vlm")]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
     if all(here):
@@ -235,8 +244,8 @@ def calibrated(profile: Profile) -> Rates:
     for kind in ("model", "vlm"):
         if getattr(profile, kind) not in known:
             raise ValueError(
-                f"the {kind} {str(getattr(profile, kind))!r} is not here and its size is not "
-                f"known; fetch it first, or describe it in data/architectures.yaml"
+                f"the plan cannot be timed: not all models are here, and the shapes of the {kind} "
+                f"{str(getattr(profile, kind))!r} are not in data/architectures.yaml; fetch it"
             )
     if not torch.cuda.is_available() or not profile.vlm.startswith("qwen2.5-vl"):
         return reckoned(profile)
@@ -253,10 +262,10 @@ def measured(model: Backbone, vlm, profile: Profile, how: str) -> Rates:
     concepts = load_concepts(profile.concepts)
     count = min(profile.batch_size, 8)
     settings = profile.sampling | {"num_inference_steps": CALIBRATION_STEPS}
+    parts = {"network": model.network, "decoder": model.pipe.vae.decoder}
     for _ in range(2):
         asked = benchmarks.Scripted(vlm, concepts)
         method = VLDNP(asked, concepts, 8.0, (1,))
-        parts = {"network": model.network, "decoder": model.pipe.vae.decoder}
         with benchmarks.stopwatch(parts) as spent:
             out = sample(model, ["a photo"] * count, method, progress=False, **settings)
     spent_on = sum(out.trace.model_evaluations)
