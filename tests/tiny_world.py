@@ -65,6 +65,7 @@ def make(folder: Path) -> Path:
         judge.save_pretrained(models / "moji-judge")
         clip(models / "moji-clip")
     shutil.copytree(DATA / "concepts", folder / "concepts")
+    shutil.copy(DATA / "architectures.yaml", folder)
     (folder / "profiles").mkdir()
     for name in ("tiny", "embedded"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))
