@@ -27,7 +27,7 @@ PUBLISHED = {  # two rows more than are used, in the published formats
 }
 NOTEBOOKS = cli.NOTEBOOKS
 IN_PROCESS = ["00_quickstart", "02_omega", "03_pareto", "04_query_schedule", "05_vlm_size"]
-IN_PROCESS += ["06_guidance_rule", "08_cost"]
+IN_PROCESS += ["06_guidance_rule", "08_cost", "01_trajectories", "09_explorer"]
 
 
 @pytest.fixture(scope="module")
