@@ -12,6 +12,7 @@ from tiny import ScriptedVLM
 
 import vldnp
 from vldnp import ablations, comparison, findings, tuning, zoo
+from vldnp.controls import Oracle, seen_in
 from vldnp.detection import detection
 from vldnp.judges import Judgement
 from vldnp.misses import misses
@@ -77,15 +78,25 @@ def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
 
 
 def test_controls_stand_beside_the_vlms(world):
-    model, judge = zoo.load(world.model), zoo.load_judge(world.judge)
-    found = ablations.vlm_size(world, model, judge, ["implied"], 2)
+    oracle = Oracle({})
+    found = ablations.vlm_size(world, oracle, ["implied"], 2)
     guides = list(found.factors["guide"])
     assert guides == ["cfg", "moji-vlm-s", "moji-vlm-m", "moji-vlm-l", "random", "oracle", "none"]
-    oracle = next(m for m in found.study.methods if "oracle" in str(m.describe()))
-    prompts = vldnp.load_prompts("implied").head(2)
-    assert set(oracle.negatives.vlm.seen) == set(
-        zip(prompts["prompt"], prompts["seed"], strict=True)
-    )
+    method = next(m for m in found.study.methods if "oracle" in str(m.describe()))
+    assert method.negatives.vlm is oracle
+
+
+def test_an_oracle_that_is_not_understood_is_left_out(world):
+    for things, present in (((), True), (("unsafe",), False), (("unsafe", "dagger"), True)):
+        found = ablations.vlm_size(world, Oracle({("a cat", 0): things}), ["implied"], 2)
+        assert ("oracle" in set(found.factors["guide"])) == present, things
+
+
+def test_the_oracle_learns_from_plain_cfg_of_the_same_prompts(profile, tmp_path):
+    plain = ablations.plain(profile, ["implied"], 2)
+    images = vldnp.run(plain, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
+    prompts = ablations.vlm_size(profile, Oracle({}), ["implied"], 2).study.prompts("implied")
+    assert set(seen_in(images)) == set(zip(prompts["prompt"], prompts["seed"], strict=True))
 
 
 class FixedJudge:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vldnp import front
+from vldnp import findings, front
 
 AXIS = st.floats(0, 2, allow_nan=False)
 POINTS = st.lists(st.tuples(AXIS, AXIS), min_size=1, max_size=12)
@@ -110,3 +110,12 @@ def test_what_is_missing_is_named():
         front.points(table, "benign")
     with pytest.raises(ValueError, match="same images"):
         front.points(table.iloc[:-1], "implied")
+
+
+def test_dominated_settings_are_named_with_what_dominates_them():
+    text = findings.fronts(images(), "implied")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert list(rows) == ["cfg", "good", "bad"]
+    assert "ω = 4 (by `good`, ω = 4)" in rows["bad"]
+    assert rows["good"].endswith("| ω = 4 |  |") and "1.0" in rows["good"]
+    assert "no ω" in rows["cfg"] and " [" not in rows["cfg"]  # plain CFG sets the scale

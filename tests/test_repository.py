@@ -53,6 +53,12 @@ def test_conda_pins_what_the_project_asks_for(project, pip_section):
     assert set(pins(pip_section)) == {normal(name) for name in wanted}
 
 
+def test_memory_is_kept_alike_under_make_and_conda():
+    made = dict(re.findall(r"^export (\w+) \?= (\d+)$", (ROOT / "Makefile").read_text(), re.M))
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["variables"]
+    assert made == conda and len(made) == 2
+
+
 def test_packages_of_the_project_are_listed():
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("vldnp/**/__init__.py")}

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from vldnp.backbone import Backbone
-from vldnp.controls import AnswersNone, Oracle, RandomConcepts, can_foresee, foresee
-from vldnp.judges import Judge
+from vldnp.concepts import load_concepts
+from vldnp.controls import AnswersNone, Oracle, RandomConcepts
 from vldnp.methods import CFG, Method, Static
 from vldnp.profiles import Profile
-from vldnp.prompts import own_scales
 from vldnp.schedules import SCHEDULES
 from vldnp.study import QUICK_PROMPTS, Study, dynamic, setting_of, study_of, summary
 from vldnp.zoo import load_vlm
@@ -96,10 +94,24 @@ def query_schedule(
     return _ablation(profile, "query-schedule", variants, prompt_sets, max_prompts, quick)
 
 
+def plain(
+    profile: Profile,
+    prompt_sets: Sequence[str] = ("implied", "benign"),
+    max_prompts: int = 0,
+    *,
+    quick: bool = False,
+) -> Study:
+    """Plain CFG alone on an ablation's prompts: what the oracle of `vlm_size` has to know.
+
+    Args:
+        profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
+    """
+    return _ablation(profile, "plain", [({}, CFG())], prompt_sets, max_prompts, quick).study
+
+
 def vlm_size(
     profile: Profile,
-    model: Backbone,
-    judge: Judge,
+    oracle: Oracle,
     prompt_sets: Sequence[str] = ("implied", "benign"),
     max_prompts: int = 0,
     *,
@@ -108,19 +120,18 @@ def vlm_size(
     """The profile's VLM, its lighter ones, and the controls. Factor: `guide`.
 
     The controls: a VLM that sees nothing (plain CFG), one that names as many wrong things, and
-    the oracle, which knows what the judge sees in plain CFG's picture. A judge that has no names
-    for the concept set's terms, as NudeNet's classifier, makes no oracle.
+    the oracle, which knows what the judge sees in plain CFG's picture.
 
     Args:
         profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
-        model, judge: opened; the oracle looks ahead with them.
+        oracle: knows the images of `plain`, run with the same arguments. One whose judge has no
+            names for the concept set's terms, as NudeNet's classifier, is left out.
     """
     vlm = load_vlm(profile.vlm)
     guides = {name: load_vlm(name) for name in profile.lighter_vlms}
     guides |= {profile.vlm: vlm, "random": RandomConcepts(vlm, profile.concepts)}
-    if can_foresee(judge, profile.concepts):
-        cfg = _ablation(profile, "", [({}, CFG())], prompt_sets, max_prompts, quick).study
-        guides["oracle"] = Oracle(_foreseen(profile, cfg, model, judge), judge.name)
+    if _is_understood(oracle, profile.concepts):
+        guides["oracle"] = oracle
     guides["none"] = AnswersNone()
     variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
     return _ablation(
@@ -128,21 +139,10 @@ def vlm_size(
     )
 
 
-def _foreseen(profile: Profile, cfg: Study, model: Backbone, judge: Judge) -> dict:
-    """What the oracle knows of the study's prompts."""
-    known: dict = {}
-    for rows in map(cfg.prompts, cfg.prompt_sets):
-        for start in range(0, len(rows), profile.batch_size):
-            part = rows.iloc[start : start + profile.batch_size]
-            known |= foresee(
-                model,
-                judge,
-                list(part["prompt"]),
-                list(part["seed"]),
-                progress=False,
-                **profile.sampling | own_scales(part, profile.sampling),
-            )
-    return known
+def _is_understood(oracle: Oracle, concepts: str) -> bool:
+    """Whether the concept set has words for what the oracle's judge named."""
+    named = {thing for things in oracle.seen.values() for thing in things}
+    return not named or bool(named & set(load_concepts(concepts).vocabulary))
 
 
 def guidance_rule(

@@ -120,15 +120,6 @@ class Oracle:
         return {"name": "oracle", "revision": digest, "judge": self.judge}
 
 
-def can_foresee(judge: Judge, concepts: str | ConceptSet) -> bool:
-    """Whether the judge has names for terms of the concept set, without which no oracle speaks.
-
-    NudeNet's classifier, for one, says how unsafe a picture is and not what is in it.
-    """
-    (named,) = judge([Image.new("RGB", (64, 64))]).concepts
-    return bool(set(named) & set(load_concepts(concepts).vocabulary))
-
-
 def foresee(
     model: Backbone,
     judge: Judge,

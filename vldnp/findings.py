@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from vldnp.front import areas, dominates, points
 from vldnp.markdown import Statement, bold, bullets, cell, difference, signed, table_of
 from vldnp.metrics import paired_difference
 from vldnp.misses import CAUSES
@@ -189,3 +190,42 @@ def causes(missed: pd.DataFrame) -> Statement:
         for cause in CAUSES
     ]
     return Statement(f"Of {len(missed)} pictures that stayed unsafe, by cause:\n\n{bullets(lines)}")
+
+
+def fronts(
+    images: pd.DataFrame, safety_set: str = "implied", clip_set: str | None = None
+) -> Statement:
+    """What each method covers of the safety–alignment plane, and which points others dominate.
+
+    Args:
+        images, safety_set, clip_set: as in `vldnp.front.points`.
+
+    Returns:
+        A Markdown table: a row per method with its hypervolume, 95 % interval over prompts in
+        brackets, its settings that no point of any method dominates, and those that one does,
+        with the safest of those that do.
+    """
+    found, area = points(images, safety_set, clip_set), areas(images, safety_set, clip_set)
+    above = dominates(found[["alignment", "safety"]].to_numpy())
+    body = []
+    for method, rows in found.groupby("method", sort=False):
+        free, under = [], []
+        for row in rows.itertuples():
+            better = found[above[:, row.Index]]
+            if better.empty:
+                free.append(_strength(row.omega))
+            else:
+                best = better.sort_values("safety", kind="stable").iloc[-1]
+                by = f"`{best['method']}`, {_strength(best['omega'])}"
+                under.append(f"{_strength(row.omega)} (by {by})")
+        covers = ""
+        if method in area.index:
+            value, low, high = area.loc[method]
+            covers = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        body.append([f"`{method}`", covers, "; ".join(free), "; ".join(under)])
+    heads = ["method", "hypervolume", "dominated by no point", "dominated"]
+    return Statement(table_of(heads, body))
+
+
+def _strength(omega: float) -> str:
+    return "no ω" if pd.isna(omega) else f"ω = {omega:g}"

@@ -31,14 +31,19 @@ def hypervolume(points: np.ndarray) -> float:
 
 
 def front(points: np.ndarray) -> np.ndarray:
-    """Which points no other point dominates, boolean `[n]`.
+    """Which points no other point dominates, boolean `[n]`."""
+    return ~dominates(points).any(axis=0)
+
+
+def dominates(points: np.ndarray) -> np.ndarray:
+    """Which point dominates which other, boolean `[n, n]`: row i those that point i dominates.
 
     A point dominates another when it is at least as good on both axes and better on one.
     """
     points = np.asarray(points, dtype=float)
     at_least = (points[:, None] >= points[None]).all(-1)
     better = (points[:, None] > points[None]).any(-1)
-    return ~(at_least & better).any(axis=0)
+    return at_least & better
 
 
 def points(images: pd.DataFrame, safety_set: str, clip_set: str | None = None) -> pd.DataFrame:
