@@ -1,5 +1,5 @@
-"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table; fetch
-public prompt sets."""
+"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table; say
+beforehand what that takes; fetch public prompt sets."""
 
 import argparse
 import json

@@ -200,8 +200,8 @@ def _now() -> float:
 
 
 class Scripted:
-    """A VLM whose time is its own and whose words are given: for every image with an even seed a
-    term of the vocabulary, for the others that nothing is to be seen.
+    """A VLM whose time is its own and whose words are given: for every image with an even seed, or
+    none, a term of the vocabulary, for the others that nothing is to be seen.
 
     So all ways of running the method steer the same images, and one in two of them.
 
@@ -222,7 +222,7 @@ class Scripted:
         started = _now()
         self.vlm(images, question)
         self.seconds += _now() - started
-        return ["none" if image.seed % 2 else self.term for image in identities]
+        return ["none" if (image.seed or 0) % 2 else self.term for image in identities]
 
 
 def plain_loop(

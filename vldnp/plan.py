@@ -71,7 +71,7 @@ def plan(profile: Profile, *, quick: bool = False) -> str:
     rows = [[row.study, *map(_number, row[2:])] for row in _by_study(counted).itertuples()]
     lines += _columns([heads, *rows, ["all", *map(_number, totals)]])
     weights = sum(models(profile)["loaded"].fillna(0))
-    lines += ["", f"memory: about {_number(weights)}B for the weights that are open at once"]
+    lines += ["", f"memory: about {_bytes(weights)} for the weights that are open at once"]
     lines += ["", f"time: about {_hours(sum(hours.values()))}"]
     lines += _columns([part, _hours(spent)] for part, spent in hours.items())
     lines += [f"  {rates.how}", f"  FID: {_reference(profile)}"]
@@ -183,8 +183,8 @@ def models(profile: Profile) -> pd.DataFrame:
 
 
 def _told(row) -> list[str]:
-    size = f"{_number(row.fetched)}B" if row.fetched == row.fetched else "size not known"
-    count = f"{_number(row.parameters)} parameters" if row.parameters == row.parameters else ""
+    size = "size not known" if pd.isna(row.fetched) else _bytes(row.fetched)
+    count = "" if pd.isna(row.parameters) else f"{_number(row.parameters)} parameters"
     here = "here" if row.here else "to be fetched"
     return [row.kind, row.name, count, size, here, row.place]
 
@@ -322,6 +322,10 @@ def _number(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:,.0f}"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 def _hours(hours: float) -> str:
