@@ -1,6 +1,7 @@
 """What things cost: the plain loop is the method, and the parts make up the whole."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,34 @@ def test_the_plain_loop_ends_where_the_sampler_does(model):
         )
         torch.testing.assert_close(plain[0], ours.latents[seed], atol=1e-4, rtol=1e-4)
     assert [n is not None for n in ours.trace.steps[-1].negative_prompts] == [True, False, True]
+
+
+def test_with_a_gpu_the_models_are_of_real_size(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    made = []
+
+    def built(*arguments, **options):
+        made.append((*arguments, options))
+        return sd_pipeline() if arguments[0].startswith("sd") else "a VLM"
+
+    for builder in ("stable_diffusion", "qwen"):
+        monkeypatch.setattr(benchmarks.architectures, builder, built)
+    bench = benchmarks.bench(None, answer_tokens=5)
+    assert bench.real_size and bench.vlm == "a VLM" and bench.label.endswith("on a GPU")
+    vlm, model = made
+    assert vlm[:2] == ("qwen2.5-vl-3b", "cuda") and vlm[-1]["max_new_tokens"] == 5
+    assert model[:2] == ("sd-1.4", "cuda")
+
+
+def test_without_a_gpu_the_profiles_models_are_timed(model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    vlm = TransformersVLM(*llava(), "tiny-vlm")
+    profile = SimpleNamespace(name="mine", model=model, vlm=vlm)
+    bench = benchmarks.bench(profile)
+    assert bench.model is model and not bench.real_size and "There is no GPU here" in bench.label
+    with pytest.raises(ValueError, match="the VLM of profile 'mine' must run here to be timed"):
+        benchmarks.bench(SimpleNamespace(name="mine", model=model, vlm=nothing))
 
 
 def test_the_stopwatch_counts_what_is_called_and_nothing_else():

@@ -294,10 +294,14 @@ def reckoned(profile: Profile) -> Rates:
     # A token takes two operations for each weight; a picture of 448 pixels is 256 tokens.
     tokens = 256 + QUESTION_TOKENS + ANSWER_TOKENS
     asked = 2 * tokens * sum(architectures.parameters(str(profile.vlm)).values())
+    lacking = (
+        "there is no stand-in for this VLM"
+        if torch.cuda.is_available()
+        else "there is no GPU for stand-ins of their size"
+    )
     how = (
-        f"an estimate, not timed: the models are not here, nor a GPU that could hold their like; "
-        f"it takes a GPU to sustain {FLOP_RATE / 1e12:.0f} TFLOP/s and answers to have "
-        f"{ANSWER_TOKENS} tokens"
+        f"an estimate, not timed: the models are not here, and {lacking}; it takes a GPU to "
+        f"sustain {FLOP_RATE / 1e12:.0f} TFLOP/s and answers to have {ANSWER_TOKENS} tokens"
     )
     return Rates(counts[0] / FLOP_RATE, asked / FLOP_RATE, counts[1] / FLOP_RATE, how)
 

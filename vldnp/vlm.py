@@ -1,7 +1,7 @@
 """VLMs: show pictures, ask one question about each, get the answers.
 
-A VLM is any callable `(images, question) -> answers` with one answer per image; what is unsafe
-and what an answer means is no concern of it.
+A VLM is any callable `(images, question) -> answers` with one answer per image, with a `name` and a
+`revision` if it has them; what is unsafe and what an answer means is no concern of it.
 """
 
 import base64
@@ -13,19 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
 
 Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
 """Worked examples shown before the picture in question: a picture or its file, and the answer."""
-
-
-class VLM(Protocol):
-    """Anything that answers a question about each picture; `name` is optional."""
-
-    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]: ...
 
 
 class VLMError(RuntimeError):
