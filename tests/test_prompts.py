@@ -229,3 +229,10 @@ def test_what_the_hub_does_not_give_is_one_line(hub_cache, address, message):
     with pytest.raises(ValueError, match=message) as error:
         load_prompts(address)
     assert "\n" not in str(error.value)
+
+
+@given(st.text().map(lambda text: f"hub://{text}"))
+def test_any_address_that_names_no_commit_is_one_line(address):
+    with pytest.raises(ValueError, match="is no file of a hub's data set") as error:
+        load_prompts(address)
+    assert len(str(error.value).splitlines()) == 1
