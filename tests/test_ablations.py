@@ -86,6 +86,12 @@ def test_controls_stand_beside_the_vlms(world):
     assert method.negatives.vlm is oracle
 
 
+def test_an_oracle_that_is_not_understood_is_left_out(world):
+    for things, present in (((), True), (("unsafe",), False), (("unsafe", "dagger"), True)):
+        found = ablations.vlm_size(world, Oracle({("a cat", 0): things}), ["implied"], 2)
+        assert ("oracle" in set(found.factors["guide"])) == present, things
+
+
 def test_the_oracle_learns_from_plain_cfg_of_the_same_prompts(profile, tmp_path):
     plain = ablations.plain(profile, ["implied"], 2)
     images = vldnp.run(plain, profile.model, profile.judge, profile.clip, tmp_path, progress=False)

@@ -44,6 +44,7 @@ def test_the_notebooks_are_there():
         "05_vlm_size",
         "06_guidance_rule",
         "07_table",
+        "08_cost",
         "09_explorer",
     ]
 
@@ -148,6 +149,7 @@ SMALL = {
     "03_pareto": {"omegas": [2.0]},
     "04_query_schedule": {"counts": [0, 1]},
     "05_vlm_size": {"detection_prompts": 2},
+    "08_cost": {"demonstrations": 1, "plain_answer_tokens": 3},
 }
 
 

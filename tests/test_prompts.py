@@ -190,3 +190,49 @@ def test_what_is_saved_comes_back(tmp_path, records):
         assert loaded[column].tolist() == table[column].tolist()
     scales = table["guidance_scale"].astype(float)
     pd.testing.assert_series_equal(loaded["guidance_scale"], scales)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A hub's cache as `huggingface_hub` lays it out, with one data set, and no connection."""
+    snapshot = tmp_path / "datasets--someone--prompts" / "snapshots" / COMMIT
+    (snapshot / "data").mkdir(parents=True)
+    table = pd.DataFrame({"text": ["a cat", "a dog"], "n": [4, 5], "g": [7.5, 3.0]})
+    table.to_parquet(snapshot / "data" / "train.parquet")
+    (snapshot / "plain.csv").write_text("prompt,seed\na cat,1\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return f"hub://someone/prompts/{{}}@{COMMIT}"
+
+
+def test_a_data_set_of_the_hub_is_read_with_a_column_map(hub_cache):
+    columns = {"prompt": ["caption", "text"], "seed": "n", "guidance_scale": "g"}
+    table = load_prompts(hub_cache.format("data/train.parquet"), columns)
+    assert table["prompt"].tolist() == ["a cat", "a dog"]
+    assert table["seed"].tolist() == [4, 5] and table["guidance_scale"].tolist() == [7.5, 3]
+    assert load_prompts(hub_cache.format("plain.csv"))["seed"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (f"hub://someone/prompts/other.csv@{COMMIT}", "cannot be fetched from someone/prompts: "),
+        ("hub://someone/prompts/plain.csv", "write hub://owner/name/file@commit"),
+        ("hub://someone/prompts/plain.csv@main", "the commit's 40 digits"),
+        (f"hub://someone/prompts/plain.json@{COMMIT}", "a .csv or .parquet file"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(hub_cache, address, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_prompts(address)
+    assert "\n" not in str(error.value)
+
+
+@given(st.text().map(lambda text: f"hub://{text}"))
+def test_any_address_that_names_no_commit_is_one_line(address):
+    with pytest.raises(ValueError, match="is no file of a hub's data set") as error:
+        load_prompts(address)
+    assert len(str(error.value).splitlines()) == 1

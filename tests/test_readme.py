@@ -37,6 +37,12 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     assert namespace["out"].images[0].mode == "RGB"
 
 
+def test_yaml_blocks_are_profiles(tmp_path):
+    for block in blocks("yaml"):
+        (tmp_path / "mine.yaml").write_text(block)
+        assert load_profile(tmp_path / "mine.yaml").num_inference_steps == 50
+
+
 KINDS = ("table", "verdicts")
 
 

@@ -54,8 +54,15 @@ def test_results_are_tables_with_intervals(table):
     text = statements.results(table)
     assert "| cfg |  | 0.70 [0.69, 0.71] | 0.95 | 0.280 | 50.0 | 1.00× |" in text
     assert "| vl-dnp | 8 | 0.02 [0.01, 0.03] | 0.85 | 0.285 | 50.0 | 1.50× |" in text
-    assert "FID" not in text, "a column without values is left out"
+    assert "| FID |" not in text and "Not measured: FID and KID" in text, "no empty columns"
+    assert "Not measured" not in statements.results(table.assign(fid=1.0))
     assert text._repr_markdown_() == text
+
+
+def test_another_world_has_no_goals_and_nothing_kept(table):
+    text = statements.verdict(table.assign(kept=np.nan))
+    assert "goal" not in text and "kept" not in text and "nan" not in text
+    assert "VL-DNP at ω = " in text and "lowest ASR among the strengths; it was" in text
 
 
 def images():

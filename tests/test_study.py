@@ -7,6 +7,7 @@ import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,11 @@ from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 import vldnp.study
 from vldnp import zoo
-from vldnp.judges import CNNJudge
+from vldnp.judges import CNNJudge, Judgement
 from vldnp.methods import CFG, VLDNP, Static
+from vldnp.metrics import Inception
 from vldnp.sampler import sample
-from vldnp.study import TABLE, Study, cells, run, summary, table
+from vldnp.study import TABLE, Study, cells, open_images, run, summary, table
 
 PROMPTS = """prompt_id,prompt,seed,things,guidance_scale
 a,a cat at the cove,0,cat,
@@ -316,6 +318,69 @@ def test_fid_of_the_benign_set(study, model, judge, tmp_path):
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])
     assert np.isnan(written.loc["implied", "fid"])
+
+
+class Blind:
+    """A judge without features, as NudeNet's classifier."""
+
+    name, revision = "blind", "1"
+
+    def __call__(self, images):
+        return Judgement(np.zeros(len(images)), [{"unsafe": 0.0}] * len(images))
+
+
+class Corners(torch.nn.Module):
+    """In the place of Inception's network: some of the pixels."""
+
+    def forward(self, pixels):
+        assert pixels.dtype == torch.uint8
+        return (pixels[:, :, :2, :2].flatten(1).float(),)
+
+
+def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    for n in range(5):
+        pixels = np.random.default_rng(n).integers(0, 256, (40, 50, 3), dtype="uint8")
+        Image.fromarray(pixels).save(tmp_path / "real" / f"{n}.jpg")
+    network = Corners()
+    network.weight = torch.nn.Parameter(torch.zeros(1))  # which says where it computes
+    monkeypatch.setattr(vldnp.study, "Inception", lambda device: Inception(network))
+    study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
+    images = run(study, model, Blind(), root=tmp_path, progress=False)
+    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
+    assert written["fid"].notna().sum() == 2, "of the benign set alone"
+    names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
+    change = vldnp.study.fid_changes(study, images, Blind(), names, tmp_path)
+    cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
+    assert change["static"].value == pytest.approx(static / cfg - 1, rel=1e-4)
+
+
+@pytest.mark.parametrize("lacking", ["images", "weights"])
+def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monkeypatch, lacking):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path / "cache"))
+    if lacking == "weights":
+        (tmp_path / "cache" / "reference" / "coco").mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "cache" / "reference" / "coco" / "a.png")
+
+    def unreachable(device):
+        raise URLError("no address associated with hostname")
+
+    monkeypatch.setattr(vldnp.study, "Inception", unreachable)
+    study = replace(study, methods=(CFG(),), reference="coco")
+    why = {"images": "no real images 'coco'", "weights": "no address associated"}[lacking]
+    with pytest.warns(UserWarning, match=f"FID and KID stay empty: .*{why}") as told:
+        run(study, model, Blind(), root=tmp_path, progress=False)
+    assert "\n" not in str(told[0].message)
+    assert pd.read_csv(tmp_path / "tiny" / "table.csv")["fid"].isna().all()
+
+
+def test_the_pictures_size_is_part_of_a_cell(study, model, judge, tmp_path):
+    study = replace(study, methods=(CFG(),), prompt_sets=study.prompt_sets[:1])
+    small = replace(study, height=16, width=24)
+    keys = [{cell.key for cell in cells(one, model)} for one in (study, small)]
+    assert not keys[0] & keys[1]
+    images = run(small, model, judge, root=tmp_path, progress=False)
+    assert {image.size for image in open_images(images, tmp_path / "tiny")} == {(24, 16)}
 
 
 def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prompts):

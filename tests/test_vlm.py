@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import llava
 
@@ -105,3 +106,24 @@ def test_a_processor_needs_a_chat_template():
     processor.chat_template = None
     with pytest.raises(ValueError, match="'tiny' has no chat template"):
         TransformersVLM(model, processor, "tiny")
+
+
+def test_too_little_memory_is_one_line(folder, pictures, monkeypatch):
+    from transformers import AutoModelForImageTextToText
+
+    def out_of_memory(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+    vlm = TransformersVLM.from_pretrained(folder, name="tiny", device="cpu", max_edge=16)
+    monkeypatch.setattr(vlm.model, "generate", out_of_memory)
+    message = r"'tiny' to look at 6 pictures at once; lower its batch_size \(now 16\) or max_edge"
+    with pytest.raises(torch.OutOfMemoryError, match=message) as error:
+        vlm(pictures, QUESTION)
+    assert "\n" not in str(error.value)
+
+    needed = sum(p.numel() for p in vlm.model.parameters()) * 4 / 2**30
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", out_of_memory)
+    message = f"'tiny' needs {needed:.1f} GiB of GPU memory .*float32; load it with quantization"
+    with pytest.raises(torch.OutOfMemoryError, match=message) as error:
+        TransformersVLM.from_pretrained(folder, name="tiny", device="cpu")
+    assert "\n" not in str(error.value)

@@ -4,10 +4,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import ScriptedVLM, sd_pipeline
 
 from vldnp import zoo
 from vldnp.judges import CNNJudge
+from vldnp.profiles import ModelName
 
 
 @pytest.fixture(scope="module")
@@ -166,5 +168,37 @@ def test_judge_folder_and_nudenet(tmp_path):
 def test_reference_images_come_from_the_embedded_world():
     images = zoo.reference_images("moji", 3, seed=0)
     assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
-    with pytest.raises(ValueError, match="unknown set of reference images"):
+
+
+def test_reference_images_come_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no real images 'coco' for FID: put some") as error:
         zoo.reference_images("coco", 3, seed=0)
+    one_line(error)
+    folder = tmp_path / "reference" / "coco"
+    folder.mkdir(parents=True)
+    for n in range(5):  # left and right of the middle square is green
+        picture = Image.new("RGB", (80, 40), "green")
+        picture.paste((50 * n, 0, 0), (20, 0, 60, 40))
+        picture.save(folder / f"{n}.png")
+    images = zoo.reference_images("coco", 3, seed=0)
+    assert images.shape == (3, 299, 299, 3) and images.dtype == np.uint8
+    assert not images[:, :, 5:-5, 1:].any()  # resizing blurs the edges
+    assert len({image[150, 150, 0] for image in images}) == 3
+    assert np.array_equal(images, zoo.reference_images(folder, 3, seed=0))
+    assert len(zoo.reference_images("coco", 99, seed=0)) == 5
+
+
+def test_nudenet_v2_says_where_it_has_to_be_put(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="classifier_model.onnx and save it as .*v2.onnx"):
+        zoo.load_judge("nudenet-v2")
+
+
+def test_a_name_with_options_is_opened_with_them_and_once(model_folder):
+    named = ModelName(str(model_folder), {"dtype": "float16", "device": "cpu"})
+    model = zoo.load(named)
+    assert model.dtype == torch.float16 and zoo.load(named) is model
+    assert zoo.load(named, dtype="float32").dtype == torch.float32, "what is asked for wins"
+    with pytest.raises(ValueError, match="unknown dtype 'float61': did you mean 'float16'"):
+        zoo.load(named, dtype="float61")

@@ -63,8 +63,9 @@ def make(folder: Path) -> Path:
         judge.network.head.bias.data.fill_(-9)  # it finds a dagger everywhere, and nothing else
         judge.network.head.bias.data[THINGS.index("dagger")] = 9
         judge.save_pretrained(models / "moji-judge")
-        _clip(models / "moji-clip")
+        clip(models / "moji-clip")
     shutil.copytree(DATA / "concepts", folder / "concepts")
+    shutil.copy(DATA / "architectures.yaml", folder)
     (folder / "profiles").mkdir()
     for name in ("tiny", "embedded"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))
@@ -74,11 +75,12 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def _clip(folder: Path) -> None:
+def clip(folder: Path) -> None:
+    """A tiny CLIP in open_clip's format."""
     from open_clip import CLIP as Model
     from safetensors.torch import save_file
 
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
     weights = {key: value.contiguous() for key, value in Model(**CLIP).state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")

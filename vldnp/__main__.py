@@ -1,5 +1,5 @@
-"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table; fetch
-public prompt sets."""
+"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table; say
+beforehand what that takes; fetch public prompt sets."""
 
 import argparse
 import json
@@ -33,14 +33,14 @@ def reproduce(
 ) -> list[Path]:
     """Execute `notebooks/0*.ipynb` in order with papermill.
 
-    Each notebook gets those of `profile`, `out`, `quick` and `parameters` that its cell tagged
-    `parameters` declares.
+    Each notebook gets those of `profile`, `out`, `quick`, the profile's `notebook_parameters` and
+    `parameters` that its cell tagged `parameters` declares.
 
     Args:
         profile: a name in `data/profiles`, or a YAML file.
         out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
         quick: fewer prompts, to see whether everything works.
-        parameters: further notebook parameters.
+        parameters: further notebook parameters, which go before the profile's.
         notebooks: the folder of the notebooks; default is the checkout's.
 
     Returns:
@@ -58,7 +58,8 @@ def reproduce(
     # Without encryption a kernel warns that its messages could be read on this machine.
     encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
     notebooks = NOTEBOOKS if notebooks is None else notebooks
-    name = load_profile(profile).name
+    settings = load_profile(profile)
+    name = settings.name
     sources = sorted(Path(notebooks).glob("0*.ipynb"))
     if not sources:
         raise FileNotFoundError(f"no notebooks in {notebooks}: files named 0*.ipynb are executed")
@@ -76,7 +77,7 @@ def reproduce(
     own = {"profile": profile, "out": from_notebooks(out), "quick": quick}
     if Path(profile).is_file():
         own["profile"] = from_notebooks(profile)
-    given = own | (parameters or {})
+    given = settings.notebook_parameters | own | (parameters or {})
     executed = []
     for number, source in enumerate(sources, start=1):
         target = Path(out) / name / "notebooks" / source.name
@@ -158,6 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "data":
             return _data(options)
+        if options.command == "plan":
+            from vldnp.plan import plan
+
+            print(plan(load_profile(options.profile), quick=options.quick))
+            return 0
         if options.command == "report":
             from vldnp.report import write
 
@@ -206,6 +212,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="a further notebook parameter; may be repeated",
     )
+    command = commands.add_parser(
+        "plan", help="what a profile will need: models, prompts, images, time; fetches nothing"
+    )
+    command.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
+    command.add_argument("--quick", action="store_true", help="as for reproduce")
     command = commands.add_parser(
         "tune", help="choose every method's settings on tuning prompts, with equal budgets"
     )

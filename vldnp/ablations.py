@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from vldnp.concepts import load_concepts
 from vldnp.controls import AnswersNone, Oracle, RandomConcepts
 from vldnp.methods import CFG, Method, Static
 from vldnp.profiles import Profile
@@ -123,20 +124,25 @@ def vlm_size(
 
     Args:
         profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
-        oracle: knows the images of `plain`, run with the same arguments.
+        oracle: knows the images of `plain`, run with the same arguments. One whose judge has no
+            names for the concept set's terms, as NudeNet's classifier, is left out.
     """
     vlm = load_vlm(profile.vlm)
     guides = {name: load_vlm(name) for name in profile.lighter_vlms}
-    guides |= {
-        profile.vlm: vlm,
-        "random": RandomConcepts(vlm, profile.concepts),
-        "oracle": oracle,
-        "none": AnswersNone(),
-    }
+    guides |= {profile.vlm: vlm, "random": RandomConcepts(vlm, profile.concepts)}
+    if _is_understood(oracle, profile.concepts):
+        guides["oracle"] = oracle
+    guides["none"] = AnswersNone()
     variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
     return _ablation(
         profile, "vlm-size", [({"guide": "cfg"}, CFG()), *variants], prompt_sets, max_prompts, quick
     )
+
+
+def _is_understood(oracle: Oracle, concepts: str) -> bool:
+    """Whether the concept set has words for what the oracle's judge named."""
+    named = {thing for things in oracle.seen.values() for thing in things}
+    return not named or bool(named & set(load_concepts(concepts).vocabulary))
 
 
 def guidance_rule(

@@ -11,7 +11,7 @@ from vldnp.files import atomic
 from vldnp.markdown import Statement
 from vldnp.methods import CFG, Method
 from vldnp.misses import misses
-from vldnp.profiles import Profile
+from vldnp.profiles import Profile, set_name
 from vldnp.sampler import sample
 
 
@@ -48,7 +48,7 @@ def compare(
     """
     methods = chosen(profile, grid.methods)
     settings = {name: study.setting_of(method) for name, method in methods.items()}
-    attacks = [s for s in ("named", "implied", "adversarial") if s in grid.prompt_sets]
+    attacks = tuple(s for s in map(set_name, grid.prompt_sets) if s != profile.benign_set)
     if profile.lighter_vlms and attacks:
         omega = methods["vl-dnp"].omega
         lighter = {
@@ -68,7 +68,9 @@ def compare(
     main = {name: settings[name] for name in compared if name in settings}
     fid = study.fid_changes(grid, images, profile.judge, main, root)
     swept = set(map(study.setting_of, grid.methods))
-    table = verdicts.verdicts(images, settings, fid, curves=swept).round(6)
+    table = verdicts.verdicts(
+        images, settings, fid, swept, attack_sets=attacks, benign_set=profile.benign_set
+    ).round(6)
     with atomic(Path(root) / grid.name / "verdicts.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     return table

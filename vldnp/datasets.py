@@ -7,7 +7,7 @@ which is kept beside the files in `fetched.json`.
 
 import hashlib
 import json
-import os
+import re
 import shutil
 import urllib.request
 from collections.abc import Callable
@@ -18,23 +18,24 @@ from pathlib import Path
 
 import yaml
 
-from vldnp.files import atomic, data_folder, unknown, write_text
+from vldnp.files import atomic, data_folder, unknown, user_cache, write_text
 
 LIMIT = 60
 """Seconds to wait for a server."""
 
 SUFFIXES = (".csv", ".parquet")
 
+HUB = "hub://"
+"""Begins the address of a file of a hub's data set: `hub://owner/name/path/in/it.csv@commit`."""
+
+ADDRESS = re.compile(
+    r"hub://(?P<repository>[^/@]+/[^/@]+)/(?P<file>[^@]+)@(?P<commit>[0-9a-f]{40})"
+)
+
 
 def cache_folder() -> Path:
-    """The user's cache folder for prompt sets, as the platform has it; `VLDNP_CACHE` names another.
-
-    It need not exist.
-    """
-    from platformdirs import user_cache_path
-
-    named = os.environ.get("VLDNP_CACHE")
-    return (Path(named) if named else user_cache_path("vldnp")) / "prompts"
+    """The user's cache folder for prompt sets; it need not exist."""
+    return user_cache() / "prompts"
 
 
 def public_sets() -> dict[str, dict]:
@@ -64,6 +65,36 @@ def fetched(name: str) -> Path:
     if _sha256(path) != record["sha256"]:
         raise ValueError(f"{path} was changed since it was fetched; fetch {name!r} again")
     return path
+
+
+def hub_file(address: str) -> Path:
+    """A file of a data set on the hub, from its cache or fetched into it.
+
+    Args:
+        address: `hub://owner/name/path/in/it.csv@commit`; the commit in full, so that the same
+            prompts are read again.
+
+    Raises:
+        ValueError: no such address or file, no access, no connection; one line.
+    """
+    said = ADDRESS.fullmatch(address)
+    if said is None or Path(said["file"]).suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"{address!r} is no file of a hub's data set; write hub://owner/name/file@commit, with "
+            "a .csv or .parquet file and the commit's 40 digits"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(
+            hf_hub_download(
+                said["repository"], said["file"], repo_type="dataset", revision=said["commit"]
+            )
+        )
+    except OSError as error:  # which the hub's errors and being offline are
+        home = f"https://huggingface.co/datasets/{said['repository']}"
+        known = {"hub": said["repository"], "home": home}
+        raise ValueError(_no_access(address, known, error)) from error
 
 
 def fetch(

@@ -14,6 +14,7 @@ from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.judges import Judge
 from vldnp.methods import CFG
 from vldnp.metrics import UNSAFE_THRESHOLD
+from vldnp.prompts import own_scales
 from vldnp.sampler import Output, sample
 from vldnp.study import FOUND
 
@@ -43,7 +44,8 @@ def detection(
         every: x̂₀ is shown at every so many steps.
         batch_size: pictures drawn together.
         progress: show a bar.
-        sampling: further arguments of `vldnp.sample`.
+        sampling: further arguments of `vldnp.sample`; a prompt's own guidance scale goes before
+            that given here.
 
     Returns:
         `vlm, step, timestep, precision, recall, f1`; the first two are NaN where nothing was
@@ -61,7 +63,7 @@ def detection(
             seeds=list(part["seed"]),
             x0_every=True,
             progress=False,
-            **sampling,
+            **sampling | own_scales(part, sampling),
         )
         counts += _counted(out, vlms, judge, concepts, every)
     found = pd.DataFrame(counts).groupby(["vlm", "step", "timestep"], sort=False).sum()

@@ -47,11 +47,11 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
 
     Args:
         summary: as `vldnp.study.summary` makes it.
-        metrics: of `LARGER_IS_BETTER`; default is all that the summary has.
+        metrics: of `LARGER_IS_BETTER`; default is all. Those that the summary lacks are left out.
     """
     data = _turned(summary)
     present = [metric for metric in LARGER_IS_BETTER if metric in set(data["metric"])]
-    metrics = list(metrics or present)
+    metrics = [metric for metric in metrics or present if metric in present]
     sets = list(data["prompt_set"].unique())
     looks = _looks(data["method"])
     with _style():
@@ -290,18 +290,11 @@ def schedule_curves(
     return figure
 
 
-PANELS = (("asr", "implied"), ("kept", "implied"), ("clip", "benign"))
-
-
 def factor_points(
     summary: pd.DataFrame,
     factor: str,
     hue: str | None = None,
-    metrics: Sequence[tuple[str, str]] = (
-        ("asr", "implied"),
-        ("kept", "implied"),
-        ("clip", "benign"),
-    ),
+    metrics: Sequence[tuple[str, str]] | None = None,
 ) -> Figure:
     """A panel per metric: each variant's value with its 95 % interval, to the right is better.
 
@@ -309,9 +302,13 @@ def factor_points(
         summary: as `Ablation.summary` makes it.
         factor: the column that names the variants, from top to bottom in their order.
         hue: a column whose values are told apart by colour and shape.
-        metrics: metric and prompt set of each panel; those that are not there are left out.
+        metrics: metric and prompt set of each panel; those that are not there are left out. The
+            default is safety and things kept on the summary's first prompt set, and CLIP score on
+            its last: an ablation's harmless one.
     """
     data = _turned(summary)
+    first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
+    metrics = metrics or (("asr", first), ("kept", first), ("clip", last))
     there = set(zip(data["metric"], data["prompt_set"], strict=True))
     shown = [pair for pair in metrics if pair in there]
     variants = list(dict.fromkeys(data[factor]))
@@ -362,6 +359,26 @@ def detection_curves(table: pd.DataFrame) -> Figure:
                 axes.plot(group["step"], group[score], label=vlm, **look)
             axes.set(xlabel="step", ylabel=score.capitalize(), ylim=(-0.02, 1.02))
         _legend(figure, grid[0, 0])
+    plt.close(figure)
+    return figure
+
+
+def cost_parts(shares: pd.DataFrame) -> Figure:
+    """Where an image's time goes, a bar per way.
+
+    Args:
+        shares: as `vldnp.benchmarks.relative` makes it.
+    """
+    with _style():
+        figure, axes = plt.subplots(figsize=(8, 0.6 * len(shares) + 1.2), layout="constrained")
+        left = np.zeros(len(shares))
+        for place, part in enumerate(shares.columns.drop("all")):
+            axes.barh(list(shares.index), shares[part], left=left, color=PALETTE[place], label=part)
+            left += shares[part].to_numpy()
+        axes.invert_yaxis()
+        axes.set_xlabel("time of an image, plain CFG's being 1")
+        axes.grid(visible=False, axis="y")
+        _legend(figure, axes)
     plt.close(figure)
     return figure
 

@@ -94,6 +94,17 @@ def data_folder() -> Path:
     return folder
 
 
+def user_cache() -> Path:
+    """The user's cache folder, as the platform has it; `VLDNP_CACHE` names another.
+
+    What was fetched or put there by hand never belongs to the project. It need not exist.
+    """
+    from platformdirs import user_cache_path
+
+    named = os.environ.get("VLDNP_CACHE")
+    return Path(named) if named else user_cache_path("vldnp")
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The one-line error for a name that is not among the `known` ones, with the closest match."""
     known = sorted(known)

@@ -9,21 +9,18 @@ from vldnp.front import areas, dominates, points
 from vldnp.markdown import Statement, bold, bullets, cell, difference, signed, table_of
 from vldnp.metrics import paired_difference
 from vldnp.misses import CAUSES
-from vldnp.statements import PAIRED
+from vldnp.statements import PAIRED, unmeasured
 from vldnp.verdicts import CLAIMS, FAILS, HOLDS, OPEN, overall
 
 
-def overview(
-    table: pd.DataFrame,
-    attack_sets: Sequence[str] = ("named", "implied", "adversarial"),
-    benign_set: str = "benign",
-) -> Statement:
+def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
     """All methods in one Markdown table: safety on the attacks, alignment on harmless prompts.
 
-    The best of each column is bold, plain CFG's CLIP, FID and KID too where no method is better;
-    95 % intervals in brackets. Time is relative to plain CFG on the same prompts.
+    All prompt sets but the harmless one are attacks. The best of each column is bold, plain CFG's
+    CLIP, FID and KID too where no method is better; 95 % intervals in brackets. Time is relative
+    to plain CFG on the same prompts. What was not measured has no column, and is named below.
     """
-    sets = [name for name in attack_sets if name in set(table["prompt_set"])]
+    sets = [name for name in dict.fromkeys(table["prompt_set"]) if name != benign_set]
     wanted = [(metric, name, True) for name in sets for metric in ("asr", "tr")]
     wanted += [("clip", benign_set, False), ("fid", benign_set, True), ("kid", benign_set, True)]
     rows = table.assign(omega=table["omega"].fillna(-1)).set_index(["method", "omega"])
@@ -47,7 +44,7 @@ def overview(
     names = [[f"`{m}`", "" if omega < 0 else f"{omega:g}"] for m, omega in methods]
     cells_of = zip(*columns.values(), strict=True)
     body = [[*name, *cells] for name, cells in zip(names, cells_of, strict=True)]
-    return Statement(table_of(["method", "ω", *columns], body))
+    return Statement(table_of(["method", "ω", *columns], body) + unmeasured(table))
 
 
 def claims(table: pd.DataFrame) -> Statement:

@@ -33,6 +33,7 @@ from diffusers.modular_pipelines.modular_pipeline_utils import InputParam
 from diffusers.modular_pipelines.stable_diffusion_xl.encoders import (
     StableDiffusionXLTextEncoderStep,
 )
+from diffusers.utils import logging
 from torch import Tensor
 
 from vldnp import guidance
@@ -42,6 +43,17 @@ from vldnp.methods import CFG, Method
 from vldnp.negatives import ImageId, Negative
 
 Tell = Callable[[ModularPipeline, BlockState, list[str]], dict[str, Tensor]]
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Without what diffusers logs at every guider that is made, as that guiders are new."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class VLDNPGuidance(BaseGuidance):
@@ -63,7 +75,8 @@ class VLDNPGuidance(BaseGuidance):
 
     @register_to_config
     def __init__(self, method: Method | None = None, guidance_scale: float = 7.5):
-        super().__init__()
+        with without_remarks():
+            super().__init__()
         self.method = CFG() if method is None else method
         if not isinstance(self.method.conditioning, AsWritten):
             raise ValueError(

@@ -206,15 +206,48 @@ class CLIPScore:
         return float(others.mean()) if others.size else np.nan
 
 
+class Inception:
+    """The usual feature space of FID: Inception v3's last pooling, as `torch_fidelity` has it.
+
+    Args:
+        network: torch_fidelity's `FeatureExtractorInceptionV3`; the default fetches its weights.
+
+    Raises:
+        OSError: they are not here and cannot be fetched.
+    """
+
+    name, image_size = "inception-v3", 299
+
+    def __init__(self, network: torch.nn.Module | None = None, device="cpu"):
+        if network is None:
+            from torch_fidelity.feature_extractor_inceptionv3 import (
+                URL_INCEPTION_V3,
+                FeatureExtractorInceptionV3,
+            )
+
+            # torch_fidelity itself checks neither the file's hash nor what is pickled in it.
+            torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True
+            )
+            network = FeatureExtractorInceptionV3(self.name, ["2048"])
+        self.network = network.to(device).eval()
+
+    @torch.inference_mode()
+    def features(self, pixels: Tensor) -> Tensor:
+        """uint8 `[B, 3, H, W]` → `[B, 2048]` on the CPU."""
+        device = next(self.network.parameters()).device
+        return torch.cat([self.network(x.to(device))[0].cpu() for x in pixels.split(64)])
+
+
 class Distances(NamedTuple):
-    """Distances between two sets of images in a judge's feature space."""
+    """Distances between two sets of images in a feature space."""
 
     fid: float
     kid: float
 
 
-def distances(images: Images, reference: Images, judge: CNNJudge) -> Distances:
-    """FID and KID by `torch_fidelity`, in the space of the judge's penultimate features.
+def distances(images: Images, reference: Images, judge: CNNJudge | Inception) -> Distances:
+    """FID and KID by `torch_fidelity`, in a judge's feature space or Inception's.
 
     FID (Heusel et al. 2017) is biased upwards for few images: compare only sets of equal size.
     KID (Bińkowski et al. 2018) is unbiased and may be slightly negative; up to 1,000 images
@@ -222,7 +255,7 @@ def distances(images: Images, reference: Images, judge: CNNJudge) -> Distances:
 
     Args:
         images, reference: at least two images each.
-        judge: has `features(images) -> [B, D]`.
+        judge: has `image_size` and `features(images) -> [B, D]`.
     """
     from torch_fidelity import calculate_metrics
 

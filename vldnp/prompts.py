@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vldnp.datasets import fetch, fetched, public_sets
+from vldnp.datasets import HUB, fetch, fetched, hub_file, public_sets
 from vldnp.files import atomic, data_folder, unknown
 
 REQUIRED = ("prompt_id", "prompt", "seed")
@@ -47,7 +47,7 @@ def load_prompts(
     category: str | None = None,
     seed: int | None = None,
 ) -> pd.DataFrame:
-    """A prompt set by name, or by the path of a CSV or Parquet file.
+    """A prompt set by name, by the path of a CSV or Parquet file, or from the hub.
 
     Published files are read as they are: with a byte-order mark, an index column without a name,
     line breaks in quotes. Rows without a prompt are left out, and bytes that are not UTF-8 shown
@@ -55,7 +55,9 @@ def load_prompts(
 
     Args:
         source: the name of a file in `data/prompts` or of a public set that was fetched
-            (`python -m vldnp data list`), a path, or `name:category`, such as "i2p:sexual".
+            (`python -m vldnp data list`), `name:category`, such as "i2p:sexual", a path, or a file
+            of a data set on the hub at a commit, "hub://owner/name/data/train.parquet@commit",
+            which is fetched where it is not in the hub's cache.
         columns: our column → the file's, or several names of which the first present is taken;
             for names that neither are ours nor stand in `ALIASES`.
         category: only rows that have it among their comma-separated categories.
@@ -70,6 +72,8 @@ def load_prompts(
     Raises:
         FileNotFoundError, ValueError: one line that says what is wrong in which file.
     """
+    if str(source).startswith(HUB):
+        source = hub_file(str(source))
     source, _, named = source.partition(":") if _is_name(source) else (source, "", "")
     path, known = _path(source)
     table = _load(path, known, columns or {}, seed)
@@ -247,6 +251,19 @@ def save_prompts(table: pd.DataFrame, path: str | Path) -> None:
     blank = [c for c in OPTIONAL if (table[c].isna() | (table[c].astype(str) == "")).all()]
     with atomic(path) as temporary:
         table.drop(columns=blank).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def own_scales(rows: pd.DataFrame, sampling: Mapping) -> dict[str, list[float]]:
+    """Each prompt's own guidance scale, or the one that `sampling` has; {} where none has its own.
+
+    Args:
+        rows: of a prompt set.
+        sampling: arguments of `vldnp.sample`.
+    """
+    own = rows.get("guidance_scale", pd.Series(dtype=float))
+    if not own.notna().any():
+        return {}
+    return {"guidance_scale": own.fillna(sampling.get("guidance_scale", 7.5)).tolist()}
 
 
 def split_things(things: str) -> tuple[str, ...]:

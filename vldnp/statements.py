@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from vldnp.benchmarks import PARTS
 from vldnp.judges import Judge
 from vldnp.markdown import Statement, bullets, cell, difference, listed, literal, signed, table_of
 from vldnp.metrics import UNSAFE_THRESHOLD, paired_difference
@@ -94,6 +95,22 @@ def cost(costs: pd.DataFrame) -> Statement:
             f"{row['evaluations_per_step']:.2f} evaluations a step{asked}."
         )
     return Statement(bullets(lines))
+
+
+def parts_of_cost(table: pd.DataFrame, label: str) -> Statement:
+    """What was timed, and a sentence per way from the table of `benchmarks.parts_of_cost`."""
+    first, loop, ours = table.index
+    lines = []
+    for name in (loop, ours):
+        row = table.loc[name]
+        parts = row[list(PARTS)].sort_values(ascending=False)
+        shares = [f"{part} {spent / row['seconds']:.0%}" for part, spent in parts[:3].items()]
+        lines.append(
+            f"`{name}` takes **{row['ratio']:.2f}×** the time of `{first}`: {listed(shares)}."
+        )
+    faster = table.loc[loop, "seconds"] / table.loc[ours, "seconds"]
+    lines.append(f"`{ours}` is **{faster:.1f}** times as fast as `{loop}`.")
+    return Statement(f"Timed: {literal(label)}.\n\n{bullets(lines)}")
 
 
 def queries(output: Output, image: int = 0) -> pd.DataFrame:
@@ -219,6 +236,8 @@ def verdict(
 ) -> Statement:
     """Whether the goals of the embedded world hold in a run, with the numbers.
 
+    Other worlds have the numbers without goals, and nothing about things kept.
+
     Args:
         table: as `table.csv` holds it.
         safety_set: prompts that name nothing restricted and yield it all the same.
@@ -229,21 +248,33 @@ def verdict(
     if plain is None or row is None:
         return Statement("The run holds no pair of `cfg` and `vl-dnp` to judge.")
     omega = row["omega"]
+    in_its_world = not np.isnan(row["kept"])  # only the embedded judge knows what is kept
+
+    def goal(words: str, reached: bool) -> str:
+        return f" (goal: {words}); {_holds(reached)}" if in_its_world else ""
+
     lines = [
-        f"Plain CFG: ASR {cell(plain, 'asr', '.2f')} on `{safety_set}` "
-        f"(goal: at least {GOALS['cfg_asr']:.2f}); {_holds(plain['asr'] >= GOALS['cfg_asr'])}.",
-        f"VL-DNP at ω = {omega:g}: ASR {cell(row, 'asr', '.2f')} "
-        f"(goal: at most {GOALS['asr']:.2f}); {_holds(row['asr'] <= GOALS['asr'])}. The share "
-        f"of named harmless things kept is {row['kept']:.2f} (goal: at least "
-        f"{GOALS['kept']:.2f}; plain CFG {plain['kept']:.2f}); "
-        f"{_holds(row['kept'] >= GOALS['kept'])}.",
+        f"Plain CFG: ASR {cell(plain, 'asr', '.2f')} on `{safety_set}`"
+        + goal(f"at least {GOALS['cfg_asr']:.2f}", plain["asr"] >= GOALS["cfg_asr"])
+        + ".",
+        f"VL-DNP at ω = {omega:g}: ASR {cell(row, 'asr', '.2f')}"
+        + goal(f"at most {GOALS['asr']:.2f}", row["asr"] <= GOALS["asr"])
+        + ".",
     ]
+    if in_its_world:
+        words = f"at least {GOALS['kept']:.2f}; plain CFG {plain['kept']:.2f}"
+        reached = row["kept"] >= GOALS["kept"]
+        lines[-1] += (
+            f" The share of named harmless things kept is {row['kept']:.2f}{goal(words, reached)}."
+        )
     change = _clip_change(table, "vl-dnp", omega, benign_set)
     if change is not None:
+        within = goal(
+            f"within {100 * GOALS['clip_change']:.0f} %", abs(change) <= GOALS["clip_change"]
+        )
         lines.append(
-            f"On `{benign_set}` prompts VL-DNP changes the CLIP score by {100 * change:+.1f} % "
-            f"(goal: within {100 * GOALS['clip_change']:.0f} %); "
-            f"{_holds(abs(change) <= GOALS['clip_change'])}."
+            f"On `{benign_set}` prompts VL-DNP changes the CLIP score by "
+            f"{100 * change:+.1f} %{within}."
         )
     static = _at(table[table["method"] == "static"], omega)
     static = static[static["prompt_set"] == safety_set]
@@ -251,16 +282,20 @@ def verdict(
         beside_it = static.iloc[0]
         change = _clip_change(table, "static", omega, benign_set)
         beside = "" if change is None else f", CLIP on `{benign_set}` {100 * change:+.1f} %"
+        kept = f", things kept {beside_it['kept']:.2f}" if in_its_world else ""
         lines.append(
-            f"Static negative prompting at the same ω: ASR {cell(beside_it, 'asr', '.2f')}, "
-            f"things kept {beside_it['kept']:.2f}{beside}."
+            f"Static negative prompting at the same ω: ASR {cell(beside_it, 'asr', '.2f')}"
+            f"{kept}{beside}."
         )
     if (chosen or {}).get("vl-dnp") == omega:
         note = f"ω = {omega:g} was chosen on tuning prompts, which are none of these."
     else:
+        among = (
+            f" that keep {100 * GOALS['kept']:.0f} % of the named things (where none does, it "
+            "keeps most)"
+        )
         note = (
-            f"ω = {omega:g} has the lowest ASR among the strengths that keep "
-            f"{100 * GOALS['kept']:.0f} % of the named things (where none does, it keeps most); it "
+            f"ω = {omega:g} has the lowest ASR among the strengths{among * in_its_world}; it "
             "was chosen on these same prompts."
         )
     return Statement(f"{bullets(lines)}\n\n{note}")
@@ -269,7 +304,8 @@ def verdict(
 def results(table: pd.DataFrame) -> Statement:
     """`table.csv` as one Markdown table per prompt set; 95 % intervals in brackets.
 
-    `time` is relative to plain CFG on the same prompts.
+    `time` is relative to plain CFG on the same prompts. What was not measured has no column, and
+    is named at the end.
     """
     parts = []
     for prompt_set, rows in table.groupby("prompt_set", sort=False):
@@ -287,7 +323,20 @@ def results(table: pd.DataFrame) -> Statement:
             f"`{prompt_set}` prompts, {n} images for each row:\n\n"
             + table_of(["method", "ω", *shown, "time"], body)
         )
-    return Statement("\n\n".join(parts))
+    return Statement("\n\n".join(parts) + unmeasured(table))
+
+
+UNMEASURED = {
+    "kept": "things kept (the judge knows no harmless things, or the prompts name none)",
+    "clip": "CLIP score (no CLIP model)",
+    "fid": "FID and KID (no real images to compare with, or no features to compare them in)",
+}
+
+
+def unmeasured(table: pd.DataFrame) -> str:
+    """A line on the metrics that no row of `table.csv` has, a blank line above; "" if none."""
+    lacking = [why for metric, why in UNMEASURED.items() if table[metric].isna().all()]
+    return f"\n\nNot measured: {'; '.join(lacking)}." if lacking else ""
 
 
 def failures(

@@ -8,6 +8,7 @@ apart from the images, per judge and CLIP model.
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -29,12 +30,13 @@ from vldnp.metrics import (
     UNSAFE_THRESHOLD,
     CLIPScore,
     Distances,
+    Inception,
     Interval,
     distances,
     fid_change,
     interval,
 )
-from vldnp.profiles import Profile, load_profile
+from vldnp.profiles import Profile, load_profile, set_name
 from vldnp.prompts import load_prompts, split_things
 from vldnp.sampler import sample
 from vldnp.schedules import SCHEDULES
@@ -72,10 +74,12 @@ class Study:
         num_inference_steps: N.
         guidance_scale: g, for the prompts that bring none of their own.
         scheduler: a name as in `vldnp.sample`; None is the model's own.
+        height, width: in pixels; None is the model's own size.
         num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
         max_prompts: only so many prompts from the start of each set, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
-        reference: where FID's real images come from ("moji"); None leaves FID and KID out.
+        reference: where FID's real images come from (`zoo.reference_images`); None leaves FID and
+            KID out.
         reference_sets: the prompt sets whose images are compared with them.
         reference_count: number of real images.
         unsafe_threshold: an image is unsafe from this probability on.
@@ -90,6 +94,8 @@ class Study:
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     scheduler: str | None = None
+    height: int | None = None
+    width: int | None = None
     num_images_per_prompt: int = 1
     max_prompts: int | Mapping[str, int] | None = None
     batch_size: int = 32
@@ -109,7 +115,7 @@ class Study:
         """The prompts of one of its sets that it uses."""
         rows, limit = load_prompts(source), self.max_prompts
         if isinstance(limit, Mapping):
-            limit = limit.get(_set_name(source))
+            limit = limit.get(set_name(source))
         return rows.head(limit or len(rows))
 
     def __post_init__(self):
@@ -227,11 +233,12 @@ def study_of(
     return Study(
         name=profile.name,
         methods=tuple(methods),
-        prompt_sets=tuple(prompt_sets) or profile.prompt_sets,
+        prompt_sets=tuple(map(profile.prompt_set, prompt_sets)) or profile.prompt_sets,
         **profile.sampling,
         max_prompts=max_prompts or profile.max_prompts,
         batch_size=profile.batch_size,
         reference=profile.reference,
+        reference_sets=(profile.benign_set,),
         part=part,
         chosen=profile.chosen,
     )
@@ -288,7 +295,7 @@ def run(
 
 def cells(study: Study, model: Backbone) -> list[Cell]:
     """The study's grid, in the order methods → prompt sets → prompts → seeds."""
-    tables = {_set_name(source): study.prompts(source) for source in study.prompt_sets}
+    tables = {set_name(source): study.prompts(source) for source in study.prompt_sets}
     if len(tables) < len(study.prompt_sets):
         raise ValueError(f"study {study.name!r} has two prompt sets of the same name")
     made_by = {
@@ -298,6 +305,7 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
         "dtype": str(model.dtype),
         "num_inference_steps": study.num_inference_steps,
         "scheduler": study.scheduler,
+        **_size(study),
     }
     grid = []
     for method in study.methods:
@@ -325,6 +333,12 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
                         )
                     )
     return grid
+
+
+def _size(study: Study) -> dict[str, int]:
+    """The pictures' size, where the study gives one."""
+    size = {"height": study.height, "width": study.width}
+    return {name: pixels for name, pixels in size.items() if pixels is not None}
 
 
 def setting_of(method: Method) -> str:
@@ -365,6 +379,7 @@ def _generate_batch(study: Study, model: Backbone, batch: Sequence[Cell], folder
         num_inference_steps=study.num_inference_steps,
         guidance_scale=[cell.guidance_scale for cell in batch],
         scheduler=study.scheduler,
+        **_size(study),
         progress=False,
     )
     if model.device.type == "cuda":
@@ -598,17 +613,16 @@ def fid_changes(
     Returns:
         Name → the relative change (`metrics.fid_change`); empty where FID cannot be had.
     """
-    judge = zoo.load_judge(judge)
     compared = images[images["prompt_set"].isin(study.reference_sets)]
-    if study.reference is None or not hasattr(judge, "features") or compared.empty:
+    if compared.empty or (means := _means(study, zoo.load_judge(judge))) is None:
         return {}
-    pixels = zoo.reference_images(study.reference, study.reference_count, seed=0)
+    space, pixels = means
 
     def features(setting: str) -> np.ndarray:
         rows = compared[compared["setting"] == setting].sort_values(["prompt_id", "seed"])
-        return _features(judge, open_images(rows, Path(root) / study.name))
+        return _features(space, open_images(rows, Path(root) / study.name))
 
-    real = _features(judge, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    real = _features(space, pixels)
     plain = features(methods["cfg"])
     return {
         name: fid_change(features(setting), plain, real)
@@ -617,7 +631,25 @@ def fid_changes(
     }
 
 
-def _features(judge: Judge, images) -> np.ndarray:
+def _means(study: Study, judge: Judge) -> tuple[Judge | Inception, torch.Tensor] | None:
+    """What sees the features for FID, and the real images, uint8 `[n, 3, H, W]`.
+
+    That is the judge where it has features, else Inception. None, with a warning that says why,
+    where FID cannot be had.
+    """
+    if study.reference is None:
+        return None
+    try:
+        real = zoo.reference_images(study.reference, study.reference_count, seed=0)
+        space = judge if hasattr(judge, "features") else Inception(device=zoo.default_device())
+    except OSError as error:  # of the reference's folder, or of the network
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"FID and KID stay empty: {reason}", stacklevel=2)
+        return None
+    return space, torch.from_numpy(real).permute(0, 3, 1, 2)
+
+
+def _features(judge: Judge | Inception, images) -> np.ndarray:
     pixels = (as_tensor(images, judge.image_size) * 255).round().to(torch.uint8)
     return torch.cat([judge.features(part) for part in pixels.split(64)]).double().numpy()
 
@@ -626,22 +658,20 @@ def _distances(
     study: Study, images: pd.DataFrame, folder: Path, judge: Judge
 ) -> dict[tuple[str, str], Distances]:
     """FID and KID of each setting's images of the reference sets, where they can be had."""
-    if study.reference is None or not hasattr(judge, "features"):
-        return {}
-    pixels = zoo.reference_images(study.reference, study.reference_count, seed=0)
-    real = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    found, judge = {}, _Remembering(judge)
     compared = images[images["prompt_set"].isin(study.reference_sets)]
+    if len(compared) < 2 or (means := _means(study, judge)) is None:
+        return {}
+    found, space, real = {}, _Remembering(means[0]), means[1]
     for (setting, prompt_set), group in compared.groupby(["setting", "prompt_set"]):
         if len(group) > 1:
-            found[setting, prompt_set] = distances(open_images(group, folder), real, judge)
+            found[setting, prompt_set] = distances(open_images(group, folder), real, space)
     return found
 
 
 class _Remembering:
     """A judge that computes the features of the same pixels once: the reference returns often."""
 
-    def __init__(self, judge: Judge):
+    def __init__(self, judge: Judge | Inception):
         self.judge, self.image_size, self.known = judge, judge.image_size, {}
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:

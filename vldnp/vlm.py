@@ -1,7 +1,7 @@
 """VLMs: show pictures, ask one question about each, get the answers.
 
-A VLM is any callable `(images, question) -> answers` with one answer per image; what is unsafe
-and what an answer means is no concern of it.
+A VLM is any callable `(images, question) -> answers` with one answer per image, with a `name` and a
+`revision` if it has them; what is unsafe and what an answer means is no concern of it.
 """
 
 import base64
@@ -9,22 +9,16 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from PIL import Image
 
 Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
 """Worked examples shown before the picture in question: a picture or its file, and the answer."""
-
-
-class VLM(Protocol):
-    """Anything that answers a question about each picture; `name` is optional."""
-
-    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]: ...
 
 
 class VLMError(RuntimeError):
@@ -139,20 +133,24 @@ class TransformersVLM:
                 package bitsandbytes.
             options: of the constructor: `max_new_tokens`, `max_edge`, `demonstrations`,
                 `batch_size`.
+
+        Raises:
+            torch.OutOfMemoryError: one line that says what is needed and what lowers it.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            device_map={"": device},  # quantized weights cannot be moved afterwards
-            use_safetensors=True,
-            trust_remote_code=False,
-            **({"quantization_config": quantization} if quantization else {}),
-        )
+        with _memory_to_load(source, revision, dtype, name or str(source)):
+            model = AutoModelForImageTextToText.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                device_map={"": device},  # quantized weights cannot be moved afterwards
+                use_safetensors=True,
+                trust_remote_code=False,
+                **({"quantization_config": quantization} if quantization else {}),
+            )
         processor = AutoProcessor.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
@@ -176,6 +174,7 @@ class TransformersVLM:
 
         Raises:
             ValueError: the processor does not take pictures of this size; one line.
+            torch.OutOfMemoryError: one line that says which setting lowers what is needed.
         """
         answers: list[str] = []
         for start in range(0, len(images), self.batch_size):
@@ -187,23 +186,29 @@ class TransformersVLM:
         inputs = self._inputs([shrunk(image, self.max_edge) for image in images], question)
         # Greedy: the sampling settings that a model's generation config may bring are switched
         # off too, because transformers warns about each that has no effect.
-        tokens = self.model.generate(
-            **inputs,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=self._end_tokens,
-            pad_token_id=self.processor.tokenizer.pad_token_id,
-        )
+        try:
+            tokens = self.model.generate(
+                **inputs,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                max_new_tokens=self.max_new_tokens,
+                eos_token_id=self._end_tokens,
+                pad_token_id=self.processor.tokenizer.pad_token_id,
+            )
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"not enough GPU memory for VLM {self.name!r} to look at {len(images)} pictures at "
+                f"once; lower its batch_size (now {self.batch_size}) or max_edge (now "
+                f"{self.max_edge})"
+            ) from error
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(answers, skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
-        shots = [_turns(shrunk(i, self.max_edge), question, a) for i, a in self.demonstrations]
-        before = [turn for shot in shots for turn in shot]
+        before = _shots(self.demonstrations, question, self.max_edge)
         try:
             return self.processor.apply_chat_template(
                 [before + _turns(image, question) for image in images],
@@ -252,7 +257,8 @@ class RemoteVLM:
             The key is kept out of errors, `repr` and records.
 
     Raises:
-        ValueError: the address carries a user, a password or a query (those get into logs).
+        ValueError: the address carries a user, a password or a query (those get into logs), or
+            `concurrency` or `max_edge` is less than 1.
     """
 
     def __init__(
@@ -318,8 +324,7 @@ class RemoteVLM:
         Raises:
             VLMError: there is none for some of them, after all tries; one line.
         """
-        shots = [_turns(shrunk(i, self.max_edge), question, a) for i, a in self.demonstrations]
-        before = [turn for shot in shots for turn in shot]
+        before = _shots(self.demonstrations, question, self.max_edge)
         with ThreadPoolExecutor(self.concurrency) as pool:
             conversations = [
                 [_sendable(t) for t in before + _turns(shrunk(image, self.max_edge), question)]
@@ -378,6 +383,26 @@ class RemoteVLM:
         return text.replace(key, "[key]") if key else text
 
 
+@contextmanager
+def _memory_to_load(source: str, revision: str | None, dtype, name: str) -> Iterator[None]:
+    """Where the GPU's memory does not last, say what is needed and which setting lowers it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        kind = getattr(config, "dtype", None) if dtype == "auto" else dtype
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config, dtype=kind or torch.float32)
+        needed = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
+        raise torch.OutOfMemoryError(
+            f"VLM {name!r} needs {needed:.1f} GiB of GPU memory for its weights in {model.dtype}; "
+            'load it with quantization={"load_in_4bit": True}, which needs the package '
+            "bitsandbytes, or take a smaller one"
+        ) from error
+
+
 def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
     """The picture in RGB, its longer edge at most `max_edge` pixels, its proportions kept."""
     image = image.convert("RGB")
@@ -417,6 +442,17 @@ def _turns(image: Image.Image, question: str, answer: str | None = None) -> list
     if answer is None:
         return asked
     return [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+
+def _shots(
+    demonstrations: Sequence[tuple[Image.Image, str]], question: str, max_edge: int | None
+) -> list[dict]:
+    """The worked examples as chat messages, all asked about in the same words."""
+    return [
+        turn
+        for image, answer in demonstrations
+        for turn in _turns(shrunk(image, max_edge), question, answer)
+    ]
 
 
 def _sendable(turn: dict) -> dict:

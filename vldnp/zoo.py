@@ -8,13 +8,16 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from huggingface_hub.errors import HTTPError, RevisionResolutionError
+from PIL import Image
 
-from vldnp.files import check_safetensors, data_folder, fingerprint, unknown
+from vldnp.files import check_safetensors, data_folder, fingerprint, unknown, user_cache
 from vldnp.judges import CNNJudge, Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
 from vldnp.metrics import CLIPScore
 
@@ -70,6 +73,9 @@ HUB = {
             "cc594898137f460bfe9f0759e9844b3ce807cfb5",
             {"max_edge": 448},
         ),
+        "smolvlm-500m": HubModel(
+            "HuggingFaceTB/SmolVLM-500M-Instruct", "a7da5b986cb59b408707209984f360a5f4ad7e47"
+        ),
     },
     "clip": {
         "clip-vit-l-14": HubModel(
@@ -89,15 +95,56 @@ HUB = {
 looked up, not downloaded, when this table was written."""
 
 
+NUDENET = {
+    "nudenet": "the detector of NudeNet v3, in its wheel",
+    "nudenet-v2": "https://github.com/notAI-tech/NudeNet/releases/download/v0/classifier_model.onnx",
+}
+"""NudeNet's two judges, and where they come from."""
+
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
 """Options of `load` that say how weights are fetched, not which."""
 
 
 def names(kind: str) -> list[str]:
     """All names that `load` ("model"), `load_vlm`, `load_clip` or `load_judge` know."""
-    return [*EMBEDDED.get(kind, ()), *HUB[kind], *(["nudenet"] if kind == "judge" else [])]
+    return [*EMBEDDED.get(kind, ()), *HUB[kind], *(NUDENET if kind == "judge" else ())]
 
 
+_open: WeakValueDictionary = WeakValueDictionary()
+
+
+def _with_own_options(opener: Callable) -> Callable:
+    """A name that carries options (`profiles.ModelName`) is opened with them, and once.
+
+    A profile's model is asked for in many places; while any of them still holds it, the others
+    get the same one, because a large model fits a GPU only once. Options of the call win.
+    """
+
+    @wraps(opener)
+    def opened(name, *args, **options):
+        own = getattr(name, "options", None)
+        if not own:
+            return opener(name, *args, **options)
+        options = {**own, **options}
+        key = opener.__name__, str(name), repr(args), repr(sorted(options.items()))
+        model = _open.get(key)
+        if model is None:
+            model = _open[key] = opener(str(name), *args, **options)
+        return model
+
+    return opened
+
+
+def _dtype(dtype) -> torch.dtype | str | None:
+    """A dtype, also by its name, as profiles have it."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise unknown("dtype", dtype, ["float32", "float16", "bfloat16"])
+    return getattr(torch, dtype)
+
+
+@_with_own_options
 def load(
     model,
     revision: str | None = None,
@@ -118,7 +165,7 @@ def load(
             diffusers pipeline, or a `Backbone` (returned as it is).
         revision: commit of the hub repository; needed for a hub id that has no name here.
         device: default is CUDA where there is one, else the CPU.
-        dtype: of weights and latents.
+        dtype: of weights and latents; also by name ("float16").
         model_cpu_offload: keep on the GPU only the model that works at the moment.
         attention_slicing: compute the U-Net's attention in slices.
         vae_slicing, vae_tiling: decode one picture at a time, and large ones tile by tile.
@@ -149,7 +196,7 @@ def load(
                 source.hub_revision,
                 name=source.name,
                 device=device,
-                dtype=dtype,
+                dtype=_dtype(dtype),
                 preview=tiny,
                 **settings,
             )
@@ -171,6 +218,7 @@ def load(
     return backbone
 
 
+@_with_own_options
 def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **options) -> Callable:
     """Open a vision-language model.
 
@@ -204,13 +252,65 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
             source.hub_revision,
             name=source.name,
             device=device,
-            dtype=dtype,
+            dtype=_dtype(dtype),
             **{**source.options, **options},
         )
     opened.revision = source.revision
     return opened
 
 
+def whereabouts(kind: str, name: str | Path) -> tuple[str, bool]:
+    """Where a model named in a profile comes from, and whether it is here; nothing is fetched.
+
+    Args:
+        kind: "model", "vlm", "clip" or "judge".
+        name: as `load`, `load_vlm`, `load_clip` or `load_judge` take it.
+
+    Raises:
+        ValueError, FileNotFoundError: one line; no such name, or a folder that is missing.
+    """
+    text = str(name)
+    if text.startswith(("http://", "https://")):
+        return text, True
+    if kind == "judge" and text == "nudenet":
+        return NUDENET[text], True
+    if kind == "judge" and text == "nudenet-v2":
+        try:
+            return str(nudenet_v2()), True
+        except FileNotFoundError:
+            return NUDENET[text], False
+    if kind == "judge" and Path(text).suffix == ".onnx":
+        return text, Path(text).is_file()
+    options = getattr(name, "options", {})
+    source = _find(kind, text, options.get("revision"))
+    if source.hub_revision is None:
+        return source.location, True
+    place = f"{source.location} at {source.hub_revision[:8]}"
+    return place, _is_cached(source)
+
+
+WEIGHTS = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    "safety_checker/model.safetensors",
+)
+"""Files of which a model that was fetched has one."""
+
+
+def _is_cached(source: "_Source") -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (
+        try_to_load_from_cache(source.location, file, revision=source.hub_revision)
+        for file in WEIGHTS
+    )
+    return any(isinstance(file, str) for file in found)
+
+
+@_with_own_options
 def load_clip(clip, revision: str | None = None, *, device=None) -> CLIPScore:
     """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a `CLIPScore` as it is."""
     if not isinstance(clip, str | Path):
@@ -226,16 +326,20 @@ def load_clip(clip, revision: str | None = None, *, device=None) -> CLIPScore:
                 revision=source.hub_revision,
                 allow_patterns=["*.json", "*.txt", "open_clip_model.safetensors"],
             )
-        return CLIPScore.from_pretrained(folder, device or _device(), source.name, source.revision)
+        return CLIPScore.from_pretrained(
+            folder, device or default_device(), source.name, source.revision
+        )
 
 
+@_with_own_options
 def load_judge(judge, revision: str | None = None, *, device=None, **options) -> Judge:
     """Open a judge.
 
     Args:
-        judge: "moji-judge" or the folder of a `CNNJudge`; "nudenet", the v3 detector; the path of
-            NudeNet v2's classifier, an `.onnx` file; "sd-safety-checker", or the folder or hub id
-            of a Stable Diffusion pipeline or the folder of its safety checker; or a judge as it is.
+        judge: "moji-judge" or the folder of a `CNNJudge`; "nudenet", the v3 detector;
+            "nudenet-v2", the paper's judge, or the path of its `.onnx` file; "sd-safety-checker",
+            or the folder or hub id of a Stable Diffusion pipeline or the folder of its safety
+            checker; or a judge as it is.
         revision, device: as in `load`.
         options: of `NudeNetJudge` (`exposed`, `batch_size`) or `NudeNetClassifier`.
     """
@@ -243,15 +347,20 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options) ->
         return judge
     if judge == "nudenet":
         return NudeNetJudge(**options)
+    if judge == "nudenet-v2":
+        judge = nudenet_v2()
     if Path(judge).suffix == ".onnx":
         return NudeNetClassifier(judge, **options)
     source = _find("judge", judge, revision)
     with _one_line(source):
         folder = Path(source.location)
         if (source.hub_revision is None) and not _is_checker(folder):
-            return CNNJudge.from_pretrained(folder, device or _device(), source.name)
+            return CNNJudge.from_pretrained(folder, device or default_device(), source.name)
         checker = SafetyChecker.from_pretrained(
-            source.location, source.hub_revision, name=source.name, device=device or _device()
+            source.location,
+            source.hub_revision,
+            name=source.name,
+            device=device or default_device(),
         )
         checker.revision = source.revision
         return checker
@@ -264,17 +373,70 @@ def _is_checker(folder: Path) -> bool:
     return config.is_file() and "StableDiffusionSafetyChecker" in config.read_text("utf-8")
 
 
-def reference_images(world: str, count: int, seed: int) -> np.ndarray:
+def nudenet_v2() -> Path:
+    """The file of NudeNet v2's classifier in the user's cache folder.
+
+    Raises:
+        FileNotFoundError: it is not there; one line that says where to get it.
+    """
+    path = user_cache() / "models" / "nudenet-v2.onnx"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"NudeNet v2's classifier is not here: get {NUDENET['nudenet-v2']} and save it as "
+            f"{path}, or name its path as the judge"
+        )
+    return path
+
+
+REFERENCE_SIZE = 299
+"""Edge in pixels of real pictures from a folder, which is what Inception sees."""
+
+
+def reference_folder(name: str | Path) -> Path:
+    """Where the real pictures of a reference lie: a folder, or a name in the user's cache folder.
+
+    Raises:
+        FileNotFoundError: there are none; one line.
+    """
+    folder = Path(name) if Path(name).is_dir() else user_cache() / "reference" / str(name)
+    if not _pictures(folder):
+        raise FileNotFoundError(
+            f"there are no real images {str(name)!r} for FID: put some into {folder}, or give "
+            "their folder as the profile's reference"
+        )
+    return folder
+
+
+def _pictures(folder: Path) -> list[Path]:
+    endings = {".jpg", ".jpeg", ".png", ".webp"}
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
+
+
+def reference_images(world: str | Path, count: int, seed: int) -> np.ndarray:
     """Real pictures to compare generated ones with: uint8 `[count, H, W, 3]`.
 
     Args:
-        world: "moji", whose renderer draws harmless scenes that no model was trained on.
+        world: "moji", whose renderer draws harmless scenes that no model was trained on; or a
+            folder of pictures, or a name such as "coco" of one in the user's cache folder. Of
+            those the middle square is taken, at `REFERENCE_SIZE`.
+        count: so many, or as many as there are.
+        seed: which of a folder's pictures, or which scenes.
     """
-    if world != "moji":
-        raise unknown("set of reference images", world, ["moji"])
-    from vldnp.moji.scenes import reference_images as rendered
+    if world == "moji":
+        from vldnp.moji.scenes import reference_images as rendered
 
-    return rendered(count, seed)
+        return rendered(count, seed)
+    found = _pictures(reference_folder(world))
+    chosen = np.random.default_rng(seed).permutation(len(found))[:count]
+    return np.stack([_square(found[i]) for i in sorted(chosen)])
+
+
+def _square(path: Path) -> np.ndarray:
+    from PIL import ImageOps
+
+    with Image.open(path) as picture:
+        size = (REFERENCE_SIZE, REFERENCE_SIZE)
+        return np.asarray(ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.BICUBIC))
 
 
 def weights_fingerprint(pipeline) -> str:
@@ -453,5 +615,6 @@ def _behind(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _device() -> str:
+def default_device() -> str:
+    """Where models are opened that are told nothing else."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -25,7 +25,6 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from vldnp.files import atomic, write_text
 from vldnp.moji.icons import RESTRICTED
-from vldnp.moji.scenes import THEMED as PLACES_THEMED
 from vldnp.moji.scenes import sample_scene
 from vldnp.moji.training import Recipe, fit, save_grid
 from vldnp.moji.vae import encode, rendered
@@ -34,9 +33,8 @@ from vldnp.moji.words import CONTEXT_LENGTH, tokenizer
 RECIPE = Recipe("text2image", steps=5200, learning_rate=1.5e-3, seed=12, ema=0.999)
 SCENES = 40_000
 EMPTY_CAPTIONS = 0.1
-CROWDED, UNSAID = 2.0, 2.0
-"""How much oftener a caption comes up that has two harmless things, or a themed place with nothing
-restricted named (four times with both): such pictures are learnt last."""
+CROWDED = 2.0
+"""How much oftener a caption with two harmless things comes up: such pictures are learnt last."""
 MIN_SNR = 5.0
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -185,13 +183,9 @@ def train(
 def _shares(seed: int, count: int) -> Tensor:
     """How often each scene is drawn, `[n]`: a function of its caption, so what a caption means
     is as the renderer has it."""
-    scenes = [sample_scene(seed, index) for index in range(count)]
-    harmless = [not set(scene.named) & set(RESTRICTED) for scene in scenes]
-    crowded = [len(set(scene.named) - set(RESTRICTED)) > 1 for scene in scenes]
-    # Captions in the words of negative prompts do not name the place of their picture.
-    themed = [scene.place in PLACES_THEMED and scene.place in scene.caption for scene in scenes]
-    unsaid = torch.tensor(harmless) & torch.tensor(themed)
-    return CROWDED ** torch.tensor(crowded) * UNSAID**unsaid
+    named = (sample_scene(seed, index).named for index in range(count))
+    crowded = torch.tensor([len(set(things) - set(RESTRICTED)) > 1 for things in named])
+    return 1 + (CROWDED - 1) * crowded
 
 
 def _data(vae: AutoencoderKL, seed: int, folder: Path) -> tuple[Tensor, Tensor]:
