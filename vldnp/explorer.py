@@ -12,11 +12,11 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vldnp import figures, sensitive, zoo
+from vldnp import figures, sensitive, study, zoo
 from vldnp.backbone import to_pil
 from vldnp.files import unknown
 from vldnp.markdown import Statement
-from vldnp.methods import CFG, SAFREE, VLDNP, Method, Static
+from vldnp.methods import SAFREE, Method
 from vldnp.profiles import Profile, load_profile
 from vldnp.prompts import load_prompts
 from vldnp.sampler import Step, denoise
@@ -85,15 +85,12 @@ def methods(
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
-    query_steps = SCHEDULES[schedule](queries or profile.queries)
-    guide = zoo.load_vlm(vlm or profile.vlm)
-    made = (
-        CFG(),
-        Static(profile.static_prompt, omega, profile.static_rule),
-        SAFREE(**profile.safree or {"phrases": profile.static_prompt}),
-        VLDNP(guide, profile.concepts, omega, query_steps),
+    fixed = study.profile_methods(profile, [omega], names=("cfg", "static"))
+    safree = SAFREE(**profile.safree or {"phrases": profile.static_prompt})
+    guided = study.dynamic(
+        profile, omega, vlm=vlm or profile.vlm, queries=queries, schedule=schedule
     )
-    return dict(zip(METHODS, made, strict=True))
+    return {method.name: method for method in (*fixed, safree, guided)}
 
 
 def command(choice: Choice, profile: str = "embedded", out: str = "../runs") -> str:
@@ -246,9 +243,9 @@ class Explorer:
         (found,) = sensitive.look(self.judge, step.x0_images)
         self._picture(step.x0_images[0], choice, found)
         if step.queried:
-            answer = html.escape(shortened(step.vlm_answers[0]))
+            answer = html.escape(shortened(step.vlm_answers[0].strip()))
             away = html.escape(step.negative_prompts[0] or "—")
-            self.words.value += f"step {step.index}: “{answer}” → away from: {away}<br>"
+            self.words.value += f"<div>step {step.index}: “{answer}” → away from: {away}</div>"
 
     def _finish(self, choice: Choice, picture: Image.Image) -> None:
         (found,) = sensitive.look(self.judge, [picture])
@@ -320,8 +317,8 @@ class Explorer:
         self.run.on_click(self.start)
         self.cancel.on_click(self.stop)
 
-        def row(*parts: widgets.Widget) -> widgets.Box:
-            layout = widgets.Layout(display="flex", flex_flow="row wrap", align_items="center")
+        def row(*parts: widgets.Widget, align: str = "center") -> widgets.Box:
+            layout = widgets.Layout(display="flex", flex_flow="row wrap", align_items=align)
             return widgets.Box(parts, layout=layout)
 
         beside = widgets.VBox(
@@ -333,7 +330,7 @@ class Explorer:
                 self.prompt,
                 row(self.method, self.vlm, self.omega, self.schedule, self.queries, self.seed),
                 row(self.run, self.cancel, self.bar, self.status),
-                row(self.picture, beside),
+                row(self.picture, beside, align="flex-start"),
                 self.history,
             ]
         )
@@ -341,6 +338,7 @@ class Explorer:
 
 
 STYLE = """<style>
+.vldnp-explorer .widget-html-content > div {line-height: 1.4}
 .vldnp-history {display: flex; flex-wrap: wrap; gap: 10px}
 .vldnp-history > div {width: 112px; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere}
 .vldnp-command code {display: block; white-space: pre-wrap; overflow-wrap: anywhere;

@@ -190,7 +190,7 @@ def rendered(
     ]
     frames = "".join(
         '<div class="vldnp-frame" style="display: flex; flex-wrap: wrap; flex-shrink: 0; '
-        f'width: 100%; gap: 16px">{"".join(parts)}</div>'
+        f'align-content: flex-start; width: 100%; gap: 16px">{"".join(parts)}</div>'
         for parts in zip(*columns, strict=True)
     )
     prompt = html.escape(shortened(board["prompt"]))
