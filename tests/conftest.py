@@ -1,7 +1,16 @@
 """Settings of the whole suite."""
 
+import pytest
+import warm_kernel
 from hypothesis import HealthCheck, settings
 
 # A busy machine is no failure: properties are tested for what they say, not for how long it takes.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session")
+def warm_kernels(tmp_path_factory):
+    """Notebooks' kernels start with the large packages imported."""
+    with warm_kernel.kernels(tmp_path_factory.mktemp("warm")):
+        yield

@@ -43,7 +43,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, warm_kernels):
     """Tiny models, and a profile whose judge finds every picture unsafe."""
     folder = tiny_world.make(tmp_path_factory.mktemp("world"))
     strict = CNNJudge(THINGS, tuple(RESTRICTED))

@@ -117,7 +117,7 @@ def assert_clean(source: Path, *forbidden: str):
 
 
 @pytest.fixture(scope="module")
-def tiny_data(tmp_path_factory):
+def tiny_data(tmp_path_factory, warm_kernels):
     """The embedded world's names on tiny random models, for this process and its kernels."""
     folder = tiny_world.make(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
