@@ -10,6 +10,8 @@ import nbformat
 import papermill
 import pytest
 import tiny_world
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from vldnp.__main__ import reproduce
 from vldnp.profiles import load_profile
@@ -198,13 +200,12 @@ def test_help_of_a_notebook_lists_its_parameters():
 
 @pytest.fixture
 def copies(tmp_path, tiny_data):
-    """Copies of the notebooks, whose profile is that of the tiny world."""
+    """Copies of the notebooks with small parameters, whose profile is that of the tiny world."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
     for source in SOURCES:
-        notebook = nbformat.read(source, 4)
-        (cell,) = [c for c in notebook.cells if has_tag(c, "parameters")]
-        cell.source = cell.source.replace("quick: bool = False", "quick: bool = True")
+        small = {"quick": True} | SMALL.get(source.stem, {})
+        notebook = parameterize_notebook(load_notebook_node(str(source)), small)
         nbformat.write(notebook, folder / source.name)
     return folder
 

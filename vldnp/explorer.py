@@ -4,7 +4,7 @@ import html
 import shlex
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def methods(
     profile: str | Path | Profile,
     omega: float = 8.0,
     queries: int = 0,
-    vlm="",
+    vlm: str | Callable = "",
     schedule: str = "front_loaded",
 ) -> dict[str, Method]:
     """All of `METHODS` by name, for one prompt.
@@ -160,7 +160,7 @@ class Explorer:
             seed=self.seed.value,
         )
 
-    def compare(self, prompt: str, names: Sequence[str] = METHODS) -> "widgets.Widget":
+    def compare(self, prompt: str, names: Sequence[str] = METHODS) -> widgets.Widget:
         """Run a prompt with several methods, one after the other, and return the panel."""
         self.prompt.value = prompt
         for name in names:
@@ -265,12 +265,8 @@ class Explorer:
         return f"<div>{shown}<i>{prompt}</i><br>{html.escape(choice.label)}</div>"
 
     def _html(self, picture: Image.Image, width: int, alt: str, found: sensitive.Look) -> str:
-        return sensitive.picture_html(
-            sensitive.data_uri(picture, width),
-            width,
-            alt,
-            None if self.reveal else found.reason,
-        )
+        reason = None if self.reveal else found.reason
+        return sensitive.picture_html(sensitive.data_uri(picture, width), width, alt, reason)
 
     def _say(self, text: str) -> None:
         self.status.value = html.escape(text)
