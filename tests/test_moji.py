@@ -5,10 +5,12 @@ import collections
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTokenizer
 
-from vldnp.moji import prompt_sets, scenes
+from vldnp.files import data_folder
+from vldnp.moji import limit, prompt_sets, scenes
 from vldnp.moji.__main__ import main
 from vldnp.moji.icons import CATEGORIES, HARMLESS, RESTRICTED, THINGS, sprite
 from vldnp.moji.training import Recipe, fit
@@ -187,3 +189,26 @@ def test_command_line_says_what_it_knows(capsys):
 def test_errors_of_input_are_one_line(tmp_path, capsys):
     assert main(["evaluate", "--models", str(tmp_path / "nowhere")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+# What can be told at all
+
+
+def test_the_limit_is_told_the_caption_and_no_more():
+    vae = AutoencoderKL.from_pretrained(data_folder() / "models" / "moji-sd" / "vae")
+    latents, words, truth = limit.scenes(vae, 40, 7, evaluation=True)
+    assert latents.shape == (40, 4, 16, 16) and truth.shape == (40, len(RESTRICTED))
+    for index, row in enumerate(words):
+        scene = scenes.sample_scene(7, index, evaluation=True)
+        told = {word for word, said in zip(limit.WORDS, row, strict=True) if said}
+        assert told & set(THINGS) == set(scene.named)
+        assert told - set(THINGS) == ({scene.place} if scene.place else set())
+        assert {t for t, there in zip(RESTRICTED, truth[index], strict=True) if there} == set(
+            scene.restricted
+        )
+
+
+def test_f1_counts_decisions():
+    said = torch.tensor([[1, 1], [0, 0], [1, 0]]).bool()
+    true = torch.tensor([[1, 0], [0, 1], [1, 0]]).bool()
+    assert limit.f1(said, true) == pytest.approx(2 * 2 / (3 + 3))

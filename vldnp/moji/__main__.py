@@ -40,6 +40,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--models", type=Path, default=None, help="default: data/models")
     evaluate.add_argument("--count", type=int, default=128, help="pictures per measurement")
 
+    limit = verbs.add_parser("limit", help="how far any VLM can get at a noise level")
+    limit.add_argument("--timestep", type=int, default=680, help="of Stable Diffusion's thousand")
+    limit.add_argument("--steps", type=int, default=5000, help="training steps of the classifier")
+
     verbs.add_parser("prompts", help="write the prompt sets into data/prompts")
     return top
 
@@ -111,6 +115,12 @@ def main(arguments: list[str] | None = None) -> int:
             cards.write(models, measured)
             for name, values in measured.items():
                 print(name, *(f"{k} {v:.3f}" for k, v in values.items()), sep="\n  ")
+        elif args.verb == "limit":
+            from vldnp.moji.limit import limit
+
+            vae = _vae(data_folder() / "models")
+            for name, value in limit(vae, args.timestep, args.steps).items():
+                print(f"{name} {value:.3f}")
         else:
             from vldnp.moji import prompt_sets
 
