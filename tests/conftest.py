@@ -14,3 +14,15 @@ def warm_kernels(tmp_path_factory):
     """Notebooks' kernels start with the large packages imported."""
     with warm_kernel.kernels(tmp_path_factory.mktemp("warm")):
         yield
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory, warm_kernels):
+    """The embedded world's names on tiny random models, for this process and its kernels."""
+    import tiny_world  # brings torch, which not every file of tests needs
+
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder

@@ -9,9 +9,6 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-import tiny_world
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
 from vldnp.__main__ import reproduce
 
@@ -117,16 +114,6 @@ def assert_clean(source: Path, *forbidden: str):
         assert path not in text
 
 
-@pytest.fixture(scope="module")
-def tiny_data(tmp_path_factory, warm_kernels):
-    """The embedded world's names on tiny random models, for this process and its kernels."""
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLDNP_DATA", str(folder))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield folder
-
-
 @pytest.fixture
 def one(tmp_path):
     """A function that executes one notebook alone into `tmp_path`, and gives its copy."""
@@ -190,39 +177,3 @@ def test_help_of_a_notebook_lists_its_parameters():
         check=True,
     ).stdout
     assert "prompt: str" in found and "what is painted" in found
-
-
-@pytest.fixture
-def copies(tmp_path, tiny_data):
-    """Copies of the notebooks with small parameters, whose profile is that of the tiny world."""
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    for source in SOURCES:
-        small = {"quick": True} | SMALL.get(source.stem, {})
-        notebook = parameterize_notebook(load_notebook_node(str(source)), small)
-        nbformat.write(notebook, folder / source.name)
-    return folder
-
-
-@pytest.mark.slow
-def test_nbconvert_executes(copies, source=SOURCES[0]):
-    subprocess.run(
-        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
-        + [source.name],
-        cwd=copies,
-        check=True,
-        capture_output=True,
-    )
-    assert_clean(copies / source.name, str(copies))
-
-
-@pytest.mark.slow
-def test_nbmake_passes(copies):
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "-q", "-p", "no:cacheprovider", "."],
-        cwd=copies,
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stdout[-2000:]
-    assert f"{len(SOURCES)} passed" in found.stdout
