@@ -132,11 +132,16 @@ class _Grid:
         else:
             samples = tuple(np.arange(codes.max() + 1) for codes in prompts)
 
+        columns = [[np.flatnonzero(codes == k) for k in range(codes.max() + 1)] for codes in prompts]
+
         def resampled(*drawn: np.ndarray) -> float:
             drawn = (*drawn, drawn[-1])[:2]
-            return statistic(
-                self.points(*(_columns(p, d) for p, d in zip(prompts, drawn, strict=True)))
+            # All columns of a drawn prompt, as often as it was drawn.
+            chosen = (
+                np.concatenate([own[number] for number in numbers])
+                for own, numbers in zip(columns, drawn, strict=True)
             )
+            return statistic(self.points(*chosen))
 
         found = stats.bootstrap(
             samples,
@@ -159,12 +164,6 @@ def _matrix(images: pd.DataFrame, prompt_set: str, column: str) -> pd.DataFrame:
     if wide.isna().any(axis=None):
         raise ValueError(f"not every setting has the same images of {prompt_set!r}")
     return wide
-
-
-def _columns(prompts: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """The columns of the drawn prompts, each as often as it was drawn."""
-    by_prompt = pd.Series(prompts).groupby(prompts).indices
-    return np.concatenate([by_prompt[number] for number in drawn])
 
 
 def _mean(matrix: pd.DataFrame, columns: np.ndarray | None) -> np.ndarray:
