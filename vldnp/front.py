@@ -132,7 +132,10 @@ class _Grid:
         else:
             samples = tuple(np.arange(codes.max() + 1) for codes in prompts)
 
-        columns = [[np.flatnonzero(codes == k) for k in range(codes.max() + 1)] for codes in prompts]
+        columns = [
+            [np.flatnonzero(codes == number) for number in range(codes.max() + 1)]
+            for codes in prompts
+        ]
 
         def resampled(*drawn: np.ndarray) -> float:
             drawn = (*drawn, drawn[-1])[:2]
