@@ -9,6 +9,14 @@ settings.register_profile("steady", deadline=None, suppress_health_check=[Health
 settings.load_profile("steady")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_jupyter(tmp_path_factory):
+    """No test changes what this user's Jupyter trusts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(tmp_path_factory.mktemp("jupyter")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def warm_kernels(tmp_path_factory):
     """Notebooks' kernels start with the large packages imported."""

@@ -21,6 +21,7 @@ import pytest
 import tiny_world
 from PIL import Image
 
+from vldnp.files import trust
 from vldnp.judges import CNNJudge
 from vldnp.moji.icons import RESTRICTED, THINGS
 from vldnp.sensitive import data_uri
@@ -272,15 +273,14 @@ def test_exported_html(explored, project, page):
 @pytest.fixture(scope="module")
 def kernelless(explored, project, tmp_path_factory):
     """A JupyterLab without any kernel to start, and papermill's notebook, trusted and not."""
-    from nbformat.sign import NotebookNotary
-
     root, home = tmp_path_factory.mktemp("copies"), tmp_path_factory.mktemp("bare")
     for name in ("unknown", "trusted"):
         notebook = nbformat.read(project / "explored.ipynb", 4)
         notebook.cells[0].source += f"\n\n{name}"  # trust goes by content
         nbformat.write(notebook, root / f"{name}.ipynb")
-    (home / "data").mkdir()
-    NotebookNotary(data_dir=str(home / "data")).sign(nbformat.read(root / "trusted.ipynb", 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(home / "data"))
+        trust([root / "trusted.ipynb"])
     manager = ("ensure_native_kernel=False", "allowed_kernelspecs={'none'}")
     options = [f"--KernelSpecManager.{option}" for option in manager]
     with jupyterlab(root, home, *options) as address:
@@ -312,6 +312,8 @@ def test_without_a_kernel_and_trust(opened):
     viewer = page.locator(".vldnp-viewer").first
     expect(viewer.locator("i").first).to_have_text(NASTY)
     frames = viewer.locator(".vldnp-frame")
+    expect(frames.first).to_be_hidden()
+    viewer.get_by_text("scroll sideways").click()
     first, second = (frames.nth(k).locator(".vldnp-column").nth(3) for k in (0, 1))
     viewer.locator(".vldnp-frames").hover()
     expect(first.get_by_text("step 0,")).to_be_in_viewport()

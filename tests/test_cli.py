@@ -4,9 +4,12 @@ import sys
 
 import nbformat
 import pytest
+from jupyter_core.paths import jupyter_data_dir
+from nbformat.sign import NotebookNotary
 
 import vldnp
 from vldnp import __main__ as cli
+from vldnp.files import trust
 
 
 def notebook(path, parameters, body):
@@ -57,6 +60,21 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
     executed = (run / "notebooks" / "01_second.ipynb").read_text()
     assert str(project) not in executed, "no machine path in what may be committed"
     assert not (run / "notebooks" / "extra.ipynb").exists()
+    assert is_trusted(run / "notebooks" / "01_second.ipynb")
+    assert not is_trusted(project / "notebooks" / "01_second.ipynb")
+
+
+def is_trusted(path) -> bool:
+    """What a JupyterLab of this user would say."""
+    with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
+        return notary.check_signature(nbformat.read(path, as_version=4))
+
+
+def test_what_cannot_be_trusted_is_left_so(project, monkeypatch):
+    (project / "file").touch()
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(project / "file"))
+    trust([project / "notebooks" / "00_first.ipynb"])
+    assert (project / "file").read_bytes() == b""
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,6 @@ def write_executed(run, injected, source="show()", **output):
         "bar": widget("HBoxModel"),
         "box": widget("VBoxModel", children=["IPY_MODEL_slider"]),
         "slider": widget("SliderModel"),
-        "link": widget("LinkModel", source=["IPY_MODEL_slider", "value"]),
     }
     metadata = {"papermill": {"version": "2"}, "widgets": {WIDGETS: {"state": state}}}
     notebook = new_notebook(cells=cells, metadata=metadata)
@@ -84,7 +83,7 @@ def test_a_run_is_put_into_the_checkout(project):
     assert "papermill" not in notebook.metadata and not notebook.cells[1].metadata
     shown = [output.data["text/plain"] for output in notebook.cells[1].outputs]
     assert shown == ["VBox(children=(Slider(), ))", "a figure"], "progress bars are left out"
-    assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider", "link"}
+    assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider"}
     readme = (project / "README.md").read_text()
     assert readme.startswith(f"before\n{BEGIN}\n") and readme.endswith(f"{END}\nafter\n")
     assert "| `cfg` |" in readme and "**C1**" in readme and "\nold\n" not in readme

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from vldnp.files import unknown
+from vldnp.files import trust, unknown
 from vldnp.profiles import Profile, load_profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -44,7 +44,7 @@ def reproduce(
         notebooks: the folder of the notebooks; default is the checkout's.
 
     Returns:
-        The executed notebooks.
+        The executed notebooks; this user's JupyterLab trusts them.
 
     Raises:
         ValueError, FileNotFoundError: one line, e.g. for a parameter that no notebook declares.
@@ -93,6 +93,7 @@ def reproduce(
                 progress_bar=True,
                 config=Config(KernelManager=encryption),
             )
+        trust([target])
         executed.append(target)
     return executed
 

@@ -174,9 +174,10 @@ def image_grid(
                 raise ValueError(f"{len(why)} reasons for the {len(pictures)} pictures of {label}")
             for axes, picture, reason in zip(cells, pictures, why, strict=False):
                 show_picture(axes, picture, reason)
-            cells[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+            beside = {"rotation": 0, "ha": "right", "va": "center"}
+            cells[0].set_ylabel(label, fontsize=9, parse_math=False, **beside)
         for axes, label in zip(grid[0], columns, strict=False):
-            axes.set_title(label, fontsize=8)
+            axes.set_title(label, fontsize=8, parse_math=False)
     plt.close(figure)
     return figure
 

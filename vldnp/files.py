@@ -3,9 +3,10 @@
 import difflib
 import hashlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -35,6 +36,25 @@ def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def trust(notebooks: Iterable[str | Path]) -> None:
+    """Sign notebooks that were executed here, as JupyterLab does when it saves one.
+
+    It then shows their outputs whole, with no kernel too; from those of others it takes scripts
+    away, and with them the viewer's slider. Where Jupyter's own folder cannot be written to, they
+    are treated like those of others.
+    """
+    import nbformat  # slow to import, and models need no notebooks
+    from jupyter_core.paths import jupyter_data_dir
+    from nbformat.sign import NotebookNotary
+
+    folder = Path(jupyter_data_dir())
+    with suppress(OSError, sqlite3.Error):
+        folder.mkdir(parents=True, exist_ok=True)
+        with NotebookNotary(data_dir=str(folder)) as notary:
+            for notebook in notebooks:
+                notary.sign(nbformat.read(notebook, as_version=4))
 
 
 def check_safetensors(folder: str | Path) -> None:

@@ -14,7 +14,7 @@ import nbformat
 import pandas as pd
 from nbformat import NotebookNode
 
-from vldnp.files import atomic, write_text
+from vldnp.files import atomic, trust, write_text
 from vldnp.findings import claims, overview
 from vldnp.statements import verdict
 
@@ -62,6 +62,7 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
 
     for path, text in texts.items():
         write_text(path, text)
+    trust(sources)
     written = []
     for name, rows in {"table": table, "verdicts": verdicts}.items():
         written.append(checkout / "data" / "results" / f"{run.resolve().name}-{name}.csv")
@@ -145,17 +146,11 @@ def _is_progress(output: NotebookNode) -> bool:
 
 
 def _shown(state: dict, roots: Sequence[str]) -> dict:
-    """The widgets that can be reached from the displayed ones, and the links between them."""
+    """The widgets that can be reached from the displayed ones."""
     reached, waiting = set(), list(roots)
     while waiting:
         model = waiting.pop()
         if model in state and model not in reached:
             reached.add(model)
             waiting += re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[model]))
-    links = {
-        key
-        for key, widget in state.items()
-        if widget["model_name"] in ("LinkModel", "DirectionalLinkModel")
-        and set(re.findall(r"IPY_MODEL_(\w+)", json.dumps(widget))) & reached
-    }
-    return {key: state[key] for key in state if key in reached | links}
+    return {key: state[key] for key in state if key in reached}

@@ -2,8 +2,8 @@
 
 A `storyboard` holds what there is to see as plain data, `rendered` is its HTML. It holds no
 widgets, because JupyterLab does not draw saved ones where no kernel was started, or in a notebook
-that it does not trust. From the HTML of such a notebook it takes scripts, styles and form elements
-away; what then remains is scrolled from step to step instead of being moved by a slider.
+that it does not trust. From the HTML of such a notebook it takes scripts and styles away, and no
+form element works; what then remains is scrolled from step to step instead of moved by a slider.
 """
 
 import html
@@ -71,8 +71,7 @@ SCRIPT = """<script>{
   forward.onclick = () => go(+slider.value + 1);
   slider.oninput = show;
   viewer.addEventListener("toggle", ({target}) => {  // one opened picture opens its whole column
-    const column = target.closest(".vldnp-column"), place = [...column.parentElement.children];
-    for (const frame of frames)
+  XX    for (const frame of frames)
       for (const other of frame.children[place.indexOf(column)].querySelectorAll("details"))
         other.open = target.open;
   }, true);
@@ -182,7 +181,8 @@ def rendered(
     """A storyboard as HTML: a frame per step and one for the final image, a column per output.
 
     `SCRIPT` shows one frame at a time, moved by a slider, arrow keys and buttons. Where it may not
-    run, the frames lie in a row that scrolls. Arguments are those of `view`.
+    run, the frames lie in a row that scrolls, folded up: a code host that takes the layout away too
+    would stack them to a tower. Arguments are those of `view`.
     """
     columns = [
         _column_html(column, width, reveal, *stroke)
@@ -202,14 +202,14 @@ def rendered(
     # JupyterLab gives the arrow keys to the notebook, unless the focused element asks it not to.
     return (
         f'<div class="vldnp-viewer" data-interval="{interval}">{STYLE}<p><i>{prompt}</i>{seed}</p>'
+        '<details class="vldnp-steps"><summary class="vldnp-hint" style="cursor: pointer"><i>Open, '
+        "and scroll sideways from step to step; a trusted notebook has a slider here.</i></summary>"
         f'<div class="vldnp-controls" hidden="hidden">{buttons}'
         f'<div style="width: {SLIDER_WIDTH}px; max-width: 100%">'
         f'<input type="range" min="0" max="{board["num_steps"]}" value="0" '
         f'aria-label="step" data-lm-suppress-shortcuts="true">{chart(board)}</div></div>'
-        '<p class="vldnp-hint"><i>Scroll sideways from step to step; a trusted notebook has a '
-        "slider here.</i></p>"
         '<div class="vldnp-frames" style="display: flex; overflow-x: auto; max-width: '
-        f'{len(columns) * (width + 16)}px">{frames}</div>{SCRIPT}</div>'
+        f'{len(columns) * (width + 16)}px">{frames}</div></details>{SCRIPT}</div>'
     )
 
 
@@ -323,7 +323,7 @@ def side_by_side(
 def contact_sheet(
     output: Output,
     image: int = 0,
-    columns: int = 6,
+    columns: int = 4,
     *,
     queries_only: bool = False,
     judge: Judge | None = None,
@@ -356,7 +356,7 @@ def contact_sheet(
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.4 * columns, 3.2 * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(2.2 * columns, 2.9 * rows), squeeze=False, layout="constrained"
     )
     plt.close(figure)  # a notebook would show it twice
     for axis in axes.flat:
@@ -365,8 +365,8 @@ def contact_sheet(
     for axis, picture, reason, caption in zip(axes.flat, pictures, reasons, captions, strict=False):
         figures.show_picture(axis, picture, reason)
         # An answer is text, not mathematics: a lone $ must not break the figure.
-        axis.set_title(caption, fontsize=8, loc="left", parse_math=False)
-    figure.suptitle(shortened(output.trace.prompts[image]), fontsize=10, parse_math=False)
+        axis.set_title(caption, fontsize=10, loc="left", parse_math=False)
+    figure.suptitle(shortened(output.trace.prompts[image]), fontsize=11, parse_math=False)
     return figure
 
 
@@ -452,7 +452,7 @@ def _caption(step: Step, image: int) -> str:
     return "\n".join(
         line
         for told in _told(step, step, image)
-        for line in textwrap.wrap(told, 30, max_lines=4, placeholder=" …")
+        for line in textwrap.wrap(told, 26, max_lines=4, placeholder=" …")
     )
 
 
