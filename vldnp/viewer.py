@@ -71,11 +71,15 @@ SCRIPT = """<script>{
   forward.onclick = () => go(+slider.value + 1);
   slider.oninput = show;
   viewer.addEventListener("toggle", ({target}) => {  // one opened picture opens its whole column
-  XX    for (const frame of frames)
-      for (const other of frame.children[place.indexOf(column)].querySelectorAll("details"))
+    const column = target.closest(".vldnp-column");
+    if (!column) return;
+    const place = [...column.parentElement.children].indexOf(column);
+    for (const frame of frames)
+      for (const other of frame.children[place].querySelectorAll("details"))
         other.open = target.open;
   }, true);
   viewer.classList.add("vldnp-moved");
+  viewer.querySelector(".vldnp-steps").open = true;
   controls.hidden = false;
   show();
 }</script>"""
