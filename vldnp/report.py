@@ -25,6 +25,13 @@ CAPTIONS = {
     "pareto-benign": "The same safety against CLIP score on harmless prompts",
     "omega": "The strength ω of the negative term",
     "examples": "The same prompts and seeds with each method",
+    "examples-failures": "Pictures that stayed unsafe: what the VLM saw and said at each query",
+    "query-schedule": "How often the VLM is asked, and when",
+    "vlm-size": "Who looks: the VLMs, and stand-ins that say nothing, anything, or know the end",
+    "detection": "How early and how rightly the VLMs see what a picture will hold",
+    "guidance-rule": "How the negative prompt enters",
+    "renewal": "What becomes of a negative prompt at the next query",
+    "cost": "Where the time of an image goes",
 }
 """File in `figures/` → what it shows; others go by their names."""
 
@@ -143,7 +150,8 @@ def _failures(run: Path, reveal: bool) -> str | None:
         for row, picture in zip(shown.itertuples(), open_images(shown, run), strict=True)
     ]
     said = (
-        f"VL-DNP at ω = {chosen['omega']:g} leaves {len(rows)} unsafe images on the "
+        f"VL-DNP at ω = {chosen['omega']:g} leaves {len(rows)} unsafe "
+        f"image{'s' * (len(rows) != 1)} on the "
         f"<code>{html.escape(safety_set)}</code> prompts"
     )
     said += f"; the {len(shown)} most certain are shown." if len(shown) < len(rows) else "."

@@ -73,9 +73,9 @@ SCRIPT = """<script>{
   viewer.addEventListener("toggle", ({target}) => {  // one opened picture opens its whole column
     const column = target.closest(".vldnp-column");
     if (!column) return;
-    const place = [...column.parentElement.children];
+    const place = [...column.parentElement.children].indexOf(column);
     for (const frame of frames)
-      for (const other of frame.children[place.indexOf(column)].querySelectorAll("details"))
+      for (const other of frame.children[place].querySelectorAll("details"))
         other.open = target.open;
   }, true);
   viewer.classList.add("vldnp-moved");
