@@ -280,7 +280,7 @@ class Explorer:
         ]
         names = zoo.EMBEDDED["vlm"] if settings.vlm in zoo.EMBEDDED["vlm"] else zoo.HUB["vlm"]
         vlms = list(dict.fromkeys([settings.vlm, *names, *self.vlms]))
-        short, full = widgets.Layout(width="220px"), widgets.Layout(width="100%")
+        short, full = widgets.Layout(width="190px"), widgets.Layout(width="100%")
         self.prompt = widgets.Combobox(
             value=offered[0],
             options=list(dict.fromkeys(offered)),
@@ -337,6 +337,8 @@ STYLE = """<style>
 .vldnp-explorer .widget-html-content > div {line-height: 1.4}
 .vldnp-history {display: flex; flex-wrap: wrap; gap: 10px}
 .vldnp-history > div {width: 112px; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere}
+.vldnp-command button {font: inherit; padding: 2px 8px; margin-bottom: 4px; color: inherit;
+  cursor: pointer; background: #8883; border: 1px solid #8888; border-radius: 4px}
 .vldnp-command code {display: block; white-space: pre-wrap; overflow-wrap: anywhere;
   user-select: all; line-height: 1.35; padding: 6px; background: rgba(128, 128, 128, .15)}
 </style>"""
