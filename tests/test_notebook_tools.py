@@ -1,4 +1,4 @@
-"""All notebooks under nbmake, one under nbconvert; a file of its own, which runs beside others."""
+"""All notebooks under nbmake and nbconvert; a file of its own, which runs beside others."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from test_notebooks import SMALL, SOURCES, assert_clean
+from test_notebooks import SMALL, SOURCES, assert_clean, cells
 
 
 @pytest.fixture
@@ -23,24 +23,19 @@ def copies(tmp_path, tiny_data):
 
 
 @pytest.mark.slow
-def test_nbconvert_executes(copies, source=SOURCES[0]):
-    subprocess.run(
-        [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--inplace"]
-        + [source.name],
-        cwd=copies,
-        check=True,
-        capture_output=True,
-    )
-    assert_clean(copies / source.name, str(copies))
-
-
-@pytest.mark.slow
-def test_nbmake_passes(copies):
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "-q", "-p", "no:cacheprovider", "."],
-        cwd=copies,
-        capture_output=True,
-        text=True,
-    )
+def test_nbmake_passes_and_nbconvert_executes(copies):
+    """The second finds the pictures of the first in the run folder."""
+    nbmake = [sys.executable, "-m", "pytest", "--nbmake", "-q", "-p", "no:cacheprovider", "."]
+    found = subprocess.run(nbmake, cwd=copies, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout[-2000:]
     assert f"{len(SOURCES)} passed" in found.stdout
+
+    names = [source.name for source in SOURCES]
+    nbconvert = "-m jupyter nbconvert --to notebook --execute --inplace".split()
+    found = subprocess.run(
+        [sys.executable, *nbconvert, *names], cwd=copies, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    for name in names:
+        assert all(cell.execution_count for cell in cells(copies / name, "code"))
+        assert_clean(copies / name, str(copies))
