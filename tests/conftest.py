@@ -9,6 +9,12 @@ settings.register_profile("steady", deadline=None, suppress_health_check=[Health
 settings.load_profile("steady")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that in the end no process is left with one alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_jupyter(tmp_path_factory):
     """No test changes what this user's Jupyter trusts."""

@@ -59,6 +59,7 @@ def numbers(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(folder / name).drop(columns="seconds", errors="ignore")
 
 
+@pytest.mark.slow
 def test_three_kills_at_random_do_not_change_a_number(start, tmp_path):
     assert start("whole").wait() == 0
     whole, broken = tmp_path / "whole/tiny", tmp_path / "broken/tiny"

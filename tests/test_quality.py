@@ -16,6 +16,8 @@ from vldnp import zoo
 from vldnp.files import data_folder
 from vldnp.moji import evaluate
 
+pytestmark = pytest.mark.slow
+
 MODELS = data_folder() / "models"
 FINAL, EARLY = 0, 680
 """Timesteps: a finished picture, and 30 % of 25 steps."""
