@@ -19,7 +19,8 @@ reproduce: $(STAMP)  ## execute the notebooks in order; results in runs/$(PROFIL
 # Two tests at a time with a thread each take less time than one with two. Files stay together: the
 # tests of a file share what they made.
 test: $(STAMP)  ## the whole test suite
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	    --no-loadscope-reorder
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(RUN) -m jupyterlab notebooks
