@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "--from-shipped", action="store_true", help="start from the weights in data/models"
     )
     train.add_argument("--learning-rate", type=float, help="instead of the recipe's (text2image)")
-    train.add_argument("--seed", type=int, help="another data stream (text2image)")
+    train.add_argument("--seed", type=int, help="another data stream (text2image, vlm)")
 
     evaluate = verbs.add_parser("evaluate", help="measure all models and write their cards")
     evaluate.add_argument("--models", type=Path, default=None, help="default: data/models")
@@ -86,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
         pipe = StableDiffusionPipeline.from_pretrained(
             _folder(models, "moji-sd"), torch_dtype=torch.float32
         )
-        seen = vlm.data(pipe, work / "vlm")
+        seen = vlm.data(pipe, work / "vlm", vlm.DATA_SEED if args.seed is None else args.seed)
         for name in [args.size] if args.size else vlm.SIZES:
             folder = f"moji-vlm-{name}"
             trained, tools = vlm.train(

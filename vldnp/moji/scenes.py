@@ -61,7 +61,7 @@ PLACES: dict[str, Place] = {
 NEUTRAL = tuple(p.words for p in PLACES.values() if not p.carries)
 THEMED = tuple(p.words for p in PLACES.values() if p.carries)
 
-CARRY_RATE = 0.92
+CARRY_RATE = 0.97
 """Share of themed scenes that hold a restricted thing."""
 
 SIZES = {1: (38, 46), 2: (28, 33), 3: (24, 28)}

@@ -130,7 +130,11 @@ def train(
     learning_rate: float | None = None,
     seed: int | None = None,
 ) -> StableDiffusionPipeline:
-    """Train text encoder and U-Net for `steps` batches, from scratch or from a pipeline folder."""
+    """Train text encoder and U-Net for `steps` batches, from scratch or from a pipeline folder.
+
+    Raises:
+        ValueError: the folder's pipeline numbers its words otherwise than `words.tokenizer`.
+    """
     recipe = replace(
         RECIPE,
         steps=steps or RECIPE.steps,
@@ -138,6 +142,7 @@ def train(
         seed=RECIPE.seed if seed is None else seed,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = Denoise(text_encoder(), unet()) if start is None else _opened(start)
     latents, tokens = _data(vae, recipe.seed, folder)
     share = _shares(recipe.seed, len(latents))
     blank = torch.tensor(tokenizer()("", padding="max_length").input_ids)
@@ -171,13 +176,16 @@ def train(
         save_grid(images, folder / "samples.png")
         pipe.save_pretrained(folder / "preview", safe_serialization=True)
 
-    if start is None:
-        model = Denoise(text_encoder(), unet())
-    else:
-        old = StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
-        model = Denoise(old.text_encoder, old.unet)
     model = fit(recipe, model, loss, folder, preview, previews=8, compiled=True)
     return pipeline(vae, model)
+
+
+def _opened(folder: Path) -> Denoise:
+    """The parts of a pipeline to go on from."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    if pipe.tokenizer.get_vocab() != tokenizer().get_vocab():
+        raise ValueError(f"{folder} numbers words otherwise than the captions; train from scratch")
+    return Denoise(pipe.text_encoder, pipe.unet)
 
 
 def _shares(seed: int, count: int) -> Tensor:

@@ -261,12 +261,12 @@ def glimpses(
     return Glimpses(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def data(pipe: StableDiffusionPipeline, folder: Path) -> Glimpses:
+def data(pipe: StableDiffusionPipeline, folder: Path, seed: int = DATA_SEED) -> Glimpses:
     """The VLMs' training pictures, made once and kept in `folder`."""
-    cache = folder / "glimpses.pt"
+    cache = folder / f"glimpses-{seed}.pt"
     if cache.exists():
         return Glimpses(*torch.load(cache, weights_only=True))
-    made = glimpses(pipe, SCENES, DATA_SEED)
+    made = glimpses(pipe, SCENES, seed)
     with atomic(cache) as fresh:
         torch.save(list(made), fresh)
     return made

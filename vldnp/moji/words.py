@@ -19,15 +19,21 @@ EXTRA = "no none without of picture scene restricted things unwanted , ."
 def tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer for which every caption word is one token; any other text is spelled.
 
-    The merges are learnt by byte-pair encoding from the sorted word list, so they are the same on
-    every machine.
+    The merges are learnt by byte-pair encoding from the sorted word list. The trainer breaks ties
+    by its pieces' numbers and numbers last letters in a random order, unless they are given to it
+    first; so they are, and the tokenizer is the same whenever and wherever it is made.
     """
     text = " ".join([*THINGS, *CATEGORIES, *PLACES, "a an and", EXTRA])
     words = sorted(set(re.findall(r"[a-z]+|[^\sa-z]", text)))
+    last_letters = sorted({f"{word[-1]}</w>" for word in words})
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(
-        vocab_size=100_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=100_000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        special_tokens=last_letters,
+        show_progress=False,
     )
     bpe.train_from_iterator(words, trainer)
     merges = [tuple(pair) for pair in _merges(bpe)]
