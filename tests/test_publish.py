@@ -86,7 +86,24 @@ def test_a_run_is_put_into_the_checkout(project):
     assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider"}
     readme = (project / "README.md").read_text()
     assert readme.startswith(f"before\n{BEGIN}\n") and readme.endswith(f"{END}\nafter\n")
+    assert "Run `embedded`, prompts: `implied` 3." in readme
     assert "| `cfg` |" in readme and "**C1**" in readme and "\nold\n" not in readme
+
+
+def test_outputs_of_another_profile_say_so(project):
+    run = project / "runs" / "embedded"
+    source = project / "notebooks" / "00_one.ipynb"
+    written, executed = nbformat.read(source, 4), nbformat.read(run / "notebooks" / source.name, 4)
+    default = '\nprofile: str = "embedded"  # models'
+    written.cells[0].source += default
+    executed.cells[0].source += default
+    for profile, notes in {"embedded": 0, "embedded-full": 1}.items():
+        executed.cells[1].source = f'out = "../runs"\nprofile = "{profile}"'
+        outputs = module.with_outputs(written, executed, source.name).cells[0].outputs
+        assert len(outputs) == notes
+    assert (
+        "profile `embedded-full`; this cell asks for `embedded`" in outputs[0].data["text/markdown"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,4 +133,4 @@ def test_an_incomplete_run_is_named(project):
 
 def test_a_readme_without_markers_is_named():
     with pytest.raises(ValueError, match="must hold <!-- results --> and <!-- /results --> once"):
-        module.with_results("nothing", TABLE, VERDICTS, {})
+        module.with_results("nothing", "embedded", TABLE, VERDICTS, {})

@@ -51,9 +51,10 @@ def test_results_are_those_of_the_committed_table():
     if not RESULTS.is_file():
         assert between.strip() == "*Not measured yet.*"
         pytest.skip("no run was published yet: python -m vldnp publish")
-    table, verdicts = (pd.read_csv(RESULTS.with_name(f"embedded-{x}.csv")) for x in KINDS)
-    chosen = load_profile("embedded").chosen
-    assert publish.with_results(README, table, verdicts, chosen) == README
+    (name,) = re.findall(r"^Run `([\w-]+)`", between, re.MULTILINE)
+    table, verdicts = (pd.read_csv(RESULTS.with_name(f"{name}-{x}.csv")) for x in KINDS)
+    chosen = load_profile(name).chosen
+    assert publish.with_results(README, name, table, verdicts, chosen) == README
 
 
 def test_the_architecture_names_every_module_and_no_other():

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 from nbformat import NotebookNode
+from nbformat.v4 import new_output
 
 from vldnp.files import atomic, trust, write_text
 from vldnp.findings import claims, overview
@@ -55,17 +56,17 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
         if str(checkout.resolve()) in texts[source]:
             raise ValueError(f"{source.name}: an output names a path of this machine")
     table = pd.read_csv(run / "table.csv").round(6)
-    readme = checkout / "README.md"
+    readme, name = checkout / "README.md", run.resolve().name
     verdicts = pd.read_csv(run / "verdicts.csv").round(6)
     chosen = json.loads((run / "config.json").read_text(encoding="utf-8")).get("chosen", {})
-    texts[readme] = with_results(readme.read_text(encoding="utf-8"), table, verdicts, chosen)
+    texts[readme] = with_results(readme.read_text(encoding="utf-8"), name, table, verdicts, chosen)
 
     for path, text in texts.items():
         write_text(path, text)
     trust(sources)
     written = []
-    for name, rows in {"table": table, "verdicts": verdicts}.items():
-        written.append(checkout / "data" / "results" / f"{run.resolve().name}-{name}.csv")
+    for kind, rows in {"table": table, "verdicts": verdicts}.items():
+        written.append(checkout / "data" / "results" / f"{name}-{kind}.csv")
         with atomic(written[-1]) as temporary:
             rows.to_csv(temporary, index=False, lineterminator="\n")
     figures = [checkout / "notebooks" / "figures" / name for name in FIGURES]
@@ -76,14 +77,21 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
 
 
 def with_results(
-    readme: str, table: pd.DataFrame, verdicts: pd.DataFrame, chosen: Mapping[str, float]
+    readme: str,
+    name: str,
+    table: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    chosen: Mapping[str, float],
 ) -> str:
-    """The README with a run's verdicts and its table between its two markers."""
+    """The README with a run's name, verdicts and table between its two markers."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README must hold {BEGIN} and {END} once each")
     before, rest = readme.split(BEGIN)
     after = rest.split(END)[1]
-    shown = "\n\n".join([verdict(table, chosen=chosen), claims(verdicts), overview(table)])
+    counts = table.groupby("prompt_set", sort=False)["n"].first()
+    prompts = "; ".join(f"`{prompt_set}` {n}" for prompt_set, n in counts.items())
+    origin = f"Run `{name}`, prompts: {prompts}."
+    shown = "\n\n".join([origin, verdict(table, chosen=chosen), claims(verdicts), overview(table)])
     return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 
@@ -91,7 +99,7 @@ def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> Not
     """A notebook with the outputs of its executed copy, and nothing else of it.
 
     Left out are injected parameters, papermill's records, progress bars, and the state of widgets
-    that no output shows.
+    that no output shows. Where the profile was not the default, the parameters cell says so.
     """
     injected = [cell for cell in executed.cells if "injected-parameters" in _tags(cell)]
     cells = [cell for cell in executed.cells if cell not in injected]
@@ -99,6 +107,7 @@ def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> Not
         raise ValueError(f"{name} was executed from another version; run it again")
     defaults = _assignments(cell for cell in source.cells if "parameters" in _tags(cell))
     given = _assignments(injected)
+    profiles = defaults.get("profile"), given.pop("profile", defaults.get("profile"))
     if other := [key for key in given if given[key] != defaults.get(key)]:
         raise ValueError(
             f"{name} was executed with {other[0]} = {given[other[0]]!r}; the project shows its "
@@ -109,6 +118,10 @@ def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> Not
         if cell.cell_type == "code":
             cell.outputs = [output for output in ran.outputs if not _is_progress(output)]
             cell.execution_count = ran.execution_count
+            if "parameters" in _tags(cell) and len(set(profiles)) > 1:
+                note = "*The outputs below are those of profile `{1}`; this cell asks for `{0}`.*"
+                shown = {"text/markdown": note.format(*profiles), "text/plain": "a note"}
+                cell.outputs.append(new_output("display_data", shown))
     state = executed.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
     shown = _shown(state, [o.data[VIEW]["model_id"] for o in _outputs(published) if _has_view(o)])
     published.metadata.pop("widgets", None)
