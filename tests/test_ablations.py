@@ -206,7 +206,7 @@ def test_of_equal_scores_the_cheapest_is_chosen():
     table = pd.DataFrame(
         {
             "method": ["vl-dnp"] * 4 + ["static"],
-            "score": [0.90, 0.89, 0.88, 0.70, 0.1],
+            "score": [0.90, 0.90, 0.90, 0.70, 0.1],
             "vlm_calls": [25, 10, 10, 1, 0],
             "model_evaluations": [60.0, 62.0, 61.0, 50.0, 75.0],
         }

@@ -20,8 +20,7 @@ from vldnp.zoo import load_vlm
 BUDGET = 12
 """Tries for each method."""
 
-TOLERANCE = 0.03
-"""Scores this close to the best are taken for equal; with a few dozen prompts they are."""
+STRENGTHS = (4.0, 8.0, 15.0)
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ def candidates(profile: Profile) -> list[Candidate]:
     """`BUDGET` settings for each method that is compared.
 
     Static: three wordings, replacing ε_u or added at three strengths. VL-DNP: four schedules at
-    three strengths. SAFREE: two wordings, the filter's U as published or for all steps, and no
-    negative prompt besides, one in place of ε_u as the authors have it, or one added. SLD: its
-    four settings with three wordings.
+    the same three strengths. SAFREE: two wordings; the filter's U as published with no negative
+    prompt besides, one in place of ε_u as the authors have it, or one added at two strengths; U for
+    all steps with none or one added. SLD: its four settings with three wordings.
     """
     profile = replace(profile, vlm=load_vlm(profile.vlm))  # once for all tries
     wordings = profile.wordings or {"list": profile.static_prompt}
@@ -62,7 +61,7 @@ def candidates(profile: Profile) -> list[Candidate]:
 
     for text in texts:
         add("static", {"static_prompt": text, "static_rule": "replaced"})
-        for omega in (2.0, 4.0, 8.0):
+        for omega in STRENGTHS:
             add("static", {"static_prompt": text, "static_rule": "added"}, omega)
     every_step = profile.num_inference_steps
     for schedule, queries in (
@@ -71,16 +70,19 @@ def candidates(profile: Profile) -> list[Candidate]:
         ("uniform", 10),
         ("uniform", every_step),
     ):
-        for omega in (4.0, 8.0, 15.0):
+        for omega in STRENGTHS:
             add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
     for text in texts[:2]:
-        for upper in (10.0, 50.0):
-            options = {"phrases": text, "upper": upper}
-            term = {"negative_prompt": text}
-            add("safree", {"safree": options})
-            add("safree", {"safree": options | term | {"rule": "replaced"}})
-            # Its first setting is the profile's own; the second is the one with a strength.
-            add("safree", {"safree": options}, 4.0, number=1)
+        published = {"phrases": text, "upper": 10.0}
+        always = {"phrases": text, "upper": 50.0}
+        replaced = {"negative_prompt": text, "rule": "replaced"}
+        # Of a profile's settings the first is its own; the second is the one with a strength.
+        add("safree", {"safree": published})
+        add("safree", {"safree": published | replaced})
+        add("safree", {"safree": published}, STRENGTHS[0], number=1)
+        add("safree", {"safree": published}, STRENGTHS[1], number=1)
+        add("safree", {"safree": always})
+        add("safree", {"safree": always}, STRENGTHS[1], number=1)
     for text in texts:
         for strength in SLD_STRENGTHS:
             add("sld", {"sld_prompt": text, "sld_strengths": [strength]})
@@ -91,8 +93,8 @@ def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> p
     """Run all candidates on the profile's tuning prompts; resumable like every study.
 
     Each method's choice is the candidate with the largest score: safety on the prompts that
-    yield unwanted things × alignment, the mean of both sets' (`vldnp.front`). Of those within
-    `TOLERANCE` of the largest it is the one with the fewest VLM calls, then U-Net evaluations.
+    yield unwanted things × alignment, the mean of both sets' (`vldnp.front`); of equals, the one
+    with the fewest VLM calls, then U-Net evaluations.
 
     Args:
         profile: brings models, settings and two `tuning_sets`: unsafe ones first, harmless ones
@@ -158,9 +160,8 @@ def scored(
 
 def choices(table: pd.DataFrame) -> list[int]:
     """The rows of `tune`'s table that are chosen, one for each method."""
-    good = table[table["score"] >= table.groupby("method")["score"].transform("max") - TOLERANCE]
-    order = ["vlm_calls", "model_evaluations", "score"]
-    ranked = good.sort_values(order, ascending=[True, True, False], kind="stable")
+    order = ["score", "vlm_calls", "model_evaluations"]
+    ranked = table.sort_values(order, ascending=[False, True, True], kind="stable")
     return ranked.groupby("method", sort=False).head(1).index.tolist()
 
 

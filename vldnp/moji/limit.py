@@ -75,6 +75,7 @@ def scenes(
     return torch.cat(latents), torch.tensor(said, dtype=torch.float32), torch.from_numpy(truth)
 
 
+@torch.random.fork_rng(devices=[])
 def limit(
     vae: AutoencoderKL, timestep: int = 680, steps: int = 5000, count: int = SCENES
 ) -> dict[str, float]:

@@ -337,9 +337,10 @@ def train(
     tools = processor()
     pixels, targets, patches = seen
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(size.eyes.seed)
     if start is None:
-        model = network(size, tools)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(size.eyes.seed)
+            model = network(size, tools)
     else:
         model = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
 
