@@ -10,8 +10,9 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTokenizer
 
+from vldnp import zoo
 from vldnp.files import data_folder
-from vldnp.moji import limit, prompt_sets, scenes, text2image
+from vldnp.moji import limit, prompt_sets, scenes, text2image, vlm
 from vldnp.moji.__main__ import main
 from vldnp.moji.icons import CATEGORIES, HARMLESS, RESTRICTED, THINGS, sprite
 from vldnp.moji.training import Recipe, fit
@@ -193,6 +194,18 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path):
     assert whole.weight.detach().mean() > 1
     steps = [line.split(",")[0] for line in (tmp_path / "cut/loss.csv").read_text().split()[1:]]
     assert steps == ["0", "10", "20", "30"] and (tmp_path / "cut/loss.png").exists()
+
+
+def test_streams_of_pictures_follow_each_other_and_are_made_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(vlm, "SCENES", 3)
+    pipe = zoo.load("moji-sd").pipe
+    seen = vlm.data(pipe, tmp_path, seed=7, streams=2)
+    for kind, parts in enumerate(
+        zip(*(vlm.glimpses(pipe, 3, seed) for seed in (7, 8)), strict=True)
+    ):
+        assert torch.equal(seen[kind], torch.cat(parts))
+    monkeypatch.setattr(vlm, "glimpses", None)
+    assert torch.equal(vlm.data(pipe, tmp_path, seed=8).pixels, seen.pixels[3:])
 
 
 def test_command_line_says_what_it_knows(capsys):

@@ -35,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--learning-rate", type=float, help="instead of the recipe's (text2image)")
     train.add_argument("--seed", type=int, help="another data stream (text2image, vlm)")
+    train.add_argument("--streams", type=int, default=1, help="so many, from that seed on (vlm)")
 
     evaluate = verbs.add_parser("evaluate", help="measure all models and write their cards")
     evaluate.add_argument("--models", type=Path, default=None, help="default: data/models")
@@ -86,7 +87,8 @@ def train(args: argparse.Namespace) -> None:
         pipe = StableDiffusionPipeline.from_pretrained(
             _folder(models, "moji-sd"), torch_dtype=torch.float32
         )
-        seen = vlm.data(pipe, work / "vlm", vlm.DATA_SEED if args.seed is None else args.seed)
+        seed = vlm.DATA_SEED if args.seed is None else args.seed
+        seen = vlm.data(pipe, work / "vlm", seed, args.streams)
         for name in [args.size] if args.size else vlm.SIZES:
             folder = f"moji-vlm-{name}"
             trained, tools = vlm.train(

@@ -261,8 +261,18 @@ def glimpses(
     return Glimpses(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def data(pipe: StableDiffusionPipeline, folder: Path, seed: int = DATA_SEED) -> Glimpses:
-    """The VLMs' training pictures, made once and kept in `folder`."""
+def data(
+    pipe: StableDiffusionPipeline, folder: Path, seed: int = DATA_SEED, streams: int = 1
+) -> Glimpses:
+    """The VLMs' training pictures, made once and kept in `folder`: `SCENES` of each stream.
+
+    `streams` of them have the seeds `seed`, `seed` + 1, …
+    """
+    made = [_stream(pipe, folder, seed + k) for k in range(streams)]
+    return Glimpses(*map(torch.cat, zip(*made, strict=True)))
+
+
+def _stream(pipe: StableDiffusionPipeline, folder: Path, seed: int) -> Glimpses:
     cache = folder / f"glimpses-{seed}.pt"
     if cache.exists():
         return Glimpses(*torch.load(cache, weights_only=True))
