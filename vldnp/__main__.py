@@ -7,8 +7,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,10 @@ from vldnp.files import trust, unknown
 from vldnp.profiles import Profile, load_profile
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+PROMPT_SETS = ("safety_set", "benign_set", "cost_prompts")
+"""The notebook parameters that name a prompt set."""
 
 
 class NotebookError(RuntimeError):
@@ -68,6 +73,8 @@ def reproduce(
     for parameter in parameters or {}:
         if parameter not in known:
             raise unknown("notebook parameter", parameter, known)
+    given = settings.notebook_parameters | (parameters or {})
+    _check_prompts(settings, (given[key] for key in PROMPT_SETS if key in given))
 
     # Notebooks run in their own folder and get paths as seen from there; relative ones, so that
     # an executed copy says nothing of the machine it was executed on.
@@ -77,7 +84,7 @@ def reproduce(
     own = {"profile": profile, "out": from_notebooks(out), "quick": quick}
     if Path(profile).is_file():
         own["profile"] = from_notebooks(profile)
-    given = settings.notebook_parameters | own | (parameters or {})
+    given |= own
     executed = []
     for number, source in enumerate(sources, start=1):
         target = Path(out) / name / "notebooks" / source.name
@@ -96,6 +103,14 @@ def reproduce(
         trust([target])
         executed.append(target)
     return executed
+
+
+def _check_prompts(profile: Profile, further: Iterable[str] = ()) -> None:
+    """Open every prompt set: a misspelled one is to fail before the first image is made."""
+    from vldnp.prompts import load_prompts
+
+    for source in (*profile.prompt_sets, *map(profile.prompt_set, further)):
+        load_prompts(source)
 
 
 @contextmanager
@@ -195,8 +210,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """What is wrong in one line, like all other errors, and not under a page of usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"vldnp: {message}; see {self.prog} --help\n")
+
+
+def _version() -> str:
+    try:
+        return version("vldnp")
+    except PackageNotFoundError:
+        return "(a checkout that was not installed)"
+
+
+def _count(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vldnp", description=__doc__)
+    parser = _Parser(prog="python -m vldnp", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"vldnp {_version()}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="command")
     command = commands.add_parser(
         "reproduce", help="execute the notebooks in order; results lie in <out>/<profile>"
@@ -223,7 +260,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
     command.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
-    command.add_argument("--max-prompts", type=int, default=0, help="of each set; 0 means all")
+    command.add_argument("--max-prompts", type=_count, default=0, help="of each set; 0 means all")
     command = commands.add_parser(
         "publish",
         help="put a run's outputs into this checkout: notebooks, results table, figures, README",
@@ -244,6 +281,7 @@ def _parser() -> argparse.ArgumentParser:
 def _tune(profile: Profile, out: str, max_prompts: int) -> None:
     from vldnp.tuning import as_profile, tune
 
+    _check_prompts(profile, profile.tuning_sets)
     table = tune(profile, out, max_prompts)
     shown = ["method", "settings", "omega", "safety", "alignment", "score", "chosen"]
     print(table[shown].to_string(index=False))
@@ -272,9 +310,15 @@ def _value(name: str, text: str):
     if name in ("profile", "out", "quick"):
         raise ValueError(f"give {name!r} as --{name}, not with -p")
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"the value {text!r} of parameter {name!r} is no YAML") from error
+    numbers = [
+        n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)
+    ]
+    if any(n < 0 for n in numbers):
+        raise ValueError(f"parameter {name!r} must be 0 or more, not {text}")
+    return value
 
 
 def _prepare_kernels(profile: Profile) -> None:

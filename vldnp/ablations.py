@@ -11,7 +11,7 @@ import pandas as pd
 from vldnp.concepts import load_concepts
 from vldnp.controls import AnswersNone, Oracle, RandomConcepts
 from vldnp.methods import CFG, Method, Static
-from vldnp.profiles import Profile
+from vldnp.profiles import Profile, numbers
 from vldnp.schedules import SCHEDULES
 from vldnp.study import QUICK_PROMPTS, Study, dynamic, setting_of, study_of, summary
 from vldnp.zoo import load_vlm
@@ -77,13 +77,13 @@ def query_schedule(
 
     Args:
         profile: gives models, strength and the number of steps.
-        counts: numbers of queries; more than the number of steps is one at every step.
+        counts: numbers of queries, as `vldnp.profiles.numbers` reads them; more than the number of steps is one at every step.
         prompt_sets, max_prompts, quick: as in `vldnp.profile_study`.
     """
     steps, vlm = profile.num_inference_steps, load_vlm(profile.vlm)
     variants: list[tuple[dict, Method]] = []
     for spacing in SCHEDULES:
-        for n in sorted({min(n, steps) for n in counts}):
+        for n in sorted({min(int(n), steps) for n in numbers(counts, "counts")}):
             if n == 0:
                 method = CFG()
             elif n == steps:

@@ -236,12 +236,14 @@ def plain_loop(
     query_steps: Sequence[int],
     guidance_scale: float = 7.5,
     num_inference_steps: int = 50,
+    noise_device: str = "cpu",
     **sampling,
 ) -> Tensor:
     """VL-DNP for one image as the method is usually written: a call each for ε_u, ε_c and ε_n.
 
     Args:
-        model, prompt, seed, guidance_scale, num_inference_steps: as in `vldnp.sample`.
+        model, prompt, seed, guidance_scale, num_inference_steps, noise_device: as in
+            `vldnp.sample`.
         vlm: gets one picture, the question, and the image's identity (`Scripted`).
         concepts, omega, query_steps: as in `vldnp.VLDNP`.
         sampling: `scheduler`, `height` and `width`, as in `vldnp.sample`.
@@ -250,7 +252,7 @@ def plain_loop(
         The clean latents, `[1, C, h, w]`, the same that `vldnp.sample` ends in.
     """
     run = model.for_run(num_inference_steps, **sampling)
-    latents, negative = run.initial_latents([seed]), None
+    latents, negative = run.initial_latents([torch.Generator(noise_device).manual_seed(seed)]), None
     for i, t in enumerate(run.timesteps):
         pred_uncond = run.predict(latents, t, run.unprompted(1))
         pred_cond = run.predict(latents, t, run.encode([prompt]))

@@ -76,11 +76,14 @@ def compare(
     return table
 
 
-def missed(profile: Profile, images: pd.DataFrame, prompt_set: str) -> pd.DataFrame:
-    """VL-DNP's unsafe pictures at its chosen strength, with their causes (`vldnp.misses`)."""
+def missed(profile: Profile, images: pd.DataFrame, prompt_set: str | None = None) -> pd.DataFrame:
+    """VL-DNP's unsafe pictures at its chosen strength, with their causes (`vldnp.misses`).
+
+    They are those of all prompt sets, or of the one given.
+    """
     dynamic = images[images["method"] == "vl-dnp"]
     nearest = (dynamic["omega"] - profile.chosen_omega("vl-dnp")).abs().idxmin()
-    return misses(images, dynamic.loc[nearest, "setting"], prompt_set, profile.concepts)
+    return misses(images, dynamic.loc[nearest, "setting"], profile.concepts, prompt_set)
 
 
 def failure_page(

@@ -21,12 +21,14 @@ class ConceptSet:
         question: what the VLM is asked about every picture.
         vocabulary: canonical term → its synonyms. Only these terms get into a negative prompt.
         lead: words put before the terms; may be empty. It should name no term itself.
+        end: a mark put at the very end of a negative prompt, such as a full stop.
     """
 
     name: str
     question: str
     vocabulary: Mapping[str, tuple[str, ...]] = field(hash=False)
     lead: str = ""
+    end: str = ""
 
     def __post_init__(self):
         if not self.vocabulary:
@@ -47,7 +49,7 @@ class ConceptSet:
         return tuple(term for term in self.vocabulary if term in found)
 
     def negative_prompt(self, found: Iterable[str]) -> str | None:
-        """`lead, term, term` in vocabulary order; None when nothing was found.
+        """`lead, term, term` and the `end` mark, in vocabulary order; None when nothing was found.
 
         Raises:
             ValueError: something that is not a term of the vocabulary.
@@ -56,7 +58,7 @@ class ConceptSet:
         if outside := found - self.vocabulary.keys():
             raise unknown(f"term of {self.name!r}", sorted(outside)[0], self.vocabulary)
         terms = [term for term in self.vocabulary if term in found]
-        return ", ".join([self.lead] * bool(self.lead) + terms) if terms else None
+        return ", ".join([self.lead] * bool(self.lead) + terms) + self.end if terms else None
 
     def describe(self) -> dict:
         """Everything that decides its negative prompts, JSON-able."""
@@ -66,6 +68,7 @@ class ConceptSet:
             "question": self.question,
             "lead": self.lead,
             "vocabulary": vocabulary,
+            **({"end": self.end} if self.end else {}),
         }
 
     @property
@@ -97,7 +100,7 @@ def load_concepts(source: str | Path | ConceptSet) -> ConceptSet:
     """A concept set by its name in `data/concepts`, or from a YAML file, or as it is.
 
     The file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and
-    optionally `lead` and `name` (default: the file's name).
+    optionally `lead`, `end` and `name` (default: the file's name).
 
     Raises:
         ValueError, FileNotFoundError: an unknown name, or a file that is not such a set; one line
@@ -136,13 +139,13 @@ class _UniqueKeys(yaml.SafeLoader):
 def _from_yaml(data: object, path: Path) -> ConceptSet:
     if not isinstance(data, dict):
         raise ValueError(f"concept set {path} must be a mapping with question and vocabulary")
-    known = {"name", "question", "vocabulary", "lead"}
+    known = {"name", "question", "vocabulary", "lead", "end"}
     if extra := data.keys() - known:
         raise unknown(f"key in concept set {path.name}", sorted(map(str, extra))[0], known)
     for key in ("question", "vocabulary"):
         if not data.get(key):
             raise ValueError(f"concept set {path} has no {key}")
-    texts = {"name": path.stem, "lead": "", **data}
+    texts = {"name": path.stem, "lead": "", "end": "", **data}
     vocabulary = texts.pop("vocabulary")
     for key, text in texts.items():
         if not isinstance(text, str):

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 
 from vldnp.front import areas, dominates, points
-from vldnp.markdown import Statement, bold, bullets, cell, difference, signed, table_of
+from vldnp.markdown import Statement, bold, bullets, cell, difference, listed, signed, table_of
 from vldnp.metrics import paired_difference
 from vldnp.misses import CAUSES
 from vldnp.statements import PAIRED, unmeasured
-from vldnp.verdicts import CLAIMS, FAILS, HOLDS, OPEN, overall
+from vldnp.verdicts import CLAIMS, FAILS, HOLDS, OPEN, asked_of, overall
 
 
 def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
@@ -49,9 +49,9 @@ def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
 
 def claims(table: pd.DataFrame) -> Statement:
     """A sentence per claim from the table of `vldnp.verdicts`."""
-    lines = []
+    lines, own = [], asked_of(table)
     for claim, verdict in overall(table).items():
-        rows = table[table["claim"] == claim]
+        rows = own[own["claim"] == claim]
         counts = rows["verdict"].value_counts()
         parts = [f"{counts[v]} {v}" for v in (HOLDS, FAILS, OPEN) if v in counts]
         lines.append(
@@ -185,11 +185,15 @@ def causes(missed: pd.DataFrame) -> Statement:
     if missed.empty:
         return Statement("No picture stayed unsafe.")
     counts = missed["cause"].value_counts()
+    sets = missed["prompt_set"].value_counts(sort=False)
+    where = listed([f"{count} on `{prompt_set}`" for prompt_set, count in sets.items()])
     lines = [
         f"{CAUSES[cause]}: **{counts.get(cause, 0)}** ({counts.get(cause, 0) / len(missed):.0%})"
         for cause in CAUSES
     ]
-    return Statement(f"Of {len(missed)} pictures that stayed unsafe, by cause:\n\n{bullets(lines)}")
+    return Statement(
+        f"Of {len(missed)} pictures that stayed unsafe ({where}), by cause:\n\n{bullets(lines)}"
+    )
 
 
 def fronts(

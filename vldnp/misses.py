@@ -16,7 +16,7 @@ CAUSES = {
 
 
 def misses(
-    images: pd.DataFrame, setting: str, prompt_set: str, concepts: str | ConceptSet
+    images: pd.DataFrame, setting: str, concepts: str | ConceptSet, prompt_set: str | None = None
 ) -> pd.DataFrame:
     """The unsafe pictures of a setting with their causes, the worst first.
 
@@ -26,14 +26,16 @@ def misses(
     Args:
         images: rows of `images.parquet`.
         setting: of a dynamic method.
-        prompt_set: whose pictures are looked at.
         concepts: what the VLM was asked about.
+        prompt_set: whose pictures are looked at; None is those of all.
 
     Returns:
         Those rows, with a column `cause`.
     """
     concepts = load_concepts(concepts)
-    rows = images[(images["setting"] == setting) & (images["prompt_set"] == prompt_set)]
+    rows = images[images["setting"] == setting]
+    if prompt_set is not None:
+        rows = rows[rows["prompt_set"] == prompt_set]
     rows = rows[rows["unsafe"].astype(bool)].sort_values("unsafe_probability", ascending=False)
     return rows.assign(cause=[_cause(row, concepts.parse, concepts) for row in rows.itertuples()])
 

@@ -1,12 +1,25 @@
 """Profiles: which models, prompt sets and settings belong together, as data in `data/profiles`."""
 
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 
 from vldnp.files import data_folder, unknown
+from vldnp.schedules import SCHEDULES
 
 MODELS = ("model", "vlm", "judge", "clip")
 
@@ -29,6 +42,41 @@ class ModelName(str):
         return str(self), self.options
 
 
+class _Shot(BaseModel, extra="forbid"):
+    image: str
+    answer: str
+
+
+def _model(said: object, info: ValidationInfo) -> str:
+    """A model as the file has it: a name, or a mapping of a name and options."""
+    if isinstance(said, str):
+        return said
+    if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
+        raise ValueError(f"must be a name, or a mapping with a name and options, not {said!r}")
+    options = {key: value for key, value in said.items() if key != "name"}
+    if (shots := options.get("demonstrations")) is not None:
+        options["demonstrations"] = _demonstrations(shots, info.context)
+    return ModelName(said["name"], options)
+
+
+def _demonstrations(shots: object, folder: Path) -> tuple[tuple[str, str], ...]:
+    """Few-shot examples: pictures' files, as seen from the profile's folder, and answers."""
+    try:
+        found = TypeAdapter(tuple[_Shot, ...]).validate_python(shots)
+    except ValidationError as error:
+        raise ValueError(
+            "has demonstrations that are no list of mappings with an image and an answer"
+        ) from error
+    return tuple((str(folder / shot.image), shot.answer) for shot in found)
+
+
+# YAML has types of its own: a text is no number here, and true is not 1.
+Model = Annotated[str, PlainValidator(_model)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
 @dataclass(frozen=True)
 class Profile:
     """The settings of a set of experiments; models and prompt sets are names for `vldnp.load…`.
@@ -44,13 +92,15 @@ class Profile:
         benign_set: of them, the harmless one; all others are attacks.
         reference: where the real images of FID come from (`vldnp.zoo.reference_images`); None
             leaves FID and KID out.
-        num_inference_steps, guidance_scale, scheduler, height, width: as in `vldnp.sample`. A
-            prompt that brings its own guidance scale has that one.
+        num_inference_steps, guidance_scale, scheduler, height, width, noise_device: as in
+            `vldnp.sample`. A prompt that brings its own guidance scale has that one.
         queries, schedule: how often VL-DNP asks, and a name in `vldnp.schedules.SCHEDULES`.
         omegas: strengths to compare.
         static_prompt, static_rule: the fixed negative prompt of the static method, and how it
             enters.
         safree: keyword arguments of `vldnp.SAFREE`; None leaves SAFREE out.
+        safree_variants: name in tables → those of its arguments that are other in a variant, which
+            is compared besides, without a term of a strength.
         sld_prompt: the safety concept of Safe Latent Diffusion; None leaves it out.
         sld_strengths: which of its settings are compared.
         wordings: name → fixed negative prompt, among which `python -m vldnp tune` chooses.
@@ -66,43 +116,56 @@ class Profile:
         notebooks: parameters of the notebooks that are other than their defaults here.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     name: str
-    model: str
-    vlm: str
-    judge: str
-    clip: str
+    model: Model
+    vlm: Model
+    judge: Model
+    clip: Model
     concepts: str
-    prompt_sets: tuple[str, ...]
-    num_inference_steps: int
-    guidance_scale: float
+    prompt_sets: Annotated[tuple[str, ...], Field(min_length=1)]
+    num_inference_steps: Positive
+    guidance_scale: Number
     static_prompt: str
-    omegas: tuple[float, ...]
-    queries: int
-    schedule: str = "front_loaded"
+    omegas: Annotated[tuple[Number, ...], Field(min_length=1)]
+    queries: Count
+    schedule: Literal[tuple(SCHEDULES)] = "front_loaded"
     static_rule: str = "added"
-    safree: dict | None = field(default=None, hash=False)
+    safree: dict[str, Any] | None = field(default=None, hash=False)
+    safree_variants: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     sld_prompt: str | None = None
-    sld_strengths: tuple[str, ...] = ("weak", "medium", "strong", "max")
+    sld_strengths: tuple[Literal["weak", "medium", "strong", "max"], ...] = (
+        "weak",
+        "medium",
+        "strong",
+        "max",
+    )
     wordings: dict[str, str] = field(default_factory=dict, hash=False)
-    lighter_vlms: tuple[str, ...] = ()
-    chosen: dict[str, float] = field(default_factory=dict, hash=False)
+    lighter_vlms: tuple[Model, ...] = ()
+    chosen: dict[str, Number] = field(default_factory=dict, hash=False)
     tuning_sets: tuple[str, ...] = ()
     scheduler: str | None = None
-    height: int | None = None
-    width: int | None = None
+    height: Positive | None = None
+    width: Positive | None = None
+    noise_device: str = "cpu"
     safety_set: str = "implied"
     benign_set: str = "benign"
     reference: str | None = None
-    batch_size: int = 32
-    max_prompts: int | dict[str, int] | None = field(default=None, hash=False)
-    ablation_prompts: int | None = None
-    reveal: bool = False
-    notebooks: dict = field(default_factory=dict, hash=False)
+    batch_size: Positive = 32
+    max_prompts: Count | dict[str, Count] | None = field(default=None, hash=False)
+    ablation_prompts: Count | None = None
+    reveal: Annotated[bool, Field(strict=True)] = False
+    notebooks: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        for name in (self.safety_set, self.benign_set):
+            self.prompt_set(name)
 
     @property
     def sampling(self) -> dict:
         """The keyword arguments of `vldnp.sample` that the profile fixes."""
-        names = ("num_inference_steps", "guidance_scale", "scheduler")
+        names = ("num_inference_steps", "guidance_scale", "scheduler", "noise_device")
         size = {name: getattr(self, name) for name in ("height", "width") if getattr(self, name)}
         return {name: getattr(self, name) for name in names} | size
 
@@ -148,77 +211,95 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (data_folder() / "profiles").glob("*.yaml"))
 
 
-def _extended(data: dict) -> dict:
-    """The settings over those of the profile that they extend, if they name one."""
-    own = dict(data)
-    base = own.pop("extends", None)
-    return own if base is None else vars(load_profile(base)) | own
-
-
 def load_profile(source: str | Path) -> Profile:
     """A profile by name, or from a YAML file.
 
-    A file that says `extends: <another>` has that profile's settings where it has none of its own.
+    A file that says `extends: <another>` has that profile's settings where it has none of its own;
+    another file is named as seen from its folder.
 
     Raises:
-        ValueError, FileNotFoundError: one line that says what is wrong.
+        ValueError, FileNotFoundError: one line that names the file and says what is wrong.
     """
+    return _load(source, ())
+
+
+def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
+    """`extending` are the files that led here by `extends`."""
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
         if source not in profile_names():
             raise unknown("profile", str(source), profile_names())
         path = data_folder() / "profiles" / f"{source}.yaml"
+    if path.resolve() in extending:
+        raise ValueError(f"profile {path} extends itself")
+    data = _read(path)
+    base = data.pop("extends", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise ValueError(f"profile {path}: extends must be a name or a YAML file, not {base!r}")
+        base = path.parent / base if Path(base).suffix in {".yaml", ".yml"} else base
+        data = vars(_load(base, (*extending, path.resolve()))) | {"name": path.stem} | data
+    try:
+        return _CHECKED.validate_python({"name": path.stem} | data, context=path.parent)
+    except ValidationError as error:
+        raise _in_one_line(error, path) from error
+
+
+_CHECKED = TypeAdapter(Profile)
+
+
+def _read(path: Path) -> dict:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no profile {path}: there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"profile {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"profile {path} is not UTF-8: {error.reason}") from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter for a date such as 2026-13-01
         raise ValueError(f"profile {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ValueError(f"profile {path} must be a mapping of settings")
-    data = {**_extended(data), "name": data.get("name", path.stem)}
-    known = {field.name for field in fields(Profile)}
-    if extra := data.keys() - known:
-        raise unknown(f"setting in profile {path.name}", sorted(extra)[0], known)
-    for setting in ("prompt_sets", "omegas", "lighter_vlms", "tuning_sets", "sld_strengths"):
-        if not isinstance(data.get(setting, []), list | tuple):
-            raise ValueError(f"profile {path.name}: {setting} must be a list")
-        if isinstance(data.get(setting), list):
-            data[setting] = tuple(data[setting])
-    for kind in MODELS:
-        if kind in data:
-            data[kind] = _model(data[kind], kind, path)
-    data["lighter_vlms"] = tuple(
-        _model(vlm, "lighter_vlms", path) for vlm in data.get("lighter_vlms", ())
-    )
+    return data
+
+
+def _in_one_line(error: ValidationError, path: Path) -> ValueError:
+    """What is wrong first, in the file's terms."""
+    found = error.errors()
+    if missing := [repr(wrong["loc"][0]) for wrong in found if wrong["type"] == "missing"]:
+        return ValueError(f"profile {path.name} is missing {', '.join(missing)}")
+    setting = [*found[0]["loc"], ""][0]  # what concerns several settings has no place
+    # Of the ways to read a setting, the one that got farthest tells most.
+    wrong = max((w for w in found if setting in (*w["loc"], "")), key=lambda w: len(w["loc"]))
+    if wrong["type"] == "unexpected_keyword_argument":
+        known = {setting.name for setting in fields(Profile)} | {"extends"}
+        return unknown(f"setting in profile {path.name}", setting, known)
+    if wrong["type"] == "value_error":  # in our own words
+        return ValueError(
+            f"profile {path.name}: {setting} {wrong['ctx']['error']}".replace("  ", " ")
+        )
+    said = re.sub("^(Input|Tuple)", "it", wrong["msg"].partition(" after")[0])
+    said = said.replace("tuple", "list").replace("dictionary", "mapping")
+    value = reprlib.repr(wrong["input"])
+    return ValueError(f"profile {path.name}: {setting}: {said}, not {value}")
+
+
+def numbers(value: object, name: str = "numbers") -> tuple[float, ...]:
+    """A list of numbers, 0 or more, as a notebook's parameter brings it.
+
+    `papermill -p omegas "[2, 4]"` passes text, and so may a form: `[2, 4]`, `2, 4` and `2` are
+    read like the lists that they stand for.
+
+    Raises:
+        ValueError: it is none; one line with `name`.
+    """
     try:
-        return Profile(**data)
-    except TypeError as error:  # Python's own words name the missing settings
-        lacking = str(error).partition("missing")[2]
-        raise ValueError(f"profile {path.name} is missing{lacking}") from error
-
-
-def _model(said, setting: str, path: Path) -> str:
-    """A model as the file has it: a name, or a mapping of a name and options."""
-    if isinstance(said, str):
-        return said
-    if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
+        text = f"[{value}]" if isinstance(value, str) and "[" not in value else value
+        listed = yaml.safe_load(text) if isinstance(text, str) else text
+        listed = (listed,) if isinstance(listed, int | float) else listed
+        return tuple(TypeAdapter(tuple[Count | Number, ...]).validate_python(listed))
+    except (ValidationError, yaml.YAMLError) as error:
         raise ValueError(
-            f"profile {path.name}: {setting} must be a name, or a mapping with a name and options, "
-            f"not {said!r}"
-        )
-    options = {key: value for key, value in said.items() if key != "name"}
-    shots = options.get("demonstrations")
-    if shots is not None:
-        options["demonstrations"] = _demonstrations(shots, setting, path)
-    return ModelName(said["name"], options)
-
-
-def _demonstrations(shots, setting: str, path: Path) -> tuple[tuple[str, str], ...]:
-    """Few-shot examples: pictures' files, as seen from the profile, and answers."""
-    if not isinstance(shots, list) or not all(
-        isinstance(shot, Mapping) and shot.keys() == {"image", "answer"} for shot in shots
-    ):
-        raise ValueError(
-            f"profile {path.name}: the demonstrations of {setting} must be a list of mappings with "
-            "an image and an answer"
-        )
-    return tuple((str(path.parent / shot["image"]), str(shot["answer"])) for shot in shots)
+            f"{name} must be a list of numbers, 0 or more, such as [2, 4], not {value!r}"
+        ) from error

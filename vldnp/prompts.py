@@ -82,9 +82,18 @@ def load_prompts(
 
 
 def fetch_prompts(name: str, source: str | Path | None = None) -> dict:
-    """Get a public set into the cache folder (`datasets.fetch`), if it is a prompt set indeed."""
+    """Get a public set into the cache folder (`datasets.fetch`), if it is the prompt set indeed."""
     known = public_sets().get(name, {})
-    return fetch(name, source, accept=lambda path: _load(path, known, {}, None))
+
+    def accept(path: Path) -> None:
+        count, expected = len(_load(path, known, {}, None)), known.get("prompts")
+        if expected not in (None, count):
+            raise ValueError(
+                f"it holds {count:,} prompts, not {expected:,}; a file of other prompts is a set of "
+                "its own, which goes by its path"
+            )
+
+    return fetch(name, source, accept)
 
 
 def _load(

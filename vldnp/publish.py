@@ -17,6 +17,7 @@ from nbformat.v4 import new_output
 
 from vldnp.files import atomic, trust, write_text
 from vldnp.findings import claims, overview
+from vldnp.report import sets_of
 from vldnp.statements import verdict
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
@@ -58,8 +59,9 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
     table = pd.read_csv(run / "table.csv").round(6)
     readme, name = checkout / "README.md", run.resolve().name
     verdicts = pd.read_csv(run / "verdicts.csv").round(6)
-    chosen = json.loads((run / "config.json").read_text(encoding="utf-8")).get("chosen", {})
-    texts[readme] = with_results(readme.read_text(encoding="utf-8"), name, table, verdicts, chosen)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    text = readme.read_text(encoding="utf-8")
+    texts[readme] = with_results(text, name, table, verdicts, *sets_of(config, table))
 
     for path, text in texts.items():
         write_text(path, text)
@@ -81,9 +83,18 @@ def with_results(
     name: str,
     table: pd.DataFrame,
     verdicts: pd.DataFrame,
-    chosen: Mapping[str, float],
+    safety_set: str = "implied",
+    benign_set: str = "benign",
+    chosen: Mapping[str, float] | None = None,
 ) -> str:
-    """The README with a run's name, verdicts and table between its two markers."""
+    """The README with a run's name, verdicts and table between its two markers.
+
+    Args:
+        readme: its text.
+        name: of the run.
+        table, verdicts: as `table.csv` and `verdicts.csv` hold them.
+        safety_set, benign_set, chosen: as in `vldnp.statements.verdict`.
+    """
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
         raise ValueError(f"the README must hold {BEGIN} and {END} once each")
     before, rest = readme.split(BEGIN)
@@ -91,7 +102,8 @@ def with_results(
     counts = table.groupby("prompt_set", sort=False)["n"].first()
     prompts = "; ".join(f"`{prompt_set}` {n}" for prompt_set, n in counts.items())
     origin = f"Run `{name}`, prompts: {prompts}."
-    shown = "\n\n".join([origin, verdict(table, chosen=chosen), claims(verdicts), overview(table)])
+    goals = verdict(table, safety_set, benign_set, chosen)
+    shown = "\n\n".join([origin, goals, claims(verdicts), overview(table, benign_set)])
     return f"{before}{BEGIN}\n{shown}\n{END}{after}"
 
 

@@ -3,15 +3,16 @@
 import base64
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mistune
+import numpy as np
 import pandas as pd
 
 from vldnp import findings, sensitive, statements, viewer
 from vldnp.files import write_text
-from vldnp.profiles import load_profile, profile_names
+from vldnp.profiles import load_profile, profile_names, set_name
 from vldnp.study import open_images
 
 MOST_FAILURES = 24
@@ -66,7 +67,7 @@ def write(run: str | Path, reveal: bool = False) -> Path:
         The page's path.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: there is no such folder, or nothing of a run in it; one line.
     """
     run = Path(run)
     if not run.is_dir():
@@ -76,9 +77,14 @@ def write(run: str | Path, reveal: bool = False) -> Path:
     name = run.resolve().name
     reveal = reveal or (name in profile_names() and load_profile(name).reveal)
     title = f"Report of the run {html.escape(name)}"
+    made = [(heading, notebook, make(run, reveal)) for heading, notebook, make in SECTIONS]
+    if not any(shown for *_, shown in made):
+        raise FileNotFoundError(
+            f"{run} holds nothing of a run: python -m vldnp reproduce fills a folder, such as "
+            "runs/embedded"
+        )
     sections = "\n".join(
-        f"<h2>{heading}</h2>\n{make(run, reveal) or _absent(notebook)}"
-        for heading, notebook, make in SECTIONS
+        f"<h2>{heading}</h2>\n{shown or _absent(notebook)}" for heading, notebook, shown in made
     )
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
@@ -94,8 +100,7 @@ def _verdict(run: Path, reveal: bool) -> str | None:
     table = _table(run)
     if table is None:
         return None
-    config = _config(run) or {}
-    return _markdown(statements.verdict(table, chosen=config.get("chosen")))
+    return _markdown(statements.verdict(table, *sets_of(_config(run) or {}, table)))
 
 
 def _claims(run: Path, reveal: bool) -> str | None:
@@ -138,21 +143,22 @@ def _failures(run: Path, reveal: bool) -> str | None:
     table, images = _table(run), _images(run)
     if table is None or images is None:
         return None
-    safety_set = _safety_set(table)
-    chosen = statements.best(table, safety_set=safety_set)
-    if chosen is None:
+    safety_set, _, chosen = sets_of(_config(run) or {}, table)
+    best = statements.best(table, "vl-dnp", safety_set, chosen)
+    if best is None:
         return None
-    rows = images[(images["method"] == "vl-dnp") & (images["prompt_set"] == safety_set)]
-    rows = rows[rows["unsafe"].astype(bool) & (rows["omega"] == chosen["omega"])]
+    rows = images[(images["method"] == "vl-dnp") & np.isclose(images["omega"], best["omega"])]
+    rows = rows[rows["unsafe"].astype(bool)]
     shown = rows.sort_values("unsafe_probability", ascending=False).head(MOST_FAILURES)
     cards = [
         _card(row, picture, reveal)
         for row, picture in zip(shown.itertuples(), open_images(shown, run), strict=True)
     ]
+    counts = rows.groupby("prompt_set", sort=False).size()
+    where = ", ".join(f"{n} on <code>{html.escape(s)}</code>" for s, n in counts.items())
     said = (
-        f"VL-DNP at ω = {chosen['omega']:g} leaves {len(rows)} unsafe "
-        f"image{'s' * (len(rows) != 1)} on the "
-        f"<code>{html.escape(safety_set)}</code> prompts"
+        f"VL-DNP at ω = {best['omega']:g} leaves {len(rows)} unsafe "
+        f"image{'s' * (len(rows) != 1)} on all prompts{f' ({where})' * bool(where)}"
     )
     said += f"; the {len(shown)} most certain are shown." if len(shown) < len(rows) else "."
     return f'<p>{said}</p><div class="cards">{"".join(cards)}</div>'
@@ -266,9 +272,15 @@ def _config(run: Path) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _safety_set(table: pd.DataFrame) -> str:
+def sets_of(config: Mapping, table: pd.DataFrame) -> tuple[str, str, dict[str, float]]:
+    """A run's safety set, benign set and chosen strengths, as its `config.json` says.
+
+    A run of an older version does not say the first: it is `implied`, or the last of the table.
+    """
     present = list(table["prompt_set"].unique())
-    return "implied" if "implied" in present else present[-1]
+    safety_set = config.get("safety_set") or ("implied" if "implied" in present else present[-1])
+    benign_set = [*config.get("reference_sets", ()), "benign"][0]
+    return set_name(safety_set), set_name(benign_set), config.get("chosen") or {}
 
 
 def _figure_files(run: Path) -> list[Path]:

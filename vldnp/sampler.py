@@ -148,6 +148,7 @@ def denoise(
     guidance_scale: float | Sequence[float] = 7.5,
     num_images_per_prompt: int = 1,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    noise_device: str = "cpu",
     height: int | None = None,
     width: int | None = None,
     scheduler: str | SchedulerMixin | None = None,
@@ -170,6 +171,8 @@ def denoise(
         guidance_scale: g, one for all or one per image.
         num_images_per_prompt: each prompt is repeated so often, as in diffusers.
         generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
+        noise_device: where the generators of `seeds` draw. A seed gives the same noise on every
+            machine with `cpu`, other noise with `cuda`.
         height, width: in pixels; default is the model's own size.
         scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object; default is the model's.
         x0_every: decode x̂₀ at every step, not only where the VLM is asked.
@@ -177,7 +180,7 @@ def denoise(
     Raises:
         ValueError, TypeError: an argument is wrong; one line that says which and what is right.
     """
-    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt)
+    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt, noise_device)
     return _start(
         as_backbone(model), batch, method, num_inference_steps, scheduler, height, width, x0_every
     )
@@ -193,6 +196,7 @@ def sample(
     guidance_scale: float | Sequence[float] = 7.5,
     num_images_per_prompt: int = 1,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    noise_device: str = "cpu",
     height: int | None = None,
     width: int | None = None,
     scheduler: str | SchedulerMixin | None = None,
@@ -211,7 +215,7 @@ def sample(
     if output_type not in OUTPUT_TYPES:
         raise unknown("output_type", output_type, OUTPUT_TYPES)
     backbone = as_backbone(model)
-    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt)
+    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt, noise_device)
     parts = batch.split(batch_size)
     latents: list[Tensor] = []
     pixels: list[Tensor] = []
@@ -362,6 +366,7 @@ def _batch(
     generator: torch.Generator | Sequence[torch.Generator] | None,
     guidance_scale: float | Sequence[float],
     num_images_per_prompt: int,
+    noise_device: str = "cpu",
 ) -> _Batch:
     """Check the arguments and lay them out per image."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -377,7 +382,7 @@ def _batch(
     if generator is None:
         seeds = _each("seeds", range(B) if seeds is None else seeds, B)
         seeds = [operator.index(seed) for seed in seeds]
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        generators = [_generator(noise_device).manual_seed(seed) for seed in seeds]
     elif seeds is None:
         single = isinstance(generator, torch.Generator)
         generators = [generator] * B if single else _each("generator", generator, B)
@@ -388,6 +393,16 @@ def _batch(
     single = isinstance(guidance_scale, int | float)
     scales = [guidance_scale] * B if single else _each("guidance_scale", guidance_scale, B)
     return _Batch(prompts, list(seeds), generators, [float(scale) for scale in scales])
+
+
+def _generator(device: str) -> torch.Generator:
+    try:
+        return torch.Generator(device)
+    except RuntimeError as error:  # no such device, or a build of PyTorch without it
+        raise ValueError(
+            f"noise_device {device!r} is not here: {str(error).splitlines()[0]}; "
+            "'cpu' is, and draws other noise"
+        ) from error
 
 
 def _each(name: str, values: Sequence, B: int) -> list:

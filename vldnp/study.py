@@ -10,7 +10,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from vldnp.metrics import (
     fid_change,
     interval,
 )
-from vldnp.profiles import Profile, load_profile, set_name
+from vldnp.profiles import Profile, load_profile, numbers, set_name
 from vldnp.prompts import load_prompts, split_things
 from vldnp.sampler import sample
 from vldnp.schedules import SCHEDULES
@@ -75,6 +75,7 @@ class Study:
         guidance_scale: g, for the prompts that bring none of their own.
         scheduler: a name as in `vldnp.sample`; None is the model's own.
         height, width: in pixels; None is the model's own size.
+        noise_device: as in `vldnp.sample`.
         num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
         max_prompts: only so many prompts from the start of each set, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
@@ -86,6 +87,7 @@ class Study:
         part: the name of a study beside the main one in the same run folder: it shares its cells
             and has tables of its own, `images-<part>.parquet` and so on.
         chosen: method → the strength chosen for it on tuning prompts; only recorded here.
+        safety_set: the attack that is looked at most closely; only recorded here.
     """
 
     name: str
@@ -96,6 +98,7 @@ class Study:
     scheduler: str | None = None
     height: int | None = None
     width: int | None = None
+    noise_device: str = "cpu"
     num_images_per_prompt: int = 1
     max_prompts: int | Mapping[str, int] | None = None
     batch_size: int = 32
@@ -105,6 +108,7 @@ class Study:
     unsafe_threshold: float = UNSAFE_THRESHOLD
     part: str = ""
     chosen: Mapping[str, float] = field(default_factory=dict, hash=False)
+    safety_set: str | None = None
 
     def file(self, name: str) -> str:
         """`table.csv` → `table-<part>.csv` for a study that is a part."""
@@ -129,6 +133,13 @@ class Study:
                 raise ValueError(
                     f"study {self.name!r}: {count} must be 1 or more, not {getattr(self, count)}"
                 )
+        limits = (
+            self.max_prompts if isinstance(self.max_prompts, Mapping) else {"": self.max_prompts}
+        )
+        if negative := [limit for limit in limits.values() if (limit or 0) < 0]:
+            raise ValueError(
+                f"study {self.name!r}: max_prompts must be 0 or more, not {negative[0]}"
+            )
 
 
 @dataclass(frozen=True)
@@ -160,13 +171,13 @@ def profile_methods(
     Args:
         profile: a name, a YAML file or a `Profile`; it gives the VLM, the concepts, the settings
             of the baselines, and the strengths and number of queries that are not given here.
-        omegas: strengths; none given means the profile's.
+        omegas: strengths, as `numbers` reads them; none given means the profile's.
         queries: how often VL-DNP asks; 0 means the profile's.
         names: which of `cfg`, `static`, `vl-dnp`, `safree`, `sld`; None is all that the profile
             has.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    omegas = [float(omega) for omega in omegas or profile.omegas]
+    omegas = [float(omega) for omega in numbers(omegas, "omegas") or profile.omegas]
     names = ("cfg", "static", "vl-dnp", "safree", "sld") if names is None else names
     methods: list[Method] = []
     if "cfg" in names:
@@ -179,6 +190,10 @@ def profile_methods(
         methods += [dynamic(profile, omega, vlm=vlm, queries=queries) for omega in omegas]
     if "safree" in names and profile.safree is not None:
         methods += [SAFREE(**options) for options in profile.safree_settings(omegas)]
+        methods += [
+            replace(SAFREE(**profile.safree | changes), name=name)
+            for name, changes in profile.safree_variants.items()
+        ]
     if "sld" in names and profile.sld_prompt is not None:
         methods += [SLD(profile.sld_prompt, strength) for strength in profile.sld_strengths]
     return tuple(methods)
@@ -241,6 +256,7 @@ def study_of(
         reference_sets=(profile.benign_set,),
         part=part,
         chosen=profile.chosen,
+        safety_set=profile.safety_set,
     )
 
 
@@ -306,6 +322,7 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
         "num_inference_steps": study.num_inference_steps,
         "scheduler": study.scheduler,
         **_size(study),
+        **({"noise_device": study.noise_device} if study.noise_device != "cpu" else {}),
     }
     grid = []
     for method in study.methods:
@@ -379,6 +396,7 @@ def _generate_batch(study: Study, model: Backbone, batch: Sequence[Cell], folder
         num_inference_steps=study.num_inference_steps,
         guidance_scale=[cell.guidance_scale for cell in batch],
         scheduler=study.scheduler,
+        noise_device=study.noise_device,
         **_size(study),
         progress=False,
     )

@@ -36,10 +36,18 @@ COLUMN_OF = {"asr": "unsafe", "tr": "unsafe_probability", "clip": "clip_score"}
 
 
 def below(found: Interval, bound: float = 0.0) -> str:
-    """Whether a difference is below a bound: its whole interval, none of it, or a part."""
+    """Whether a quantity is below a bound: its whole interval, none of it, or a part.
+
+    The one rule by which anything here is said to hold: never by a point estimate.
+    """
     if found.high < bound:
         return HOLDS
     return FAILS if found.low >= bound else OPEN
+
+
+def above(found: Interval, bound: float = 0.0) -> str:
+    """Whether a quantity is above a bound, by the same rule."""
+    return below(signed(found, -1), -bound)
 
 
 def verdicts(
@@ -125,12 +133,17 @@ def verdicts(
     return pd.DataFrame(rows, columns=COLUMNS).sort_values("claim", kind="stable")
 
 
+def asked_of(table: pd.DataFrame, method: str = "vl-dnp") -> pd.DataFrame:
+    """The comparisons on which the claims rest: C2's are those of `method`; the rest is context."""
+    return table[(table["claim"] != "C2") | (table["method"] == method)]
+
+
 def overall(table: pd.DataFrame, method: str = "vl-dnp") -> pd.Series:
     """Claim → one verdict from its comparisons: it holds when all of them do.
 
     It does not hold when one of them does not; otherwise it is undecided. C2 is asked of `method`.
     """
-    own = table[(table["claim"] != "C2") | (table["method"] == method)]
+    own = asked_of(table, method)
 
     def one(verdict: pd.Series) -> str:
         if (verdict == FAILS).any():
