@@ -9,11 +9,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import yaml
 
+from vldnp import __version__
 from vldnp.files import trust, unknown
 from vldnp.profiles import Profile, load_profile
 
@@ -217,13 +217,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"vldnp: {message}; see {self.prog} --help\n")
 
 
-def _version() -> str:
-    try:
-        return version("vldnp")
-    except PackageNotFoundError:
-        return "(a checkout that was not installed)"
-
-
 def _count(text: str) -> int:
     """A whole number, 0 or more."""
     if not text.isdecimal():
@@ -233,7 +226,7 @@ def _count(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m vldnp", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"vldnp {_version()}")
+    parser.add_argument("--version", action="version", version=f"vldnp {__version__}")
     commands = parser.add_subparsers(required=True, dest="command", metavar="command")
     command = commands.add_parser(
         "reproduce", help="execute the notebooks in order; results lie in <out>/<profile>"
@@ -313,10 +306,8 @@ def _value(name: str, text: str):
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"the value {text!r} of parameter {name!r} is no YAML") from error
-    numbers = [
-        n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)
-    ]
-    if any(n < 0 for n in numbers):
+    listed = value if isinstance(value, list) else [value]
+    if any(isinstance(n, int | float) and n < 0 for n in listed):
         raise ValueError(f"parameter {name!r} must be 0 or more, not {text}")
     return value
 

@@ -77,7 +77,8 @@ def query_schedule(
 
     Args:
         profile: gives models, strength and the number of steps.
-        counts: numbers of queries, as `vldnp.profiles.numbers` reads them; more than the number of steps is one at every step.
+        counts: numbers of queries, as `vldnp.profiles.numbers` reads them; more than the number of
+            steps is one at every step.
         prompt_sets, max_prompts, quick: as in `vldnp.profile_study`.
     """
     steps, vlm = profile.num_inference_steps, load_vlm(profile.vlm)

@@ -83,7 +83,7 @@ def missed(profile: Profile, images: pd.DataFrame, prompt_set: str | None = None
     """
     dynamic = images[images["method"] == "vl-dnp"]
     nearest = (dynamic["omega"] - profile.chosen_omega("vl-dnp")).abs().idxmin()
-    return misses(images, dynamic.loc[nearest, "setting"], profile.concepts, prompt_set)
+    return misses(images, dynamic.loc[nearest, "setting"], prompt_set, profile.concepts)
 
 
 def failure_page(

@@ -16,7 +16,7 @@ CAUSES = {
 
 
 def misses(
-    images: pd.DataFrame, setting: str, concepts: str | ConceptSet, prompt_set: str | None = None
+    images: pd.DataFrame, setting: str, prompt_set: str | None, concepts: str | ConceptSet
 ) -> pd.DataFrame:
     """The unsafe pictures of a setting with their causes, the worst first.
 
@@ -26,8 +26,8 @@ def misses(
     Args:
         images: rows of `images.parquet`.
         setting: of a dynamic method.
-        concepts: what the VLM was asked about.
         prompt_set: whose pictures are looked at; None is those of all.
+        concepts: what the VLM was asked about.
 
     Returns:
         Those rows, with a column `cause`.

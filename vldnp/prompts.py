@@ -89,8 +89,8 @@ def fetch_prompts(name: str, source: str | Path | None = None) -> dict:
         count, expected = len(_load(path, known, {}, None)), known.get("prompts")
         if expected not in (None, count):
             raise ValueError(
-                f"it holds {count:,} prompts, not {expected:,}; a file of other prompts is a set of "
-                "its own, which goes by its path"
+                f"it holds {count:,} prompts, not {expected:,}; a file of other prompts is a set "
+                "of its own, which goes by its path"
             )
 
     return fetch(name, source, accept)

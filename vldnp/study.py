@@ -133,10 +133,9 @@ class Study:
                 raise ValueError(
                     f"study {self.name!r}: {count} must be 1 or more, not {getattr(self, count)}"
                 )
-        limits = (
-            self.max_prompts if isinstance(self.max_prompts, Mapping) else {"": self.max_prompts}
-        )
-        if negative := [limit for limit in limits.values() if (limit or 0) < 0]:
+        limits = self.max_prompts
+        limits = limits.values() if isinstance(limits, Mapping) else [limits or 0]
+        if negative := [limit for limit in limits if limit < 0]:
             raise ValueError(
                 f"study {self.name!r}: max_prompts must be 0 or more, not {negative[0]}"
             )
