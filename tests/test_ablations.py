@@ -165,6 +165,18 @@ def test_causes_of_misses(answers, cause):
     assert "(100%)" in findings.causes(found)
 
 
+def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
+    row = {"setting": "x", "unsafe": True, "unsafe_probability": 0.9, "found": ["dagger"]}
+    row |= {"vlm_answers": ["none"], "query_steps": [1], "negative_prompts": [None] * 2}
+    safe = row | {"prompt_set": "implied", "unsafe": False}
+    rows = pd.DataFrame([safe, row | {"prompt_set": "adversarial"}])
+    rows["method"], rows["omega"] = "vl-dnp", 15.0
+    found = comparison.missed(load_profile("embedded"), rows)
+    assert list(found["prompt_set"]) == ["adversarial"]
+    assert "1 picture stayed unsafe (1 on `adversarial`)." in findings.causes(found)
+    assert findings.causes(misses(rows, "x", "implied", "moji")) == "No picture stayed unsafe."
+
+
 def test_every_method_has_the_same_number_of_tries(world):
     tried = tuning.candidates(world)
     counts = pd.Series([candidate.name for candidate in tried]).value_counts()

@@ -40,6 +40,7 @@ def project(tmp_path, monkeypatch):
     folder.mkdir()
     notebook(folder / "00_first.ipynb", "profile = 'x'", "print(profile)")
     parameters = "profile = 'x'\nout = 'runs'\nquick = False\nprompt = 'a dog'"
+    parameters += "\ncount = 0\nsafety_set = 'implied'\ncost_prompts = 'implied'"
     notebook(folder / "01_second.ipynb", parameters, WRITES_RESULTS)
     notebook(folder / "extra.ipynb", "", "raise SystemError")
     monkeypatch.setattr(cli, "NOTEBOOKS", folder)
@@ -83,6 +84,13 @@ def test_what_cannot_be_trusted_is_left_so(project, monkeypatch):
         (["--profile", "embeded"], "unknown profile 'embeded': did you mean 'embedded'?"),
         (["-p", "promt", "x"], "unknown notebook parameter 'promt': did you mean 'prompt'?"),
         (["-p", "quick", "true"], "give 'quick' as --quick, not with -p"),
+        (["--profile", "nosuch.yaml"], "no profile nosuch.yaml: there is no such file"),
+        (["-p", "count", "-3"], "parameter 'count' must be 0 or more, not -3"),
+        (["-p", "safety_set", "implid"], "unknown prompt set of profile 'embedded' 'implid': did"),
+        (
+            ["-p", "cost_prompts", "bening"],
+            "unknown prompt set of profile 'embedded' 'bening': did",
+        ),
         (["-p", "prompt", "[1"], "the value '[1' of parameter 'prompt' is no YAML"),
     ],
 )
@@ -91,6 +99,31 @@ def test_bad_arguments_give_one_line(project, capsys, arguments, message):
     printed = capsys.readouterr().err
     assert printed.startswith(f"vldnp: {message}") and printed.count("\n") == 1
     assert not (project / "runs").exists()
+
+
+def test_a_prompt_set_that_is_not_there_fails_before_anything_runs(project, capsys):
+    (project / "mine.yaml").write_text("extends: embedded\nprompt_sets: [benign, implied, other]\n")
+    for command in ["reproduce"], ["tune", "--max-prompts", "1"]:
+        assert cli.main([*command, "--profile", "mine.yaml"]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("vldnp: unknown prompt set 'other'") and told.count("\n") == 1
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("count", ["-3", "many", "1.5"])
+def test_a_count_is_a_whole_number(count, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["tune", "--max-prompts", count])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and told.count("\n") == 1
+    assert f"--max-prompts: must be a whole number, 0 or more, not '{count}'" in told
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"vldnp {vldnp.__version__}\n"
 
 
 def test_a_failing_notebook_gives_one_line(project, capfd):

@@ -27,7 +27,18 @@ def test_the_embedded_vocabulary_is_the_renderers():
 
 def test_the_nine_parts_of_the_paper():
     assert len(NUDITY.vocabulary) == 9
-    assert NUDITY.negative_prompt(["belly", "feet"]) == "Nudity, Sexual, feet, belly"
+    assert NUDITY.negative_prompt(["belly", "feet"]) == "Nudity, Sexual, feet, belly."
+    assert NUDITY.negative_prompt([]) is None
+    # The authors' own examples of answers, in their spelling.
+    assert NUDITY.parse("I cannot spot any human body parts in this image.") == ()
+    assert "female breast" in NUDITY.parse("female breast, butoocks, belly, feet.")
+
+
+def test_an_end_mark_is_a_part_of_what_decides_the_images(tmp_path):
+    (tmp_path / "mine.yaml").write_text('question: "Knife?"\nvocabulary: {knife: []}\nend: "!"\n')
+    marked = load_concepts(tmp_path / "mine.yaml")
+    assert marked.negative_prompt(["knife"]) == "knife!" and marked.describe()["end"] == "!"
+    assert "end" not in MOJI.describe(), "older records stay those of the same set"
 
 
 def table_of_answers():
@@ -51,7 +62,9 @@ def test_answers_as_vlms_phrase_them():
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_sets(name):
     concepts = load_concepts(name)
-    assert concepts.name == name and "none" in concepts.question or name == "moji"
+    assert concepts.name == name and ("none" in concepts.question) == (
+        name not in {"moji", "nudity"}
+    )
     assert concepts.parse(concepts.lead) == ()
     for term in concepts.vocabulary:
         assert name == "moji" or term in concepts.question

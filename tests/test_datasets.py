@@ -17,6 +17,7 @@ from vldnp.prompts import REQUIRED, fetch_prompts, load_prompts
 
 SAMPLES = {  # header and a row of each published format
     "coco": "case_number,source,prompt,evaluation_seed,coco_id\n5,coco-30k,a bicycle,4133,203\n",
+    "coco-100": "case_number,source,prompt,evaluation_seed,coco_id\n5,coco,a bicycle,4133,203\n",
     "ring-a-bell-16": "prompt,case_number,evaluation_seed\nfoo bar,0,7\n",
     "ring-a-bell-38": ",prompt\n0,foo bar\n",
     "ring-a-bell-77": "prompt\nfoo bar\n",
@@ -33,6 +34,14 @@ SAMPLES = {  # header and a row of each published format
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VLDNP_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "prompts"
+
+
+@pytest.fixture
+def any_number(monkeypatch):
+    """Files of any number of prompts are taken for the published ones."""
+    counted = datasets.public_sets()
+    free = {name: {**known, "prompts": None} for name, known in counted.items()}
+    monkeypatch.setattr("vldnp.prompts.public_sets", lambda: free)
 
 
 @pytest.fixture
@@ -77,7 +86,7 @@ def test_every_public_set_is_described_and_pinned():
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_published_format_is_read(name, cache, tmp_path):
+def test_every_published_format_is_read(name, cache, tmp_path, any_number):
     (tmp_path / "given.csv").write_text(SAMPLES[name])
     fetch_prompts(name, tmp_path / "given.csv")
     table = load_prompts(name)
@@ -86,6 +95,8 @@ def test_every_published_format_is_read(name, cache, tmp_path):
     if name == "i2p":
         assert load_prompts("i2p:violence")["prompt"].tolist() == ["y"]
         assert load_prompts("i2p", category="hate")["guidance_scale"].tolist() == [7]
+    if "seed" not in SAMPLES[name]:
+        assert table["seed"].tolist() == [1], "as in the scripts of arXiv 2510.26052"
     if name == "p4d":
         assert table.loc[0, ["seed", "guidance_scale"]].tolist() == [7, 7.5]
     assert not list((data_folder() / "prompts").glob(f"{name}.csv"))
@@ -152,6 +163,19 @@ def test_what_is_no_prompt_set_is_not_kept(cache, public, tmp_path, name, text, 
     assert "\n" not in str(error.value) and not list(cache.iterdir())
 
 
+def test_a_given_file_with_another_number_of_prompts_is_refused(cache, public, tmp_path, capsys):
+    public(cats={"prompts": 2})
+    file = tmp_path / "given.csv"
+    for rows, status in (1, 2), (3, 2), (2, 0):
+        file.write_text("prompt,seed\n" + "a cat,1\n" * rows)
+        assert main(["data", "fetch", "cats", "--from", str(file)]) == status
+        told = capsys.readouterr().err
+        if status:
+            assert f"it holds {rows} prompts, not 2;" in told and told.count("\n") == 1
+            assert not list(cache.iterdir())
+    assert len(load_prompts("cats")) == 2
+
+
 def test_failures_are_one_line(cache, public, server, capsys):
     public(gone={"url": f"{server.address}/gone.csv"}, asked={"columns": {"prompt": ["x"]}})
     for arguments, message in (
@@ -207,7 +231,7 @@ def test_a_gated_or_changed_hub_set_is_one_line(cache, monkeypatch, tmp_path):
         fetch_prompts("mma")
 
 
-def test_the_list_says_what_there_is(cache, tmp_path, capsys):
+def test_the_list_says_what_there_is(cache, tmp_path, capsys, any_number):
     (tmp_path / "given.csv").write_text(SAMPLES["mma"])
     fetch_prompts("mma", tmp_path / "given.csv")
     assert main(["data", "list"]) == 0

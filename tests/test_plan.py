@@ -84,12 +84,12 @@ def test_nothing_is_fetched_for_the_papers_plan(empty_cache, capsys, monkeypatch
     assert main(["plan", "--profile", "paper"]) == 0
     told = capsys.readouterr().out
     assert "1.07 G parameters" in told and "8.29 G parameters" in told
-    assert "1,000 of 30,000" in told and "python -m vldnp data fetch mma" in told
+    assert "100 of 100" in told and "python -m vldnp data fetch mma" in told
     assert "an estimate, not timed" in told and "40 TFLOP/s" in told
     assert not (empty_cache / "cache").exists()
     counted = plan.grid(load_profile("paper"))
     cfg = counted[(counted["method"] == "cfg") & (counted["study"] == "main grid")]
-    assert cfg["images"].sum() == 1000 + 3 * 95 + 151 + 142 + 1000
+    assert cfg["images"].sum() == 100 + 3 * 95 + 151 + 142 + 1000
     assert (cfg["evaluations"] == 100 * cfg["images"]).all()
     asked = counted[(counted["method"] == "vl-dnp") & (counted["study"] == "main grid")]
     assert (asked["evaluations"] == 145 * asked["images"]).all()  # a third one from step 5 on

@@ -4,14 +4,17 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from papermill import inspect_notebook
 
-from vldnp import study, tuning, zoo
+from vldnp import ablations, study, tuning, zoo
 from vldnp.__main__ import NOTEBOOKS
 from vldnp.concepts import load_concepts
+from vldnp.controls import AnswersNone
 from vldnp.datasets import public_sets
 from vldnp.files import data_folder
-from vldnp.profiles import load_profile, profile_names
+from vldnp.profiles import load_profile, numbers, profile_names
 from vldnp.prompts import load_prompts
 
 
@@ -37,9 +40,43 @@ def test_the_papers_protocol():
     steps = study.dynamic(replace(paper, vlm=len)).negatives.query_steps_of(50)
     assert list(steps) == [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]
     assert len(paper.static_prompt.split(", ")) == len(paper.safree["phrases"].split(", ")) == 17
+    assert paper.chosen_omega("vl-dnp") == paper.chosen_omega("static") == 15
+    assert paper.noise_device == "cuda" and paper.sampling["noise_device"] == "cuda"
+    assert (paper.model.options["dtype"], paper.vlm.options["dtype"]) == ("float32", "float16")
+    assert paper.benign_set == "coco-100" and public_sets()["coco-100"]["prompts"] == 100
+    assert {known["seed"] for known in public_sets().values() if "seed" in known} == {1}
     assert paper.vlm.options["max_edge"] == 448 and paper.vlm.options["max_new_tokens"] == 64
     assert not paper.reveal and zoo.HUB["model"][paper.model].repository.startswith("CompVis")
-    assert load_concepts(paper.concepts).lead == "Nudity, Sexual"
+    concepts = load_concepts(paper.concepts)
+    assert concepts.lead == "Nudity, Sexual" and concepts.end == "."
+    question = "Which of the following bare human body parts can you spot in the image?"
+    assert concepts.question.startswith(f'{question} "female genitalia, buttocks, ')
+    assert ", ".join(concepts.vocabulary) in concepts.question
+
+
+def test_the_papers_safree_has_its_phrases_in_place_of_the_empty_prompt():
+    found = study.profile_methods("paper", names=["safree"])
+    plain = {method.name: method for method in found if method.omega is None}
+    assert set(plain) == {"safree", "safree-released"}
+    for method in plain.values():
+        assert method.rule == "replaced" and method.negatives.prompt.startswith("Sexual Acts, ")
+    assert plain["safree"].conditioning.re_attention
+    assert not plain["safree-released"].conditioning.re_attention
+    swept = [method for method in found if method.omega is not None]
+    assert {(m.name, m.rule) for m in swept} == {("safree", "added")} and len(swept) == 3
+
+
+def test_the_papers_demonstrations_are_a_recipe_that_loads(tmp_path):
+    lines = (data_folder() / "profiles" / "paper.yaml").read_text(encoding="utf-8").splitlines()
+    recipe = [line[4:] for line in lines if line.startswith("#   ")]
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(recipe))
+    shots = load_profile(path).vlm.options["demonstrations"]
+    assert len(shots) == 4 and shots[0][0] == str(tmp_path / "bluebird.png")
+    found = [load_concepts("nudity").parse(answer) for _, answer in shots]
+    assert found[0] == found[3] == ()
+    assert {"female breast", "belly", "feet"} <= set(found[1])
+    assert {"male breast", "armpits", "male genitalia", "feet"} <= set(found[2])
 
 
 def test_a_model_may_bring_options(tmp_path):
@@ -57,7 +94,10 @@ def test_a_model_may_bring_options(tmp_path):
     for bad, message in (
         ({"model": 3}, "model must be a name, or a mapping with a name and options, not 3"),
         ({"vlm": {"dtype": "float16"}}, "vlm must be a name, or a mapping with a name"),
-        ({"vlm": {"name": "y", "demonstrations": ["a"]}}, "demonstrations of vlm must be a list"),
+        (
+            {"vlm": {"name": "y", "demonstrations": ["a"]}},
+            "vlm has demonstrations that are no list of map",
+        ),
     ):
         path.write_text(yaml.safe_dump(_plain(settings | bad)))
         with pytest.raises(ValueError, match=message) as error:
@@ -95,8 +135,7 @@ def test_unknown_profile_names_the_closest():
 
 
 def test_bad_profile_files_give_one_line(tmp_path):
-    good = yaml.safe_load(yaml.safe_dump(vars(load_profile("embedded")) | {"prompt_sets": []}))
-    good["omegas"] = [1.0]
+    good = _plain(vars(load_profile("embedded"))) | {"omegas": [1.0]}
     path = tmp_path / "mine.yaml"
 
     path.write_text(yaml.safe_dump(good))
@@ -115,6 +154,87 @@ def test_bad_profile_files_give_one_line(tmp_path):
     with pytest.raises(ValueError, match="is not YAML") as error:
         load_profile(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"extends": "mine.yaml"}, "profile .*mine.yaml extends itself"),
+        ({"extends": "other.yaml"}, "mine.yaml extends itself"),
+        ({"extends": ["embedded"]}, "extends must be a name or a YAML file, not"),
+        ({"extends": "nosuch.yaml"}, "no profile .*nosuch.yaml: there is no such file"),
+        ({"omegas": []}, "omegas: it should have at least 1 item"),
+        ({"omegas": 8}, "omegas: it should be a valid list, not 8"),
+        ({"omegas": ["8"]}, "omegas: it should be a valid number, not '8'"),
+        ({"omegas": [-1]}, "omegas: it should be greater than or equal to 0, not -1"),
+        ({"schedule": "front"}, "schedule: it should be 'front_loaded', 'uniform' or 'late', not"),
+        ({"batch_size": True}, "batch_size: it should be a valid integer, not True"),
+        ({"batch_size": 0}, "batch_size: it should be greater than or equal to 1, not 0"),
+        ({"queries": 2.5}, "queries: it should be a valid integer"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: it should be a finite number"),
+        ({"max_prompts": {"implied": -3}}, "max_prompts: it should be greater than .* not -3"),
+        ({"wordings": ["a"]}, "wordings: it should be a valid mapping"),
+        ({"sld_strengths": ["strongest"]}, "sld_strengths: it should be 'weak', 'medium'"),
+        ({"reveal": "maybe"}, "reveal: it should be a valid boolean"),
+        ({"safety_set": "implid"}, "unknown prompt set of profile 'mine' 'implid': did you mean"),
+        ({"benign_set": "bening"}, "unknown prompt set of profile 'mine' 'bening': did you mean"),
+    ],
+)
+def test_bad_settings_give_one_line_that_names_the_file(tmp_path, said, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"extends": "embedded"} | said))
+    (tmp_path / "other.yaml").write_text("extends: mine.yaml")
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        load_profile(path)
+    assert "\n" not in str(error.value) and ".yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"name: \xff\xfe", b"name: 2026-13-01", b"- a"])
+def test_what_is_no_profile_gives_one_line(tmp_path, content):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="profile .*mine.yaml (is not|must be)") as error:
+        load_profile(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_profile_is_extended_as_seen_from_its_folder(tmp_path):
+    (tmp_path / "base.yaml").write_text("extends: embedded\nname: base\nqueries: 3\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
+    mine = load_profile(tmp_path / "mine.yaml")
+    assert (mine.name, mine.queries) == ("mine", 3)
+
+
+@pytest.mark.parametrize("said", ["[2, 4.5]", "2, 4.5", [2, 4.5], (2, 4.5), " [2,4.5] "])
+def test_numbers_are_read_as_papermill_passes_them(said):
+    assert numbers(said) == (2, 4.5)
+    strengths = study.profile_methods("embedded", said, names=["static"])
+    assert [method.omega for method in strengths] == [2, 4.5]
+
+
+@given(st.lists(st.integers(0, 99) | st.floats(0, 99)))
+def test_lists_of_numbers_survive_being_text(values):
+    assert numbers(str(values)) == numbers(values) == tuple(values)
+
+
+@given(st.text())
+def test_any_text_is_numbers_or_one_line(text):
+    try:
+        assert all(number >= 0 for number in numbers(text, "omegas"))
+    except ValueError as error:
+        assert str(error).startswith("omegas must be a list of numbers") and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("said", [None, [-1], [True], "[a]", "[2", ".nan", [[1]], {1: 2}])
+def test_what_is_no_list_of_numbers_is_said(said):
+    with pytest.raises(ValueError, match="omegas must be a list of numbers, 0 or more, such as"):
+        numbers(said, "omegas")
+
+
+def test_counts_of_queries_may_be_text():
+    settings = replace(load_profile("embedded"), vlm=AnswersNone())
+    found = ablations.query_schedule(settings, "[1, 2]", ["implied"])
+    assert set(found.factors["queries"]) == {1, 2}
 
 
 def test_the_shipped_profile_has_what_tuning_chose():

@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from vldnp import publish as module
+from vldnp.profiles import load_profile
 from vldnp.publish import BEGIN, END, VIEW, WIDGETS, publish
+from vldnp.study import TABLE as TABLE_COLUMNS
 from vldnp.verdicts import COLUMNS as CLAIM_COLUMNS
 
 TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implied"], "n": [3]})
@@ -131,6 +135,35 @@ def test_an_incomplete_run_is_named(project):
         publish(project / "runs" / "embedded", project)
 
 
+def test_the_readme_shows_what_the_published_results_say():
+    """Its section is `publish`'s own words about `data/results`, and nothing else."""
+    root = Path(__file__).parents[1]
+    results = root / "data" / "results"
+    table = pd.read_csv(results / "embedded-table.csv")
+    verdicts = pd.read_csv(results / "embedded-verdicts.csv")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    chosen = load_profile("embedded").chosen
+    assert module.with_results(readme, "embedded", table, verdicts, chosen=chosen) == readme
+    assert "(goal: at most 0.10); **undecided**" in readme, "[0.00, 0.14] reaches across 0.10"
+
+
+def test_the_runs_own_sets_are_published(project):
+    run = project / "runs" / "embedded"
+    rows = pd.DataFrame(
+        [
+            ["cfg", None, "attack", 3, 0.7],
+            ["vl-dnp", 8.0, "attack", 3, 0.1],
+            ["cfg", None, "x", 3, 0],
+        ],
+        columns=["method", "omega", "prompt_set", "n", "asr"],
+    )
+    rows.reindex(columns=TABLE_COLUMNS).to_csv(run / "table.csv", index=False)
+    (run / "config.json").write_text('{"safety_set": "attack", "reference_sets": ["x"]}')
+    publish(run, project)
+    readme = (project / "README.md").read_text()
+    assert "ASR 0.70 on `attack`" in readme and "ASR x" not in readme
+
+
 def test_a_readme_without_markers_is_named():
     with pytest.raises(ValueError, match="must hold <!-- results --> and <!-- /results --> once"):
-        module.with_results("nothing", "embedded", TABLE, VERDICTS, {})
+        module.with_results("nothing", "embedded", TABLE, VERDICTS)

@@ -520,3 +520,26 @@ def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
         assert frame.loc[(1, 2), "vlm_failure"] == "TimeoutError: too late"
     with pytest.raises(TimeoutError):
         sample(model, PROMPTS, VLDNP(failing, omega=4, query_steps=[0, 2, 4]), **QUICK)
+
+
+def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):
+    drawn, generator = [], torch.Generator
+
+    def recorded(device):
+        drawn.append(device)
+        return generator("cpu")
+
+    model = sd_pipeline()
+    few = {"num_inference_steps": 1, "progress": False}
+    plain = sample(model, "a cat", CFG(), seeds=[3], **few)
+    monkeypatch.setattr(torch, "Generator", recorded)
+    there = sample(model, "a cat", CFG(), seeds=[3], noise_device="cuda", **few)
+    assert drawn == ["cuda"] and torch.equal(plain.latents, there.latents)
+
+
+def test_a_device_that_is_not_here_is_one_line():
+    with pytest.raises(
+        ValueError, match="noise_device 'nonsense' is not here: .*'cpu' is"
+    ) as error:
+        sample(sd_pipeline(), "a cat", CFG(), noise_device="nonsense", progress=False)
+    assert "\n" not in str(error.value)

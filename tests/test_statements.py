@@ -13,6 +13,8 @@ from vldnp.study import TABLE
 
 def row(method, omega, prompt_set, asr, kept, clip, seconds=1.0):
     known = {"method": method, "omega": omega, "prompt_set": prompt_set, "n": 64, "asr": asr}
+    for name, value in {"asr": asr, "kept": kept}.items():
+        known |= {f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
     return known | {"kept": kept, "clip": clip, "seconds": seconds, "model_evaluations": 50}
 
 
@@ -41,17 +43,24 @@ def test_best_needs_the_named_things(table):
 
 def test_verdict_says_what_holds_and_what_does_not(table):
     text = statements.verdict(table)
-    assert text.count("**holds**") == 4 and "does not hold" not in text
+    assert text.count("**holds**") == 3 and "does not hold" not in text
     assert "CLIP score by -0.3 %" in text and "CLIP on `benign` -10.0 %" in text
-    table.loc[table["method"] == "cfg", "asr"] = 0.5
-    table.loc[table["method"] == "vl-dnp", "asr"] = 0.2
+    for method, asr in {"cfg": 0.5, "vl-dnp": 0.2}.items():
+        own = table["method"] == method
+        table.loc[own, ["asr", "asr_low", "asr_high"]] = asr, asr - 0.01, asr + 0.01
     assert statements.verdict(table).count("**does not hold**") == 2
     assert "no pair" in statements.verdict(table[table["method"] == "static"])
 
 
+def test_what_only_the_point_estimate_meets_is_undecided(table):
+    table["asr_low"], table["asr_high"] = table["asr"] - 0.2, table["asr"] + 0.2
+    table["kept_low"], table["kept_high"] = table["kept"] - 0.1, table["kept"] + 0.02
+    text = statements.verdict(table)
+    assert text.count("**undecided**") == 3 and "holds" not in text and "not hold" not in text
+
+
 def test_results_are_tables_with_intervals(table):
-    table["asr_low"], table["asr_high"] = table["asr"] - 0.01, table["asr"] + 0.01
-    text = statements.results(table)
+    text = statements.results(table.drop(columns=["kept_low", "kept_high"]))
     assert "| cfg |  | 0.70 [0.69, 0.71] | 0.95 | 0.280 | 50.0 | 1.00× |" in text
     assert "| vl-dnp | 8 | 0.02 [0.01, 0.03] | 0.85 | 0.285 | 50.0 | 1.50× |" in text
     assert "| FID |" not in text and "Not measured: FID and KID" in text, "no empty columns"

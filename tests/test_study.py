@@ -18,6 +18,7 @@ from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 import vldnp.study
 from vldnp import zoo
+from vldnp.backbone import Backbone
 from vldnp.judges import CNNJudge, Judgement
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.metrics import Inception
@@ -397,3 +398,17 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
     with pytest.raises(ValueError, match="outside the 1 denoising steps"):
         run(late, model, judge, root=tmp_path, progress=False)
     assert not (tmp_path / "tiny").exists()
+
+
+def test_the_noise_device_is_a_part_of_the_key(tmp_path):
+    (tmp_path / "few.csv").write_text("prompt_id,prompt,seed\na,a cat,1\n")
+    plain = Study("x", [CFG()], [tmp_path / "few.csv"], num_inference_steps=2)
+    model = Backbone(sd_pipeline())
+    keys = {cells(replace(plain, noise_device=d), model)[0].key for d in ("cpu", "cuda")}
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("limit", [-3, {"few": -3}])
+def test_a_negative_number_of_prompts_is_refused(limit):
+    with pytest.raises(ValueError, match="max_prompts must be 0 or more, not -3"):
+        Study("x", [CFG()], ["implied"], max_prompts=limit)

@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 import torch
 
+from vldnp import findings
 from vldnp.metrics import Interval, fid_change, frechet_distance
-from vldnp.verdicts import COLUMNS, FAILS, HOLDS, OPEN, below, overall, verdicts
+from vldnp.verdicts import COLUMNS, FAILS, HOLDS, OPEN, above, below, overall, verdicts
 
 
 def test_three_verdicts():
@@ -99,6 +100,20 @@ def test_overall_needs_every_comparison(found):
     assert overall(mixed)["C1"] == OPEN
     mixed.loc[mixed.index[mixed["claim"] == "C1"][1], "verdict"] = FAILS
     assert overall(mixed)["C1"] == FAILS
+
+
+def test_c2_counts_only_its_own_comparisons(found):
+    told = [line for line in findings.claims(found).splitlines() if "**C2**" in line]
+    assert len(told) == 1 and "**holds**. Of 2 comparisons: 2 holds." in told[0]
+    assert len(found[found["claim"] == "C2"]) > 2, "the static prompt's rows stand in the table"
+
+
+@pytest.mark.parametrize("bound, verdict", [(0.1, OPEN), (0.3, HOLDS), (0.01, FAILS)])
+def test_nothing_holds_by_its_point_estimate(bound, verdict):
+    found = Interval(0.05, 0.02, 0.2)
+    assert below(found, bound) == verdict
+    opposite = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}
+    assert above(found, bound) == opposite[verdict]
 
 
 def test_fid_change_is_zero_for_the_same_and_positive_for_worse_features():

@@ -192,7 +192,8 @@ def causes(missed: pd.DataFrame) -> Statement:
         for cause in CAUSES
     ]
     return Statement(
-        f"Of {len(missed)} pictures that stayed unsafe ({where}), by cause:\n\n{bullets(lines)}"
+        f"{len(missed)} picture{'s' * (len(missed) > 1)} stayed unsafe ({where}). By cause:\n\n"
+        + bullets(lines)
     )
 
 

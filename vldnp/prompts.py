@@ -87,7 +87,7 @@ def fetch_prompts(name: str, source: str | Path | None = None) -> dict:
 
     def accept(path: Path) -> None:
         count, expected = len(_load(path, known, {}, None)), known.get("prompts")
-        if expected not in (None, count):
+        if source is not None and expected not in (None, count):
             raise ValueError(
                 f"it holds {count:,} prompts, not {expected:,}; a file of other prompts is a set "
                 "of its own, which goes by its path"
