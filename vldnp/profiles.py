@@ -246,6 +246,7 @@ def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
 
 
 _CHECKED = TypeAdapter(Profile)
+_NUMBERS = TypeAdapter(tuple[Count | Number, ...])
 
 
 def _read(path: Path) -> dict:
@@ -295,11 +296,10 @@ def numbers(value: object, name: str = "numbers") -> tuple[float, ...]:
         ValueError: it is none; one line with `name`.
     """
     try:
-        text = f"[{value}]" if isinstance(value, str) and "[" not in value else value
-        listed = yaml.safe_load(text) if isinstance(text, str) else text
-        listed = (listed,) if isinstance(listed, int | float) else listed
-        return tuple(TypeAdapter(tuple[Count | Number, ...]).validate_python(listed))
-    except (ValidationError, yaml.YAMLError) as error:
+        if isinstance(value, str):
+            return _NUMBERS.validate_json(value if "[" in value else f"[{value}]")
+        return _NUMBERS.validate_python((value,) if isinstance(value, int | float) else value)
+    except ValidationError as error:
         raise ValueError(
             f"{name} must be a list of numbers, 0 or more, such as [2, 4], not {value!r}"
         ) from error

@@ -274,7 +274,7 @@ def verdict(
     if change is not None:
         lines.append(
             f"On `{benign_set}` prompts VL-DNP changes the CLIP score by {100 * change:+.1f} %; "
-            "whether that is kept is for claim C2."
+            "whether that is too much is for claim C2."
         )
     static = _at(table[table["method"] == "static"], omega)
     static = static[static["prompt_set"] == safety_set]
