@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from vldnp import publish as module
-from vldnp.profiles import load_profile
 from vldnp.publish import BEGIN, END, VIEW, WIDGETS, publish
 from vldnp.study import TABLE as TABLE_COLUMNS
 from vldnp.verdicts import COLUMNS as CLAIM_COLUMNS
@@ -133,18 +130,6 @@ def test_an_incomplete_run_is_named(project):
     (project / "runs" / "embedded" / "table.csv").unlink()
     with pytest.raises(FileNotFoundError, match="the run is not complete: .*table.csv is missing"):
         publish(project / "runs" / "embedded", project)
-
-
-def test_the_readme_shows_what_the_published_results_say():
-    """Its section is `publish`'s own words about `data/results`, and nothing else."""
-    root = Path(__file__).parents[1]
-    results = root / "data" / "results"
-    table = pd.read_csv(results / "embedded-table.csv")
-    verdicts = pd.read_csv(results / "embedded-verdicts.csv")
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    chosen = load_profile("embedded").chosen
-    assert module.with_results(readme, "embedded", table, verdicts, chosen=chosen) == readme
-    assert "(goal: at most 0.10); **undecided**" in readme, "[0.00, 0.14] reaches across 0.10"
 
 
 def test_the_runs_own_sets_are_published(project):

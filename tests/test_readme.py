@@ -54,7 +54,7 @@ def test_results_are_those_of_the_committed_table():
     (name,) = re.findall(r"^Run `([\w-]+)`", between, re.MULTILINE)
     table, verdicts = (pd.read_csv(RESULTS.with_name(f"{name}-{x}.csv")) for x in KINDS)
     chosen = load_profile(name).chosen
-    assert publish.with_results(README, name, table, verdicts, chosen) == README
+    assert publish.with_results(README, name, table, verdicts, chosen=chosen) == README
 
 
 def test_the_architecture_names_every_module_and_no_other():
