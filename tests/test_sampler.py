@@ -523,16 +523,17 @@ def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
 
 
 def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):
-    drawn, generator = [], torch.Generator
+    drawn = []
 
-    def recorded(device):
-        drawn.append(device)
-        return generator("cpu")
+    class Recorded(torch.Generator):
+        def __new__(cls, device):
+            drawn.append(device)
+            return super().__new__(cls, "cpu")
 
     model = sd_pipeline()
     few = {"num_inference_steps": 1, "progress": False}
     plain = sample(model, "a cat", CFG(), seeds=[3], **few)
-    monkeypatch.setattr(torch, "Generator", recorded)
+    monkeypatch.setattr(torch, "Generator", Recorded)
     there = sample(model, "a cat", CFG(), seeds=[3], noise_device="cuda", **few)
     assert drawn == ["cuda"] and torch.equal(plain.latents, there.latents)
 
