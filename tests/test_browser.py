@@ -226,8 +226,6 @@ def check_viewer(page) -> None:
     expect(place).to_have_text("final image")
     tops = [now.locator(".vldnp-column").nth(k).bounding_box()["y"] for k in range(4)]
     assert len(set(tops)) == 1  # four methods in one row
-    active = page.locator(".jp-Notebook .jp-mod-active")
-    cell = active.first.get_attribute("data-windowed-list-index") if active.count() else None
 
     viewer.get_by_label("step", exact=True).focus()
     page.keyboard.press("Home")
@@ -243,6 +241,8 @@ def check_viewer(page) -> None:
     viewer.get_by_title("one step forward").click()
     expect(column).to_contain_text("step 2,")
     viewer.get_by_title("one step back").click()
+    active = page.locator(".jp-Notebook .jp-mod-active")
+    cell = active.first.get_attribute("data-windowed-list-index") if active.count() else None
     page.keyboard.press("ArrowLeft")  # after a click on a button too
     expect(column).to_contain_text("step 0,")
     page.keyboard.press("ArrowDown")  # nor does any other key reach the notebook
