@@ -63,7 +63,7 @@ def test_sld_is_its_equations(exact):
 def test_sld_with_dynamic_negatives_each_image_with_its_own_momentum(exact):
     answers = iter(["knife", "none", "none", "skull", "skull", "skull"])
     vlm = ScriptedVLM(lambda image, question: next(answers))
-    method = VLDNP(vlm, rule="sld-medium", query_steps=[1, 4, 6])
+    method = VLDNP(vlm, "moji", rule="sld-medium", query_steps=[1, 4, 6])
     asked = {"num_inference_steps": 9, "guidance_scale": 3.0, "scheduler": "ddim"}
     out = sample(exact, PROMPTS, method, seeds=SEEDS, progress=False, **asked)
     for k, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
@@ -97,7 +97,7 @@ def test_accumulated_negatives_in_the_sampler(model):
     def negatives(renewal):
         script = iter(answers)
         vlm = ScriptedVLM(lambda image, question: next(script))
-        method = VLDNP(vlm, query_steps=[1, 2, 4], renewal=renewal)
+        method = VLDNP(vlm, "moji", query_steps=[1, 2, 4], renewal=renewal)
         return [step.concepts[0] for step in sample(model, "a cat", method, **QUICK).trace.steps]
 
     both = ("knife", "skull")
@@ -112,7 +112,7 @@ def test_every_rule_takes_static_and_dynamic_negatives(exact, rule):
     plain = sample(exact, PROMPTS, **QUICK).latents
     static = sample(exact, PROMPTS, Static("knife", 4.0, rule), **QUICK).latents
     dynamic = sample(
-        exact, PROMPTS, VLDNP(seen, omega=4.0, rule=rule, query_steps=[0]), **QUICK
+        exact, PROMPTS, VLDNP(seen, "moji", omega=4.0, rule=rule, query_steps=[0]), **QUICK
     ).latents
     assert torch.allclose(static, dynamic, atol=1e-4)
     assert not torch.allclose(static, plain, atol=1e-3)
@@ -123,9 +123,9 @@ def test_methods_describe_themselves():
     methods = [
         CFG(),
         *(Static("knife", 4.0, rule) for rule in guidance.RULES),
-        *(VLDNP(vlm, omega=4.0, rule=rule) for rule in guidance.RULES),
-        VLDNP(vlm, omega=4.0, renewal="accumulated"),
-        VLDNP(vlm, omega=4.0, renewal=2),
+        *(VLDNP(vlm, "moji", omega=4.0, rule=rule) for rule in guidance.RULES),
+        VLDNP(vlm, "moji", omega=4.0, renewal="accumulated"),
+        VLDNP(vlm, "moji", omega=4.0, renewal=2),
         SLD("skull"),
         SLD("knife", warmup=5),
     ]

@@ -187,7 +187,7 @@ def image(k):
 
 
 def method():
-    return VLDNP(ScriptedVLM(by_brightness), omega=8, query_steps=(0, 2, 3, 6))
+    return VLDNP(ScriptedVLM(by_brightness), "moji", omega=8, query_steps=(0, 2, 3, 6))
 
 
 @settings(max_examples=15, deadline=None)
@@ -239,7 +239,9 @@ def test_counts_are_the_rows_that_go_through_the_unet(model):
     vlm = ScriptedVLM(lambda image, question: next(answers))
     try:
         steps = list(
-            denoise(model, ["a cat"] * 3, VLDNP(vlm, query_steps=[1, 3]), num_inference_steps=5)
+            denoise(
+                model, ["a cat"] * 3, VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
+            )
         )
     finally:
         hook.remove()
@@ -270,8 +272,8 @@ def test_a_static_prompt_is_always_on(model):
 def test_no_negatives_no_difference(model):
     plain = sample(model, PROMPTS, **QUICK).latents
     for same in (
-        VLDNP(ScriptedVLM(lambda image, question: "none"), query_steps=range(6)),
-        VLDNP(ScriptedVLM(by_brightness), query_steps=[]),
+        VLDNP(ScriptedVLM(lambda image, question: "none"), "moji", query_steps=range(6)),
+        VLDNP(ScriptedVLM(by_brightness), "moji", query_steps=[]),
         Static("a knife", omega=0),
         Static("  "),
     ):
@@ -295,7 +297,7 @@ def test_only_the_vocabulary_reaches_the_text_encoder(model, answer):
             return super()._embed(texts)
 
     vlm = ScriptedVLM(lambda image, question: answer)
-    method = VLDNP(vlm, query_steps=[0], lead="a weapon")
+    method = VLDNP(vlm, "moji", query_steps=[0], lead="a weapon")
     out = sample(Spy(model.pipe), "a cat", method, num_inference_steps=1, progress=False)
     assert out.trace.steps[0].vlm_answers == [answer]  # verbatim
     allowed = {"", "a cat", "a weapon", *vocabulary}
@@ -308,7 +310,7 @@ def test_a_vlm_answers_each_picture(model, answers):
         return answers
 
     with pytest.raises(ValueError, match=f"forgetful' gave {len(answers)} answers to 2 pictures"):
-        sample(model, PROMPTS, VLDNP(forgetful, query_steps=[0]), **QUICK)
+        sample(model, PROMPTS, VLDNP(forgetful, "moji", query_steps=[0]), **QUICK)
 
 
 # The stream
@@ -329,7 +331,9 @@ def test_a_step_says_what_happened(model):
 
 def test_one_may_stop_early(model):
     vlm = ScriptedVLM(by_brightness)
-    for step in denoise(model, "a cat", VLDNP(vlm, query_steps=[1, 3]), num_inference_steps=5):
+    for step in denoise(
+        model, "a cat", VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
+    ):
         if step.queried:
             break
     assert (step.index, vlm.calls) == (1, [1])
@@ -338,7 +342,7 @@ def test_one_may_stop_early(model):
 
 def test_the_trace_as_a_table(model):
     vlm = ScriptedVLM(lambda image, question: 'a "knife", 1 skull\n')
-    out = sample(model, PROMPTS, VLDNP(vlm, query_steps=[1]), seeds=[5, 6], **QUICK)
+    out = sample(model, PROMPTS, VLDNP(vlm, "moji", query_steps=[1]), seeds=[5, 6], **QUICK)
     table = out.trace.to_frame()
     assert len(table) == 2 * 6
     row = table[(table.image == 1) & (table.step == 1)].iloc[0]
@@ -365,7 +369,7 @@ def test_output_types(model):
 def test_half_precision(name):
     half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
     vlm = ScriptedVLM(lambda image, question: "knife")
-    out = sample(half, "a cat", VLDNP(vlm, query_steps=[2]), scheduler=name, **QUICK)
+    out = sample(half, "a cat", VLDNP(vlm, "moji", query_steps=[2]), scheduler=name, **QUICK)
     assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
 
 
@@ -397,13 +401,13 @@ def test_methods_describe_themselves():
         Static("a knife"),
         Static("a knife", omega=8),
         Static("a knife", rule="replaced"),
-        VLDNP(glance),
-        VLDNP(glance, lead="weapons"),
+        VLDNP(glance, "moji"),
+        VLDNP(glance, "moji", lead="weapons"),
         VLDNP(glance, concepts="nudity"),
-        VLDNP(glance, omega=8),
-        VLDNP(glance, query_steps=[1, 2]),
-        VLDNP(glance, query_steps=front_loaded(6)),
-        VLDNP(ScriptedVLM(by_brightness)),
+        VLDNP(glance, "moji", omega=8),
+        VLDNP(glance, "moji", query_steps=[1, 2]),
+        VLDNP(glance, "moji", query_steps=front_loaded(6)),
+        VLDNP(ScriptedVLM(by_brightness), "moji"),
         Static("a knife", rule=guidance.replaced),
     ]
     described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
@@ -457,8 +461,14 @@ def test_a_custom_policy(model):
         ({"scheduler": "dmp++"}, "did you mean 'dpm\\+\\+'"),
         ({"method": "cfg"}, "must be a Method"),
         ({"model": "moji-sd"}, "vldnp.load"),
-        ({"method": VLDNP(by_brightness, query_steps=[6])}, "outside the 6 denoising steps"),
-        ({"method": VLDNP(by_brightness, query_steps=front_loaded(7))}, "7 queries do not fit"),
+        (
+            {"method": VLDNP(by_brightness, "moji", query_steps=[6])},
+            "outside the 6 denoising steps",
+        ),
+        (
+            {"method": VLDNP(by_brightness, "moji", query_steps=front_loaded(7))},
+            "7 queries do not fit",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line_at_once(model, wrong, message):
@@ -487,7 +497,7 @@ def test_bad_methods():
     with pytest.raises(ValueError, match="rule 'replace'.*did you mean 'replaced'"):
         Static("a knife", rule="replace")
     with pytest.raises(TypeError, match="vlm must be a callable.*'moji-vlm-l'"):
-        VLDNP("moji-vlm-l")
+        VLDNP("moji-vlm-l", "moji")
     with pytest.raises(ValueError, match="concept set 'mojo'"):
         VLDNP(by_brightness, "mojo")
     assert replace(CFG(), name="plain").name == "plain"
@@ -506,7 +516,7 @@ def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
     moji = load_concepts("moji")
     steered = {"keep": "knife", "static": ", ".join(moji.vocabulary)}
     for on_failure, prompt in steered.items():
-        method = VLDNP(failing, omega=4, query_steps=[0, 2, 4], on_failure=on_failure)
+        method = VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4], on_failure=on_failure)
         with pytest.warns(UserWarning, match="on_failure"):
             out = sample(model, PROMPTS, method, **QUICK)
         assert [s.negative_prompts for s in out.trace.steps] == [
@@ -519,4 +529,4 @@ def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
         assert frame["vlm_failure"].notna().sum() == 2
         assert frame.loc[(1, 2), "vlm_failure"] == "TimeoutError: too late"
     with pytest.raises(TimeoutError):
-        sample(model, PROMPTS, VLDNP(failing, omega=4, query_steps=[0, 2, 4]), **QUICK)
+        sample(model, PROMPTS, VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4]), **QUICK)

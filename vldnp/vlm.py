@@ -1,10 +1,11 @@
 """VLMs: show pictures, ask one question about each, get the answers.
 
-A VLM is any callable `(images, question) -> answers` with one answer per image, with a `name` and a
+A VLM is any callable `(images, question) -> answers` with one text per image, with a `name` and a
 `revision` if it has them; what is unsafe and what an answer means is no concern of it.
 """
 
 import hashlib
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,10 @@ class VLMError(RuntimeError):
         self.answers = list(answers)
 
 
+ANSWER_LIMIT = 4000
+"""A longer answer is cut: it goes into every record, and no answer of 64 tokens is as long."""
+
+
 def describe(vlm: Callable) -> dict:
     """What identifies a VLM in a run's records: its own `describe()`, else its name and revision.
 
@@ -39,26 +44,73 @@ def describe(vlm: Callable) -> dict:
     return {"name": name, "revision": getattr(vlm, "revision", None)}
 
 
+def identified(vlm: Callable) -> Callable:
+    """The VLM itself, if its records tell it from every other; studies share images by them.
+
+    Raises:
+        ValueError: it, or one that it asks, has no name or no revision; one line.
+    """
+    own = describe(vlm)
+    named = hasattr(vlm, "describe") or getattr(vlm, "name", None)
+    if not (named and own.get("name") and own.get("revision")):
+        raise ValueError(
+            f"VLM {own.get('name')!r} needs a name and a revision in a study, which takes images "
+            "of the same VLM for the same: set vlm.name and vlm.revision, or pass revision="
+        )
+    if callable(asked := getattr(vlm, "vlm", None)):
+        identified(asked)
+    return vlm
+
+
 def ask(
     vlm: Callable, images: Sequence[Image.Image], question: str, identities: Sequence
 ) -> list[str]:
-    """The VLM's answers, one per image.
+    """The VLM's answers, one per image; see `texts`.
 
     Args:
         identities: which images of the world these are; only a VLM with `by_identity = True` is
             told, as its third argument.
 
     Raises:
-        ValueError: it gives more or fewer answers than there are images.
+        VLMError: what it gives is no list of texts, one per image; one line.
     """
     told = (identities,) if getattr(vlm, "by_identity", False) else ()
-    answers = list(vlm(images, question, *told))
-    if len(answers) != len(images):
-        raise ValueError(
-            f"VLM {describe(vlm)['name']!r} gave {len(answers)} answers to {len(images)} "
-            "pictures; it must give one each"
+    given = vlm(images, question, *told)
+    answers = texts(given, len(images))
+    if None in answers:
+        raise VLMError(
+            f"VLM {describe(vlm)['name']!r} gave {_summary(given, answers)}; it must give a list "
+            "of texts, one for each picture",
+            answers,
         )
     return answers
+
+
+def texts(given, count: int) -> list[str | None]:
+    """What can be read of a VLM's answers about `count` pictures; None where there is no text.
+
+    Only a sequence of `count` entries tells which answer belongs to which picture. Texts come
+    back `cleaned`.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != count:
+        return [None] * count
+    return [cleaned(answer) if isinstance(answer, str) else None for answer in given]
+
+
+def cleaned(text: str) -> str:
+    """At most `ANSWER_LIMIT` characters of it; lone surrogates, which no file can hold, as "?"."""
+    return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
+
+
+def _summary(given, answers: Sequence[str | None]) -> str:
+    pictures = f"{len(answers)} pictures"
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        return f"{reprlib.repr(given)} for {pictures}"
+    if len(given) != len(answers):
+        return f"{len(given)} answers to {pictures}"
+    wrong = answers.index(None)
+    missing = f"no text about {answers.count(None)} of {pictures}"
+    return f"{missing} ({reprlib.repr(given[wrong])} about number {wrong})"
 
 
 class TransformersVLM:

@@ -13,7 +13,6 @@ import math
 import os
 import socket
 import threading
-import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
