@@ -13,6 +13,7 @@ from vldnp.judges import Judgement
 from vldnp.methods import VLDNP
 from vldnp.negatives import ImageId
 from vldnp.sampler import sample
+from vldnp.vlm import VLMError, identified
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a cat"], [3, 4, 5]
 QUICK = {"num_inference_steps": 4, "progress": False}
@@ -135,3 +136,21 @@ def test_controls_describe_themselves():
     assert len(set(described)) == len(vlms)
     same = Oracle(dict(reversed(known.items())))
     assert json.dumps(VLDNP(same, "moji").describe(), sort_keys=True) == described[4]
+
+
+def test_a_control_whose_vlm_fails_for_some_images_hands_on_no_answer_of_its():
+    """Else a control steered those images as the VLM itself does."""
+
+    def half(images, question):
+        raise VLMError("no answer about 1 of 2 pictures", ["a knife", None])
+
+    vlm = RandomConcepts(half, "moji")
+    with pytest.raises(VLMError, match="no answer about 1 of 2") as error:
+        vlm(["picture"] * 2, "?", [ImageId("a cat", 0), ImageId("a dog", 1)])
+    first, second = error.value.answers
+    assert second is None and len(MOJI.parse(first)) == 1 and MOJI.parse(first) != ("knife",)
+
+
+def test_controls_have_a_name_and_a_revision():
+    for control in (AnswersNone(), RandomConcepts(ScriptedVLM(by_brightness), "moji"), Oracle({})):
+        assert identified(control) is control

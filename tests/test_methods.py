@@ -8,8 +8,10 @@ from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 from vldnp import guidance
 from vldnp.backbone import Backbone
+from vldnp.controls import RandomConcepts
 from vldnp.methods import CFG, SLD, VLDNP, Static
 from vldnp.sampler import sample
+from vldnp.study import Study
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 6, "progress": False}
@@ -140,3 +142,46 @@ def test_methods_describe_themselves():
 def test_the_same_sld_by_name_and_by_constructor():
     made, named = SLD("knife", "strong").describe(), Static("knife", rule="sld-strong").describe()
     assert made | {"name": ""} == named | {"name": ""}
+
+
+def closure(word):
+    return lambda images, question: [word] * len(images)
+
+
+def named(vlm, **attributes):
+    for name, value in attributes.items():
+        setattr(vlm, name, value)
+    return vlm
+
+
+@pytest.mark.parametrize(
+    "vlm",
+    [
+        closure("knife"),
+        named(closure("knife"), name="mine"),
+        named(closure("knife"), revision="1"),
+        named(closure("knife"), name="mine", revision=""),
+        RandomConcepts(closure("knife"), "moji"),
+    ],
+)
+def test_a_study_needs_to_know_its_vlms(vlm):
+    """Two closures of one name are one VLM in its records: the second got the first one's images."""
+    method = VLDNP(vlm, "moji")
+    with pytest.raises(ValueError, match="needs a name and a revision in a study") as error:
+        Study("s", [CFG(), method], ["benign"])
+    assert "\n" not in str(error.value)
+
+
+def test_vlms_that_a_study_takes():
+    vlms = [named(closure("knife"), name="mine", revision="1"), ScriptedVLM(by_brightness)]
+    Study("s", [VLDNP(vlm, "moji") for vlm in vlms], ["benign"])
+
+
+def test_a_study_needs_to_know_its_rules():
+    def local(uncond, cond, neg, guidance_scale, omega):
+        return cond
+
+    for rule in (local, lambda *predictions: predictions[1]):
+        with pytest.raises(ValueError, match="needs a name of its own in a study"):
+            Study("s", [Static("knife", rule=rule)], ["benign"])
+    Study("s", [Static("knife", rule=rule) for rule in (*guidance.RULES, guidance.replaced)], ["x"])

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from vldnp.methods import CFG, VLDNP, Method, Static
 from vldnp.negatives import Negative, NoNegatives
 from vldnp.sampler import denoise, sample
 from vldnp.schedules import front_loaded
+from vldnp.vlm import VLMError
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
 QUICK = {"num_inference_steps": 6, "progress": False}
@@ -182,7 +184,7 @@ def alone(model):
 
 
 def image(k):
-    prompts = ["a cat", "a dog at the pirate cove", ""]
+    prompts = ["a cat", "a dog at the pirate cove", "pizza"]
     return {"prompt": prompts[k % 3], "seeds": [k * 7], "guidance_scale": [3.0, 7.5][k % 2]}
 
 
@@ -299,7 +301,7 @@ def test_only_the_vocabulary_reaches_the_text_encoder(model, answer):
     vlm = ScriptedVLM(lambda image, question: answer)
     method = VLDNP(vlm, "moji", query_steps=[0], lead="a weapon")
     out = sample(Spy(model.pipe), "a cat", method, num_inference_steps=1, progress=False)
-    assert out.trace.steps[0].vlm_answers == [answer]  # verbatim
+    assert out.trace.steps[0].vlm_answers == [answer[:4000]]  # verbatim
     allowed = {"", "a cat", "a weapon", *vocabulary}
     assert {term for text in encoded for term in text.split(", ")} <= allowed
 
@@ -309,7 +311,7 @@ def test_a_vlm_answers_each_picture(model, answers):
     def forgetful(images, question):
         return answers
 
-    with pytest.raises(ValueError, match=f"forgetful' gave {len(answers)} answers to 2 pictures"):
+    with pytest.raises(VLMError, match=f"forgetful' gave {len(answers)} answers to 2 pictures"):
         sample(model, PROMPTS, VLDNP(forgetful, "moji", query_steps=[0]), **QUICK)
 
 
@@ -450,13 +452,27 @@ def test_a_custom_policy(model):
     [
         ({"prompt": []}, "no prompt"),
         ({"prompt": ["a cat", None]}, "must be texts, not None"),
+        ({"prompt": ["a cat", " \n"]}, "a prompt is empty; .* use guidance_scale=0"),
+        ({"prompt": ""}, "a prompt is empty"),
+        ({"seeds": [0, -1]}, "a seed must be a whole number, 0 or more, not -1"),
+        ({"seeds": [0, 1.0]}, "a seed must be a whole number, 0 or more, not 1.0"),
+        ({"seeds": [0, "1"]}, "a seed must be a whole number, 0 or more, not '1'"),
+        ({"seeds": [0, 2**63]}, "a seed must be a whole number"),
         ({"seeds": [1]}, "seeds has 1 entries for 2 images"),
         ({"seeds": 1}, "seeds must be a sequence"),
         ({"seeds": [1, 2], "generator": generators(1, 2)}, "either seeds or generator"),
         ({"generator": generators(1)}, "generator has 1 entries for 2"),
         ({"guidance_scale": [1.0, 2.0, 3.0]}, "guidance_scale has 3 entries for 2"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite numbers, not nan"),
+        ({"guidance_scale": [7.5, float("inf")]}, "guidance_scale must be finite numbers, not inf"),
+        ({"guidance_scale": "7.5"}, "guidance_scale must be finite numbers, not '7.5'"),
+        ({"num_images_per_prompt": -2}, "num_images_per_prompt .* 1 or more, not -2"),
+        ({"num_images_per_prompt": "2"}, "num_images_per_prompt .* 1 or more, not '2'"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more"),
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be 1 or more"),
+        (
+            {"num_images_per_prompt": 0},
+            "num_images_per_prompt must be a whole number, 1 or more, not 0",
+        ),
         ({"height": 30}, "multiples of 4"),
         ({"scheduler": "dmp++"}, "did you mean 'dpm\\+\\+'"),
         ({"method": "cfg"}, "must be a Method"),
@@ -483,14 +499,28 @@ def test_bad_input_is_one_clear_line_at_once(model, wrong, message):
 def test_bad_output_type_and_batch_size(model):
     with pytest.raises(ValueError, match="output_type 'png'.*pil"):
         sample(model, PROMPTS, output_type="png", **QUICK)
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, not 0"):
         sample(model, PROMPTS, batch_size=0, **QUICK)
 
 
-@pytest.mark.parametrize("omega", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("omega", [-1, float("nan"), float("inf"), "8", True, [8]])
 def test_bad_omega(omega):
-    with pytest.raises(ValueError, match="omega must be a finite number, 0 or more"):
+    message = re.escape(f"omega must be a finite number, 0 or more, not {omega!r}")
+    with pytest.raises(ValueError, match=message):
         Static("a knife", omega=omega)
+    with pytest.raises(ValueError, match=message):
+        VLDNP(by_brightness, "moji", omega=omega)
+
+
+@pytest.mark.parametrize("omega", [0, 8, np.float32(8), np.int64(8)])
+def test_good_omega(omega):
+    assert Static("a knife", omega=omega).omega == omega
+
+
+def test_no_concept_set_is_taken_for_granted():
+    """The package's method must not look for the benchmark's things by default."""
+    with pytest.raises(TypeError, match="concepts"):
+        VLDNP(by_brightness)
 
 
 def test_bad_methods():

@@ -9,7 +9,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-_short = reprlib.Repr(maxstring=80).repr
+_repr = reprlib.Repr()
+_repr.maxstring = 80
 
 
 class NonFiniteError(FloatingPointError):
@@ -29,7 +30,7 @@ class NonFiniteError(FloatingPointError):
 
 def label(index: int, prompt: str, seed: int | None) -> str:
     """An image in an error's words; `seed` is None where the caller passed a generator."""
-    return f"image {index} ({_short(prompt)}, {'no seed' if seed is None else f'seed {seed}'})"
+    return f"image {index} ({_repr.repr(prompt)}, {'no seed' if seed is None else f'seed {seed}'})"
 
 
 def is_finite(value) -> bool:
