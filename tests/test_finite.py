@@ -38,7 +38,8 @@ def spoiled(module, call, row, bad):
     def spoil(module, inputs, output):
         calls.append(output)
         if len(calls) == call + 1:
-            (output[0] if isinstance(output, tuple) else output)[row].view(-1)[3] = bad
+            output = output[0] if isinstance(output, tuple) else output
+            output[(row, *[0] * (output.ndim - 1))] = bad
 
     hook = module.register_forward_hook(spoil)
     try:

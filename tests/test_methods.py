@@ -165,7 +165,7 @@ def named(vlm, **attributes):
     ],
 )
 def test_a_study_needs_to_know_its_vlms(vlm):
-    """Two closures of one name are one VLM in its records: the second got the first one's images."""
+    """Two closures of one name are one in its records: the second got the first one's images."""
     method = VLDNP(vlm, "moji")
     with pytest.raises(ValueError, match="needs a name and a revision in a study") as error:
         Study("s", [CFG(), method], ["benign"])
