@@ -11,6 +11,7 @@ from vldnp.conditioning import AsWritten, Prompting
 from vldnp.finite import is_finite
 from vldnp.safree import Safree
 from vldnp.schedules import Schedule, as_schedule, front_loaded
+from vldnp.sld import sld
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class Method:
     Attributes:
         name: as in tables: `cfg`, `static`, `vl-dnp`, `sld-medium`, `safree`, …
         negatives: the policy (`vldnp.negatives`).
-        rule: a name in `guidance.RULES`, or a callable with their signature.
+        rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, or an equation.
         omega: strength ω ≥ 0 of the negative term; None where no equation has one.
         conditioning: what stands for the user's prompts (`vldnp.conditioning`).
     """
 
     name: str
     negatives: negatives.Negatives
-    rule: str | guidance.Rule = "added"
+    rule: str | guidance.Rule | guidance.Equation = "added"
     omega: float | None = None
     conditioning: Prompting = AsWritten()
 
@@ -41,7 +42,7 @@ class Method:
         return {
             "name": self.name,
             "negatives": self.negatives.describe(),
-            "rule": _described(self.rule),
+            "rule": guidance.rule(self.rule).describe(),
             "omega": self.omega,
             "conditioning": self.conditioning.describe(),
         }
@@ -55,21 +56,13 @@ def identified(method: Method) -> Method:
     """
     if (vlm := getattr(method.negatives, "vlm", None)) is not None:
         vlms.identified(vlm)
-    name = getattr(method.rule, "__qualname__", "<unnamed>")
-    if callable(method.rule) and not hasattr(method.rule, "describe") and "<" in name:
+    name = guidance.rule(method.rule).describe()
+    if isinstance(name, str) and "<" in name:  # <lambda>, or <locals> of a function
         raise ValueError(
             f"guidance rule {name!r} needs a name of its own in a study: make it a function of a "
-            "module, or give it describe()"
+            "module, or give it one with vldnp.guidance.Rule"
         )
     return method
-
-
-def _described(rule: str | guidance.Rule) -> str | dict:
-    if isinstance(rule, str):
-        rule = guidance.RULES[rule] if rule.startswith("sld-") else rule
-    if hasattr(rule, "describe"):
-        return rule.describe()
-    return rule if isinstance(rule, str) else f"{rule.__module__}.{rule.__qualname__}"
 
 
 def CFG() -> Method:
@@ -94,10 +87,10 @@ def SLD(negative_prompt: str, strength: str = "medium", **changes: float) -> Met
     Args:
         negative_prompt: the safety concept S, always on.
         strength: `weak`, `medium`, `strong` or `max`, the paper's settings.
-        changes: hyper-parameters of `guidance.SLD` instead of the setting's; with `scale=0` this
+        changes: hyper-parameters of `vldnp.sld.SLD` instead of the setting's; with `scale=0` this
             is plain CFG, on which no third evaluation is spent.
     """
-    rule = guidance.sld(strength, **changes)
+    rule = sld(strength, **changes)
     policy = negatives.Static(negative_prompt) if rule.scale else negatives.NoNegatives()
     return Method(f"sld-{strength}", policy, rule)
 
@@ -162,4 +155,4 @@ def VLDNP(
 
 def _omega(omega: float, rule: str | guidance.Rule) -> float | None:
     """ω, or None where the rule's equation has none."""
-    return omega if guidance.has_omega(rule) else None
+    return omega if guidance.rule(rule).uses_omega else None
