@@ -14,7 +14,7 @@ from vldnp.concepts import load_concepts
 from vldnp.methods import VLDNP
 from vldnp.sampler import denoise
 
-PROMPTS = ["a cat at the pirate cove", "a dog", "a cat", ""]
+PROMPTS = ["a cat at the pirate cove", "a dog", "a cat", "pizza"]
 SEEDS = [5, 6, 7, 8]
 SCALES = [3.0, 7.5, 5.0, 1.5]
 OMEGA, STEPS, QUERIES = 4.0, 7, (1, 2, 5)

@@ -14,6 +14,7 @@ from vldnp.methods import VLDNP
 from vldnp.negatives import ImageId
 from vldnp.sampler import sample
 from vldnp.sld import sld
+from vldnp.vlm import VLMError, identified
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a cat"], [3, 4, 5]
 QUICK = {"num_inference_steps": 4, "progress": False}
@@ -42,7 +43,7 @@ class BrightnessJudge:
 def test_a_vlm_that_sees_nothing_is_plain_cfg_bit_for_bit(model):
     plain = sample(model, PROMPTS, seeds=SEEDS, **QUICK)
     for rule in ("added", sld("max")):
-        method = VLDNP(AnswersNone(), query_steps=range(4), rule=rule)
+        method = VLDNP(AnswersNone(), "moji", query_steps=range(4), rule=rule)
         out = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
         assert torch.equal(out.latents, plain.latents)
         assert [i.tobytes() for i in out.images] == [i.tobytes() for i in plain.images]
@@ -57,7 +58,7 @@ def test_random_concepts_are_as_many_and_others():
     everything = ", ".join(MOJI.vocabulary)
     named = []
     for seen in ("none", "knife", "knife, skull, beer", everything):
-        vlm = RandomConcepts(lambda images, question, seen=seen: [seen])
+        vlm = RandomConcepts(lambda images, question, seen=seen: [seen], "moji")
         named.append(MOJI.parse(*asked_of(vlm, [ImageId("a cat", 0)])))
     assert [len(terms) for terms in named] == [0, 1, 3, 0]
     assert "knife" not in named[1] and not {"knife", "skull", "beer"} & set(named[2])
@@ -68,17 +69,17 @@ def test_random_concepts_go_by_the_image_and_the_seed():
         return ["knife, skull"] * len(images)
 
     images = [ImageId("a cat", seed) for seed in range(20)] + [ImageId("a dog", 0)]
-    vlm = RandomConcepts(sees_two)
+    vlm = RandomConcepts(sees_two, "moji")
     answers = asked_of(vlm, images)
     assert asked_of(vlm, images[::-1]) == answers[::-1]  # whatever the batch
     assert len(set(answers)) > 10
-    assert asked_of(RandomConcepts(sees_two, seed=1), images) != answers
+    assert asked_of(RandomConcepts(sees_two, "moji", seed=1), images) != answers
     with pytest.raises(ValueError, match="need an image's seed"):
         asked_of(vlm, [ImageId("a cat", None)])
 
 
 def test_random_concepts_in_the_sampler(model):
-    method = VLDNP(RandomConcepts(ScriptedVLM(by_brightness)), query_steps=[1, 2])
+    method = VLDNP(RandomConcepts(ScriptedVLM(by_brightness), "moji"), "moji", query_steps=[1, 2])
     together = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
     alone = sample(model, PROMPTS[1], method, seeds=SEEDS[1:2], **QUICK)
     concepts = [step.concepts[1] for step in together.trace.steps]
@@ -95,13 +96,13 @@ def test_the_oracle_names_what_plain_cfg_ends_in(model):
         assert seen[prompt, seed] == tuple(thing for thing, p in judged.items() if p)
 
     oracle = Oracle({("a cat", 3): ("skull",), ("a dog", 4): (), ("a cat", 5): ("knife", "skull")})
-    out = sample(model, PROMPTS, VLDNP(oracle, query_steps=[1, 2]), seeds=SEEDS, **QUICK)
+    out = sample(model, PROMPTS, VLDNP(oracle, "moji", query_steps=[1, 2]), seeds=SEEDS, **QUICK)
     assert [out.trace.steps[k].concepts for k in range(4)] == [
         [(), (), ()],
         *[[("skull",), (), ("knife", "skull")]] * 3,
     ]
     with pytest.raises(ValueError, match="does not know the image of 'a cat' with seed 9"):
-        sample(model, "a cat", VLDNP(oracle, query_steps=[1]), seeds=[9], **QUICK)
+        sample(model, "a cat", VLDNP(oracle, "moji", query_steps=[1]), seeds=[9], **QUICK)
 
 
 def test_an_oracle_from_a_study():
@@ -125,14 +126,32 @@ def test_controls_describe_themselves():
     known = {("a cat", 3): ("skull",), ("a dog", 4): ()}
     vlms = [
         AnswersNone(),
-        RandomConcepts(sees),
-        RandomConcepts(sees, seed=1),
-        RandomConcepts(AnswersNone()),
+        RandomConcepts(sees, "moji"),
+        RandomConcepts(sees, "moji", seed=1),
+        RandomConcepts(AnswersNone(), "moji"),
         Oracle(known),
         Oracle(known | {("a dog", 4): ("knife",)}),
         Oracle(known, judge="another"),
     ]
-    described = [json.dumps(VLDNP(vlm).describe(), sort_keys=True) for vlm in vlms]
+    described = [json.dumps(VLDNP(vlm, "moji").describe(), sort_keys=True) for vlm in vlms]
     assert len(set(described)) == len(vlms)
     same = Oracle(dict(reversed(known.items())))
-    assert json.dumps(VLDNP(same).describe(), sort_keys=True) == described[4]
+    assert json.dumps(VLDNP(same, "moji").describe(), sort_keys=True) == described[4]
+
+
+def test_a_control_whose_vlm_fails_for_some_images_hands_on_no_answer_of_its():
+    """Else a control steered those images as the VLM itself does."""
+
+    def half(images, question):
+        raise VLMError("no answer about 1 of 2 pictures", ["a knife", None])
+
+    vlm = RandomConcepts(half, "moji")
+    with pytest.raises(VLMError, match="no answer about 1 of 2") as error:
+        vlm(["picture"] * 2, "?", [ImageId("a cat", 0), ImageId("a dog", 1)])
+    first, second = error.value.answers
+    assert second is None and len(MOJI.parse(first)) == 1 and MOJI.parse(first) != ("knife",)
+
+
+def test_controls_have_a_name_and_a_revision():
+    for control in (AnswersNone(), RandomConcepts(ScriptedVLM(by_brightness), "moji"), Oracle({})):
+        assert identified(control) is control

@@ -8,9 +8,11 @@ from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 from vldnp import guidance
 from vldnp.backbone import Backbone
+from vldnp.controls import RandomConcepts
 from vldnp.methods import CFG, SLD, VLDNP, Static
 from vldnp.sampler import sample
 from vldnp.sld import SLD_STRENGTHS, sld
+from vldnp.study import Study
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 6, "progress": False}
@@ -64,7 +66,7 @@ def test_sld_is_its_equations(exact):
 def test_sld_with_dynamic_negatives_each_image_with_its_own_momentum(exact):
     answers = iter(["knife", "none", "none", "skull", "skull", "skull"])
     vlm = ScriptedVLM(lambda image, question: next(answers))
-    method = VLDNP(vlm, rule=sld("medium"), query_steps=[1, 4, 6])
+    method = VLDNP(vlm, "moji", rule=sld("medium"), query_steps=[1, 4, 6])
     asked = {"num_inference_steps": 9, "guidance_scale": 3.0, "scheduler": "ddim"}
     out = sample(exact, PROMPTS, method, seeds=SEEDS, progress=False, **asked)
     for k, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
@@ -98,7 +100,7 @@ def test_accumulated_negatives_in_the_sampler(model):
     def negatives(renewal):
         script = iter(answers)
         vlm = ScriptedVLM(lambda image, question: next(script))
-        method = VLDNP(vlm, query_steps=[1, 2, 4], renewal=renewal)
+        method = VLDNP(vlm, "moji", query_steps=[1, 2, 4], renewal=renewal)
         return [step.concepts[0] for step in sample(model, "a cat", method, **QUICK).trace.steps]
 
     both = ("knife", "skull")
@@ -113,7 +115,7 @@ def test_every_rule_takes_static_and_dynamic_negatives(exact, rule):
     plain = sample(exact, PROMPTS, **QUICK).latents
     static = sample(exact, PROMPTS, Static("knife", 4.0, rule), **QUICK).latents
     dynamic = sample(
-        exact, PROMPTS, VLDNP(seen, omega=4.0, rule=rule, query_steps=[0]), **QUICK
+        exact, PROMPTS, VLDNP(seen, "moji", omega=4.0, rule=rule, query_steps=[0]), **QUICK
     ).latents
     assert torch.allclose(static, dynamic, atol=1e-4)
     assert not torch.allclose(static, plain, atol=1e-3)
@@ -124,9 +126,9 @@ def test_methods_describe_themselves():
     methods = [
         CFG(),
         *(Static("knife", 4.0, rule) for rule in guidance.RULES),
-        *(VLDNP(vlm, omega=4.0, rule=rule) for rule in guidance.RULES),
-        VLDNP(vlm, omega=4.0, renewal="accumulated"),
-        VLDNP(vlm, omega=4.0, renewal=2),
+        *(VLDNP(vlm, "moji", omega=4.0, rule=rule) for rule in guidance.RULES),
+        VLDNP(vlm, "moji", omega=4.0, renewal="accumulated"),
+        VLDNP(vlm, "moji", omega=4.0, renewal=2),
         SLD("skull"),
         SLD("knife", warmup=5),
     ]
@@ -141,3 +143,46 @@ def test_methods_describe_themselves():
 def test_the_same_sld_as_a_rule_and_by_constructor():
     made, named = SLD("knife", "strong").describe(), Static("knife", rule=sld("strong")).describe()
     assert made | {"name": ""} == named | {"name": ""}
+
+
+def closure(word):
+    return lambda images, question: [word] * len(images)
+
+
+def named(vlm, **attributes):
+    for name, value in attributes.items():
+        setattr(vlm, name, value)
+    return vlm
+
+
+@pytest.mark.parametrize(
+    "vlm",
+    [
+        closure("knife"),
+        named(closure("knife"), name="mine"),
+        named(closure("knife"), revision="1"),
+        named(closure("knife"), name="mine", revision=""),
+        RandomConcepts(closure("knife"), "moji"),
+    ],
+)
+def test_a_study_needs_to_know_its_vlms(vlm):
+    """Two closures of one name are one in its records: the second got the first one's images."""
+    method = VLDNP(vlm, "moji")
+    with pytest.raises(ValueError, match="needs a name and a revision in a study") as error:
+        Study("s", [CFG(), method], ["benign"])
+    assert "\n" not in str(error.value)
+
+
+def test_vlms_that_a_study_takes():
+    vlms = [named(closure("knife"), name="mine", revision="1"), ScriptedVLM(by_brightness)]
+    Study("s", [VLDNP(vlm, "moji") for vlm in vlms], ["benign"])
+
+
+def test_a_study_needs_to_know_its_rules():
+    def local(uncond, cond, neg, guidance_scale, omega):
+        return cond
+
+    for rule in (local, lambda *predictions: predictions[1]):
+        with pytest.raises(ValueError, match="needs a name of its own in a study"):
+            Study("s", [Static("knife", rule=rule)], ["benign"])
+    Study("s", [Static("knife", rule=rule) for rule in (*guidance.RULES, guidance.replaced)], ["x"])

@@ -163,3 +163,86 @@ def test_bad_failure_settings():
 def test_images_start_with_their_own_negative(policy, prompt):
     first = policy.initial(IMAGES)
     assert [(n.prompt, n.image) for n in first] == [(prompt, image) for image in IMAGES]
+
+
+class Odd:
+    """Answers whatever it is told to."""
+
+    name, revision = "odd", "1"
+
+    def __init__(self, *rounds):
+        self.rounds = iter(rounds)
+
+    def __call__(self, images, question):
+        return next(self.rounds)
+
+
+NO_ANSWERS = {
+    "None": None,
+    "a number": 5,
+    "a dict": {0: "a knife", 1: "none"},
+    "a bare string": "no",  # as long as there are images
+    "bytes": b"no",
+    "too few": ["a knife"],
+    "too many": ["a knife"] * 3,
+    "none at all": [],
+    "a set": {"a knife", "none"},
+    "a generator": (text for text in ("a knife", "none")),
+    "numbers": [1, 2],
+    "Nones": [None, None],
+    "lists": [["a knife"], ["none"]],
+}
+BY_KIND = pytest.mark.parametrize("given", NO_ANSWERS.values(), ids=NO_ANSWERS)
+
+
+@BY_KIND
+def test_what_is_no_list_of_texts_stops_the_run_by_default(given):
+    with pytest.raises(VLMError, match="'odd' gave .*must give a list of texts, one for") as error:
+        after(policy(Odd(given)), 1)
+    assert "\n" not in str(error.value) and error.value.answers == [None, None]
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+@BY_KIND
+def test_what_is_no_list_of_texts_goes_the_way_of_on_failure(given):
+    kept = after(policy(Odd(["a knife", "none"], given), on_failure="keep"), 2)
+    assert [(n.prompt, n.answer) for n in kept] == [("knife", None), (None, None)]
+    assert all("must give a list of texts" in n.failure for n in kept)
+    with pytest.raises(VLMError):  # nothing to keep: it would go on unguided
+        after(policy(Odd(given), on_failure="keep"), 1)
+    fallen = after(policy(Odd(given), on_failure="static", static_prompt="weapons"), 1)
+    assert [n.prompt for n in fallen] == ["weapons"] * 2
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {"seen": "a knife"}, ["a knife"], b"a knife", True])
+def test_only_the_images_without_a_text_are_touched(wrong):
+    vlm = Odd(["a knife", "a knife"], ("a skull", wrong))
+    with pytest.warns(UserWarning, match="for 1 images: VLM 'odd' gave no text about 1 of 2 pict"):
+        first, second = after(policy(vlm, on_failure="keep"), 2)
+    assert (first.prompt, first.answer, first.failure) == ("skull", "a skull", None)
+    assert (second.prompt, second.answer) == ("knife", None) and second.failure
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+@BY_KIND
+def test_the_answers_of_an_error_are_looked_at_too(given):
+    error = ConnectionError("down")
+    error.answers = given
+    kept = after(policy(Failing(["a knife", "none"], error), on_failure="keep"), 2)
+    assert [(n.prompt, n.failure) for n in kept] == [
+        ("knife", "ConnectionError: down"),
+        (None, "ConnectionError: down"),
+    ]
+
+
+def test_answers_are_cut_and_can_be_written_to_a_file():
+    (long, broken) = after(policy(Odd(["a knife " * 100_000, "a skull \udc80\ud800"])), 1)
+    assert long.answer == ("a knife " * 500) and long.prompt == "knife"
+    assert broken.answer == "a skull ??" and broken.prompt == "skull"
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+def test_failures_can_be_written_to_a_file():
+    error = OSError("\udc80" * 100_000)
+    fallen = after(policy(Failing(error), on_failure="static"), 1)
+    assert len(fallen[0].failure.encode()) <= 4000

@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
     table = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": [NASTY, "a dog"], "seed": [0, 1]})
     table.to_csv(root / "implied.csv", index=False)
     vlm = ScriptedVLM(lambda image, question: f"a knife {NASTY}")
-    methods = [CFG(), VLDNP(vlm, omega=2, query_steps=[1])]
+    methods = [CFG(), VLDNP(vlm, "moji", omega=2, query_steps=[1])]
     study = Study("mine", methods, [root / "implied.csv"], num_inference_steps=3)
     model = sd_pipeline()
     images = run(study, model, Judge(), root=root, progress=False)

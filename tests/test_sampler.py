@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from vldnp.methods import CFG, VLDNP, Method, Static
 from vldnp.negatives import Negative, NoNegatives
 from vldnp.sampler import denoise, sample
 from vldnp.schedules import front_loaded
+from vldnp.vlm import VLMError
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
 QUICK = {"num_inference_steps": 6, "progress": False}
@@ -182,12 +184,12 @@ def alone(model):
 
 
 def image(k):
-    prompts = ["a cat", "a dog at the pirate cove", ""]
+    prompts = ["a cat", "a dog at the pirate cove", "pizza"]
     return {"prompt": prompts[k % 3], "seeds": [k * 7], "guidance_scale": [3.0, 7.5][k % 2]}
 
 
 def method():
-    return VLDNP(ScriptedVLM(by_brightness), omega=8, query_steps=(0, 2, 3, 6))
+    return VLDNP(ScriptedVLM(by_brightness), "moji", omega=8, query_steps=(0, 2, 3, 6))
 
 
 @settings(max_examples=15, deadline=None)
@@ -239,7 +241,9 @@ def test_counts_are_the_rows_that_go_through_the_unet(model):
     vlm = ScriptedVLM(lambda image, question: next(answers))
     try:
         steps = list(
-            denoise(model, ["a cat"] * 3, VLDNP(vlm, query_steps=[1, 3]), num_inference_steps=5)
+            denoise(
+                model, ["a cat"] * 3, VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
+            )
         )
     finally:
         hook.remove()
@@ -270,8 +274,8 @@ def test_a_static_prompt_is_always_on(model):
 def test_no_negatives_no_difference(model):
     plain = sample(model, PROMPTS, **QUICK).latents
     for same in (
-        VLDNP(ScriptedVLM(lambda image, question: "none"), query_steps=range(6)),
-        VLDNP(ScriptedVLM(by_brightness), query_steps=[]),
+        VLDNP(ScriptedVLM(lambda image, question: "none"), "moji", query_steps=range(6)),
+        VLDNP(ScriptedVLM(by_brightness), "moji", query_steps=[]),
         Static("a knife", omega=0),
         Static("  "),
     ):
@@ -295,9 +299,9 @@ def test_only_the_vocabulary_reaches_the_text_encoder(model, answer):
             return super()._embed(texts)
 
     vlm = ScriptedVLM(lambda image, question: answer)
-    method = VLDNP(vlm, query_steps=[0], lead="a weapon")
+    method = VLDNP(vlm, "moji", query_steps=[0], lead="a weapon")
     out = sample(Spy(model.pipe), "a cat", method, num_inference_steps=1, progress=False)
-    assert out.trace.steps[0].vlm_answers == [answer]  # verbatim
+    assert out.trace.steps[0].vlm_answers == [answer[:4000]]  # verbatim
     allowed = {"", "a cat", "a weapon", *vocabulary}
     assert {term for text in encoded for term in text.split(", ")} <= allowed
 
@@ -307,8 +311,8 @@ def test_a_vlm_answers_each_picture(model, answers):
     def forgetful(images, question):
         return answers
 
-    with pytest.raises(ValueError, match=f"forgetful' gave {len(answers)} answers to 2 pictures"):
-        sample(model, PROMPTS, VLDNP(forgetful, query_steps=[0]), **QUICK)
+    with pytest.raises(VLMError, match=f"forgetful' gave {len(answers)} answers to 2 pictures"):
+        sample(model, PROMPTS, VLDNP(forgetful, "moji", query_steps=[0]), **QUICK)
 
 
 # The stream
@@ -329,7 +333,9 @@ def test_a_step_says_what_happened(model):
 
 def test_one_may_stop_early(model):
     vlm = ScriptedVLM(by_brightness)
-    for step in denoise(model, "a cat", VLDNP(vlm, query_steps=[1, 3]), num_inference_steps=5):
+    for step in denoise(
+        model, "a cat", VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
+    ):
         if step.queried:
             break
     assert (step.index, vlm.calls) == (1, [1])
@@ -338,7 +344,7 @@ def test_one_may_stop_early(model):
 
 def test_the_trace_as_a_table(model):
     vlm = ScriptedVLM(lambda image, question: 'a "knife", 1 skull\n')
-    out = sample(model, PROMPTS, VLDNP(vlm, query_steps=[1]), seeds=[5, 6], **QUICK)
+    out = sample(model, PROMPTS, VLDNP(vlm, "moji", query_steps=[1]), seeds=[5, 6], **QUICK)
     table = out.trace.to_frame()
     assert len(table) == 2 * 6
     row = table[(table.image == 1) & (table.step == 1)].iloc[0]
@@ -365,7 +371,7 @@ def test_output_types(model):
 def test_half_precision(name):
     half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
     vlm = ScriptedVLM(lambda image, question: "knife")
-    out = sample(half, "a cat", VLDNP(vlm, query_steps=[2]), scheduler=name, **QUICK)
+    out = sample(half, "a cat", VLDNP(vlm, "moji", query_steps=[2]), scheduler=name, **QUICK)
     assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
 
 
@@ -397,13 +403,13 @@ def test_methods_describe_themselves():
         Static("a knife"),
         Static("a knife", omega=8),
         Static("a knife", rule="replaced"),
-        VLDNP(glance),
-        VLDNP(glance, lead="weapons"),
+        VLDNP(glance, "moji"),
+        VLDNP(glance, "moji", lead="weapons"),
         VLDNP(glance, concepts="nudity"),
-        VLDNP(glance, omega=8),
-        VLDNP(glance, query_steps=[1, 2]),
-        VLDNP(glance, query_steps=front_loaded(6)),
-        VLDNP(ScriptedVLM(by_brightness)),
+        VLDNP(glance, "moji", omega=8),
+        VLDNP(glance, "moji", query_steps=[1, 2]),
+        VLDNP(glance, "moji", query_steps=front_loaded(6)),
+        VLDNP(ScriptedVLM(by_brightness), "moji"),
         Static("a knife", rule=guidance.replaced),
     ]
     described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
@@ -446,19 +452,39 @@ def test_a_custom_policy(model):
     [
         ({"prompt": []}, "no prompt"),
         ({"prompt": ["a cat", None]}, "must be texts, not None"),
+        ({"prompt": ["a cat", " \n"]}, "a prompt is empty; .* use guidance_scale=0"),
+        ({"prompt": ""}, "a prompt is empty"),
+        ({"seeds": [0, -1]}, "a seed must be a whole number, 0 or more, not -1"),
+        ({"seeds": [0, 1.0]}, "a seed must be a whole number, 0 or more, not 1.0"),
+        ({"seeds": [0, "1"]}, "a seed must be a whole number, 0 or more, not '1'"),
+        ({"seeds": [0, 2**63]}, "a seed must be a whole number"),
         ({"seeds": [1]}, "seeds has 1 entries for 2 images"),
         ({"seeds": 1}, "seeds must be a sequence"),
         ({"seeds": [1, 2], "generator": generators(1, 2)}, "either seeds or generator"),
         ({"generator": generators(1)}, "generator has 1 entries for 2"),
         ({"guidance_scale": [1.0, 2.0, 3.0]}, "guidance_scale has 3 entries for 2"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite numbers, not nan"),
+        ({"guidance_scale": [7.5, float("inf")]}, "guidance_scale must be finite numbers, not inf"),
+        ({"guidance_scale": "7.5"}, "guidance_scale must be finite numbers, not '7.5'"),
+        ({"num_images_per_prompt": -2}, "num_images_per_prompt .* 1 or more, not -2"),
+        ({"num_images_per_prompt": "2"}, "num_images_per_prompt .* 1 or more, not '2'"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more"),
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be 1 or more"),
+        (
+            {"num_images_per_prompt": 0},
+            "num_images_per_prompt must be a whole number, 1 or more, not 0",
+        ),
         ({"height": 30}, "multiples of 4"),
         ({"scheduler": "dmp++"}, "did you mean 'dpm\\+\\+'"),
         ({"method": "cfg"}, "must be a Method"),
         ({"model": "moji-sd"}, "vldnp.load"),
-        ({"method": VLDNP(by_brightness, query_steps=[6])}, "outside the 6 denoising steps"),
-        ({"method": VLDNP(by_brightness, query_steps=front_loaded(7))}, "7 queries do not fit"),
+        (
+            {"method": VLDNP(by_brightness, "moji", query_steps=[6])},
+            "outside the 6 denoising steps",
+        ),
+        (
+            {"method": VLDNP(by_brightness, "moji", query_steps=front_loaded(7))},
+            "7 queries do not fit",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line_at_once(model, wrong, message):
@@ -473,21 +499,35 @@ def test_bad_input_is_one_clear_line_at_once(model, wrong, message):
 def test_bad_output_type_and_batch_size(model):
     with pytest.raises(ValueError, match="output_type 'png'.*pil"):
         sample(model, PROMPTS, output_type="png", **QUICK)
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, not 0"):
         sample(model, PROMPTS, batch_size=0, **QUICK)
 
 
-@pytest.mark.parametrize("omega", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("omega", [-1, float("nan"), float("inf"), "8", True, [8]])
 def test_bad_omega(omega):
-    with pytest.raises(ValueError, match="omega must be a finite number, 0 or more"):
+    message = re.escape(f"omega must be a finite number, 0 or more, not {omega!r}")
+    with pytest.raises(ValueError, match=message):
         Static("a knife", omega=omega)
+    with pytest.raises(ValueError, match=message):
+        VLDNP(by_brightness, "moji", omega=omega)
+
+
+@pytest.mark.parametrize("omega", [0, 8, np.float32(8), np.int64(8)])
+def test_good_omega(omega):
+    assert Static("a knife", omega=omega).omega == omega
+
+
+def test_no_concept_set_is_taken_for_granted():
+    """The package's method must not look for the benchmark's things by default."""
+    with pytest.raises(TypeError, match="concepts"):
+        VLDNP(by_brightness)
 
 
 def test_bad_methods():
     with pytest.raises(ValueError, match="rule 'replace'.*did you mean 'replaced'"):
         Static("a knife", rule="replace")
     with pytest.raises(TypeError, match="vlm must be a callable.*'moji-vlm-l'"):
-        VLDNP("moji-vlm-l")
+        VLDNP("moji-vlm-l", "moji")
     with pytest.raises(ValueError, match="concept set 'mojo'"):
         VLDNP(by_brightness, "mojo")
     assert replace(CFG(), name="plain").name == "plain"
@@ -506,7 +546,7 @@ def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
     moji = load_concepts("moji")
     steered = {"keep": "knife", "static": ", ".join(moji.vocabulary)}
     for on_failure, prompt in steered.items():
-        method = VLDNP(failing, omega=4, query_steps=[0, 2, 4], on_failure=on_failure)
+        method = VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4], on_failure=on_failure)
         with pytest.warns(UserWarning, match="on_failure"):
             out = sample(model, PROMPTS, method, **QUICK)
         assert [s.negative_prompts for s in out.trace.steps] == [
@@ -519,7 +559,7 @@ def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
         assert frame["vlm_failure"].notna().sum() == 2
         assert frame.loc[(1, 2), "vlm_failure"] == "TimeoutError: too late"
     with pytest.raises(TimeoutError):
-        sample(model, PROMPTS, VLDNP(failing, omega=4, query_steps=[0, 2, 4]), **QUICK)
+        sample(model, PROMPTS, VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4]), **QUICK)
 
 
 def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):

@@ -134,7 +134,7 @@ def model():
 def test_trajectory_tells_what_was_in_force(model):
     answers = iter(["none", "a knife", "a skull"])
     vlm = ScriptedVLM(lambda image, question: next(answers))
-    method = VLDNP(vlm, omega=2, query_steps=[0, 1, 3])
+    method = VLDNP(vlm, "moji", omega=2, query_steps=[0, 1, 3])
     out = sample(model, "a *cat* <b>", method, num_inference_steps=4, progress=False)
     text = statements.trajectory(out)
     assert text.startswith("*a \\*cat\\* &lt;b>*: the VLM was asked at steps 0, 1 and 3 of 4.")

@@ -34,7 +34,7 @@ def run(model, method, prompt="a <b>cat</b>", **options):
 
 @pytest.fixture(scope="module")
 def guided(model):
-    method = VLDNP(ScriptedVLM(lambda image, question: NASTY), omega=2, query_steps=[1, 3])
+    method = VLDNP(ScriptedVLM(lambda image, question: NASTY), "moji", omega=2, query_steps=[1, 3])
     return run(model, method, ["a <b>cat</b>", "a dog"])
 
 

@@ -23,7 +23,8 @@ _HOMES = {
     "schedules": ["front_loaded", "uniform"],
     "study": ["Study", "profile_methods", "profile_study", "run", "table"],
     "viewer": ["view"],
-    "vlm": ["RemoteVLM", "TransformersVLM"],
+    "vlm": ["TransformersVLM"],
+    "vlm_server": ["RemoteVLM"],
     "zoo": ["load", "load_clip", "load_judge", "load_vlm"],
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

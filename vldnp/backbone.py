@@ -18,6 +18,7 @@ from vldnp import families
 from vldnp.conditioning import Conditioning, concatenated
 from vldnp.families import SCHEDULERS, Family
 from vldnp.files import unknown
+from vldnp.finite import check_finite
 
 __all__ = ["SCHEDULERS", "Backbone", "as_backbone", "as_generator", "predicted_x0", "to_pil"]
 
@@ -408,9 +409,14 @@ def as_generator(seed: int | torch.Generator) -> torch.Generator:
 
 
 def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1."""
+    """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1.
+
+    Raises:
+        NonFiniteError: a picture holds NaN or infinity, which would be black or white.
+    """
     latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    check_finite({"the decoded picture": pixels})
     return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 

@@ -31,7 +31,7 @@ class AnswersNone:
     """A VLM that never sees anything: VL-DNP with it is plain CFG, bit for bit."""
 
     name: str = "answers-none"
-    revision: str | None = None
+    revision: str = "1"
 
     def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
         return [NONE] * len(images)
@@ -53,7 +53,7 @@ class RandomConcepts:
     """
 
     vlm: Callable
-    concepts: str | ConceptSet = "moji"
+    concepts: str | ConceptSet
     seed: int = 0
     by_identity = True
 
@@ -63,8 +63,16 @@ class RandomConcepts:
     def __call__(
         self, images: Sequence[Image.Image], question: str, identities: Sequence[ImageId]
     ) -> list[str]:
-        answers = vlms.ask(self.vlm, images, question, identities)
-        return [self._other(*pair) for pair in zip(answers, identities, strict=True)]
+        try:
+            answers = vlms.ask(self.vlm, images, question, identities)
+        except vlms.VLMError as error:  # those that it has must not steer as they are
+            known = vlms.texts(error.answers, len(images))
+            raise vlms.VLMError(str(error), self._others(known, identities)) from error
+        return self._others(answers, identities)
+
+    def _others(self, answers: Sequence[str | None], images: Sequence[ImageId]) -> list[str | None]:
+        pairs = zip(answers, images, strict=True)
+        return [None if answer is None else self._other(answer, image) for answer, image in pairs]
 
     def _other(self, answer: str, image: ImageId) -> str:
         found = self.concepts.parse(answer)
@@ -75,7 +83,7 @@ class RandomConcepts:
     def describe(self) -> dict:
         return {
             "name": "random-concepts",
-            "revision": None,
+            "revision": "1",
             "vlm": vlms.describe(self.vlm),
             "concepts": self.concepts.describe(),
             "seed": self.seed,

@@ -14,9 +14,11 @@ from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.judges import Judge
 from vldnp.methods import CFG
 from vldnp.metrics import UNSAFE_THRESHOLD
+from vldnp.negatives import ImageId
 from vldnp.prompts import own_scales
 from vldnp.sampler import Output, sample
 from vldnp.study import FOUND
+from vldnp.vlm import ask
 
 
 def detection(
@@ -85,12 +87,12 @@ def _counted(
         truth = [{t for t, p in seen.items() if p >= FOUND} for seen in judged.concepts]
     else:
         truth = [{"any"} if p >= UNSAFE_THRESHOLD else set() for p in judged.unsafe_probability]
+    identities = [ImageId(*image) for image in zip(out.trace.prompts, out.trace.seeds, strict=True)]
     rows = []
     for step in out.trace.steps[::every]:
         for name, vlm in vlms.items():
-            answers = [
-                set(concepts.parse(answer)) for answer in vlm(step.x0_images, concepts.question)
-            ]
+            said = ask(vlm, step.x0_images, concepts.question, identities)
+            answers = [set(concepts.parse(answer)) for answer in said]
             if not by_term:
                 answers = [{"any"} if answer else set() for answer in answers]
             pairs = list(zip(answers, truth, strict=True))
@@ -99,8 +101,8 @@ def _counted(
                     "vlm": name,
                     "step": step.index,
                     "timestep": step.timestep,
-                    "hit": sum(len(said & true) for said, true in pairs),
-                    "said": sum(len(said) for said, _ in pairs),
+                    "hit": sum(len(found & true) for found, true in pairs),
+                    "said": sum(len(found) for found, _ in pairs),
                     "true": sum(len(true) for _, true in pairs),
                 }
             )

@@ -39,6 +39,7 @@ from torch import Tensor
 from vldnp import guidance
 from vldnp.backbone import decoded, exact, scheduled_x0, to_pil
 from vldnp.conditioning import AsWritten
+from vldnp.finite import check_finite, is_finite, label, naming
 from vldnp.methods import CFG, Method
 from vldnp.negatives import ImageId, Negative
 
@@ -67,7 +68,8 @@ class VLDNPGuidance(BaseGuidance):
         negatives: the negative prompts in force, one per image.
 
     Raises:
-        ValueError: a method that changes the prompts themselves (SAFREE).
+        ValueError: a method that changes the prompts themselves (SAFREE), or a guidance scale that
+            is no finite number.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_neg"]
@@ -83,6 +85,8 @@ class VLDNPGuidance(BaseGuidance):
                 f"{self.method.name!r} changes what the prompts are encoded to, which a guider "
                 "cannot; use vldnp.sample"
             )
+        if not is_finite(guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
         self.guidance_scale = guidance_scale
         self.negatives: list[Negative] = []
         self._told: dict[str, Tensor] | None = None
@@ -199,8 +203,15 @@ class Look(ModularPipelineBlocks):
             InputParam("num_images_per_prompt", default=1),
         ]
 
-    @torch.no_grad()
     def __call__(self, components: ModularPipeline, state: BlockState, i: int, t: Tensor):
+        labels = [label(row, *image) for row, image in enumerate(_identities(state))]
+        with naming(labels, f"at step {i}"):
+            components, state = self._look(components, state, i, t)
+            check_finite({"the prediction": state.noise_pred})
+        return components, state
+
+    @torch.no_grad()
+    def _look(self, components: ModularPipeline, state: BlockState, i: int, t: Tensor):
         guider = components.guider
         if i == 0:
             guider.begin(_identities(state), state.num_inference_steps)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vldnp.files import atomic, check_safetensors, fingerprint, write_text
+from vldnp.finite import check_finite
 
 Images = Sequence[Image.Image] | Tensor
 
@@ -34,11 +35,21 @@ class Judgement:
         concepts: for each image, the probability of each restricted concept.
         things: for each image, the probability of each harmless thing; None from a judge that
             knows none.
+
+    Raises:
+        NonFiniteError: a probability is NaN or infinite; below every threshold, it would be safe.
     """
 
     unsafe_probability: np.ndarray
     concepts: list[dict[str, float]]
     things: list[dict[str, float]] | None = None
+
+    def __post_init__(self):
+        said = zip(
+            self.unsafe_probability, self.concepts, self.things or self.concepts, strict=True
+        )
+        sums = [p + sum(c.values()) + sum(t.values()) for p, c, t in said]
+        check_finite({"the judge's probability": torch.tensor(sums, dtype=torch.float64)})
 
 
 class Judge(Protocol):
@@ -64,7 +75,9 @@ def as_tensor(images: Images, size: int | None = None) -> Tensor:
         pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], not {list(pixels.shape)}")
-    if not pixels.is_floating_point():
+    if pixels.is_floating_point():
+        check_finite({"the picture": pixels})
+    else:
         pixels = pixels.float() / 255
     pixels = pixels.float()
     if size is not None and pixels.shape[-2:] != (size, size):
@@ -394,13 +407,18 @@ class SafetyChecker:
             batch = pictures[start : start + self.batch_size]
             inputs = self.extractor(batch, return_tensors="pt").pixel_values
             was_disabled, log.disabled = log.disabled, True  # it speaks of images made black
+            sound: list[bool] = []  # it only compares, and NaN is below every threshold
+            watch = self.checker.visual_projection.register_forward_hook(
+                lambda module, args, embeds, sound=sound: sound.extend(embeds.isfinite().all(dim=1))
+            )
             try:
                 _, flags = self.checker(
                     clip_input=inputs.to(self.checker.device), images=np.zeros((len(batch), 1))
                 )
             finally:
+                watch.remove()
                 log.disabled = was_disabled
-            unsafe += [float(flag) for flag in flags]
+            unsafe += [float(f) if ok else np.nan for f, ok in zip(flags, sound, strict=True)]
         return Judgement(np.array(unsafe), [{"nsfw": p} for p in unsafe])
 
 
@@ -414,5 +432,6 @@ def _best_scores(detections: list[dict], classes: Sequence[str]) -> dict[str, fl
     scores = dict.fromkeys(classes, 0.0)
     for detection in detections:
         if detection["class"] in scores:
-            scores[detection["class"]] = max(scores[detection["class"]], detection["score"])
+            best = np.maximum(scores[detection["class"]], detection["score"])  # NaN stays NaN
+            scores[detection["class"]] = float(best)
     return scores

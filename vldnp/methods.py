@@ -1,13 +1,14 @@
 """Methods: a way of steering, as plain frozen data, and a constructor for each."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vldnp import guidance, negatives
+from vldnp import vlm as vlms
 from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.conditioning import AsWritten, Prompting
+from vldnp.finite import is_finite
 from vldnp.safree import Safree
 from vldnp.schedules import Schedule, as_schedule, front_loaded
 from vldnp.sld import sld
@@ -33,8 +34,8 @@ class Method:
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
-        if self.omega is not None and not (math.isfinite(self.omega) and self.omega >= 0):
-            raise ValueError(f"omega must be a finite number, 0 or more, not {self.omega}")
+        if self.omega is not None and not (is_finite(self.omega) and self.omega >= 0):
+            raise ValueError(f"omega must be a finite number, 0 or more, not {self.omega!r}")
 
     def describe(self) -> dict:
         """JSON-able; everything that decides the method's images, objects by name and revision."""
@@ -45,6 +46,23 @@ class Method:
             "omega": self.omega,
             "conditioning": self.conditioning.describe(),
         }
+
+
+def identified(method: Method) -> Method:
+    """The method itself, if its records tell it from every other; studies share images by them.
+
+    Raises:
+        ValueError: its VLM has no name or no revision, or its rule no name of its own; one line.
+    """
+    if (vlm := getattr(method.negatives, "vlm", None)) is not None:
+        vlms.identified(vlm)
+    name = guidance.rule(method.rule).describe()
+    if isinstance(name, str) and "<" in name:  # <lambda>, or <locals> of a function
+        raise ValueError(
+            f"guidance rule {name!r} needs a name of its own in a study: make it a function of a "
+            "module, or give it one with vldnp.guidance.Rule"
+        )
+    return method
 
 
 def CFG() -> Method:
@@ -101,7 +119,7 @@ def SAFREE(
 
 def VLDNP(
     vlm: Callable,
-    concepts: str | Path | ConceptSet = "moji",
+    concepts: str | Path | ConceptSet,
     omega: float = 7.5,
     query_steps: Schedule | Iterable[int] = front_loaded(5),  # noqa: B008  (frozen data)
     rule: str | guidance.Rule = "added",

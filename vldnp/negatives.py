@@ -35,8 +35,8 @@ class Negative:
     Attributes:
         prompt: the negative prompt; None means there is none, and no third evaluation is spent.
         concepts: the concepts it names, as far as they come from a concept set.
-        answer: the VLM's words, verbatim, at the last query; None before the first, and where it
-            failed to answer.
+        answer: the VLM's words at the last query, verbatim (up to `vlm.ANSWER_LIMIT`); None before
+            the first, and where it failed to answer.
         unseen: for each of `concepts`, how many queries ago the VLM last saw it.
         image: whose negative this is.
         failure: why the last query got no answer; None where it got one.
@@ -124,8 +124,8 @@ class Dynamic:
         query_steps: when to ask.
         renewal: what becomes of a found concept that a later query does not find: `replaced`, it
             goes; `accumulated`, it stays; a number k, it stays for k more queries.
-        on_failure: when the VLM raises an error instead of answering about an image: `raise` it;
-            `keep` the image's negative prompt as the last answer left it, which needs one; or
+        on_failure: when the VLM gives no text about an image, but an error or anything else:
+            `raise`; `keep` the negative prompt as the last answer left it, which needs one; or
             until the next query use the `static` one, `static_prompt`. Both of the latter give a
             warning and are recorded (`Negative.failure`). A `VLMError` says which images have an
             answer all the same; after any other error none has.
@@ -164,13 +164,13 @@ class Dynamic:
     def renewed(
         self, pictures: Sequence[Image.Image], before: Sequence[Negative]
     ) -> list[Negative]:
-        identities = [negative.image for negative in before]
+        identities, failure = [negative.image for negative in before], ""
         try:
             answers = vlms.ask(self.vlm, pictures, self.concepts.question, identities)
         except Exception as error:  # a user's VLM may fail in any way
             if self.on_failure == "raise":
                 raise
-            answers = getattr(error, "answers", None) or [None] * len(before)
+            answers = vlms.texts(getattr(error, "answers", None), len(before))
             failure = _one_line(error)
             missing = answers.count(None)
             warnings.warn(
@@ -221,4 +221,5 @@ class Dynamic:
 
 def _one_line(error: Exception) -> str:
     reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-    return reason if isinstance(error, vlms.VLMError) else f"{type(error).__name__}: {reason}"
+    kind = "" if isinstance(error, vlms.VLMError) else f"{type(error).__name__}: "
+    return vlms.cleaned(kind + reason)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vldnp.backbone import Backbone
 from vldnp.conditioning import Companions, Conditioning
 from vldnp.families import SD
+from vldnp.finite import is_finite
 
 STEPS = 50
 """The step count to which the paper's U refers."""
@@ -176,6 +177,11 @@ class Safree:
             raise ValueError(
                 f"SAFREE needs unsafe phrases, none of them empty, not {list(self.phrases)}"
             )
+        numbers = {"alpha": self.alpha, "upper": self.upper, "k": self.k, "t0": self.t0}
+        numbers |= {f"scales[{i}]": scale for i, scale in enumerate(self.scales)}
+        for name, value in numbers.items():
+            if not is_finite(value):
+                raise ValueError(f"SAFREE's {name} must be a finite number, not {value!r}")
 
     def begin(self, run: Backbone, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
         """See `vldnp.conditioning.Prompting`."""

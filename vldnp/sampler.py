@@ -6,6 +6,8 @@ The body of `denoise` is the method: guide, look, steer away, step.
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 from vldnp import guidance
 from vldnp.backbone import Backbone, as_backbone, to_pil
 from vldnp.files import unknown
+from vldnp.finite import check_finite, is_finite, label, naming
 from vldnp.methods import CFG, Method
 from vldnp.negatives import ImageId, Negative
 
@@ -35,8 +38,8 @@ class Step:
         x0: x̂₀ from ε_cfg at this step, `[B, C, h, w]` float32. None in a trace.
         x0_images: x̂₀ decoded (PIL, RGB), as the VLM sees it; None where it was not decoded.
         queried: whether the VLM was asked at this step.
-        vlm_answers: its words, verbatim, one per image; None where it was not asked. An image
-            that it failed to answer about has None.
+        vlm_answers: its words, verbatim up to 4,000 characters, one per image; None where it was
+            not asked. An image that it failed to answer about has None.
         vlm_failures: why it failed to answer, one per image; None for an image that it answered
             about, and where it was not asked. What was done then is the method's `on_failure`.
         concepts: the concepts in each image's negative prompt.
@@ -179,6 +182,7 @@ def denoise(
 
     Raises:
         ValueError, TypeError: an argument is wrong; one line that says which and what is right.
+        NonFiniteError: while it runs; NaN or infinity, with the step and the image it is of.
     """
     batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt, noise_device)
     return _start(
@@ -230,7 +234,8 @@ def sample(
                 bar.update()
             latents.append(step.latents.cpu())
             if output_type != "latent":
-                pixels.append(backbone.decode(step.latents).cpu())
+                with naming(part.labels, "after the last step"):
+                    pixels.append(backbone.decode(step.latents).cpu())
     return Output(
         images=_as_type(output_type, torch.cat(latents if output_type == "latent" else pixels)),
         trace=Trace(
@@ -291,7 +296,8 @@ def _denoise(
 
         # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
         x0 = run.x0(pred, t, latents)
-        pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
+        with naming(batch.labels, f"at step {i}"):
+            pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
         if queried:
             negatives = method.negatives.renewed(pictures, negatives)
             if rows := _with_prompt(negatives):
@@ -314,6 +320,8 @@ def _denoise(
 
         # 4. Step.
         latents = run.step(pred, t, latents, batch.generators)
+        with naming(batch.labels, f"at step {i}"):
+            check_finite({"the prediction": pred, "x̂₀": x0, "the denoised latents": latents})
         yield Step(
             index=i,
             timestep=float(t),
@@ -344,6 +352,13 @@ class _Batch:
     seeds: list[int | None]
     generators: list[torch.Generator]
     guidance_scales: list[float]
+    places: list[int]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The images in an error's words."""
+        images = zip(self.places, self.prompts, self.seeds, strict=True)
+        return [label(*image) for image in images]
 
     @property
     def identities(self) -> list[ImageId]:
@@ -351,9 +366,7 @@ class _Batch:
 
     def split(self, size: int | None) -> list["_Batch"]:
         """Parts of `size` images; one part for None."""
-        if size is not None and size < 1:
-            raise ValueError(f"batch_size must be 1 or more, not {size}")
-        size = size or len(self.prompts)
+        size = len(self.prompts) if size is None else _whole("batch_size", size, 1)
         return [
             _Batch(*(getattr(self, field.name)[start : start + size] for field in fields(self)))
             for start in range(0, len(self.prompts), size)
@@ -374,14 +387,15 @@ def _batch(
         raise ValueError("no prompt given; give at least one")
     if wrong := [p for p in prompts if not isinstance(p, str)]:
         raise ValueError(f"prompts must be texts, not {wrong[0]!r}")
-    if num_images_per_prompt < 1:
-        raise ValueError(f"num_images_per_prompt must be 1 or more, not {num_images_per_prompt}")
-    prompts = [p for p in prompts for _ in range(num_images_per_prompt)]
+    if not all(p.strip() for p in prompts):
+        raise ValueError("a prompt is empty; for a picture without one, use guidance_scale=0")
+    count = _whole("num_images_per_prompt", num_images_per_prompt, 1)
+    prompts = [p for p in prompts for _ in range(count)]
     B = len(prompts)
 
     if generator is None:
         seeds = _each("seeds", range(B) if seeds is None else seeds, B)
-        seeds = [operator.index(seed) for seed in seeds]
+        seeds = [_whole("a seed", seed, 0) for seed in seeds]
         generators = [_generator(noise_device).manual_seed(seed) for seed in seeds]
     elif seeds is None:
         single = isinstance(generator, torch.Generator)
@@ -390,9 +404,23 @@ def _batch(
     else:
         raise ValueError("give either seeds or generator, not both")
 
-    single = isinstance(guidance_scale, int | float)
+    single = isinstance(guidance_scale, Real | str)
     scales = [guidance_scale] * B if single else _each("guidance_scale", guidance_scale, B)
-    return _Batch(prompts, list(seeds), generators, [float(scale) for scale in scales])
+    if wrong := [scale for scale in scales if not is_finite(scale)]:
+        raise ValueError(f"guidance_scale must be finite numbers, not {wrong[0]!r}")
+    scales = [float(scale) for scale in scales]
+    return _Batch(prompts, list(seeds), generators, scales, list(range(B)))
+
+
+def _whole(name: str, value, least: int) -> int:
+    """`value`, if it is a whole number from `least` on that a file of records can hold."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number < 2**63:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+    return number
 
 
 def _generator(device: str) -> torch.Generator:

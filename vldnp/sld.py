@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vldnp.files import unknown
+from vldnp.finite import is_finite
 from vldnp.guidance import Scale
 
 
@@ -46,6 +47,14 @@ class SLD:
     momentum_scale: float = 0.3
     momentum_beta: float = 0.4
     uses_omega: ClassVar[bool] = False
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            limit = 1 if name.startswith("momentum") else float("inf")
+            if not (is_finite(value) and 0 <= value <= limit):
+                raise ValueError(
+                    f"SLD's {name} must be a finite number from 0 to {limit}, not {value!r}"
+                )
 
     def step(
         self,
@@ -87,9 +96,4 @@ def sld(strength: str = "medium", **changes: float) -> SLD:
     """
     if strength not in SLD_STRENGTHS:
         raise unknown("SLD strength", strength, SLD_STRENGTHS)
-    setting = replace(SLD_STRENGTHS[strength], **changes)
-    for name, value in asdict(setting).items():
-        limit = 1 if name.startswith("momentum") else float("inf")
-        if not 0 <= value <= limit:
-            raise ValueError(f"SLD's {name} must be a number from 0 to {limit}, not {value}")
-    return setting
+    return replace(SLD_STRENGTHS[strength], **changes)

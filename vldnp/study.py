@@ -23,9 +23,10 @@ from tqdm.auto import tqdm
 from vldnp import zoo
 from vldnp.backbone import Backbone
 from vldnp.files import atomic, write_text
+from vldnp.finite import label, naming
 from vldnp.guidance import rule
 from vldnp.judges import Judge, as_tensor
-from vldnp.methods import CFG, SAFREE, SLD, VLDNP, Method, Static
+from vldnp.methods import CFG, SAFREE, SLD, VLDNP, Method, Static, identified
 from vldnp.metrics import (
     UNSAFE_THRESHOLD,
     CLIPScore,
@@ -123,7 +124,7 @@ class Study:
         return rows.head(limit or len(rows))
 
     def __post_init__(self):
-        object.__setattr__(self, "methods", tuple(self.methods))
+        object.__setattr__(self, "methods", tuple(map(identified, self.methods)))
         object.__setattr__(self, "prompt_sets", tuple(self.prompt_sets))
         for what in ("methods", "prompt_sets"):
             if not getattr(self, what):
@@ -608,7 +609,9 @@ def _scored(
         disable=not (progress and missing),
     ):
         batch = missing[start : start + batch_size]
-        rows += measure(batch, [_opened(_image_path(folder, cell.key)) for cell in batch])
+        labels = [f"{label(i, cell.prompt, cell.seed)}, {cell.key}" for i, cell in enumerate(batch)]
+        with naming(labels):
+            rows += measure(batch, [_opened(_image_path(folder, cell.key)) for cell in batch])
     if rows:
         new = pd.DataFrame(rows, index=pd.Index([cell.key for cell in missing], name="key"))
         known = pd.concat([known, new]) if len(known) else new

@@ -1,16 +1,12 @@
 """VLMs: show pictures, ask one question about each, get the answers.
 
-A VLM is any callable `(images, question) -> answers` with one answer per image, with a `name` and a
+A VLM is any callable `(images, question) -> answers` with one text per image, with a `name` and a
 `revision` if it has them; what is unsafe and what an answer means is no concern of it.
 """
 
-import base64
 import hashlib
-import io
-import os
-import warnings
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +29,10 @@ class VLMError(RuntimeError):
         self.answers = list(answers)
 
 
+ANSWER_LIMIT = 4000
+"""A longer answer is cut: it goes into every record, and no answer of 64 tokens is as long."""
+
+
 def describe(vlm: Callable) -> dict:
     """What identifies a VLM in a run's records: its own `describe()`, else its name and revision.
 
@@ -44,26 +44,73 @@ def describe(vlm: Callable) -> dict:
     return {"name": name, "revision": getattr(vlm, "revision", None)}
 
 
+def identified(vlm: Callable) -> Callable:
+    """The VLM itself, if its records tell it from every other; studies share images by them.
+
+    Raises:
+        ValueError: it, or one that it asks, has no name or no revision; one line.
+    """
+    own = describe(vlm)
+    named = hasattr(vlm, "describe") or getattr(vlm, "name", None)
+    if not (named and own.get("name") and own.get("revision")):
+        raise ValueError(
+            f"VLM {own.get('name')!r} needs a name and a revision in a study, which takes images "
+            "of the same VLM for the same: set vlm.name and vlm.revision, or pass revision="
+        )
+    if callable(asked := getattr(vlm, "vlm", None)):
+        identified(asked)
+    return vlm
+
+
 def ask(
     vlm: Callable, images: Sequence[Image.Image], question: str, identities: Sequence
 ) -> list[str]:
-    """The VLM's answers, one per image.
+    """The VLM's answers, one per image; see `texts`.
 
     Args:
         identities: which images of the world these are; only a VLM with `by_identity = True` is
             told, as its third argument.
 
     Raises:
-        ValueError: it gives more or fewer answers than there are images.
+        VLMError: what it gives is no list of texts, one per image; one line.
     """
     told = (identities,) if getattr(vlm, "by_identity", False) else ()
-    answers = list(vlm(images, question, *told))
-    if len(answers) != len(images):
-        raise ValueError(
-            f"VLM {describe(vlm)['name']!r} gave {len(answers)} answers to {len(images)} "
-            "pictures; it must give one each"
+    given = vlm(images, question, *told)
+    answers = texts(given, len(images))
+    if None in answers:
+        raise VLMError(
+            f"VLM {describe(vlm)['name']!r} gave {_summary(given, answers)}; it must give a list "
+            "of texts, one for each picture",
+            answers,
         )
     return answers
+
+
+def texts(given, count: int) -> list[str | None]:
+    """What can be read of a VLM's answers about `count` pictures; None where there is no text.
+
+    Only a sequence of `count` entries tells which answer belongs to which picture. Texts come
+    back `cleaned`.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != count:
+        return [None] * count
+    return [cleaned(answer) if isinstance(answer, str) else None for answer in given]
+
+
+def cleaned(text: str) -> str:
+    """At most `ANSWER_LIMIT` characters of it; lone surrogates, which no file can hold, as "?"."""
+    return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
+
+
+def _summary(given, answers: Sequence[str | None]) -> str:
+    pictures = f"{len(answers)} pictures"
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        return f"{reprlib.repr(given)} for {pictures}"
+    if len(given) != len(answers):
+        return f"{len(given)} answers to {pictures}"
+    wrong = answers.index(None)
+    missing = f"no text about {answers.count(None)} of {pictures}"
+    return f"{missing} ({reprlib.repr(given[wrong])} about number {wrong})"
 
 
 class TransformersVLM:
@@ -98,7 +145,7 @@ class TransformersVLM:
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"the processor of VLM {name!r} has no chat template")
-        _check_edge(max_edge)
+        check_edge(max_edge)
         processor.tokenizer.padding_side = "left"
         processor.tokenizer.pad_token = (
             processor.tokenizer.pad_token or processor.tokenizer.eos_token
@@ -106,7 +153,7 @@ class TransformersVLM:
         self.model, self.processor = model.eval(), processor
         self.name, self.revision = name, revision
         self.max_new_tokens, self.max_edge, self.batch_size = max_new_tokens, max_edge, batch_size
-        self.demonstrations = _opened(demonstrations)
+        self.demonstrations = opened(demonstrations)
 
     @classmethod
     def from_pretrained(
@@ -166,7 +213,7 @@ class TransformersVLM:
             "quantization": getattr(quantization, "to_dict", lambda: quantization)(),
             "max_new_tokens": self.max_new_tokens,
             "max_edge": self.max_edge,
-            "demonstrations": _described(self.demonstrations),
+            "demonstrations": described(self.demonstrations),
         }
 
     def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
@@ -208,10 +255,10 @@ class TransformersVLM:
         return self.processor.batch_decode(answers, skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
-        before = _shots(self.demonstrations, question, self.max_edge)
+        before = shots(self.demonstrations, question, self.max_edge)
         try:
             return self.processor.apply_chat_template(
-                [before + _turns(image, question) for image in images],
+                [before + turns(image, question) for image in images],
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=True,
@@ -233,154 +280,6 @@ class TransformersVLM:
         listed = self.model.generation_config.eos_token_id
         listed = listed if isinstance(listed, list) else [listed]
         return sorted({*listed, self.processor.tokenizer.eos_token_id} - {None})
-
-
-class RemoteVLM:
-    """A VLM behind an OpenAI-compatible server: vLLM, `transformers serve`, llama.cpp, and others.
-
-    Pictures are asked about concurrently, with temperature 0. A call that meets no server, a
-    time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds.
-
-    Args:
-        base_url: such as "http://localhost:8000/v1".
-        model: the name under which the server serves it.
-        name, revision: what identifies it in records; the default name is `model`. The server's
-            address is not recorded.
-        max_new_tokens, max_edge, demonstrations: as for `TransformersVLM`.
-        choices: the answer is constrained to a JSON list of these texts, where the server can do
-            structured output (`response_format`); where it refuses to, one warning is given and
-            the answers are free. Some servers ignore it in silence.
-        timeout: seconds for one try.
-        retries: further tries after the first.
-        concurrency: calls under way at once.
-        key_variable: the environment variable with the API key; servers without keys need none.
-            The key is kept out of errors, `repr` and records.
-
-    Raises:
-        ValueError: the address carries a user, a password or a query (those get into logs), or
-            `concurrency` or `max_edge` is less than 1.
-    """
-
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        *,
-        name: str | None = None,
-        revision: str | None = None,
-        max_new_tokens: int = 64,
-        max_edge: int | None = None,
-        demonstrations: Demonstrations = (),
-        choices: Sequence[str] = (),
-        timeout: float = 60.0,
-        retries: int = 5,
-        concurrency: int = 8,
-        key_variable: str = "OPENAI_API_KEY",
-    ):
-        from urllib.parse import urlsplit
-
-        from openai import OpenAI
-
-        address = urlsplit(base_url)
-        if address.username or address.password or address.query:
-            raise ValueError(
-                f"the address of VLM {model!r} must not carry secrets; put its key into the "
-                f"environment variable {key_variable}"
-            )
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
-        _check_edge(max_edge)
-        self.base_url, self.model = base_url, model
-        self.name, self.revision = name or model, revision
-        self.max_new_tokens, self.max_edge = max_new_tokens, max_edge
-        self.demonstrations, self.choices = _opened(demonstrations), tuple(choices)
-        self.concurrency, self.key_variable = concurrency, key_variable
-        self._constrained = bool(self.choices)
-        self._client = OpenAI(
-            base_url=base_url,
-            api_key=os.environ.get(key_variable) or "none",  # the client insists on some key
-            timeout=timeout,
-            max_retries=retries,
-        )
-
-    def __repr__(self) -> str:
-        return f"RemoteVLM({self.base_url!r}, {self.model!r})"
-
-    def describe(self) -> dict:
-        """Everything that is known here and decides its answers, JSON-able."""
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "served": True,
-            "max_new_tokens": self.max_new_tokens,
-            "max_edge": self.max_edge,
-            "demonstrations": _described(self.demonstrations),
-            "choices": list(self.choices),
-        }
-
-    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
-        """One answer per picture.
-
-        Raises:
-            VLMError: there is none for some of them, after all tries; one line.
-        """
-        before = _shots(self.demonstrations, question, self.max_edge)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            conversations = [
-                [_sendable(t) for t in before + _turns(shrunk(image, self.max_edge), question)]
-                for image in images
-            ]
-            outcomes = list(pool.map(self._answer, conversations))
-        failures = [outcome for outcome in outcomes if isinstance(outcome, VLMError)]
-        if failures:
-            answers = [None if isinstance(answer, VLMError) else answer for answer in outcomes]
-            raise VLMError(
-                f"VLM {self.name!r} at {self.base_url} gave no answer about {len(failures)} of "
-                f"{len(images)} pictures: {failures[0]}",
-                answers,
-            )
-        return outcomes
-
-    def _answer(self, conversation: list[dict]) -> str | VLMError:
-        """The answer, or why there is none (returned, so that the other pictures get theirs)."""
-        import openai
-
-        constrained = self._constrained
-        try:
-            response = self._client.chat.completions.create(
-                model=self.model,
-                messages=conversation,
-                temperature=0,
-                max_tokens=self.max_new_tokens,
-                **({"response_format": _answer_format(self.choices)} if constrained else {}),
-            )
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if not constrained:
-                return VLMError(self._reason(error))
-            if self._constrained:
-                self._constrained = False
-                warnings.warn(
-                    f"VLM {self.name!r} is asked without constraints: its server refuses "
-                    f"structured output ({self._reason(error)})",
-                    stacklevel=2,
-                )
-            return self._answer(conversation)
-        except openai.OpenAIError as error:
-            return VLMError(self._reason(error))
-        if not response.choices:
-            return VLMError("the server's reply holds no answer")
-        choice = response.choices[0]
-        answer, ended = choice.message.content, choice.finish_reason
-        # No answer must not pass for the answer that nothing is to be seen.
-        if answer is None or ended == "content_filter" or (not answer and ended == "length"):
-            return VLMError(f"the answer is empty (it ended by {ended!r})")
-        return answer
-
-    def _reason(self, error: Exception) -> str:
-        """One line without the key, which some servers repeat in their errors."""
-        text = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        key = os.environ.get(self.key_variable)
-        return text.replace(key, "[key]") if key else text
 
 
 @contextmanager
@@ -413,29 +312,32 @@ def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _check_edge(max_edge: int | None) -> None:
+def check_edge(max_edge: int | None) -> None:
+    """ValueError for a `max_edge` that is no number of pixels."""
     if max_edge is not None and max_edge < 1:
         raise ValueError(f"max_edge must be 1 or more pixels, or None, not {max_edge}")
 
 
-def _opened(demonstrations: Demonstrations) -> tuple[tuple[Image.Image, str], ...]:
-    opened = []
+def opened(demonstrations: Demonstrations) -> tuple[tuple[Image.Image, str], ...]:
+    """The worked examples with their pictures read from the files."""
+    pairs = []
     for picture, answer in demonstrations:
         if not isinstance(picture, Image.Image):
             with Image.open(picture) as file:
                 picture = file.convert("RGB")
-        opened.append((picture, answer))
-    return tuple(opened)
+        pairs.append((picture, answer))
+    return tuple(pairs)
 
 
-def _described(demonstrations: Sequence[tuple[Image.Image, str]]) -> list[dict]:
+def described(demonstrations: Sequence[tuple[Image.Image, str]]) -> list[dict]:
+    """The worked examples in records: a digest of the picture, and the answer."""
     return [
         {"image": hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()[:12], "answer": answer}
         for image, answer in demonstrations
     ]
 
 
-def _turns(image: Image.Image, question: str, answer: str | None = None) -> list[dict]:
+def turns(image: Image.Image, question: str, answer: str | None = None) -> list[dict]:
     """A question about a picture, and the answer where it is known, as chat messages."""
     content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     asked = [{"role": "user", "content": content}]
@@ -444,37 +346,12 @@ def _turns(image: Image.Image, question: str, answer: str | None = None) -> list
     return [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
 
 
-def _shots(
+def shots(
     demonstrations: Sequence[tuple[Image.Image, str]], question: str, max_edge: int | None
 ) -> list[dict]:
     """The worked examples as chat messages, all asked about in the same words."""
     return [
         turn
         for image, answer in demonstrations
-        for turn in _turns(shrunk(image, max_edge), question, answer)
+        for turn in turns(shrunk(image, max_edge), question, answer)
     ]
-
-
-def _sendable(turn: dict) -> dict:
-    """A chat message as an OpenAI-compatible server takes it: pictures as PNG data addresses."""
-    return {"role": turn["role"], "content": [_sendable_part(part) for part in turn["content"]]}
-
-
-def _sendable_part(part: dict) -> dict:
-    if part["type"] != "image":
-        return part
-    buffer = io.BytesIO()
-    part["image"].save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-
-def _answer_format(choices: Sequence[str]) -> dict:
-    """`{"seen": [...]}` with nothing but `choices`, as OpenAI's `response_format` says it."""
-    schema = {
-        "type": "object",
-        "properties": {"seen": {"type": "array", "items": {"enum": list(choices)}}},
-        "required": ["seen"],
-        "additionalProperties": False,
-    }
-    return {"type": "json_schema", "json_schema": {"name": "seen", "schema": schema}}

@@ -236,9 +236,11 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
         if not callable(vlm):
             raise TypeError(f"a VLM is a name or a callable (images, question), not {vlm!r}")
         return vlm
-    from vldnp.vlm import RemoteVLM, TransformersVLM
+    from vldnp.vlm import TransformersVLM
 
     if str(vlm).startswith(("http://", "https://")):
+        from vldnp.vlm_server import RemoteVLM
+
         if "model" not in options:
             raise ValueError(f"the server {vlm} may serve several models: pass model=...")
         if device or dtype:

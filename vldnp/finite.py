@@ -1,0 +1,68 @@
+"""NaN and infinity are errors, where they first come up: a black picture is not a safe one."""
+
+import math
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+_repr = reprlib.Repr()
+_repr.maxstring = 80
+
+
+class NonFiniteError(FloatingPointError):
+    """A quantity is NaN or infinite for some images of a batch.
+
+    Attributes:
+        what: the quantity.
+        rows: the images, by their place in the batch.
+    """
+
+    def __init__(self, what: str, rows: Sequence[int], labels: Sequence[str] = (), when: str = ""):
+        self.what, self.rows = what, list(rows)
+        first = labels[rows[0]] if labels else f"image {rows[0]}"
+        others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        super().__init__(f"{what} of {first}{others} is NaN or infinite{when and f' {when}'}")
+
+
+def label(index: int, prompt: str, seed: int | None) -> str:
+    """An image in an error's words; `seed` is None where the caller passed a generator."""
+    return f"image {index} ({_repr.repr(prompt)}, {'no seed' if seed is None else f'seed {seed}'})"
+
+
+def is_finite(value) -> bool:
+    """Whether it is a number, neither NaN nor infinite; texts and truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_finite(quantities: Mapping[str, Tensor]) -> None:
+    """Nothing, where all are finite.
+
+    Args:
+        quantities: what it is → `[B, …]`. One value is waited for on a GPU, however many they are.
+
+    Raises:
+        NonFiniteError: the first of them that is not, and for which images.
+    """
+    if torch.stack([quantity.isfinite().all() for quantity in quantities.values()]).all():
+        return
+    for what, quantity in quantities.items():
+        finite = quantity.isfinite().reshape(len(quantity), -1).all(dim=1)
+        if rows := (~finite).nonzero().flatten().tolist():
+            raise NonFiniteError(what, rows)
+
+
+@contextmanager
+def naming(labels: Sequence[str], when: str = "") -> Iterator[None]:
+    """A `NonFiniteError` from inside says which images it is about, and when.
+
+    Args:
+        labels: one per image of the batch; see `label`.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(error.what, error.rows, labels, when) from None
