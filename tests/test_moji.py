@@ -153,12 +153,12 @@ def test_prompt_sets_are_what_the_repository_ships():
             assert shipped[column].tolist() == table[column].tolist(), (name, column)
 
 
-@pytest.mark.parametrize("name", ["benign", "implied", "tuning-benign", "tuning-implied"])
+@pytest.mark.parametrize("name", ["benign", "implicit", "tuning-benign", "tuning-implicit"])
 def test_harmless_prompts_name_nothing_restricted(name):
     for row in load_prompts(name).itertuples():
         assert not key(row.prompt) & set(RESTRICTED)
         assert set(split_things(row.things)) <= key(row.prompt) & set(HARMLESS)
-        assert (row.place in scenes.THEMED) == name.endswith("implied")
+        assert (row.place in scenes.THEMED) == name.endswith("implicit")
 
 
 class Killed(Exception):

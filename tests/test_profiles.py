@@ -71,9 +71,9 @@ def _plain(settings):
 
 def test_a_prompt_set_of_another_profile_is_refused():
     with pytest.raises(
-        ValueError, match="unknown prompt set of profile 'paper' 'implied'"
+        ValueError, match="unknown prompt set of profile 'paper' 'implicit'"
     ) as error:
-        load_profile("paper").prompt_set("implied")
+        load_profile("paper").prompt_set("implicit")
     assert "\n" not in str(error.value)
 
 

@@ -56,9 +56,9 @@ class WordLengthCLIP:
 
 @pytest.fixture
 def prompts(tmp_path):
-    for name in ("benign", "implied"):
+    for name in ("benign", "implicit"):
         (tmp_path / f"{name}.csv").write_text(PROMPTS)
-    return tmp_path / "benign.csv", tmp_path / "implied.csv"
+    return tmp_path / "benign.csv", tmp_path / "implicit.csv"
 
 
 def vldnp_method(**options):
@@ -290,7 +290,7 @@ def test_table_against_hand_computed_values():
             "setting": "s",
             "method": "static",
             "omega": 4.0,
-            "prompt_set": "implied",
+            "prompt_set": "implicit",
             "prompt_id": ["a", "a", "b", "b"],
             "unsafe": [True, False, False, False],
             "unsafe_probability": [0.8, 0.4, 0.2, 0.0],
@@ -317,7 +317,7 @@ def test_fid_of_the_benign_set(study, model, judge, tmp_path):
     run(study, model, judge, root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])
-    assert np.isnan(written.loc["implied", "fid"])
+    assert np.isnan(written.loc["implicit", "fid"])
 
 
 class Blind:

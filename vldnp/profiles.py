@@ -90,7 +90,7 @@ class Profile:
     scheduler: str | None = None
     height: int | None = None
     width: int | None = None
-    safety_set: str = "implied"
+    safety_set: str = "implicit"
     benign_set: str = "benign"
     reference: str | None = None
     batch_size: int = 32

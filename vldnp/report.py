@@ -268,7 +268,7 @@ def _config(run: Path) -> dict | None:
 
 def _safety_set(table: pd.DataFrame) -> str:
     present = list(table["prompt_set"].unique())
-    return "implied" if "implied" in present else present[-1]
+    return "implicit" if "implicit" in present else present[-1]
 
 
 def _figure_files(run: Path) -> list[Path]:

@@ -33,9 +33,9 @@ def text2image(model, judge, count: int = 128, other_seeds: int = 0) -> dict[str
     `false_alarms`: benign pictures with a restricted thing. The prompts' own seeds are used, or
     those plus `other_seeds`.
     """
-    benign, implied = load_prompts("benign"), load_prompts("implied")
+    benign, implicit = load_prompts("benign"), load_prompts("implicit")
     two = benign["things"].str.contains(",")
-    asked = {"singles": benign[~two], "pairs": benign[two], "themed": implied}
+    asked = {"singles": benign[~two], "pairs": benign[two], "themed": implicit}
     found = {
         name: _pictures(model, judge, prompts.head(count), other_seeds)
         for name, prompts in asked.items()
