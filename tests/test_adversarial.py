@@ -198,7 +198,7 @@ def test_the_search_finds_a_shipped_prompt_again():
     attack = Attack(zoo.load("moji-sd"), forbidden(concepts))
     found = build(
         attack,
-        load_prompts("tuning-benign"),
+        load_prompts(Path(__file__).parent / "data" / "version1-tuning-benign.csv"),
         concepts,
         count=1,
         eta=4,
