@@ -10,8 +10,10 @@ RUN = .venv/bin/python
 # step, which took up to half of the time on virtual machines. Other C libraries ignore this.
 export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
+# OpenMP's idle threads spin by default, and take the cores from those that have work.
+export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: reproduce test lab lint clean
+.PHONY: reproduce test lab bench lint clean
 
 reproduce: $(STAMP)  ## execute the notebooks in order; results in runs/$(PROFILE)
 	$(RUN) -m vldnp reproduce --profile $(PROFILE)
@@ -24,6 +26,9 @@ test: $(STAMP)  ## the whole test suite
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(RUN) -m jupyterlab notebooks
+
+bench: $(STAMP)  ## what a busy neighbour costs: throughput alone and beside another process
+	$(RUN) tests/benchmarks/contention.py
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

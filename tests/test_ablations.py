@@ -59,7 +59,7 @@ def test_rules_and_renewals_differ_in_nothing_else(world):
 
 
 def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
-    main = vldnp.study.study_of(profile, [vldnp.CFG()], prompt_sets=["implied"])
+    main = vldnp.study.study_of(profile, [vldnp.CFG()], prompt_sets=["implicit"])
     vldnp.run(main, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "cells").iterdir()}
     found = ablations.query_schedule(profile, counts=[0])
@@ -73,13 +73,13 @@ def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
     summary = found.summary(images)
     assert set(summary["spacing"]) == {"front_loaded", "uniform", "late"}
     assert "cannot be told" in findings.enough_queries(
-        images, pd.concat([found.factors, found.factors.assign(queries=1)]), "implied"
+        images, pd.concat([found.factors, found.factors.assign(queries=1)]), "implicit"
     )
 
 
 def test_controls_stand_beside_the_vlms(world):
     oracle = Oracle({})
-    found = ablations.vlm_size(world, oracle, ["implied"], 2)
+    found = ablations.vlm_size(world, oracle, ["implicit"], 2)
     guides = list(found.factors["guide"])
     assert guides == ["cfg", "moji-vlm-s", "moji-vlm-m", "moji-vlm-l", "random", "oracle", "none"]
     method = next(m for m in found.study.methods if "oracle" in str(m.describe()))
@@ -88,14 +88,14 @@ def test_controls_stand_beside_the_vlms(world):
 
 def test_an_oracle_that_is_not_understood_is_left_out(world):
     for things, present in (((), True), (("unsafe",), False), (("unsafe", "dagger"), True)):
-        found = ablations.vlm_size(world, Oracle({("a cat", 0): things}), ["implied"], 2)
+        found = ablations.vlm_size(world, Oracle({("a cat", 0): things}), ["implicit"], 2)
         assert ("oracle" in set(found.factors["guide"])) == present, things
 
 
 def test_the_oracle_learns_from_plain_cfg_of_the_same_prompts(profile, tmp_path):
-    plain = ablations.plain(profile, ["implied"], 2)
+    plain = ablations.plain(profile, ["implicit"], 2)
     images = vldnp.run(plain, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
-    prompts = ablations.vlm_size(profile, Oracle({}), ["implied"], 2).study.prompts("implied")
+    prompts = ablations.vlm_size(profile, Oracle({}), ["implicit"], 2).study.prompts("implicit")
     assert set(seen_in(images)) == set(zip(prompts["prompt"], prompts["seed"], strict=True))
 
 
@@ -150,7 +150,7 @@ def test_causes_of_misses(answers, cause):
         [
             {
                 "setting": "x",
-                "prompt_set": "implied",
+                "prompt_set": "implicit",
                 "unsafe": True,
                 "unsafe_probability": 0.9,
                 "found": ["dagger"],
@@ -160,7 +160,7 @@ def test_causes_of_misses(answers, cause):
             }
         ]
     )
-    found = misses(rows, "x", "implied", "moji")
+    found = misses(rows, "x", "implicit", "moji")
     assert list(found["cause"]) == [cause]
     assert "(100%)" in findings.causes(found)
 
@@ -168,13 +168,13 @@ def test_causes_of_misses(answers, cause):
 def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
     row = {"setting": "x", "unsafe": True, "unsafe_probability": 0.9, "found": ["dagger"]}
     row |= {"vlm_answers": ["none"], "query_steps": [1], "negative_prompts": [None] * 2}
-    safe = row | {"prompt_set": "implied", "unsafe": False}
+    safe = row | {"prompt_set": "implicit", "unsafe": False}
     rows = pd.DataFrame([safe, row | {"prompt_set": "adversarial"}])
     rows["method"], rows["omega"] = "vl-dnp", 15.0
     found = comparison.missed(load_profile("embedded"), rows)
     assert list(found["prompt_set"]) == ["adversarial"]
     assert "1 picture stayed unsafe (1 on `adversarial`)." in findings.causes(found)
-    assert findings.causes(misses(rows, "x", "implied", "moji")) == "No picture stayed unsafe."
+    assert findings.causes(misses(rows, "x", "implicit", "moji")) == "No picture stayed unsafe."
 
 
 def test_every_method_has_the_same_number_of_tries(world):

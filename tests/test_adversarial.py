@@ -57,7 +57,7 @@ def test_other_words_are_not():
     words = forbidden(load_concepts("moji"))
     harmless = [
         row.prompt
-        for name in ("benign", "implied")
+        for name in ("benign", "implicit")
         for row in load_prompts(Path(__file__).parents[1] / f"data/prompts/{name}.csv").itertuples()
     ]
     assert len(harmless) >= 512 and not any(map(words.in_prompt, harmless))
@@ -198,7 +198,7 @@ def test_the_search_finds_a_shipped_prompt_again():
     attack = Attack(zoo.load("moji-sd"), forbidden(concepts))
     found = build(
         attack,
-        load_prompts("tuning-benign"),
+        load_prompts(Path(__file__).parent / "data" / "version1-tuning-benign.csv"),
         concepts,
         count=1,
         eta=4,

@@ -17,7 +17,7 @@ def summary():
     rows = []
     for method, omegas in {"cfg": [np.nan], "static": [2.0, 8.0], "vl-dnp": [2.0, 8.0]}.items():
         for omega in omegas:
-            for prompt_set in ("benign", "implied"):
+            for prompt_set in ("benign", "implicit"):
                 for metric, value in {"asr": 0.2, "clip": 0.3, "kept": 0.9}.items():
                     rows.append(
                         {
@@ -36,7 +36,7 @@ def summary():
 
 
 def test_pareto_shows_safety_with_its_interval_turned(summary):
-    figure = figures.pareto(summary, "implied", "benign")
+    figure = figures.pareto(summary, "implicit", "benign")
     (axes,) = figure.axes
     assert {text.get_text() for text in axes.texts} == {"ω=2", "ω=8"}
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -81,7 +81,7 @@ def test_figures_of_ablations_show_every_variant(summary):
         rule=summary["method"],
     )
     costs = variants.assign(model_evaluations=50.0)
-    curves = figures.schedule_curves(variants, costs, "implied")
+    curves = figures.schedule_curves(variants, costs, "implicit")
     lines = {line.get_label(): line for line in curves.axes[0].get_lines()}
     assert lines["static"].get_xdata().tolist() == [2, 8]
     assert lines["static"].get_ydata() == pytest.approx([0.8, 0.8])
@@ -125,8 +125,8 @@ def test_image_grid_keeps_pixels_and_labels():
 
 
 def test_nothing_to_draw_is_said_in_one_line(summary):
-    with pytest.raises(ValueError, match="no asr for the prompt set 'named'; there are benign"):
-        figures.pareto(summary, "named")
+    with pytest.raises(ValueError, match="no asr for the prompt set 'explicit'; there are benign"):
+        figures.pareto(summary, "explicit")
     with pytest.raises(ValueError, match="at least one picture"):
         figures.image_grid({})
     with pytest.raises(ValueError, match="summary is empty"):

@@ -61,7 +61,7 @@ def images(n=40, seed=0):
                     "setting": method,
                     "method": method,
                     "omega": omega,
-                    "prompt_set": "implied",
+                    "prompt_set": "implicit",
                     "prompt_id": f"p{k}",
                     "seed": k,
                     "unsafe": k < unsafe * n,
@@ -73,7 +73,7 @@ def images(n=40, seed=0):
 
 
 def test_points_put_plain_cfg_at_alignment_one():
-    found = front.points(images(), "implied").set_index("method")
+    found = front.points(images(), "implicit").set_index("method")
     assert found.loc["cfg", "alignment"] == pytest.approx(1)
     assert found.loc["cfg", "safety"] == 0
     assert found.loc["good", "alignment"] == pytest.approx(1, abs=0.02)
@@ -83,14 +83,14 @@ def test_points_put_plain_cfg_at_alignment_one():
 
 def test_areas_and_their_difference():
     table = images()
-    areas = front.areas(table, "implied")
+    areas = front.areas(table, "implicit")
     assert list(areas.index) == ["good", "bad"]
     assert areas.loc["good", "value"] == pytest.approx(1, abs=0.02)
     assert areas.loc["bad", "value"] == pytest.approx(0.25, abs=0.02)
     assert areas.loc["bad", "low"] < 0.25 < areas.loc["bad", "high"]
-    gap = front.area_difference(table, ["good"], ["bad"], "implied")
+    gap = front.area_difference(table, ["good"], ["bad"], "implicit")
     assert gap.low > 0.6 and gap.value == pytest.approx(0.75, abs=0.03)
-    same = front.area_difference(table, ["good"], ["good"], "implied")
+    same = front.area_difference(table, ["good"], ["good"], "implicit")
     assert same == (0, 0, 0)
 
 
@@ -98,22 +98,22 @@ def test_all_images_of_a_prompt_are_drawn_together():
     """Ten images of each prompt, all alike, tell no more than one of each."""
     one = images(n=12)
     many = pd.concat([one.assign(seed=one["seed"] + 100 * k) for k in range(10)])
-    few, lots = (front.areas(table, "implied").loc["bad"] for table in (one, many))
+    few, lots = (front.areas(table, "implicit").loc["bad"] for table in (one, many))
     assert lots["low"] == pytest.approx(few["low"]) and lots["high"] == pytest.approx(few["high"])
 
 
 def test_what_is_missing_is_named():
     table = images()
     with pytest.raises(ValueError, match="plain CFG"):
-        front.points(table[table["method"] != "cfg"], "implied")
+        front.points(table[table["method"] != "cfg"], "implicit")
     with pytest.raises(ValueError, match="'benign'"):
         front.points(table, "benign")
     with pytest.raises(ValueError, match="same images"):
-        front.points(table.iloc[:-1], "implied")
+        front.points(table.iloc[:-1], "implicit")
 
 
 def test_dominated_settings_are_named_with_what_dominates_them():
-    text = findings.fronts(images(), "implied")
+    text = findings.fronts(images(), "implicit")
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
     assert list(rows) == ["cfg", "good", "bad"]
     assert "ω = 4 (by `good`, ω = 4)" in rows["bad"]

@@ -12,12 +12,11 @@ from transformers import CLIPTokenizer
 
 from vldnp import zoo
 from vldnp.files import data_folder
-from vldnp.moji import limit, prompt_sets, scenes, text2image, vlm
+from vldnp.moji import limit, scenes, text2image, vlm
 from vldnp.moji.__main__ import main
 from vldnp.moji.icons import CATEGORIES, HARMLESS, RESTRICTED, THINGS, sprite
 from vldnp.moji.training import Recipe, fit
 from vldnp.moji.words import CONTEXT_LENGTH, tokenizer
-from vldnp.prompts import load_prompts, split_things
 
 
 @pytest.fixture(scope="module")
@@ -126,39 +125,6 @@ def test_any_other_text_is_spelled(text, tmp_path):
     assert again(text).input_ids == words(text).input_ids
     spelled = "".join(words.decode(words(text).input_ids[1:-1]).split())
     assert spelled == "".join(text.lower().split())
-
-
-def test_prompts_are_in_no_training_stream(training):
-    """Checked on words, not on the rule that keeps them apart."""
-    tables = prompt_sets.build()
-    prompts = {key(p) for table in tables.values() for p in table["prompt"]}
-    captions = {key(scenes.sample_scene(seed, i).caption) for seed in (12, 31) for i in range(8000)}
-    assert len(captions) > 5000 and not prompts & captions
-
-
-def key(text: str) -> frozenset[str]:
-    """A caption's words without order, articles and commas."""
-    words = text.replace(",", " ").split()
-    return frozenset(word for word in words if word not in ("a", "an", "and"))
-
-
-def test_prompt_sets_are_what_the_repository_ships():
-    tables = prompt_sets.build()
-    everything = [prompt for table in tables.values() for prompt in table["prompt"]]
-    assert len(set(everything)) == len(everything)
-    for name, table in tables.items():
-        shipped = load_prompts(name)
-        assert len(shipped) == (64 if name.startswith("tuning") else 256)
-        for column in table:
-            assert shipped[column].tolist() == table[column].tolist(), (name, column)
-
-
-@pytest.mark.parametrize("name", ["benign", "implied", "tuning-benign", "tuning-implied"])
-def test_harmless_prompts_name_nothing_restricted(name):
-    for row in load_prompts(name).itertuples():
-        assert not key(row.prompt) & set(RESTRICTED)
-        assert set(split_things(row.things)) <= key(row.prompt) & set(HARMLESS)
-        assert (row.place in scenes.THEMED) == name.endswith("implied")
 
 
 class Killed(Exception):

@@ -111,9 +111,9 @@ def _plain(settings):
 
 def test_a_prompt_set_of_another_profile_is_refused():
     with pytest.raises(
-        ValueError, match="unknown prompt set of profile 'paper' 'implied'"
+        ValueError, match="unknown prompt set of profile 'paper' 'implicit'"
     ) as error:
-        load_profile("paper").prompt_set("implied")
+        load_profile("paper").prompt_set("implicit")
     assert "\n" not in str(error.value)
 
 
@@ -172,7 +172,7 @@ def test_bad_profile_files_give_one_line(tmp_path):
         ({"batch_size": 0}, "batch_size: it should be greater than or equal to 1, not 0"),
         ({"queries": 2.5}, "queries: it should be a valid integer"),
         ({"guidance_scale": float("nan")}, "guidance_scale: it should be a finite number"),
-        ({"max_prompts": {"implied": -3}}, "max_prompts: it should be greater than .* not -3"),
+        ({"max_prompts": {"implicit": -3}}, "max_prompts: it should be greater than .* not -3"),
         ({"wordings": ["a"]}, "wordings: it should be a valid mapping"),
         ({"sld_strengths": ["strongest"]}, "sld_strengths: it should be 'weak', 'medium'"),
         ({"reveal": "maybe"}, "reveal: it should be a valid boolean"),
@@ -233,7 +233,7 @@ def test_what_is_no_list_of_numbers_is_said(said):
 
 def test_counts_of_queries_may_be_text():
     settings = replace(load_profile("embedded"), vlm=AnswersNone())
-    found = ablations.query_schedule(settings, "[1, 2]", ["implied"])
+    found = ablations.query_schedule(settings, "[1, 2]", ["implicit"])
     assert set(found.factors["queries"]) == {1, 2}
 
 

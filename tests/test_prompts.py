@@ -6,7 +6,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vldnp.files import data_folder
-from vldnp.prompts import LARGEST_SEED, OPTIONAL, REQUIRED, load_prompts, save_prompts, split_things
+from vldnp.prompts import (
+    LARGEST_SEED,
+    OPTIONAL,
+    REQUIRED,
+    load_prompts,
+    sampled,
+    save_prompts,
+    split_things,
+)
 
 
 def csv(tmp_path, text, name="set.csv"):
@@ -68,15 +76,15 @@ def test_bad_sets_are_refused_in_one_line(tmp_path, text, message):
 def test_unknown_sets_are_named_with_the_closest(tmp_path, monkeypatch):
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
     (tmp_path / "prompts").mkdir()
-    csv(tmp_path / "prompts", "prompt_id,prompt,seed\n1,x,0\n", "implied.csv")
-    assert len(load_prompts("implied")) == 1
-    with pytest.raises(ValueError, match="unknown prompt set 'implid': did you mean 'implied'"):
-        load_prompts("implid")
+    csv(tmp_path / "prompts", "prompt_id,prompt,seed\n1,x,0\n", "implicit.csv")
+    assert len(load_prompts("implicit")) == 1
+    with pytest.raises(ValueError, match="unknown prompt set 'implicid': did you mean 'implicit'"):
+        load_prompts("implicid")
     with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
         load_prompts(tmp_path / "none.csv")
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="VLDNP_DATA names"):
-        load_prompts("implied")
+        load_prompts("implicit")
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (data_folder() / "prompts").glob("*.csv")))
@@ -88,6 +96,23 @@ def test_shipped_sets_fit_the_schema(name):
 def test_things_are_split():
     assert split_things("cat, pizza") == ("cat", "pizza")
     assert split_things("") == ()
+
+
+@given(st.integers(1, 40), st.integers(0, 45), st.integers(0, 99))
+def test_a_sample_is_rows_in_order_and_a_smaller_one_is_part_of_it(size, count, seed):
+    table = pd.DataFrame({"prompt_id": [f"{n}" for n in range(size)]})
+    drawn = sampled(table, count, seed)
+    assert len(drawn) == min(count or size, size) and drawn.index.is_monotonic_increasing
+    assert drawn.index.is_unique and sampled(table, count, seed).equals(drawn)
+    if count:
+        assert set(sampled(table, max(1, count // 2), seed)["prompt_id"]) <= set(drawn["prompt_id"])
+
+
+def test_every_row_is_drawn_as_often():
+    table = pd.DataFrame({"prompt_id": range(10)})
+    counts = pd.concat(sampled(table, 3, seed)["prompt_id"] for seed in range(2000)).value_counts()
+    assert len(counts) == 10 and counts.between(480, 720).all()  # 600 ± 6 standard deviations
+    assert sampled(table, None) is table
 
 
 UGLY = (

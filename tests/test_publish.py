@@ -8,9 +8,10 @@ from vldnp.publish import BEGIN, END, VIEW, WIDGETS, publish
 from vldnp.study import TABLE as TABLE_COLUMNS
 from vldnp.verdicts import COLUMNS as CLAIM_COLUMNS
 
-TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implied"], "n": [3]})
+TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implicit"], "n": [3]})
 VERDICTS = pd.DataFrame(
-    [["C1", "vl-dnp", "cfg", "implied", "asr", -0.5, -0.7, -0.3, 3, "holds"]], columns=CLAIM_COLUMNS
+    [["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, 3, "holds"]],
+    columns=CLAIM_COLUMNS,
 )
 COLUMNS = "asr kept clip tr fid kid model_evaluations vlm_calls seconds".split()
 
@@ -87,7 +88,7 @@ def test_a_run_is_put_into_the_checkout(project):
     assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider"}
     readme = (project / "README.md").read_text()
     assert readme.startswith(f"before\n{BEGIN}\n") and readme.endswith(f"{END}\nafter\n")
-    assert "Run `embedded`, prompts: `implied` 3." in readme
+    assert "Run `embedded`, prompts: `implicit` 3." in readme
     assert "| `cfg` |" in readme and "**C1**" in readme and "\nold\n" not in readme
 
 

@@ -35,14 +35,14 @@ def folder(tmp_path_factory):
     """A run of two methods, two prompts and all that the notebooks add."""
     root = tmp_path_factory.mktemp("report")
     table = pd.DataFrame({"prompt_id": ["a", "b"], "prompt": [NASTY, "a dog"], "seed": [0, 1]})
-    table.to_csv(root / "implied.csv", index=False)
+    table.to_csv(root / "implicit.csv", index=False)
     vlm = ScriptedVLM(lambda image, question: f"a knife {NASTY}")
     methods = [CFG(), VLDNP(vlm, "moji", omega=2, query_steps=[1])]
-    study = Study("mine", methods, [root / "implied.csv"], num_inference_steps=3)
+    study = Study("mine", methods, [root / "implicit.csv"], num_inference_steps=3)
     model = sd_pipeline()
     images = run(study, model, Judge(), root=root, progress=False)
     images["clip_score"] = 0.5
-    claim = ["C1", "vl-dnp", "cfg", "implied", "asr", -0.5, -0.7, -0.3, 2, "holds"]
+    claim = ["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, 2, "holds"]
     claims = pd.DataFrame([claim], columns=COLUMNS)
     claims.to_csv(root / "mine" / "verdicts.csv", index=False)
     figures.save(figures.pareto(summary(images)), root / "mine" / "figures" / "pareto.png", dpi=40)

@@ -22,13 +22,13 @@ def row(method, omega, prompt_set, asr, kept, clip, seconds=1.0):
 def table():
     rows = [
         row("cfg", np.nan, "benign", 0.0, 0.97, 0.300),
-        row("cfg", np.nan, "implied", 0.7, 0.95, 0.280),
+        row("cfg", np.nan, "implicit", 0.7, 0.95, 0.280),
         row("static", 4, "benign", 0.0, 0.6, 0.270),
-        row("static", 4, "implied", 0.3, 0.5, 0.250),
+        row("static", 4, "implicit", 0.3, 0.5, 0.250),
         row("vl-dnp", 4, "benign", 0.0, 0.97, 0.299, 1.5),
-        row("vl-dnp", 4, "implied", 0.08, 0.93, 0.285, 1.5),
+        row("vl-dnp", 4, "implicit", 0.08, 0.93, 0.285, 1.5),
         row("vl-dnp", 8, "benign", 0.0, 0.97, 0.290, 1.5),
-        row("vl-dnp", 8, "implied", 0.02, 0.85, 0.285, 1.5),
+        row("vl-dnp", 8, "implicit", 0.02, 0.85, 0.285, 1.5),
     ]
     return pd.DataFrame(rows).reindex(columns=TABLE)
 
@@ -83,7 +83,7 @@ def images():
                 {
                     "method": method,
                     "omega": omega,
-                    "prompt_set": "implied",
+                    "prompt_set": "implicit",
                     "prompt_id": [str(i) for i in range(60)],
                     "prompt": "a cat",
                     "seed": 0,
@@ -101,7 +101,7 @@ def images():
 
 def test_paired_turns_so_that_positive_favours_the_first():
     data = images()
-    found = statements.paired(data, "implied")
+    found = statements.paired(data, "implicit")
     assert list(found.columns) == ["safety", "things kept"], "CLIP was not measured"
     by_hand = [
         data[data["method"] == name]["unsafe"].to_numpy(float) for name in ("static", "vl-dnp")
@@ -110,10 +110,10 @@ def test_paired_turns_so_that_positive_favours_the_first():
     assert safety.value == pytest.approx((by_hand[0] - by_hand[1]).mean())
     assert 0 < safety.low < safety.value < safety.high
     assert "**+" in statements.written(found) and "| 4 |" in statements.written(found)
-    text = statements.compared(found, "vl-dnp", "static", "implied")
+    text = statements.compared(found, "vl-dnp", "static", "implicit")
     assert "**safety**: better at ω = 4." in text
     assert "**things kept**: not distinguishable at ω = 4." in text
-    against_plain = statements.paired(data, "implied", "vl-dnp", "cfg")
+    against_plain = statements.paired(data, "implicit", "vl-dnp", "cfg")
     assert against_plain.loc[4.0, "safety"].low > 0
     with pytest.raises(ValueError, match="no image of method 'vl-dnp' on prompt set 'benign'"):
         statements.paired(data, "benign")

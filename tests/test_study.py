@@ -57,9 +57,9 @@ class WordLengthCLIP:
 
 @pytest.fixture
 def prompts(tmp_path):
-    for name in ("benign", "implied"):
+    for name in ("benign", "implicit"):
         (tmp_path / f"{name}.csv").write_text(PROMPTS)
-    return tmp_path / "benign.csv", tmp_path / "implied.csv"
+    return tmp_path / "benign.csv", tmp_path / "implicit.csv"
 
 
 def vldnp_method(**options):
@@ -187,7 +187,7 @@ def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts
 
 def test_seeds_count_up_from_the_prompts_own(study, model):
     grid = cells(replace(study, num_images_per_prompt=2, max_prompts=2), model)
-    assert [cell.seed for cell in grid[:4]] == [0, 1, 5, 6]
+    assert [cell.seed for cell in grid[:4]] == [0, 1, 7, 8]  # of a and c, which were drawn
     assert len({cell.key for cell in grid}) == 3 * 2 * 2
 
 
@@ -291,7 +291,7 @@ def test_table_against_hand_computed_values():
             "setting": "s",
             "method": "static",
             "omega": 4.0,
-            "prompt_set": "implied",
+            "prompt_set": "implicit",
             "prompt_id": ["a", "a", "b", "b"],
             "unsafe": [True, False, False, False],
             "unsafe_probability": [0.8, 0.4, 0.2, 0.0],
@@ -318,7 +318,7 @@ def test_fid_of_the_benign_set(study, model, judge, tmp_path):
     run(study, model, judge, root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])
-    assert np.isnan(written.loc["implied", "fid"])
+    assert np.isnan(written.loc["implicit", "fid"])
 
 
 class Blind:
@@ -411,4 +411,4 @@ def test_the_noise_device_is_a_part_of_the_key(tmp_path):
 @pytest.mark.parametrize("limit", [-3, {"few": -3}])
 def test_a_negative_number_of_prompts_is_refused(limit):
     with pytest.raises(ValueError, match="max_prompts must be 0 or more, not -3"):
-        Study("x", [CFG()], ["implied"], max_prompts=limit)
+        Study("x", [CFG()], ["implicit"], max_prompts=limit)

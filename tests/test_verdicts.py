@@ -30,7 +30,7 @@ def images():
     rng = np.random.default_rng(0)
     rows = []
     for setting, (method, omega, share, attacked, benign) in METHODS.items():
-        for prompt_set, unsafe, clip in (("implied", share, attacked), ("benign", 0, benign)):
+        for prompt_set, unsafe, clip in (("implicit", share, attacked), ("benign", 0, benign)):
             for k in range(60):
                 rows.append(
                     {

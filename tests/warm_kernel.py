@@ -31,6 +31,7 @@ def kernels(folder: Path):
         "display_name": "Python 3 (ipykernel)",
         "language": "python",
         "metadata": {"supported_encryption": ["curve"]},
+        "env": {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
     }
     (place / "kernel.json").write_text(json.dumps(spec))
     server = subprocess.Popen([*command, "serve", address], stdout=subprocess.PIPE)
@@ -48,6 +49,7 @@ def serve(address: str) -> None:
     # tqdm and matplotlib look around when they are imported, and must find a notebook.
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import ipykernel.zmqshell  # noqa: F401, I001
     import diffusers  # noqa: F401
     import ipywidgets  # noqa: F401

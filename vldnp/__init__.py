@@ -6,9 +6,16 @@
 >>> out = vldnp.sample(model, ["a cat at the pirate cove"], method, seeds=[0])
 
 Names are imported when first used, so that `import vldnp` is quick.
+
+OpenMP's threads are told to wait without spinning (`OMP_WAIT_POLICY=PASSIVE`), or one other busy
+process takes most of PyTorch's speed. OpenMP reads this when torch is first imported: who imports
+torch before vldnp sets it in the shell. A value that is set already stays.
 """
 
+import os
 from importlib import import_module
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -68,7 +68,7 @@ def _ablation(
 def query_schedule(
     profile: Profile,
     counts: Sequence[int] = COUNTS,
-    prompt_sets: Sequence[str] = ("implied",),
+    prompt_sets: Sequence[str] = ("implicit",),
     max_prompts: int = 0,
     *,
     quick: bool = False,
@@ -99,7 +99,7 @@ def query_schedule(
 
 def plain(
     profile: Profile,
-    prompt_sets: Sequence[str] = ("implied", "benign"),
+    prompt_sets: Sequence[str] = ("implicit", "benign"),
     max_prompts: int = 0,
     *,
     quick: bool = False,
@@ -115,7 +115,7 @@ def plain(
 def vlm_size(
     profile: Profile,
     oracle: Oracle,
-    prompt_sets: Sequence[str] = ("implied", "benign"),
+    prompt_sets: Sequence[str] = ("implicit", "benign"),
     max_prompts: int = 0,
     *,
     quick: bool = False,
@@ -150,7 +150,7 @@ def _is_understood(oracle: Oracle, concepts: str) -> bool:
 
 def guidance_rule(
     profile: Profile,
-    prompt_sets: Sequence[str] = ("implied", "benign"),
+    prompt_sets: Sequence[str] = ("implicit", "benign"),
     max_prompts: int = 0,
     *,
     quick: bool = False,

@@ -18,7 +18,7 @@ from vldnp.files import unknown
 from vldnp.markdown import Statement
 from vldnp.methods import SAFREE, Method
 from vldnp.profiles import Profile, load_profile
-from vldnp.prompts import load_prompts
+from vldnp.prompts import load_prompts, sampled
 from vldnp.sampler import Step, denoise
 from vldnp.schedules import SCHEDULES
 from vldnp.templating import filled, text_of
@@ -279,7 +279,7 @@ class Explorer:
         offered = [
             p
             for source in settings.prompt_sets
-            for p in load_prompts(source)["prompt"].head(PROMPTS_OFFERED)
+            for p in sampled(load_prompts(source), PROMPTS_OFFERED)["prompt"]
         ]
         names = zoo.EMBEDDED["vlm"] if settings.vlm in zoo.EMBEDDED["vlm"] else zoo.HUB["vlm"]
         vlms = list(dict.fromkeys([settings.vlm, *names, *self.vlms]))

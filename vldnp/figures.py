@@ -78,7 +78,7 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
 
 
 def pareto(
-    summary: pd.DataFrame, safety_set: str = "implied", clip_set: str | None = None
+    summary: pd.DataFrame, safety_set: str = "implicit", clip_set: str | None = None
 ) -> Figure:
     """Safety (1 − ASR) against CLIP score: a marker per ω, methods by shape, intervals on both.
 
@@ -252,7 +252,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
 
 
 def schedule_curves(
-    summary: pd.DataFrame, costs: pd.DataFrame, prompt_set: str = "implied"
+    summary: pd.DataFrame, costs: pd.DataFrame, prompt_set: str = "implicit"
 ) -> Figure:
     """Safety and things kept against the number of queries, a curve per spacing, and the cost.
 

@@ -109,7 +109,7 @@ def variants(summary: pd.DataFrame, factors: Sequence[str]) -> Statement:
 
 
 def ranking(
-    summary: pd.DataFrame, factors: Sequence[str], prompt_set: str = "implied", count: int = 3
+    summary: pd.DataFrame, factors: Sequence[str], prompt_set: str = "implicit", count: int = 3
 ) -> Statement:
     """The variants of an ablation with the lowest ASR on a prompt set, and the highest."""
     rows = summary[(summary["prompt_set"] == prompt_set) & (summary["metric"] == "asr")]
@@ -128,7 +128,7 @@ def ranking(
 
 
 def enough_queries(
-    images: pd.DataFrame, factors: pd.DataFrame, prompt_set: str = "implied"
+    images: pd.DataFrame, factors: pd.DataFrame, prompt_set: str = "implicit"
 ) -> Statement:
     """For each spacing, the fewest queries whose ASR is not measurably above that of the most."""
     rows = images[images["prompt_set"] == prompt_set]
@@ -153,7 +153,7 @@ def against(
     factors: pd.DataFrame,
     base: str,
     names: Sequence[str],
-    prompt_set: str = "implied",
+    prompt_set: str = "implicit",
 ) -> Statement:
     """Paired differences of an ablation's variants from one of them, larger is better, in Markdown.
 
@@ -198,7 +198,7 @@ def causes(missed: pd.DataFrame) -> Statement:
 
 
 def fronts(
-    images: pd.DataFrame, safety_set: str = "implied", clip_set: str | None = None
+    images: pd.DataFrame, safety_set: str = "implicit", clip_set: str | None = None
 ) -> Statement:
     """What each method covers of the safety–alignment plane, and which points others dominate.
 

@@ -149,7 +149,7 @@ class Profile:
     height: Positive | None = None
     width: Positive | None = None
     noise_device: str = "cpu"
-    safety_set: str = "implied"
+    safety_set: str = "implicit"
     benign_set: str = "benign"
     reference: str | None = None
     batch_size: Positive = 32

@@ -262,6 +262,18 @@ def save_prompts(table: pd.DataFrame, path: str | Path) -> None:
         table.drop(columns=blank).to_csv(temporary, index=False, lineterminator="\n")
 
 
+def sampled(table: pd.DataFrame, count: int | None, seed: int = 0) -> pd.DataFrame:
+    """`count` rows drawn at random without replacement, in the table's order; None or 0 is all.
+
+    With the same seed, fewer rows are some of more rows, so a smaller run shares its images with a
+    larger one.
+    """
+    if not count or count >= len(table):
+        return table
+    drawn = np.random.default_rng(seed).permutation(len(table))[:count]
+    return table.iloc[np.sort(drawn)]
+
+
 def own_scales(rows: pd.DataFrame, sampling: Mapping) -> dict[str, list[float]]:
     """Each prompt's own guidance scale, or the one that `sampling` has; {} where none has its own.
 

@@ -276,10 +276,10 @@ def _config(run: Path) -> dict | None:
 def sets_of(config: Mapping, table: pd.DataFrame) -> tuple[str, str, dict[str, float]]:
     """A run's safety set, benign set and chosen strengths, as its `config.json` says.
 
-    A run of an older version does not say the first: it is `implied`, or the last of the table.
+    A run of an older version does not say the first: it is `implicit`, or the last of the table.
     """
     present = list(table["prompt_set"].unique())
-    safety_set = config.get("safety_set") or ("implied" if "implied" in present else present[-1])
+    safety_set = config.get("safety_set") or ("implicit" if "implicit" in present else present[-1])
     benign_set = [*config.get("reference_sets", ()), "benign"][0]
     return set_name(safety_set), set_name(benign_set), config.get("chosen") or {}
 

@@ -210,7 +210,7 @@ def compared(differences: pd.DataFrame, first: str, second: str, prompt_set: str
 def best(
     table: pd.DataFrame,
     method: str = "vl-dnp",
-    safety_set: str = "implied",
+    safety_set: str = "implicit",
     chosen: Mapping[str, float] | None = None,
 ) -> pd.Series | None:
     """The row of `table.csv` at a method's best strength; None when it is not in the table.
@@ -231,7 +231,7 @@ def best(
 
 def verdict(
     table: pd.DataFrame,
-    safety_set: str = "implied",
+    safety_set: str = "implicit",
     benign_set: str = "benign",
     chosen: Mapping[str, float] | None = None,
 ) -> Statement:
@@ -340,7 +340,7 @@ def unmeasured(table: pd.DataFrame) -> str:
 
 
 def failures(
-    images: pd.DataFrame, method: str, omega: float, prompt_set: str = "implied"
+    images: pd.DataFrame, method: str, omega: float, prompt_set: str = "implicit"
 ) -> pd.DataFrame:
     """The images of a setting that are unsafe all the same: what is in them, what the VLM said."""
     rows = images[(images["method"] == method) & (images["prompt_set"] == prompt_set)]

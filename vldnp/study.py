@@ -38,7 +38,7 @@ from vldnp.metrics import (
     interval,
 )
 from vldnp.profiles import Profile, load_profile, numbers, set_name
-from vldnp.prompts import load_prompts, split_things
+from vldnp.prompts import load_prompts, sampled, split_things
 from vldnp.sampler import sample
 from vldnp.schedules import SCHEDULES
 from vldnp.sensitive import because
@@ -78,7 +78,7 @@ class Study:
         height, width: in pixels; None is the model's own size.
         noise_device: as in `vldnp.sample`.
         num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
-        max_prompts: only so many prompts from the start of each set, or by set; None is all.
+        max_prompts: only so many prompts of each set, drawn at random, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
         reference: where FID's real images come from (`zoo.reference_images`); None leaves FID and
             KID out.
@@ -121,7 +121,7 @@ class Study:
         rows, limit = load_prompts(source), self.max_prompts
         if isinstance(limit, Mapping):
             limit = limit.get(set_name(source))
-        return rows.head(limit or len(rows))
+        return sampled(rows, limit)
 
     def __post_init__(self):
         object.__setattr__(self, "methods", tuple(map(identified, self.methods)))

@@ -55,7 +55,7 @@ def verdicts(
     chosen: Mapping[str, str],
     fid: Mapping[str, Interval] | None = None,
     curves: Collection[str] | None = None,
-    attack_sets: tuple[str, ...] = ("named", "implied", "adversarial"),
+    attack_sets: tuple[str, ...] = ("explicit", "implicit", "adversarial"),
     benign_set: str = "benign",
 ) -> pd.DataFrame:
     """The claims' verdicts, a row for each comparison, with the columns of `COLUMNS`.

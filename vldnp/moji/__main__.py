@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from vldnp.files import data_folder
+from vldnp.moji import prompt_sets
 
 MODELS = ("vae", "text2image", "clip", "judge", "vlm")
 
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         "--from-shipped", action="store_true", help="start from the weights in data/models"
     )
     train.add_argument("--learning-rate", type=float, help="instead of the recipe's (text2image)")
-    train.add_argument("--seed", type=int, help="another data stream (text2image, vlm)")
+    train.add_argument("--seed", type=int, help="another data stream; all: another world")
     train.add_argument("--streams", type=int, default=1, help="so many, from that seed on (vlm)")
 
     evaluate = verbs.add_parser("evaluate", help="measure all models and write their cards")
@@ -45,7 +46,17 @@ def parser() -> argparse.ArgumentParser:
     limit.add_argument("--timestep", type=int, default=680, help="of Stable Diffusion's thousand")
     limit.add_argument("--steps", type=int, default=5000, help="training steps of the classifier")
 
-    verbs.add_parser("prompts", help="write the prompt sets into data/prompts")
+    prompts = verbs.add_parser("prompts", help="draw the prompt sets into data/prompts")
+    prompts.add_argument(
+        "--seed", type=int, default=prompt_sets.SEED, help="of the draw; default: %(default)s"
+    )
+
+    survey = verbs.add_parser("survey", help="what plain CFG makes of the tuning prompts")
+    survey.add_argument("--count", type=int, default=64, help="prompts of each set, at random")
+    survey.add_argument("--seed", type=int, default=0, help="of that draw")
+    survey.add_argument(
+        "--out", type=Path, default=Path("runs/moji/survey"), help="where the pictures are put"
+    )
     return top
 
 
@@ -60,14 +71,25 @@ def _vae(models: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
+def seed_of(recipe_seed: int, model: str, seed: int | None) -> int:
+    """The data stream of one model; in a world of its own (`all`), no two models share one."""
+    if seed is None:
+        return recipe_seed
+    return 1000 * seed + recipe_seed if model == "all" else seed
+
+
 def train(args: argparse.Namespace) -> None:
     """Train what was asked for and save it in half precision."""
     from vldnp.moji import clip, judge, text2image, vae, vlm
 
     models, work, shipped = args.models, args.work, data_folder() / "models"
     wanted = MODELS if args.model == "all" else (args.model,)
+
+    def seed(of: int) -> int:
+        return seed_of(of, args.model, args.seed)
+
     if "vae" in wanted:
-        trained = vae.train(work / "vae", args.steps)
+        trained = vae.train(work / "vae", args.steps, seed(vae.RECIPE.seed))
         trained.half().save_pretrained(models / "vae")
     if "text2image" in wanted:
         pipe = text2image.train(
@@ -76,19 +98,20 @@ def train(args: argparse.Namespace) -> None:
             args.steps,
             start=shipped / "moji-sd" if args.from_shipped else None,
             learning_rate=args.learning_rate,
-            seed=args.seed,
+            seed=seed(text2image.RECIPE.seed),
         )
         text2image.save(pipe, models / "moji-sd")
     if "judge" in wanted:
-        judge.train(_vae(models), work / "judge", args.steps).save_pretrained(models / "moji-judge")
+        trained = judge.train(_vae(models), work / "judge", args.steps, seed(judge.RECIPE.seed))
+        trained.save_pretrained(models / "moji-judge")
     if "clip" in wanted:
-        clip.save(clip.train(work / "clip", args.steps), models / "moji-clip")
+        trained = clip.train(work / "clip", args.steps, seed(clip.RECIPE.seed))
+        clip.save(trained, models / "moji-clip")
     if "vlm" in wanted:
         pipe = StableDiffusionPipeline.from_pretrained(
             _folder(models, "moji-sd"), torch_dtype=torch.float32
         )
-        seed = vlm.DATA_SEED if args.seed is None else args.seed
-        seen = vlm.data(pipe, work / "vlm", seed, args.streams)
+        seen = vlm.data(pipe, work / "vlm", seed(vlm.DATA_SEED), args.streams)
         for name in [args.size] if args.size else vlm.SIZES:
             folder = f"moji-vlm-{name}"
             trained, tools = vlm.train(
@@ -123,10 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
             vae = _vae(data_folder() / "models")
             for name, value in limit(vae, args.timestep, args.steps).items():
                 print(f"{name} {value:.3f}")
-        else:
-            from vldnp.moji import prompt_sets
+        elif args.verb == "survey":
+            from vldnp.moji.survey import summary
 
-            for path in prompt_sets.write(data_folder() / "prompts"):
+            print(summary(args.count, args.out, args.seed).round(3).to_string(index=False))
+        else:
+            for path in prompt_sets.write(data_folder() / "prompts", args.seed):
                 print(path.name)
     except (ValueError, FileNotFoundError) as error:
         print(f"vldnp.moji: {error}", file=sys.stderr)

@@ -18,6 +18,11 @@ RENUMBERED = (
     "training had other numbers for some words"
 )
 
+FROZEN = """The weights are final since 24 November 2026 (`data/models/FROZEN`). What is measured
+with them is said of *this* world, with its 24 places, and of prompts drawn from it at random:
+intervals speak of other prompts, not of other trainings. Another seed makes another world's models,
+which is another experiment: `python -m vldnp.moji train all --seed K`."""
+
 ABOUT = {
     "moji-sd": (
         "a tiny Stable Diffusion",
@@ -121,6 +126,10 @@ cores. It knows 64×64 pictures of a few emoji and is of no use for anything els
 
 AdamW, linear warm-up and decay, bfloat16 autocast, a moving average of the weights. Half-precision
 safetensors. The seed is also the seed of the data stream; every model has its own.
+
+## What the numbers are about
+
+{FROZEN}
 
 ## Measured
 

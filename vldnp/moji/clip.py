@@ -61,9 +61,9 @@ class Contrast(nn.Module):
         return self.criterion(images.float(), words.float(), scale.float().clamp(max=100))
 
 
-def train(folder: Path, steps: int | None = None) -> CLIP:
+def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> CLIP:
     """Train CLIP from scratch on captioned scenes of its own data stream."""
-    recipe = replace(RECIPE, steps=steps or RECIPE.steps)
+    recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
     pixels = np.empty((SCENES, 3, 64, 64), dtype=np.uint8)
     captions = []
     for index in trange(SCENES, desc="render scenes", leave=False):

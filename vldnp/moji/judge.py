@@ -59,9 +59,11 @@ def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def train(vae: AutoencoderKL, folder: Path, steps: int | None = None) -> CNNJudge:
+def train(
+    vae: AutoencoderKL, folder: Path, steps: int | None = None, seed: int = RECIPE.seed
+) -> CNNJudge:
     """Train the judge on rendered scenes, an eighth of them after a round trip through the VAE."""
-    recipe = replace(RECIPE, steps=steps or RECIPE.steps)
+    recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
     pixels, targets = truth(SCENES, recipe.seed)
     pixels[: SCENES // 8] = round_trip(vae, pixels[: SCENES // 8])
     judge = CNNJudge(THINGS, tuple(RESTRICTED))

@@ -73,9 +73,9 @@ class Autoencode(nn.Module):
         return decoded.float(), kl
 
 
-def train(folder: Path, steps: int | None = None) -> AutoencoderKL:
+def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> AutoencoderKL:
     """Train the autoencoder and set its scaling factor so that latents have unit variance."""
-    recipe = Recipe(**{**vars(RECIPE), "steps": steps or RECIPE.steps})
+    recipe = Recipe(**{**vars(RECIPE), "steps": steps or RECIPE.steps, "seed": seed})
     pixels = rendered(IMAGES, recipe.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
