@@ -40,7 +40,7 @@ def project(tmp_path, monkeypatch):
     folder.mkdir()
     notebook(folder / "00_first.ipynb", "profile = 'x'", "print(profile)")
     parameters = "profile = 'x'\nout = 'runs'\nquick = False\nprompt = 'a dog'"
-    parameters += "\ncount = 0\nsafety_set = 'implied'\ncost_prompts = 'implied'"
+    parameters += "\ncount = 0\nsafety_set = 'implicit'\ncost_prompts = 'implicit'"
     notebook(folder / "01_second.ipynb", parameters, WRITES_RESULTS)
     notebook(folder / "extra.ipynb", "", "raise SystemError")
     monkeypatch.setattr(cli, "NOTEBOOKS", folder)
@@ -102,7 +102,7 @@ def test_bad_arguments_give_one_line(project, capsys, arguments, message):
 
 
 def test_a_prompt_set_that_is_not_there_fails_before_anything_runs(project, capsys):
-    (project / "mine.yaml").write_text("extends: embedded\nprompt_sets: [benign, implied, other]\n")
+    (project / "mine.yaml").write_text("extends: embedded\nprompt_sets: [benign, implicit, other]\n")
     for command in ["reproduce"], ["tune", "--max-prompts", "1"]:
         assert cli.main([*command, "--profile", "mine.yaml"]) == 2
         told = capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_the_runs_own_sets_and_chosen_strengths_count(folder, tmp_path):
     (run / "config.json").write_text(json.dumps(config))
     text = report.write(run).read_text(encoding="utf-8")
     assert "VL-DNP at ω = 2 leaves 4 unsafe images on all prompts" in text
-    assert "2 on <code>implied</code>, 2 on <code>attack</code>" in text
+    assert "2 on <code>implicit</code>, 2 on <code>attack</code>" in text
 
 
 def test_no_run_folder_is_said_in_one_line(tmp_path, capsys):

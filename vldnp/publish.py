@@ -83,7 +83,7 @@ def with_results(
     name: str,
     table: pd.DataFrame,
     verdicts: pd.DataFrame,
-    safety_set: str = "implied",
+    safety_set: str = "implicit",
     benign_set: str = "benign",
     chosen: Mapping[str, float] | None = None,
 ) -> str:
