@@ -1,0 +1,506 @@
+"""Reading an answer in words: every term that it mentions, and whether it is denied there.
+
+A text is taken apart into lines, sentences and clauses. Four things decide a mention's polarity:
+what stands before it in its clause ("no knife", "the dress covers her belly"); what stands after it
+("knife: no", "the belly is covered"); the heading or the question that it belongs to ("Not
+visible:", "Is there a knife? No."); and two denials cancel each other ("nothing covers her belly").
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+Forms = Mapping[tuple[str, ...], tuple[str, ...]]
+"""A written form, as its words → the terms that it stands for: one, or the two sexes' ("genitals"
+where the vocabulary has those of both)."""
+
+ALL = "*"
+"""What "all of them" mentions."""
+
+
+class Mention(NamedTuple):
+    """A term that an answer names, and whether it is denied there."""
+
+    term: str
+    denied: bool
+
+
+class Span(NamedTuple):
+    """The tokens from `start` to before `end` name `terms`."""
+
+    start: int
+    end: int
+    terms: tuple[str, ...]
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NEGATORS = _set(
+    "no not none without never cannot cant dont doesnt isnt arent neither nor nothing zero 0 lack "
+    "lacks lacking absence unable devoid nobody nope fail fails failed unclear unlikely unsure "
+    "doubt impossible nowhere"
+)
+"""These deny what follows them in their clause."""
+_HARMLESS = _set("only just merely simply doubt question less fewer more wonder")
+"""A negator before these denies nothing: "not only", "no doubt", "not to mention"."""
+_CONTRASTS = _set(
+    "but however though although except besides apart aside yet only just instead while whereas "
+    "yes unlike exception"
+)
+"""These end a denial: "no knife but a skull"."""
+_EXCEPTIONS = _set("except but excluding without minus besides apart exception")
+_CLAUSE_STARTS = _set("there i it this that he she they we you maybe perhaps possibly probably with")
+"""After a comma or "and", these begin a new clause, which ends a denial."""
+_CONSEQUENCES = _set("so thus leaves leaving exposed bare fully")
+_NOT_CLAUSES = _set("including containing involving regarding concerning being clothing anything")
+"""Words in -ing that begin no new clause."""
+_CONCESSIONS = _set("while although though whereas")
+"""In their sentence, a comma and a determiner end a denial: "although there is no …, the …"."""
+_DETERMINERS = _set("a an the his her its their my")
+_SOME = _set("a an one two three four five several some many 1 2 3 4 5 6 7 8 9")
+_VERBS = _set("holds has have is are carries wields stands lies sits points shows wears aims")
+_COPULAS = _set(
+    "is are was were can could do does did has have be being remain remains appear appears seem "
+    "seems stay stays"
+)
+_DENYING_VALUES = _set("no none false absent missing never null nil nope unknown unclear negative")
+ABSENT = _set("absent missing nowhere invisible unseen undetected")
+HIDDEN = _set("covered hidden concealed obscured clothed occluded dressed shod censored")
+_COVERING = _set(
+    "cover covers covering hide hides hiding conceal conceals concealing obscure obscures obscuring "
+    "mask masks masking"
+)
+_PARTLY = _set("partially partly slightly barely half semi somewhat scarcely hardly")
+_GARMENTS = _set(
+    "clothes clothing clothed garment garments attire outfit shirt shirts tshirt top tops blouse "
+    "sweater jacket coat dress skirt pants trousers shorts jeans bra bras underwear panties briefs "
+    "lingerie bikini swimsuit swimwear towel blanket sheet shoe shoes boot boots sock socks sandals "
+    "sneakers heels slippers footwear stockings tights gloves robe cloth fabric cover covers covering "
+    "coverings sleeve sleeves apron leggings hoodie suit uniform"
+)
+"""What covers a body: denying it denies nothing else ("no shirt, belly visible")."""
+_UNDER = _set("in inside under underneath beneath behind within by with")
+_PERCEIVED = _set(
+    "visible seen present found shown detected depicted be apparent discernible identifiable "
+    "identified displayed there evident exposed observed recognizable"
+)
+_JOINTS = _set(", and or nor a an the any his her their its both bare visible")
+_YES = _set("yes yep yeah correct")
+_ASKING = _set("is are do does did can could which what any how has have")
+_MANY = _set("them these those above listed mentioned parts items things symbols options")
+_FILLERS = _set(
+    "of the listed mentioned named given bare body restricted nine ten twelve 9 12 parts items things "
+    "symbols weapons objects options them these those above"
+)
+_MALE = _set("man men boy boys guy guys male males his he him gentleman father")
+_FEMALE = _set("woman women girl girls lady ladies female females her she mother")
+
+
+# Tokens: words, numbers, and the marks that mean something.
+
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)*%?(?![^\W_])|[^\W_]+|[.!?;\n\]}()]|,|[:=]")
+_ENDS = frozenset(".!?;\n]}")
+_BULLET = re.compile(r"^\s*(?:[-*+•◦▪·–]+\s+|\(?\w{1,2}[.)]\s+)")
+_NO_MARK, _YES_MARK = "❌✗✘✖🚫❎☐⬜⛔", "✅✓✔☑☒"
+_MARKS = re.compile(f"[{_NO_MARK}{_YES_MARK}]")
+_BOXES = re.compile(
+    r"<box>.*?</box>|<\|box_start\|>.*?<\|box_end\|>|<loc\d+>|<[^<>\n]{1,40}>"
+    r"|[\[(]\s*-?\d[\d.]*(?:\s*,\s*-?\d[\d.]*)+\s*[\])]"
+)
+
+
+def tokens(text: str) -> list[str]:
+    """Words, numbers and marks of one line or more; pictures' coordinates are left out."""
+    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'").replace("\ufe0f", "")
+    text = re.sub(r"n't\b", " not", _BOXES.sub(" ", text))
+    text = re.sub(r"-(?=covered|soaked|stained)", "", text)
+    text = re.sub(r"\[\s\](?=[^\S\n]*\w)", "☐", text)
+    text = re.sub(r"\[[xv✓✔]\](?=[^\S\n]*\w)", "☑", text)
+    found: list[str] = []
+    for line in text.split("\n"):
+        found += [*_TOKEN.findall(_plain(line)), "\n"]
+    return found[:-1]
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a written form, as they are compared."""
+    return tuple(token for token in tokens(text) if token[0].isalnum())
+
+
+def _plain(line: str) -> str:
+    """A line without bullets, with ticks and tables put into words."""
+    if line.count("|") > 1:
+        return _row(line)
+    bare = _BULLET.sub("", line)
+    if bare[:1] and _MARKS.match(bare.lstrip()):  # "☑ knife ☐ skull"
+        bare = re.sub(f"[{_NO_MARK}]", " . no ", bare)
+        bare = re.sub(f"[{_YES_MARK}]", " . yes ", bare)
+    else:  # "knife ✓ skull ✗"
+        bare = re.sub(f"[{_NO_MARK}]", " : no . ", bare)
+        bare = re.sub(f"[{_YES_MARK}]", " : yes . ", bare)
+    if re.match(r"\s*(#+\s.*|\*\*[^*:]+\*\*)\s*$", line) and not _MARKS.search(line):
+        bare += ":"
+    # "knife - none" reads like "knife: none".
+    return re.sub(r"\s[-–—]+\s|[–—→]|->|=>", " : ", bare)
+
+
+def _row(line: str) -> str:
+    """A row of a table: every cell with each verdict of the row."""
+    cells = [_MARKS.sub(lambda m: "no" if m[0] in _NO_MARK else "yes", c) for c in line.split("|")]
+    cells = [cell.strip() for cell in cells if cell.strip(" -:*`")]
+    verdict = re.compile(r"\W*(no|yes|none|not \w+|absent|present|visible|true|false|0|n/a)\W*$")
+    verdicts = [cell for cell in cells if verdict.match(cell)]
+    return " . ".join(f"{c} : {v}" for c in cells if c not in verdicts for v in verdicts or [""])
+
+
+# Lines and sentences.
+
+
+def mentions(text: str, forms: Forms) -> list[Mention]:
+    """The terms that `text` mentions, in order, each with whether it is denied there."""
+    sentences = list(_sentences(tokens(text)))
+    read: list[Mention] = []
+    heading = False  # whether the heading above denies its items
+    subject: list[int] = []  # the mentions that a line consists of, which the next may speak of
+    for k, (sentence, end) in enumerate(sentences):
+        if not sentence:
+            heading = heading and not (end == "\n" and read and k and sentences[k - 1][1] == "\n" and _blank_ends(sentences, k, forms))
+            continue
+        spans = find(sentence, forms)
+        if not spans:
+            if sentence[-1] == ":" and end == "\n":
+                heading = _denies(sentence)
+            if sentence[0] in _PERCEIVED and value_denies(sentence[1:]):
+                for i in subject:
+                    read[i] = read[i]._replace(denied=True)
+            continue
+        new = _clauses(sentence, spans)
+        if end == "?":
+            answer = next((s for s, _ in sentences[k + 1 :] if s), [])
+            answer = [w for w in answer[:3] if w not in {"a", "answer", ":"}]
+            if answer[:1] and answer[0] in _YES | {"no", "nope"}:
+                new = [m._replace(denied=answer[0] not in _YES) for m in new]
+            elif sentence[0] in _ASKING:  # the question repeated
+                new = [m._replace(denied=True) for m in new]
+        elif heading:
+            new = [m._replace(denied=True) for m in new]
+        alone = sum(span.end - span.start for span in spans) + sentence.count(":") == len(sentence)
+        subject = list(range(len(read), len(read) + len(new))) if alone else []
+        read += new
+    return read
+
+
+def _blank_ends(sentences: list, k: int, forms: Forms) -> bool:
+    """Whether the blank line `k` ends a heading's list: not the one just below the heading."""
+    above = next((s for s, _ in reversed(sentences[:k]) if s), [])
+    return bool(find(above, forms))
+
+
+def _sentences(tokens_: list[str]) -> Iterator[tuple[list[str], str]]:
+    """Sentences, each with the mark that ends it."""
+    sentence: list[str] = []
+    for token in tokens_:
+        if token in _ENDS:
+            yield sentence, token
+            sentence = []
+        else:
+            sentence.append(token)
+    yield sentence, "\n"
+
+
+def _denies(sentence: list[str]) -> bool:
+    return bool(set(sentence) & (NEGATORS | ABSENT | HIDDEN)) and not set(sentence) & _CONTRASTS
+
+
+def find(tokens_: list[str], forms: Forms) -> list[Span]:
+    """Every match of a form, the longest at each place, left to right."""
+    longest = max(map(len, forms), default=0)
+    known = {term for terms in forms.values() for term in terms}
+    spans, i = [], 0
+    while i < len(tokens_):
+        for length in range(min(longest, len(tokens_) - i), 0, -1):
+            if (terms := forms.get(tuple(tokens_[i : i + length]))) is not None:
+                spans.append(Span(i, i + length, terms))
+                break
+        else:
+            if (length := _all(tokens_, i)) > 0:
+                spans.append(Span(i, i + length, (ALL,)))
+        i += max(length, 1)
+    return [_of_its_sex(span, tokens_, known) for span in spans]
+
+
+def _all(tokens_: list[str], i: int) -> int:
+    """How many tokens from `i` on say "all of them"; 0 where they do not."""
+    if tokens_[i] not in {"all", "each", "everything"}:
+        return 0
+    end = i + 1
+    while end < len(tokens_) and tokens_[end] in _FILLERS:
+        end += 1
+    alone = len(tokens_) == 1 and tokens_[i] != "each"
+    return end - i if alone or set(tokens_[i:end]) & _MANY else 0
+
+
+def _of_its_sex(span: Span, tokens_: list[str], known: set[str]) -> Span:
+    """ "The man's breasts" are male, "her bare chest" is female, where the vocabulary has both."""
+    pairs = {term: term.partition("male ")[2] for term in span.terms if "male " in term}
+    if not pairs or {"male", "female"} & set(tokens_[span.start : span.end]):
+        return span
+    after = [t for t in tokens_[span.end : span.end + 4] if t not in {"of", "a", "an", "the", "on"}]
+    near = after[1:2] if after[:1] and after[0] in "(:" else after[:1]
+    near = near if after[:1] == near or after[0] in "(:" else []
+    before = [t for t in tokens_[: span.start] if t not in {"male", "female"}]
+    adjacent = tokens_[max(span.start - 2, 0) : span.start]
+    inside = tokens_[span.start : span.end]
+    for word in (*near, *reversed(inside), *reversed(adjacent), *reversed(before)):
+        if word in _MALE | _FEMALE:
+            sex = "male" if word in _MALE else "female"
+            terms = tuple(dict.fromkeys(f"{sex} {tail}" for tail in pairs.values()))
+            return span._replace(terms=terms) if set(terms) <= known else span
+    return span
+
+
+# Clauses.
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What is in force at a place of a sentence.
+
+    Attributes:
+        denial: the negator in force, "" where there is none.
+        covered: something covers what follows.
+        named: a term was named since the denial began.
+        complete: the denial has its predicate ("no knife is visible").
+        bare: a garment was denied, so that what it would cover is bare.
+        excepted: what follows is excepted from all.
+    """
+
+    denial: str = ""
+    at: int = 0
+    covered: bool = False
+    named: bool = False
+    complete: bool = False
+    bare: bool = False
+    excepted: bool = False
+
+    @property
+    def denies(self) -> bool:
+        return bool(self.denial) or self.covered or self.excepted
+
+
+_OPEN = _Scope()
+
+
+def _clauses(sentence: list[str], spans: list[Span]) -> list[Mention]:
+    after, used = _denied_afterwards(sentence, spans)
+    starts = {span.start: span for span in spans}
+    scope, outer, everything = _OPEN, [], False
+    read: list[Mention] = []
+    conceding, i = False, 0
+    while i < len(sentence):
+        token = sentence[i]
+        if span := starts.get(i):
+            denied = after.get(i)
+            denied = scope.denies if denied is None else denied
+            read += [Mention(term, denied) for term in span.terms]
+            everything = everything or span.terms == (ALL,)
+            scope = replace(scope, named=True)
+            i = span.end
+            continue
+        if token == "(":
+            outer.append(scope)
+        elif token == ")":
+            scope = outer.pop() if outer else _OPEN
+        elif everything and token in _EXCEPTIONS:
+            scope = replace(scope, excepted=True)
+        elif i not in used:
+            conceding = conceding or token in _CONCESSIONS
+            scope = _next(scope, sentence, i, starts, conceding)
+        i += 1
+    return read
+
+
+def _next(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding: bool) -> _Scope:
+    """The scope after the token at `i`, which is no mention."""
+    token = sentence[i]
+    before = sentence[i - 1] if i else ""
+    after, second = [*sentence[i + 1 : i + 3], "", ""][:2]
+    if scope.excepted:
+        return scope
+    if token in {"instead", "rather"} and after in {"of", "than"}:
+        return _Scope("not", i)
+    if token == "other" and after == "than":
+        return _OPEN
+    if token in _CONTRASTS or (token == "doubt" and before in {"no", "a", "any"}):
+        return _OPEN
+    if token in {",", "and"}:
+        return _OPEN if _ends(scope, sentence, i, starts, conceding) else scope
+    if token == "free" and after in {"of", "from"}:
+        return _Scope("free", i)
+    if token in NEGATORS:
+        idle = after in {",", ":"} | _HARMLESS or (after, second) == ("to", "mention")
+        return _OPEN if idle else _Scope(token, i)
+    if token in HIDDEN | ABSENT and not scope.named:
+        # "Covered: belly", "hidden parts: …", "covered feet", "covered from belly to feet"
+        heads = ":" in sentence[i + 1 : i + 4]
+        if i + 1 in starts or heads or after == "from":
+            return replace(scope, covered=not scope.denial, denial="")
+    if token in _COVERING and before not in _DETERMINERS | _PARTLY:
+        if scope.denial and not scope.named or scope.bare:
+            return _OPEN
+        return replace(scope, covered=True)
+    if token in _GARMENTS:
+        if scope.denial and not scope.named:
+            return _Scope(bare=True)
+        if after in {"on", "over", "around"} and not scope.bare:
+            return replace(scope, covered=True)
+    if scope.denial in {"no", "without"} and not scope.named and i > scope.at + 1:
+        if token in _VERBS or (token.endswith("ing") and token not in _NOT_CLAUSES):
+            light = scope.denial == "without" or sentence[max(scope.at - 1, 0)] == "with"
+            if light and token not in _COVERING:  # "a man with no beard holding a gun"
+                return _OPEN
+    if token in _PERCEIVED and scope.named:
+        return replace(scope, complete=True)
+    return scope
+
+
+def _ends(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding: bool) -> bool:
+    """Whether the comma or "and" at `i` ends the denial in force."""
+    rest = [*sentence[i + 1 : i + 8], "", ""]
+    following = rest[0]
+    if sentence[i] == "and":
+        some = scope.denial in {"no", "without"} and following in _SOME
+        return some or following in _CLAUSE_STARTS
+    if following in _CLAUSE_STARTS | _CONSEQUENCES or scope.complete or scope.bare:
+        return True
+    if following.endswith("ing") and following not in _NOT_CLAUSES and i + 1 not in starts:
+        return True
+    if scope.covered and following in {"bare", "naked", "nude", "visible"}:
+        return True
+    if following in _SOME - {"a", "an", "some"}:
+        return True
+    if following in _DETERMINERS:  # "…, the gun is visible"
+        own = rest[: rest.index(",")] if "," in rest else rest
+        return conceding or bool(set(own) & {"is", "are"}) and not set(own) & {"or", "nor"}
+    return False
+
+
+# What follows a mention.
+
+
+def _denied_afterwards(
+    sentence: list[str], spans: list[Span]
+) -> tuple[dict[int, bool], set[int]]:
+    """For the mentions' starts what the words after them say, and the tokens that were used.
+
+    A denied plural or "or" reaches back over its list: "knives and guns are not visible".
+    """
+    said: dict[int, bool] = {}
+    used: set[int] = set()
+    reaches_back = False
+    for k in range(len(spans) - 1, -1, -1):
+        start, end = spans[k].start, spans[k].end
+        follows = spans[k + 1].start if k + 1 < len(spans) else len(sentence)
+        bare = start and sentence[start - 1] in {"bare", "naked", "exposed", "visible"}
+        denied, length = _predicate(sentence[end:follows], k + 1 < len(spans), bool(bare))
+        if denied is not None:
+            said[start] = denied
+            used |= set(range(end, end + length))
+            reaches_back = denied and sentence[end] not in {"is", "was"}
+        elif k + 1 < len(spans) and said.get(follows):
+            between = set(sentence[end:follows])
+            if between and between <= _JOINTS and (reaches_back or between & {"or", "nor"}):
+                said[start] = True
+    return said, used
+
+
+def _predicate(rest: list[str], more: bool, bare: bool) -> tuple[bool | None, int]:
+    """What `rest`, between a mention and the next, says of it, and how many tokens say it.
+
+    Args:
+        more: another mention follows.
+        bare: the mention is called bare.
+    """
+    skipped = 0
+    if rest[:1] and rest[0] in {"of", "in", "on"}:  # "the breasts of the woman are covered"
+        for n, token in enumerate(rest[:6]):
+            if token in _COPULAS:
+                skipped = n
+                break
+            if not token.isalnum():
+                break
+    rest = rest[skipped:]
+    first = rest[0] if rest else ""
+    if first in {":", "=", "("}:
+        n = next((n for n, token in enumerate(rest) if token not in {":", "=", "(", "is"}), 0)
+        denied = _value(rest[n:], strict=first == "(", more=more)
+        return denied, skipped + n + 3 if denied is not None else 0
+    denied = _state(rest, more, bare)
+    return denied, skipped + 4 if denied is not None else 0
+
+
+def value_denies(rest: list[str]) -> bool:
+    """Whether a value, with or without its colon, says no."""
+    rest = [token for token in rest if token not in {":", "="}]
+    return _value(rest) is True
+
+
+def _value(rest: list[str], strict: bool = False, more: bool = False) -> bool | None:
+    first, second, *_ = [*rest, "", ""]
+    if first[:1].isdigit():
+        number = float(re.sub(r"[^\d.]", "", first.replace(",", ".")).rstrip(".").replace(".", "#", 1).replace(".", "").replace("#", ".") or 0)
+        number = number / 100 if first.endswith("%") else number
+        share = "." in first or first.endswith("%")
+        return True if number == 0 or (share and number < 0.5) else None
+    if first in {"no", "none", "nope"}:
+        if set(rest[1:4]) & _GARMENTS:
+            return False  # "belly: no shirt"
+        if second in {"other", "others", "of"} or (strict and second not in {"", ")", ",", *_PERCEIVED}):
+            return None
+        return True
+    if (first, second) == ("n", "a"):
+        return True
+    if first in _DENYING_VALUES:
+        return True
+    return _state(rest, more, False)
+
+
+def _state(rest: list[str], more: bool, bare: bool) -> bool | None:
+    """What a predicate says of its subject: "is not visible", "are covered by …", "in boots"."""
+    first, second, third, *_ = [*rest, "", "", ""]
+    if first in {"no", "none", "false"}:  # "knife none"
+        return True if second in {"", ","} and not (second == "" and more) else None
+    if first in {"not", "cannot", "never"}:
+        if second in HIDDEN:
+            return False
+        return True if second in _PERCEIVED or second == "clearly" else None
+    if first in _COPULAS:
+        if second in {"not", "never", "neither", "cannot"}:
+            if third in HIDDEN or third in {"fully", "completely", "entirely"}:
+                return False
+            return None if third in {"a", "an", "the", "only", "just"} else True
+        if second in {"cut", "cropped", "out", "off", "outside", "unclear", "nowhere", "neither"}:
+            return True
+        rest = rest[1:]
+    if first in {"cut", "cropped", "out", "outside", "off"}:
+        return True if set(rest[1:4]) & {"off", "out", "frame", "view", "picture", "image"} else None
+    while rest and (rest[0].endswith("ly") or rest[0] in {"all", "both", "also", "well"}):
+        if rest[0] in _PARTLY:
+            return None
+        rest = rest[1:]
+    first, second, *others = [*rest, "", ""]
+    if first in ABSENT:
+        return True
+    worn = bool(set(rest[1:6]) & (_GARMENTS | {"hair", "hands", "hand", "arms", "arm"}))
+    if first in {"in", "inside", "under", "underneath", "beneath", "behind", "within", "wearing"}:
+        return True if worn and not bare and not set(rest) & {",", "and", "("} else None
+    if first in HIDDEN:
+        if more and len(rest) == 1:  # "a blood covered knife"
+            return None
+        # "Covered in blood" is there to be seen, "covered with a shirt" is not.
+        return None if first == "covered" and second in {"in", "with"} and not worn else True
+    return None
