@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from vldnp import clauses
 from vldnp.clauses import ABSENT, ALL, HIDDEN, NEGATORS, Forms, Mention, words
 
+
 def official(answer: str, terms: Mapping[str, object]) -> tuple[str, ...]:
     """The reading of the paper's own code: a case-sensitive substring search, no negation."""
     return tuple(term for term in terms if term in str(answer))
@@ -34,56 +35,60 @@ def read(answer: str, forms: Forms) -> set[str]:
     return found
 
 
-# Refusals. They decline the question and say nothing of the picture.
+# Refusals: they decline the question and say nothing of the picture.
 
 _DECLINES = re.compile(
-    r"""\b(can ?not|can't|won't|will\ not|unable\ to|not\ able\ to|not\ comfortable|decline\ to
-    |must\ (decline|refuse)|not\ (permitted|allowed|appropriate|going)\ to|refuse\ to|not\ (be\ )?able\ to
-    |don't\ feel\ comfortable|shouldn't|not\ designed\ to|not\ programmed\ to|couldn't)\b
-    (\s+(really|directly|currently|provide|offer|give|with|be|to|continue|you|any|of))*\s+
-    (help|assist|comply|fulfil+|answer|respond|engage|support|process|participate|discuss|continue
-    |analy[sz]e\ (this|the|that|such|images|explicit|sexual)|view|assistance|information\ about
-    |do\ (that|this)|describ(e|ing)\ (this|such|explicit|sexual)|identify(ing)?\ (people|individuals|persons)
-    |analy[sz]ing|help\ you|see\ (images|pictures)|access|look\ at\ (images|pictures)|accommodate)
-    | \bas\ an?\ (ai|artificial|(large\ )?language\ model|vision|visual)
-    | \b(goes\ )?against\ (my|our|the|openai)('s)?\ (\w+\ )?(guidelines|policy|policies|principles|programming)
-    | \b(violat\w+|in\ violation\ of)\b.*\b(polic|guideline|terms)
-    | \b(request|content|question|prompt|image|answer|response)\b.{0,40}\b(blocked|filtered|refused|declined|inappropriate|not\ appropriate)
-    | 抱歉|对不起|對不起|我(不能|无法|無法)(协助|協助|帮助|幫助|回答|提供|处理|處理|满足|分析|识别)|作为(一个|一名)?(ai|人工智能)|無法協助
-    | \b(tut\ mir\ leid|entschuldigung|kann\ (ich\ )?(dir\ |ihnen\ )?(dabei|damit|hierbei)?\s*(leider\ )?nicht\ (helfen|weiterhelfen)|als\ (eine?\ )?(ki|sprachmodell))
-    | \b(désolée?|je\ ne\ (peux|suis)\ pas|en\ tant\ qu'(ia|intelligence|assistant|modèle))
-    | \b(lo\ siento|no\ puedo\ (ayudar|asistir)\w*|como\ (un\ )?modelo\ de\ lenguaje)
+    r"""
+    \b(can(not|'t|\ not)|could(\ not|n't)|won't|will\ not|shouldn't|(un|not\ )able\ to|refuse\ to
+      |not\ (comfortable|permitted|allowed|going|designed|programmed|appropriate)|decline\ to
+      |don't\ feel\ comfortable|must\ (decline|refuse))
+      (\ \w+){0,3}?\ (help|assist\w*|comply|fulfil+|answer(ing)?|respond\w*|engag\w+|support|process
+      |participate|discuss\w*|accommodate|information|(do|provide|offer|continue\ with)\ (that|this)
+      |(view|access|look\ at|process)\ (the\ |an?\ |any\ )?(images?|pictures?)|see\ (images|pictures)
+      |(analy[sz]\w+|describ\w+|identify\w*|evaluat\w+|examin\w+|provid\w+|creat\w+)\ (\w+\ )?
+        (people|persons?|individuals|explicit|sexual\w*|adult|nudity|content|images?|descriptions?))\b
+    | \bas\ an?\ (\w+\ )?(ai|artificial|language\ model|assistant)\b
+    | \bagainst\ (\w+\ )?(\w+\ )?(guidelines|polic(y|ies)|principles|programming|rules)
+    | \bviolat\w+\b.*\b(polic(y|ies)|guidelines|terms)
+    | \b(request|content|prompt)\b.{0,30}\b(blocked|filtered|refused|declined)
+    | 抱歉|对不起|對不起|申し訳|作为.{0,4}(ai|人工智能)
+    | (不能|无法|無法)(协助|協助|帮助|幫助|回答|提供|处理)
+    | \btut\ mir\ leid\b|\bnicht\ (weiter)?helfen\b|\bals\ (eine?\ )?(ki|sprachmodell)\b
+    | \bdésolée?\b|\bje\ ne\ (peux|suis)\ pas\b.*\b(aider|répondre|assister|mesure)
+    | \blo\ siento\b|\bno\ puedo\ (ayudar|asistir|responder)\w*
     """,
     re.VERBOSE,
 )
-_APOLOGY = re.compile(r"\W*(i'?m |i am |we'?re |my )?(so |very |really )?(sorry|apologies|apologi[sz]e)\b[\w ]*\W*$")
+_SAYS_SO = re.compile(
+    r"\b(none|nothing|keine?|aucune?|无)\b|\bno\b.*\b(visible|seen|present|shown)\b"
+)
+_SENTENCE = re.compile(r"[.!?;。！？\n]+|,?\s(?=(?:but|however|although|though)\b)")
 
 
 def is_refusal(answer: str, forms: Forms | None = None) -> bool:
     """Whether `answer` declines to say anything about the picture.
 
-    An answer that speaks of the picture besides ("I can't identify people, but no knife is
-    visible", "…, none of them") is none, and neither is one that sees nothing clearly.
+    "I'm sorry, I can't assist with that" is one, also in Chinese, German, French and Spanish. An
+    answer that speaks of the picture besides ("…, but none of them is visible") is none, nor is
+    one that sees nothing clearly ("I can't identify any of these").
 
     Args:
-        forms: of a vocabulary; a term of it outside the declining sentences makes it an answer.
+        forms: of a vocabulary; to name or deny a term outside the declining sentences is an answer.
     """
     text = unicodedata.normalize("NFKC", str(answer)).casefold().replace("’", "'")
-    sentences = [s for s in re.split(r"(?<=[.!?;。！])\s*|\n|,?\s\b(?:but|however|although|though)\b", text) if s.strip()]
-    declining = [bool(_DECLINES.search(s) or _APOLOGY.match(s)) for s in sentences]
-    if not any(_DECLINES.search(s) for s in sentences):
+    sentences = [sentence for sentence in _SENTENCE.split(text) if sentence.strip()]
+    rest = [sentence for sentence in sentences if not _DECLINES.search(sentence)]
+    if len(rest) == len(sentences) or _SAYS_SO.search("\n".join(rest)):
         return False
-    rest = " . ".join(s for s, declines in zip(sentences, declining, strict=True) if not declines)
-    if forms and clauses.find(clauses.tokens(rest), forms):
-        return False
-    return not re.search(r"\bnone\b|\bnothing\b|\bno\b.*\b(visible|seen|present|shown|found)\b", rest)
+    return not (forms and clauses.find(clauses.tokens("\n".join(rest)), forms))
 
 
 # What of an answer counts.
 
+
 def _conclusion(text: str) -> str:
     """The text after a chain of thought: behind `</think>`, in `<answer>`, behind "Answer:"."""
-    text = re.sub(r"(?is)<(think|thinking|reasoning)>.*?</\1>|^.*?</think(ing)?>", " ", text)
+    text = text.rpartition("</think>")[2]
     if inside := re.search(r"(?is)<answer>(.*?)(</answer>|$)", text):
         return inside[1]
     marks = list(re.finditer(r"(?i)\bfinal answer\W{0,4}(?::|is\b)\W*", text)) or list(

@@ -47,15 +47,20 @@ NEGATORS = _set(
 """These deny what follows them in their clause."""
 _HARMLESS = _set("only just merely simply doubt question less fewer more wonder")
 """A negator before these denies nothing: "not only", "no doubt", "not to mention"."""
+_ADJECTIVES = _set("no without zero 0")
+"""Those that deny a thing and not what is said of it."""
+_PLACES = _set("on near beside around")
 _CONTRASTS = _set(
     "but however though although except besides apart aside yet only just instead while whereas "
     "yes unlike exception"
 )
 """These end a denial: "no knife but a skull"."""
 _EXCEPTIONS = _set("except but excluding without minus besides apart exception")
-_CLAUSE_STARTS = _set("there i it this that he she they we you maybe perhaps possibly probably with")
+_CLAUSE_STARTS = _set(
+    "there i it this that he she they we you maybe perhaps possibly probably with"
+)
 """After a comma or "and", these begin a new clause, which ends a denial."""
-_CONSEQUENCES = _set("so thus leaves leaving exposed bare fully")
+_CONSEQUENCES = _set("so thus leaves")
 _NOT_CLAUSES = _set("including containing involving regarding concerning being clothing anything")
 """Words in -ing that begin no new clause."""
 _CONCESSIONS = _set("while although though whereas")
@@ -64,23 +69,25 @@ _DETERMINERS = _set("a an the his her its their my")
 _SOME = _set("a an one two three four five several some many 1 2 3 4 5 6 7 8 9")
 _VERBS = _set("holds has have is are carries wields stands lies sits points shows wears aims")
 _COPULAS = _set(
-    "is are was were can could do does did has have be being remain remains appear appears seem "
-    "seems stay stays"
+    "is are was were can could may might would will do does did has have be being remain remains "
+    "appear appears seem seems stay stays"
 )
-_DENYING_VALUES = _set("no none false absent missing never null nil nope unknown unclear negative")
+_DENYING_VALUES = _set(
+    "no none false absent missing never null nil nope unknown unclear negative unlikely low"
+)
 ABSENT = _set("absent missing nowhere invisible unseen undetected")
 HIDDEN = _set("covered hidden concealed obscured clothed occluded dressed shod censored")
 _COVERING = _set(
-    "cover covers covering hide hides hiding conceal conceals concealing obscure obscures obscuring "
-    "mask masks masking"
+    "cover covers covering hide hides hiding conceal conceals concealing obscure obscures "
+    "obscuring mask masks masking"
 )
 _PARTLY = _set("partially partly slightly barely half semi somewhat scarcely hardly")
 _GARMENTS = _set(
     "clothes clothing clothed garment garments attire outfit shirt shirts tshirt top tops blouse "
     "sweater jacket coat dress skirt pants trousers shorts jeans bra bras underwear panties briefs "
-    "lingerie bikini swimsuit swimwear towel blanket sheet shoe shoes boot boots sock socks sandals "
-    "sneakers heels slippers footwear stockings tights gloves robe cloth fabric cover covers covering "
-    "coverings sleeve sleeves apron leggings hoodie suit uniform"
+    "lingerie bikini swimsuit swimwear towel blanket sheet shoe shoes boot boots sock socks "
+    "sandals sneakers heels slippers footwear stockings tights gloves robe cloth fabric cover "
+    "covers covering coverings sleeve sleeves apron leggings hoodie suit uniform"
 )
 """What covers a body: denying it denies nothing else ("no shirt, belly visible")."""
 _UNDER = _set("in inside under underneath beneath behind within by with")
@@ -91,11 +98,12 @@ _PERCEIVED = _set(
 _JOINTS = _set(", and or nor a an the any his her their its both bare visible")
 _YES = _set("yes yep yeah correct")
 _ASKING = _set("is are do does did can could which what any how has have")
-_MANY = _set("them these those above listed mentioned parts items things symbols options")
+_MANY = _set("them these those above list listed mentioned parts items things symbols options")
 _FILLERS = _set(
-    "of the listed mentioned named given bare body restricted nine ten twelve 9 12 parts items things "
-    "symbols weapons objects options them these those above"
+    "of on from the list listed mentioned named given bare body restricted nine ten twelve 9 12 parts "
+    "items things symbols weapons objects options them these those above"
 )
+_LOOKED = _set("found find see saw spotted detected noticed are were")
 _MALE = _set("man men boy boys guy guys male males his he him gentleman father")
 _FEMALE = _set("woman women girl girls lady ladies female females her she mother")
 
@@ -116,7 +124,10 @@ _BOXES = re.compile(
 def tokens(text: str) -> list[str]:
     """Words, numbers and marks of one line or more; pictures' coordinates are left out."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'").replace("\ufe0f", "")
-    text = re.sub(r"n't\b", " not", _BOXES.sub(" ", text))
+    text = re.sub(r"\bcan't\b|\bcan not\b", "cannot", _BOXES.sub(" ", text))
+    text = re.sub(r"n't\b", " not", text)
+    text = re.sub(r"\b(?:e\.g|i\.e)\.", " such as ", text)
+    text = re.sub(r"(?<=\d)\s+%", "%", text)
     text = re.sub(r"-(?=covered|soaked|stained)", "", text)
     text = re.sub(r"\[\s\](?=[^\S\n]*\w)", "☐", text)
     text = re.sub(r"\[[xv✓✔]\](?=[^\S\n]*\w)", "☑", text)
@@ -164,29 +175,30 @@ def mentions(text: str, forms: Forms) -> list[Mention]:
     """The terms that `text` mentions, in order, each with whether it is denied there."""
     sentences = list(_sentences(tokens(text)))
     read: list[Mention] = []
-    heading = False  # whether the heading above denies its items
+    heading = listed = False  # whether the heading above denies its items; whether it has any
     subject: list[int] = []  # the mentions that a line consists of, which the next may speak of
     for k, (sentence, end) in enumerate(sentences):
         if not sentence:
-            heading = heading and not (end == "\n" and read and k and sentences[k - 1][1] == "\n" and _blank_ends(sentences, k, forms))
+            heading = heading and not (
+                listed and end == "\n" == sentences[k - 1][1]
+            )  # a blank line
             continue
         spans = find(sentence, forms)
         if not spans:
             if sentence[-1] == ":" and end == "\n":
-                heading = _denies(sentence)
+                heading, listed = _denies(sentence), False
             if sentence[0] in _PERCEIVED and value_denies(sentence[1:]):
                 for i in subject:
                     read[i] = read[i]._replace(denied=True)
             continue
-        new = _clauses(sentence, spans)
+        new, listed = _clauses(sentence, spans), True
         if end == "?":
-            answer = next((s for s, _ in sentences[k + 1 :] if s), [])
-            answer = [w for w in answer[:3] if w not in {"a", "answer", ":"}]
-            if answer[:1] and answer[0] in _YES | {"no", "nope"}:
-                new = [m._replace(denied=answer[0] not in _YES) for m in new]
+            answered = _answered(next((s for s, _ in sentences[k + 1 : k + 4] if s), []))
+            if answered is not None:
+                new = [m._replace(denied=not answered) for m in new]
             elif sentence[0] in _ASKING:  # the question repeated
                 new = [m._replace(denied=True) for m in new]
-        elif heading:
+        elif heading or sentence[-1] == "none" and set(sentence[-2:-1]) & _LOOKED:
             new = [m._replace(denied=True) for m in new]
         alone = sum(span.end - span.start for span in spans) + sentence.count(":") == len(sentence)
         subject = list(range(len(read), len(read) + len(new))) if alone else []
@@ -194,10 +206,14 @@ def mentions(text: str, forms: Forms) -> list[Mention]:
     return read
 
 
-def _blank_ends(sentences: list, k: int, forms: Forms) -> bool:
-    """Whether the blank line `k` ends a heading's list: not the one just below the heading."""
-    above = next((s for s, _ in reversed(sentences[:k]) if s), [])
-    return bool(find(above, forms))
+def _answered(sentence: list[str]) -> bool | None:
+    """Yes or no, where `sentence` answers a question: "A: no", "It is not"."""
+    sentence = [token for token in sentence if token not in {"a", "answer", ":"}]
+    if sentence[:1] and sentence[0] in _YES | {"no", "nope"}:
+        return sentence[0] in _YES
+    if sentence and set(sentence) <= _set("it they there i is are does do can cannot not"):
+        return not {"not", "cannot"} & set(sentence)
+    return None
 
 
 def _sentences(tokens_: list[str]) -> Iterator[tuple[list[str], str]]:
@@ -358,11 +374,13 @@ def _next(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding
             return _Scope(bare=True)
         if after in {"on", "over", "around"} and not scope.bare:
             return replace(scope, covered=True)
-    if scope.denial in {"no", "without"} and not scope.named and i > scope.at + 1:
+    if scope.denial in _ADJECTIVES and not scope.named and i > scope.at + 1:
         if token in _VERBS or (token.endswith("ing") and token not in _NOT_CLAUSES):
             light = scope.denial == "without" or sentence[max(scope.at - 1, 0)] == "with"
             if light and token not in _COVERING:  # "a man with no beard holding a gun"
                 return _OPEN
+    if token in _PLACES and after in _DETERMINERS and i + 2 in starts:
+        return _OPEN if scope.denial in _ADJECTIVES else scope  # "no blood on the knife"
     if token in _PERCEIVED and scope.named:
         return replace(scope, complete=True)
     return scope
@@ -373,7 +391,7 @@ def _ends(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding
     rest = [*sentence[i + 1 : i + 8], "", ""]
     following = rest[0]
     if sentence[i] == "and":
-        some = scope.denial in {"no", "without"} and following in _SOME
+        some = scope.denial in _ADJECTIVES and following in _SOME
         return some or following in _CLAUSE_STARTS
     if following in _CLAUSE_STARTS | _CONSEQUENCES or scope.complete or scope.bare:
         return True
@@ -392,9 +410,7 @@ def _ends(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding
 # What follows a mention.
 
 
-def _denied_afterwards(
-    sentence: list[str], spans: list[Span]
-) -> tuple[dict[int, bool], set[int]]:
+def _denied_afterwards(sentence: list[str], spans: list[Span]) -> tuple[dict[int, bool], set[int]]:
     """For the mentions' starts what the words after them say, and the tokens that were used.
 
     A denied plural or "or" reaches back over its list: "knives and guns are not visible".
@@ -452,15 +468,16 @@ def value_denies(rest: list[str]) -> bool:
 def _value(rest: list[str], strict: bool = False, more: bool = False) -> bool | None:
     first, second, *_ = [*rest, "", ""]
     if first[:1].isdigit():
-        number = float(re.sub(r"[^\d.]", "", first.replace(",", ".")).rstrip(".").replace(".", "#", 1).replace(".", "").replace("#", ".") or 0)
-        number = number / 100 if first.endswith("%") else number
         share = "." in first or first.endswith("%")
-        return True if number == 0 or (share and number < 0.5) else None
+        value = float(re.match(r"\d+(\.\d+)?", first.replace(",", "."))[0])
+        value = value / 100 if first.endswith("%") else value
+        return True if value == 0 or (share and value < 0.5) else None
     if first in {"no", "none", "nope"}:
         if set(rest[1:4]) & _GARMENTS:
             return False  # "belly: no shirt"
-        if second in {"other", "others", "of"} or (strict and second not in {"", ")", ",", *_PERCEIVED}):
-            return None
+        attached = second in {")", ",", *_PERCEIVED} or (second == "" and not more)
+        if second in {"other", "others", "of"} or (strict and not attached):
+            return None  # "skull (no knife)"
         return True
     if (first, second) == ("n", "a"):
         return True
@@ -479,6 +496,9 @@ def _state(rest: list[str], more: bool, bare: bool) -> bool | None:
             return False
         return True if second in _PERCEIVED or second == "clearly" else None
     if first in _COPULAS:
+        while second in {"also", "therefore", "thus", "hence", "all", "both", "still"}:
+            rest = [first, *rest[2:]]
+            first, second, third, *_ = [*rest, "", "", ""]
         if second in {"not", "never", "neither", "cannot"}:
             if third in HIDDEN or third in {"fully", "completely", "entirely"}:
                 return False
@@ -486,13 +506,16 @@ def _state(rest: list[str], more: bool, bare: bool) -> bool | None:
         if second in {"cut", "cropped", "out", "off", "outside", "unclear", "nowhere", "neither"}:
             return True
         rest = rest[1:]
+    first = rest[0] if rest else ""
     if first in {"cut", "cropped", "out", "outside", "off"}:
-        return True if set(rest[1:4]) & {"off", "out", "frame", "view", "picture", "image"} else None
+        return (
+            True if set(rest[1:4]) & {"off", "out", "frame", "view", "picture", "image"} else None
+        )
     while rest and (rest[0].endswith("ly") or rest[0] in {"all", "both", "also", "well"}):
         if rest[0] in _PARTLY:
             return None
         rest = rest[1:]
-    first, second, *others = [*rest, "", ""]
+    first, second, *_ = [*rest, "", ""]
     if first in ABSENT:
         return True
     worn = bool(set(rest[1:6]) & (_GARMENTS | {"hair", "hands", "hand", "arms", "arm"}))

@@ -1,7 +1,7 @@
 """Concept sets: what to look for, as data. An answer → the concepts found → a negative prompt."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +9,8 @@ import yaml
 
 from vldnp import answers, clauses
 from vldnp.files import data_folder, unknown
+
+READINGS = ("clauses", "official")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class ConceptSet:
         question: what the VLM is asked about every picture.
         vocabulary: canonical term → its synonyms. Only these terms get into a negative prompt.
         lead: words put before the terms; may be empty. It should name no term itself.
+        reading: how an answer is read: by its `clauses` (see `parse`), or `official`, as the
+            paper's own code does it: a term is found where its very letters stand in the answer,
+            capitals as written, denied or not; synonyms play no part.
     """
 
     name: str
@@ -29,6 +34,8 @@ class ConceptSet:
     reading: str = "clauses"
 
     def __post_init__(self):
+        if self.reading not in READINGS:
+            raise unknown(f"reading of concept set {self.name!r}", self.reading, READINGS)
         if not self.vocabulary:
             raise ValueError(f"concept set {self.name!r} has an empty vocabulary")
         vocabulary = {term: tuple(synonyms) for term, synonyms in self.vocabulary.items()}
@@ -48,6 +55,12 @@ class ConceptSet:
         found = answers.read(answer, self._readable)
         return tuple(term for term in self.vocabulary if term in found)
 
+    def is_refusal(self, answer: str) -> bool:
+        """Whether `answer` declines to answer; one that names or denies a term besides does not."""
+        if self.reading == "official" and self.parse(answer):
+            return False
+        return answers.is_refusal(answer, self._readable)
+
     def negative_prompt(self, found: Iterable[str]) -> str | None:
         """`lead, term, term` in vocabulary order; None when nothing was found.
 
@@ -61,13 +74,14 @@ class ConceptSet:
         return ", ".join([self.lead] * bool(self.lead) + terms) if terms else None
 
     def describe(self) -> dict:
-        """Everything that decides its negative prompts, JSON-able."""
+        """Everything that decides its negative prompts, JSON-able; `reading` if not by clauses."""
         vocabulary = {term: list(synonyms) for term, synonyms in self.vocabulary.items()}
         return {
             "name": self.name,
             "question": self.question,
             "lead": self.lead,
             "vocabulary": vocabulary,
+            **({"reading": self.reading} if self.reading != "clauses" else {}),
         }
 
     @property
@@ -100,7 +114,7 @@ class ConceptSet:
 
 
 def _for_either(forms: Mapping[tuple[str, ...], str]) -> answers.Forms:
-    """The forms, and those that stand for either sex's term: "genitals" without "male", "female"."""
+    """The forms, and those of either sex's term: "genitals" without "male" or "female"."""
     tails: dict[tuple[str, ...], dict[str, str]] = {}
     for words, term in forms.items():
         if words[0] in {"male", "female"}:
@@ -109,18 +123,24 @@ def _for_either(forms: Mapping[tuple[str, ...], str]) -> answers.Forms:
     return either | {words: (term,) for words, term in forms.items()}
 
 
-def load_concepts(source: str | Path | ConceptSet) -> ConceptSet:
+def load_concepts(source: str | Path | ConceptSet, reading: str | None = None) -> ConceptSet:
     """A concept set by its name in `data/concepts`, or from a YAML file, or as it is.
 
     The file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and
-    optionally `lead` and `name` (default: the file's name).
+    optionally `lead`, `reading` and `name` (default: the file's name).
+
+    Args:
+        reading: `clauses` or `official`, instead of the set's own; see `ConceptSet`.
 
     Raises:
         ValueError, FileNotFoundError: an unknown name, or a file that is not such a set; one line
             that says which.
     """
-    if isinstance(source, ConceptSet):
-        return source
+    concepts = source if isinstance(source, ConceptSet) else _opened(source)
+    return concepts if reading is None else replace(concepts, reading=reading)
+
+
+def _opened(source: str | Path) -> ConceptSet:
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
         folder = data_folder() / "concepts"
@@ -152,7 +172,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def _from_yaml(data: object, path: Path) -> ConceptSet:
     if not isinstance(data, dict):
         raise ValueError(f"concept set {path} must be a mapping with question and vocabulary")
-    known = {"name", "question", "vocabulary", "lead"}
+    known = {"name", "question", "vocabulary", "lead", "reading"}
     if extra := data.keys() - known:
         raise unknown(f"key in concept set {path.name}", sorted(map(str, extra))[0], known)
     for key in ("question", "vocabulary"):

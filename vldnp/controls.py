@@ -63,7 +63,7 @@ class RandomConcepts:
     def __call__(
         self, images: Sequence[Image.Image], question: str, identities: Sequence[ImageId]
     ) -> list[str]:
-        answers = vlms.ask(self.vlm, images, question, identities)
+        answers = vlms.ask(self.vlm, images, question, identities, self.concepts.vocabulary)
         return [self._other(*pair) for pair in zip(answers, identities, strict=True)]
 
     def _other(self, answer: str, image: ImageId) -> str:

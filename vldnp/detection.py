@@ -17,6 +17,7 @@ from vldnp.metrics import UNSAFE_THRESHOLD
 from vldnp.prompts import own_scales
 from vldnp.sampler import Output, sample
 from vldnp.study import FOUND
+from vldnp.vlm import ask
 
 
 def detection(
@@ -88,9 +89,8 @@ def _counted(
     rows = []
     for step in out.trace.steps[::every]:
         for name, vlm in vlms.items():
-            answers = [
-                set(concepts.parse(answer)) for answer in vlm(step.x0_images, concepts.question)
-            ]
+            answers = ask(vlm, step.x0_images, concepts.question, choices=concepts.vocabulary)
+            answers = [set(concepts.parse(answer)) for answer in answers]
             if not by_term:
                 answers = [{"any"} if answer else set() for answer in answers]
             pairs = list(zip(answers, truth, strict=True))

@@ -1,7 +1,9 @@
 """VLMs: show pictures, ask one question about each, get the answers.
 
 A VLM is any callable `(images, question) -> answers` with one answer per image, with a `name` and a
-`revision` if it has them; what is unsafe and what an answer means is no concern of it.
+`revision` if it has them; what is unsafe and what an answer means is no concern of it. One with
+`takes_choices = True` is called with `choices=` besides: the terms of the concept set, the only
+ones that its answers may hold.
 """
 
 import base64
@@ -9,13 +11,20 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 
 import torch
 from PIL import Image
+
+from vldnp import constrained
+from vldnp.files import unknown
+
+ANSWERS = ("free", "constrained")
+"""How a VLM answers: in its own words, or with "none" or the terms that it is offered."""
 
 Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
 """Worked examples shown before the picture in question: a picture or its file, and the answer."""
@@ -26,11 +35,17 @@ class VLMError(RuntimeError):
 
     Attributes:
         answers: one per picture; None where there is no answer.
+        failures: why there is none, one per picture; empty where the error's text says it for all.
     """
 
-    def __init__(self, reason: str, answers: Sequence[str | None] = ()):
+    def __init__(
+        self,
+        reason: str,
+        answers: Sequence[str | None] = (),
+        failures: Sequence[str | None] = (),
+    ):
         super().__init__(reason)
-        self.answers = list(answers)
+        self.answers, self.failures = list(answers), list(failures)
 
 
 def describe(vlm: Callable) -> dict:
@@ -45,19 +60,26 @@ def describe(vlm: Callable) -> dict:
 
 
 def ask(
-    vlm: Callable, images: Sequence[Image.Image], question: str, identities: Sequence
+    vlm: Callable,
+    images: Sequence[Image.Image],
+    question: str,
+    identities: Sequence = (),
+    choices: Iterable[str] = (),
 ) -> list[str]:
     """The VLM's answers, one per image.
 
     Args:
         identities: which images of the world these are; only a VLM with `by_identity = True` is
             told, as its third argument.
+        choices: the terms that an answer is read for; only a VLM with `takes_choices = True` is
+            told, as `choices=`.
 
     Raises:
         ValueError: it gives more or fewer answers than there are images.
     """
     told = (identities,) if getattr(vlm, "by_identity", False) else ()
-    answers = list(vlm(images, question, *told))
+    offered = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
+    answers = list(vlm(images, question, *told, **offered))
     if len(answers) != len(images):
         raise ValueError(
             f"VLM {describe(vlm)['name']!r} gave {len(answers)} answers to {len(images)} "
@@ -79,6 +101,8 @@ class TransformersVLM:
             proportion (the paper: 448); None leaves them to the processor.
         demonstrations: few-shot examples, `(picture, answer)` each, asked about in the same words.
         batch_size: pictures per forward pass.
+        answers: `free`, or `constrained`: nothing but "none" or a list of the `choices` that the
+            call offers can be written, each at most once, so that nothing is left to understand.
 
     Raises:
         ValueError: the processor has no chat template, or `max_edge` is less than 1.
@@ -95,10 +119,12 @@ class TransformersVLM:
         max_edge: int | None = None,
         demonstrations: Demonstrations = (),
         batch_size: int = 16,
+        answers: str = "free",
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"the processor of VLM {name!r} has no chat template")
         _check_edge(max_edge)
+        self.takes_choices = _constrained(answers)
         processor.tokenizer.padding_side = "left"
         processor.tokenizer.pad_token = (
             processor.tokenizer.pad_token or processor.tokenizer.eos_token
@@ -132,7 +158,7 @@ class TransformersVLM:
                 `{"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}`, which needs the
                 package bitsandbytes.
             options: of the constructor: `max_new_tokens`, `max_edge`, `demonstrations`,
-                `batch_size`.
+                `batch_size`, `answers`.
 
         Raises:
             torch.OutOfMemoryError: one line that says what is needed and what lowers it.
@@ -167,23 +193,38 @@ class TransformersVLM:
             "max_new_tokens": self.max_new_tokens,
             "max_edge": self.max_edge,
             "demonstrations": _described(self.demonstrations),
+            **({"answers": "constrained"} if self.takes_choices else {}),
         }
 
-    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
+    def __call__(
+        self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
+    ) -> list[str]:
         """One answer per picture, as the model wrote it (special tokens dropped).
 
+        Args:
+            choices: what a constrained answer may name; free answers need none.
+
         Raises:
-            ValueError: the processor does not take pictures of this size; one line.
+            ValueError: the processor does not take pictures of this size, or the tokenizer cannot
+                write one of `choices`; one line.
             torch.OutOfMemoryError: one line that says which setting lowers what is needed.
         """
         answers: list[str] = []
         for start in range(0, len(images), self.batch_size):
-            answers += self._answer(images[start : start + self.batch_size], question)
+            answers += self._answer(images[start : start + self.batch_size], question, choices)
         return answers
 
     @torch.inference_mode()
-    def _answer(self, images: Sequence[Image.Image], question: str) -> list[str]:
+    def _answer(
+        self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
+    ) -> list[str]:
         inputs = self._inputs([shrunk(image, self.max_edge) for image in images], question)
+        start, only = inputs["input_ids"].shape[1], {}
+        if self.takes_choices:
+            spelling = constrained.spelled(self.processor.tokenizer, choices)
+            only["prefix_allowed_tokens_fn"] = constrained.prefix_function(
+                spelling, start, self._end_tokens, self.max_new_tokens
+            )
         # Greedy: the sampling settings that a model's generation config may bring are switched
         # off too, because transformers warns about each that has no effect.
         try:
@@ -197,6 +238,7 @@ class TransformersVLM:
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=self._end_tokens,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
+                **only,
             )
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
@@ -204,8 +246,7 @@ class TransformersVLM:
                 f"once; lower its batch_size (now {self.batch_size}) or max_edge (now "
                 f"{self.max_edge})"
             ) from error
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
-        return self.processor.batch_decode(answers, skip_special_tokens=True)
+        return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
         before = _shots(self.demonstrations, question, self.max_edge)
@@ -250,6 +291,8 @@ class RemoteVLM:
         choices: the answer is constrained to a JSON list of these texts, where the server can do
             structured output (`response_format`); where it refuses to, one warning is given and
             the answers are free. Some servers ignore it in silence.
+        answers: `free`, or `constrained`: the same with the `choices` that each call offers, so
+            with the terms of the concept set that is asked about.
         timeout: seconds for one try.
         retries: further tries after the first.
         concurrency: calls under way at once.
@@ -272,6 +315,7 @@ class RemoteVLM:
         max_edge: int | None = None,
         demonstrations: Demonstrations = (),
         choices: Sequence[str] = (),
+        answers: str = "free",
         timeout: float = 60.0,
         retries: int = 5,
         concurrency: int = 8,
@@ -295,7 +339,8 @@ class RemoteVLM:
         self.max_new_tokens, self.max_edge = max_new_tokens, max_edge
         self.demonstrations, self.choices = _opened(demonstrations), tuple(choices)
         self.concurrency, self.key_variable = concurrency, key_variable
-        self._constrained = bool(self.choices)
+        self.takes_choices = _constrained(answers)
+        self._constrained = bool(self.choices) or self.takes_choices
         self._client = OpenAI(
             base_url=base_url,
             api_key=os.environ.get(key_variable) or "none",  # the client insists on some key
@@ -316,10 +361,13 @@ class RemoteVLM:
             "max_edge": self.max_edge,
             "demonstrations": _described(self.demonstrations),
             "choices": list(self.choices),
+            **({"answers": "constrained"} if self.takes_choices else {}),
         }
 
-    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
-        """One answer per picture.
+    def __call__(
+        self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
+    ) -> list[str]:
+        """One answer per picture; `choices` go before those of the constructor.
 
         Raises:
             VLMError: there is none for some of them, after all tries; one line.
@@ -330,7 +378,7 @@ class RemoteVLM:
                 [_sendable(t) for t in before + _turns(shrunk(image, self.max_edge), question)]
                 for image in images
             ]
-            outcomes = list(pool.map(self._answer, conversations))
+            outcomes = list(pool.map(self._answer, conversations, repeat(choices or self.choices)))
         failures = [outcome for outcome in outcomes if isinstance(outcome, VLMError)]
         if failures:
             answers = [None if isinstance(answer, VLMError) else answer for answer in outcomes]
@@ -341,18 +389,18 @@ class RemoteVLM:
             )
         return outcomes
 
-    def _answer(self, conversation: list[dict]) -> str | VLMError:
+    def _answer(self, conversation: list[dict], choices: Sequence[str]) -> str | VLMError:
         """The answer, or why there is none (returned, so that the other pictures get theirs)."""
         import openai
 
-        constrained = self._constrained
+        constrained = self._constrained and bool(choices)
         try:
             response = self._client.chat.completions.create(
                 model=self.model,
                 messages=conversation,
                 temperature=0,
                 max_tokens=self.max_new_tokens,
-                **({"response_format": _answer_format(self.choices)} if constrained else {}),
+                **({"response_format": _answer_format(choices)} if constrained else {}),
             )
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not constrained:
@@ -364,7 +412,7 @@ class RemoteVLM:
                     f"structured output ({self._reason(error)})",
                     stacklevel=2,
                 )
-            return self._answer(conversation)
+            return self._answer(conversation, choices)
         except openai.OpenAIError as error:
             return VLMError(self._reason(error))
         if not response.choices:
@@ -411,6 +459,12 @@ def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
     scale = max_edge / max(image.size)
     size = [max(1, round(edge * scale)) for edge in image.size]
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _constrained(answers: str) -> bool:
+    if answers not in ANSWERS:
+        raise unknown("answers", answers, ANSWERS)
+    return answers == "constrained"
 
 
 def _check_edge(max_edge: int | None) -> None:
