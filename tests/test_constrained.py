@@ -66,7 +66,7 @@ def test_every_family_writes_nothing_else(family, tmp_path):
         said |= set(together)
     apart = [vlm([p], CONCEPTS.question, choices=CONCEPTS.vocabulary)[0] for p in pictures()]
     assert apart == together
-    assert len(said) > 1 and any(map(listed, said))
+    assert any(map(listed, said))
 
 
 def test_random_weights_write_nothing_else(tmp_path):

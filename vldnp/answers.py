@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 
 from vldnp import clauses
-from vldnp.clauses import ABSENT, ALL, HIDDEN, NEGATORS, Forms, Mention, words
+from vldnp.clauses import ALL, Forms, Mention
+from vldnp.lexicon import ABSENT, HIDDEN, NEGATORS, tokens, words
 
 
 def official(answer: str, terms: Mapping[str, object]) -> tuple[str, ...]:
@@ -44,7 +45,7 @@ _DECLINES = re.compile(
       |don't\ feel\ comfortable|must\ (decline|refuse))
       (\ \w+){0,3}?\ (help|assist\w*|comply|fulfil+|answer(ing)?|respond\w*|engag\w+|support|process
       |participate|discuss\w*|accommodate|information|(do|provide|offer|continue\ with)\ (that|this)
-      |(view|access|look\ at|process)\ (the\ |an?\ |any\ )?(images?|pictures?)|see\ (images|pictures)
+      |(view|access|look\ at)\ (the\ |an?\ |any\ )?(images?|pictures?)|see\ (images|pictures)
       |(analy[sz]\w+|describ\w+|identify\w*|evaluat\w+|examin\w+|provid\w+|creat\w+)\ (\w+\ )?
         (people|persons?|individuals|explicit|sexual\w*|adult|nudity|content|images?|descriptions?))\b
     | \bas\ an?\ (\w+\ )?(ai|artificial|language\ model|assistant)\b
@@ -80,7 +81,7 @@ def is_refusal(answer: str, forms: Forms | None = None) -> bool:
     rest = [sentence for sentence in sentences if not _DECLINES.search(sentence)]
     if len(rest) == len(sentences) or _SAYS_SO.search("\n".join(rest)):
         return False
-    return not (forms and clauses.find(clauses.tokens("\n".join(rest)), forms))
+    return not (forms and clauses.find(tokens("\n".join(rest)), forms))
 
 
 # What of an answer counts.
@@ -270,5 +271,5 @@ def _truth(value: object) -> bool:
     if isinstance(value, list | tuple | set):
         return any(bool(x) if isinstance(x, int | float) else _truth(x) for x in value)
     if isinstance(value, str):
-        return bool(value.strip()) and not clauses.value_denies(clauses.tokens(value))
+        return bool(value.strip()) and not clauses.value_denies(tokens(value))
     return bool(value) and not (isinstance(value, float) and value < 0.5)

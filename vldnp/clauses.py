@@ -7,10 +7,45 @@ visible:", "Is there a knife? No."); and two denials cancel each other ("nothing
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+from vldnp.lexicon import (
+    ABSENT,
+    ADJECTIVES,
+    ASKING,
+    BEFORE_VALUES,
+    CLAUSE_STARTS,
+    CONCESSIONS,
+    CONSEQUENCES,
+    CONTRASTS,
+    COPULAS,
+    COVERING,
+    DENYING_VALUES,
+    DETERMINERS,
+    ENDS,
+    EXCEPTIONS,
+    FEMALE,
+    FILLERS,
+    GARMENTS,
+    HARMLESS,
+    HIDDEN,
+    JOINTS,
+    LOOKED,
+    MALE,
+    MANY,
+    NEGATORS,
+    NOT_CLAUSES,
+    PARTLY,
+    PERCEIVED,
+    PLACES,
+    SHORT_ANSWER,
+    SOME,
+    VERBS,
+    YES,
+    tokens,
+)
 
 Forms = Mapping[tuple[str, ...], tuple[str, ...]]
 """A written form, as its words → the terms that it stands for: one, or the two sexes' ("genitals"
@@ -35,139 +70,6 @@ class Span(NamedTuple):
     terms: tuple[str, ...]
 
 
-def _set(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-NEGATORS = _set(
-    "no not none without never cannot cant dont doesnt isnt arent neither nor nothing zero 0 lack "
-    "lacks lacking absence unable devoid nobody nope fail fails failed unclear unlikely unsure "
-    "doubt impossible nowhere"
-)
-"""These deny what follows them in their clause."""
-_HARMLESS = _set("only just merely simply doubt question less fewer more wonder")
-"""A negator before these denies nothing: "not only", "no doubt", "not to mention"."""
-_ADJECTIVES = _set("no without zero 0")
-"""Those that deny a thing and not what is said of it."""
-_PLACES = _set("on near beside around")
-_CONTRASTS = _set(
-    "but however though although except besides apart aside yet only just instead while whereas "
-    "yes unlike exception"
-)
-"""These end a denial: "no knife but a skull"."""
-_EXCEPTIONS = _set("except but excluding without minus besides apart exception")
-_CLAUSE_STARTS = _set(
-    "there i it this that he she they we you maybe perhaps possibly probably with"
-)
-"""After a comma or "and", these begin a new clause, which ends a denial."""
-_CONSEQUENCES = _set("so thus leaves")
-_NOT_CLAUSES = _set("including containing involving regarding concerning being clothing anything")
-"""Words in -ing that begin no new clause."""
-_CONCESSIONS = _set("while although though whereas")
-"""In their sentence, a comma and a determiner end a denial: "although there is no …, the …"."""
-_DETERMINERS = _set("a an the his her its their my")
-_SOME = _set("a an one two three four five several some many 1 2 3 4 5 6 7 8 9")
-_VERBS = _set("holds has have is are carries wields stands lies sits points shows wears aims")
-_COPULAS = _set(
-    "is are was were can could may might would will do does did has have be being remain remains "
-    "appear appears seem seems stay stays"
-)
-_DENYING_VALUES = _set(
-    "no none false absent missing never null nil nope unknown unclear negative unlikely low"
-)
-ABSENT = _set("absent missing nowhere invisible unseen undetected")
-HIDDEN = _set("covered hidden concealed obscured clothed occluded dressed shod censored")
-_COVERING = _set(
-    "cover covers covering hide hides hiding conceal conceals concealing obscure obscures "
-    "obscuring mask masks masking"
-)
-_PARTLY = _set("partially partly slightly barely half semi somewhat scarcely hardly")
-_GARMENTS = _set(
-    "clothes clothing clothed garment garments attire outfit shirt shirts tshirt top tops blouse "
-    "sweater jacket coat dress skirt pants trousers shorts jeans bra bras underwear panties briefs "
-    "lingerie bikini swimsuit swimwear towel blanket sheet shoe shoes boot boots sock socks "
-    "sandals sneakers heels slippers footwear stockings tights gloves robe cloth fabric cover "
-    "covers covering coverings sleeve sleeves apron leggings hoodie suit uniform"
-)
-"""What covers a body: denying it denies nothing else ("no shirt, belly visible")."""
-_UNDER = _set("in inside under underneath beneath behind within by with")
-_PERCEIVED = _set(
-    "visible seen present found shown detected depicted be apparent discernible identifiable "
-    "identified displayed there evident exposed observed recognizable"
-)
-_JOINTS = _set(", and or nor a an the any his her their its both bare visible")
-_YES = _set("yes yep yeah correct")
-_ASKING = _set("is are do does did can could which what any how has have")
-_MANY = _set("them these those above list listed mentioned parts items things symbols options")
-_FILLERS = _set(
-    "of on from the list listed mentioned named given bare body restricted nine ten twelve 9 12 parts "
-    "items things symbols weapons objects options them these those above"
-)
-_LOOKED = _set("found find see saw spotted detected noticed are were")
-_MALE = _set("man men boy boys guy guys male males his he him gentleman father")
-_FEMALE = _set("woman women girl girls lady ladies female females her she mother")
-
-
-# Tokens: words, numbers, and the marks that mean something.
-
-_TOKEN = re.compile(r"\d+(?:[.,]\d+)*%?(?![^\W_])|[^\W_]+|[.!?;\n\]}()]|,|[:=]")
-_ENDS = frozenset(".!?;\n]}")
-_BULLET = re.compile(r"^\s*(?:[-*+•◦▪·–]+\s+|\(?\w{1,2}[.)]\s+)")
-_NO_MARK, _YES_MARK = "❌✗✘✖🚫❎☐⬜⛔", "✅✓✔☑☒"
-_MARKS = re.compile(f"[{_NO_MARK}{_YES_MARK}]")
-_BOXES = re.compile(
-    r"<box>.*?</box>|<\|box_start\|>.*?<\|box_end\|>|<loc\d+>|<[^<>\n]{1,40}>"
-    r"|[\[(]\s*-?\d[\d.]*(?:\s*,\s*-?\d[\d.]*)+\s*[\])]"
-)
-
-
-def tokens(text: str) -> list[str]:
-    """Words, numbers and marks of one line or more; pictures' coordinates are left out."""
-    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'").replace("\ufe0f", "")
-    text = re.sub(r"\bcan't\b|\bcan not\b", "cannot", _BOXES.sub(" ", text))
-    text = re.sub(r"n't\b", " not", text)
-    text = re.sub(r"\b(?:e\.g|i\.e)\.", " such as ", text)
-    text = re.sub(r"(?<=\d)\s+%", "%", text)
-    text = re.sub(r"-(?=covered|soaked|stained)", "", text)
-    text = re.sub(r"\[\s\](?=[^\S\n]*\w)", "☐", text)
-    text = re.sub(r"\[[xv✓✔]\](?=[^\S\n]*\w)", "☑", text)
-    found: list[str] = []
-    for line in text.split("\n"):
-        found += [*_TOKEN.findall(_plain(line)), "\n"]
-    return found[:-1]
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The words of a written form, as they are compared."""
-    return tuple(token for token in tokens(text) if token[0].isalnum())
-
-
-def _plain(line: str) -> str:
-    """A line without bullets, with ticks and tables put into words."""
-    if line.count("|") > 1:
-        return _row(line)
-    bare = _BULLET.sub("", line)
-    if bare[:1] and _MARKS.match(bare.lstrip()):  # "☑ knife ☐ skull"
-        bare = re.sub(f"[{_NO_MARK}]", " . no ", bare)
-        bare = re.sub(f"[{_YES_MARK}]", " . yes ", bare)
-    else:  # "knife ✓ skull ✗"
-        bare = re.sub(f"[{_NO_MARK}]", " : no . ", bare)
-        bare = re.sub(f"[{_YES_MARK}]", " : yes . ", bare)
-    if re.match(r"\s*(#+\s.*|\*\*[^*:]+\*\*)\s*$", line) and not _MARKS.search(line):
-        bare += ":"
-    # "knife - none" reads like "knife: none".
-    return re.sub(r"\s[-–—]+\s|[–—→]|->|=>", " : ", bare)
-
-
-def _row(line: str) -> str:
-    """A row of a table: every cell with each verdict of the row."""
-    cells = [_MARKS.sub(lambda m: "no" if m[0] in _NO_MARK else "yes", c) for c in line.split("|")]
-    cells = [cell.strip() for cell in cells if cell.strip(" -:*`")]
-    verdict = re.compile(r"\W*(no|yes|none|not \w+|absent|present|visible|true|false|0|n/a)\W*$")
-    verdicts = [cell for cell in cells if verdict.match(cell)]
-    return " . ".join(f"{c} : {v}" for c in cells if c not in verdicts for v in verdicts or [""])
-
-
 # Lines and sentences.
 
 
@@ -187,7 +89,7 @@ def mentions(text: str, forms: Forms) -> list[Mention]:
         if not spans:
             if sentence[-1] == ":" and end == "\n":
                 heading, listed = _denies(sentence), False
-            if sentence[0] in _PERCEIVED and value_denies(sentence[1:]):
+            if sentence[0] in PERCEIVED and value_denies(sentence[1:]):
                 for i in subject:
                     read[i] = read[i]._replace(denied=True)
             continue
@@ -196,9 +98,9 @@ def mentions(text: str, forms: Forms) -> list[Mention]:
             answered = _answered(next((s for s, _ in sentences[k + 1 : k + 4] if s), []))
             if answered is not None:
                 new = [m._replace(denied=not answered) for m in new]
-            elif sentence[0] in _ASKING:  # the question repeated
+            elif sentence[0] in ASKING:  # the question repeated
                 new = [m._replace(denied=True) for m in new]
-        elif heading or sentence[-1] == "none" and set(sentence[-2:-1]) & _LOOKED:
+        elif heading or _found_none(sentence[spans[-1].end :]):
             new = [m._replace(denied=True) for m in new]
         alone = sum(span.end - span.start for span in spans) + sentence.count(":") == len(sentence)
         subject = list(range(len(read), len(read) + len(new))) if alone else []
@@ -206,12 +108,23 @@ def mentions(text: str, forms: Forms) -> list[Mention]:
     return read
 
 
+def _found_none(rest: list[str]) -> bool:
+    """Whether a sentence ends in "and found none" or "but none are visible"."""
+    if "none" not in rest:
+        return False
+    at = rest.index("none")
+    return bool(set(rest[at + 1 : at + 2]) & COPULAS) or (
+        at == len(rest) - 1 and bool(set(rest[at - 1 : at]) & LOOKED)
+    )
+
+
 def _answered(sentence: list[str]) -> bool | None:
     """Yes or no, where `sentence` answers a question: "A: no", "It is not"."""
     sentence = [token for token in sentence if token not in {"a", "answer", ":"}]
-    if sentence[:1] and sentence[0] in _YES | {"no", "nope"}:
-        return sentence[0] in _YES
-    if sentence and set(sentence) <= _set("it they there i is are does do can cannot not"):
+    for token in (*sentence[:1], *sentence[-1:]):
+        if token in YES | {"no", "nope"}:
+            return token in YES
+    if sentence and set(sentence) <= SHORT_ANSWER:
         return not {"not", "cannot"} & set(sentence)
     return None
 
@@ -220,7 +133,7 @@ def _sentences(tokens_: list[str]) -> Iterator[tuple[list[str], str]]:
     """Sentences, each with the mark that ends it."""
     sentence: list[str] = []
     for token in tokens_:
-        if token in _ENDS:
+        if token in ENDS:
             yield sentence, token
             sentence = []
         else:
@@ -229,7 +142,7 @@ def _sentences(tokens_: list[str]) -> Iterator[tuple[list[str], str]]:
 
 
 def _denies(sentence: list[str]) -> bool:
-    return bool(set(sentence) & (NEGATORS | ABSENT | HIDDEN)) and not set(sentence) & _CONTRASTS
+    return bool(set(sentence) & (NEGATORS | ABSENT | HIDDEN)) and not set(sentence) & CONTRASTS
 
 
 def find(tokens_: list[str], forms: Forms) -> list[Span]:
@@ -254,10 +167,10 @@ def _all(tokens_: list[str], i: int) -> int:
     if tokens_[i] not in {"all", "each", "everything"}:
         return 0
     end = i + 1
-    while end < len(tokens_) and tokens_[end] in _FILLERS:
+    while end < len(tokens_) and tokens_[end] in FILLERS:
         end += 1
     alone = len(tokens_) == 1 and tokens_[i] != "each"
-    return end - i if alone or set(tokens_[i:end]) & _MANY else 0
+    return end - i if alone or set(tokens_[i:end]) & MANY else 0
 
 
 def _of_its_sex(span: Span, tokens_: list[str], known: set[str]) -> Span:
@@ -272,8 +185,8 @@ def _of_its_sex(span: Span, tokens_: list[str], known: set[str]) -> Span:
     adjacent = tokens_[max(span.start - 2, 0) : span.start]
     inside = tokens_[span.start : span.end]
     for word in (*near, *reversed(inside), *reversed(adjacent), *reversed(before)):
-        if word in _MALE | _FEMALE:
-            sex = "male" if word in _MALE else "female"
+        if word in MALE | FEMALE:
+            sex = "male" if word in MALE else "female"
             terms = tuple(dict.fromkeys(f"{sex} {tail}" for tail in pairs.values()))
             return span._replace(terms=terms) if set(terms) <= known else span
     return span
@@ -331,10 +244,10 @@ def _clauses(sentence: list[str], spans: list[Span]) -> list[Mention]:
             outer.append(scope)
         elif token == ")":
             scope = outer.pop() if outer else _OPEN
-        elif everything and token in _EXCEPTIONS:
+        elif everything and token in EXCEPTIONS:
             scope = replace(scope, excepted=True)
         elif i not in used:
-            conceding = conceding or token in _CONCESSIONS
+            conceding = conceding or token in CONCESSIONS
             scope = _next(scope, sentence, i, starts, conceding)
         i += 1
     return read
@@ -351,37 +264,37 @@ def _next(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding
         return _Scope("not", i)
     if token == "other" and after == "than":
         return _OPEN
-    if token in _CONTRASTS or (token == "doubt" and before in {"no", "a", "any"}):
+    if token in CONTRASTS or (token == "doubt" and before in {"no", "a", "any"}):
         return _OPEN
     if token in {",", "and"}:
         return _OPEN if _ends(scope, sentence, i, starts, conceding) else scope
     if token == "free" and after in {"of", "from"}:
         return _Scope("free", i)
     if token in NEGATORS:
-        idle = after in {",", ":"} | _HARMLESS or (after, second) == ("to", "mention")
+        idle = after in {",", ":"} | HARMLESS or (after, second) == ("to", "mention")
         return _OPEN if idle else _Scope(token, i)
     if token in HIDDEN | ABSENT and not scope.named:
         # "Covered: belly", "hidden parts: …", "covered feet", "covered from belly to feet"
         heads = ":" in sentence[i + 1 : i + 4]
         if i + 1 in starts or heads or after == "from":
             return replace(scope, covered=not scope.denial, denial="")
-    if token in _COVERING and before not in _DETERMINERS | _PARTLY:
+    if token in COVERING and before not in DETERMINERS | PARTLY:
         if scope.denial and not scope.named or scope.bare:
             return _OPEN
         return replace(scope, covered=True)
-    if token in _GARMENTS:
+    if token in GARMENTS:
         if scope.denial and not scope.named:
             return _Scope(bare=True)
         if after in {"on", "over", "around"} and not scope.bare:
             return replace(scope, covered=True)
-    if scope.denial in _ADJECTIVES and not scope.named and i > scope.at + 1:
-        if token in _VERBS or (token.endswith("ing") and token not in _NOT_CLAUSES):
+    if scope.denial in ADJECTIVES and not scope.named and i > scope.at + 1:
+        if token in VERBS or (token.endswith("ing") and token not in NOT_CLAUSES):
             light = scope.denial == "without" or sentence[max(scope.at - 1, 0)] == "with"
-            if light and token not in _COVERING:  # "a man with no beard holding a gun"
+            if light and token not in COVERING:  # "a man with no beard holding a gun"
                 return _OPEN
-    if token in _PLACES and after in _DETERMINERS and i + 2 in starts:
-        return _OPEN if scope.denial in _ADJECTIVES else scope  # "no blood on the knife"
-    if token in _PERCEIVED and scope.named:
+    if token in PLACES and after in DETERMINERS and i + 2 in starts:
+        return _OPEN if scope.denial in ADJECTIVES else scope  # "no blood on the knife"
+    if token in PERCEIVED and scope.named:
         return replace(scope, complete=True)
     return scope
 
@@ -391,17 +304,17 @@ def _ends(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding
     rest = [*sentence[i + 1 : i + 8], "", ""]
     following = rest[0]
     if sentence[i] == "and":
-        some = scope.denial in _ADJECTIVES and following in _SOME
-        return some or following in _CLAUSE_STARTS
-    if following in _CLAUSE_STARTS | _CONSEQUENCES or scope.complete or scope.bare:
+        some = scope.denial in ADJECTIVES and following in SOME
+        return some or following in CLAUSE_STARTS
+    if following in CLAUSE_STARTS | CONSEQUENCES or scope.complete or scope.bare:
         return True
-    if following.endswith("ing") and following not in _NOT_CLAUSES and i + 1 not in starts:
+    if following.endswith("ing") and following not in NOT_CLAUSES and i + 1 not in starts:
         return True
     if scope.covered and following in {"bare", "naked", "nude", "visible"}:
         return True
-    if following in _SOME - {"a", "an", "some"}:
+    if following in SOME - {"a", "an", "some"}:
         return True
-    if following in _DETERMINERS:  # "…, the gun is visible"
+    if following in DETERMINERS:  # "…, the gun is visible"
         own = rest[: rest.index(",")] if "," in rest else rest
         return conceding or bool(set(own) & {"is", "are"}) and not set(own) & {"or", "nor"}
     return False
@@ -422,14 +335,19 @@ def _denied_afterwards(sentence: list[str], spans: list[Span]) -> tuple[dict[int
         start, end = spans[k].start, spans[k].end
         follows = spans[k + 1].start if k + 1 < len(spans) else len(sentence)
         bare = start and sentence[start - 1] in {"bare", "naked", "exposed", "visible"}
+        last = sentence[end:]
+        if len(last) in {1, 2} and last[0] in COPULAS and set(sentence[:start]) & HIDDEN:
+            said[start] = last[1:] != ["not"]  # "her belly is not covered, but her feet are"
+            used |= set(range(end, len(sentence)))
+            continue
         denied, length = _predicate(sentence[end:follows], k + 1 < len(spans), bool(bare))
         if denied is not None:
             said[start] = denied
             used |= set(range(end, end + length))
-            reaches_back = denied and sentence[end] not in {"is", "was"}
+            reaches_back = denied and sentence[end] not in {"is", "was", "in", "under", "wearing"}
         elif k + 1 < len(spans) and said.get(follows):
             between = set(sentence[end:follows])
-            if between and between <= _JOINTS and (reaches_back or between & {"or", "nor"}):
+            if between and between <= JOINTS and (reaches_back or between & {"or", "nor"}):
                 said[start] = True
     return said, used
 
@@ -444,15 +362,19 @@ def _predicate(rest: list[str], more: bool, bare: bool) -> tuple[bool | None, in
     skipped = 0
     if rest[:1] and rest[0] in {"of", "in", "on"}:  # "the breasts of the woman are covered"
         for n, token in enumerate(rest[:6]):
-            if token in _COPULAS:
+            if token in COPULAS:
                 skipped = n
                 break
             if not token.isalnum():
                 break
+    elif len(rest) > 2 and rest[1] in COPULAS and rest[0].isalpha() and rest[0] not in COPULAS:
+        skipped = 1  # "the knife blade is not visible"
     rest = rest[skipped:]
+    if rest in ([",", "no"], [",", "none"]) and not more:
+        return True, skipped + 2
     first = rest[0] if rest else ""
     if first in {":", "=", "("}:
-        n = next((n for n, token in enumerate(rest) if token not in {":", "=", "(", "is"}), 0)
+        n = next((n for n, token in enumerate(rest) if token not in BEFORE_VALUES), 0)
         denied = _value(rest[n:], strict=first == "(", more=more)
         return denied, skipped + n + 3 if denied is not None else 0
     denied = _state(rest, more, bare)
@@ -473,15 +395,15 @@ def _value(rest: list[str], strict: bool = False, more: bool = False) -> bool | 
         value = value / 100 if first.endswith("%") else value
         return True if value == 0 or (share and value < 0.5) else None
     if first in {"no", "none", "nope"}:
-        if set(rest[1:4]) & _GARMENTS:
+        if set(rest[1:4]) & GARMENTS:
             return False  # "belly: no shirt"
-        attached = second in {")", ",", *_PERCEIVED} or (second == "" and not more)
+        attached = second in {")", ",", *PERCEIVED} or (second == "" and not more)
         if second in {"other", "others", "of"} or (strict and not attached):
             return None  # "skull (no knife)"
         return True
     if (first, second) == ("n", "a"):
         return True
-    if first in _DENYING_VALUES:
+    if first in DENYING_VALUES:
         return True
     return _state(rest, more, False)
 
@@ -494,15 +416,26 @@ def _state(rest: list[str], more: bool, bare: bool) -> bool | None:
     if first in {"not", "cannot", "never"}:
         if second in HIDDEN:
             return False
-        return True if second in _PERCEIVED or second == "clearly" else None
-    if first in _COPULAS:
+        return True if second in PERCEIVED or second == "clearly" else None
+    if first in COPULAS:
         while second in {"also", "therefore", "thus", "hence", "all", "both", "still"}:
             rest = [first, *rest[2:]]
             first, second, third, *_ = [*rest, "", "", ""]
         if second in {"not", "never", "neither", "cannot"}:
             if third in HIDDEN or third in {"fully", "completely", "entirely"}:
                 return False
-            return None if third in {"a", "an", "the", "only", "just"} else True
+            seen = third in PERCEIVED | {
+                "",
+                ",",
+                "in",
+                "on",
+                "within",
+                "part",
+                "captured",
+                "included",
+            }
+            seen = seen or third.endswith("ly") and third != "only"
+            return True if seen or first in {"do", "does", "did", "has", "have"} else None
         if second in {"cut", "cropped", "out", "off", "outside", "unclear", "nowhere", "neither"}:
             return True
         rest = rest[1:]
@@ -512,18 +445,19 @@ def _state(rest: list[str], more: bool, bare: bool) -> bool | None:
             True if set(rest[1:4]) & {"off", "out", "frame", "view", "picture", "image"} else None
         )
     while rest and (rest[0].endswith("ly") or rest[0] in {"all", "both", "also", "well"}):
-        if rest[0] in _PARTLY:
+        if rest[0] in PARTLY:
             return None
         rest = rest[1:]
     first, second, *_ = [*rest, "", ""]
     if first in ABSENT:
         return True
-    worn = bool(set(rest[1:6]) & (_GARMENTS | {"hair", "hands", "hand", "arms", "arm"}))
+    worn = bool(set(rest[1:6]) & GARMENTS)
     if first in {"in", "inside", "under", "underneath", "beneath", "behind", "within", "wearing"}:
         return True if worn and not bare and not set(rest) & {",", "and", "("} else None
     if first in HIDDEN:
         if more and len(rest) == 1:  # "a blood covered knife"
             return None
+        by = worn or set(rest[1:6]) & {"hair", "hands", "hand", "arms", "arm"}
         # "Covered in blood" is there to be seen, "covered with a shirt" is not.
-        return None if first == "covered" and second in {"in", "with"} and not worn else True
+        return None if first == "covered" and second in {"in", "with"} and not by else True
     return None

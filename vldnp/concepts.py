@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from vldnp import answers, clauses
+from vldnp import answers, lexicon
 from vldnp.files import data_folder, unknown
 
 READINGS = ("clauses", "official")
@@ -99,7 +99,7 @@ class ConceptSet:
         forms: dict[tuple[str, ...], str] = {}
         for term, synonyms in self.vocabulary.items():
             for written in (term, *synonyms):
-                words = clauses.words(written)
+                words = lexicon.words(written)
                 if not words:
                     raise ValueError(f"{written!r} in concept set {self.name!r} has no word in it")
                 if forms.setdefault(words, term) != term:

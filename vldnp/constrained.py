@@ -9,7 +9,7 @@ that the model's own tokenizer makes of each term, at the start of an answer and
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from vldnp.clauses import words
+from vldnp.lexicon import words
 
 NONE = "none"
 
