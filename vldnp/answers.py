@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from vldnp import clauses
 from vldnp.clauses import ALL, Forms, Mention
 from vldnp.lexicon import ABSENT, HIDDEN, NEGATORS, tokens, words
+from vldnp.predicates import value_denies
 
 
 def official(answer: str, terms: Mapping[str, object]) -> tuple[str, ...]:
@@ -271,5 +272,5 @@ def _truth(value: object) -> bool:
     if isinstance(value, list | tuple | set):
         return any(bool(x) if isinstance(x, int | float) else _truth(x) for x in value)
     if isinstance(value, str):
-        return bool(value.strip()) and not clauses.value_denies(tokens(value))
+        return bool(value.strip()) and not value_denies(tokens(value))
     return bool(value) and not (isinstance(value, float) and value < 0.5)

@@ -6,46 +6,13 @@ what stands before it in its clause ("no knife", "the dress covers her belly"); 
 visible:", "Is there a knife? No."); and two denials cancel each other ("nothing covers her belly").
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from vldnp.lexicon import (
-    ABSENT,
-    ADJECTIVES,
-    ASKING,
-    BEFORE_VALUES,
-    CLAUSE_STARTS,
-    CONCESSIONS,
-    CONSEQUENCES,
-    CONTRASTS,
-    COPULAS,
-    COVERING,
-    DENYING_VALUES,
-    DETERMINERS,
-    ENDS,
-    EXCEPTIONS,
-    FEMALE,
-    FILLERS,
-    GARMENTS,
-    HARMLESS,
-    HIDDEN,
-    JOINTS,
-    LOOKED,
-    MALE,
-    MANY,
-    NEGATORS,
-    NOT_CLAUSES,
-    PARTLY,
-    PERCEIVED,
-    PLACES,
-    SHORT_ANSWER,
-    SOME,
-    VERBS,
-    YES,
-    tokens,
-)
+from vldnp import lexicon as lex
+from vldnp.lexicon import tokens
+from vldnp.predicates import predicate, value_denies
 
 Forms = Mapping[tuple[str, ...], tuple[str, ...]]
 """A written form, as its words → the terms that it stands for: one, or the two sexes' ("genitals"
@@ -81,15 +48,14 @@ def mentions(text: str, forms: Forms) -> list[Mention]:
     subject: list[int] = []  # the mentions that a line consists of, which the next may speak of
     for k, (sentence, end) in enumerate(sentences):
         if not sentence:
-            heading = heading and not (
-                listed and end == "\n" == sentences[k - 1][1]
-            )  # a blank line
+            blank = end == "\n" == sentences[k - 1][1]
+            heading = heading and not (listed and blank)
             continue
         spans = find(sentence, forms)
         if not spans:
             if sentence[-1] == ":" and end == "\n":
                 heading, listed = _denies(sentence), False
-            if sentence[0] in PERCEIVED and value_denies(sentence[1:]):
+            if sentence[0] in lex.PERCEIVED and value_denies(sentence[1:]):
                 for i in subject:
                     read[i] = read[i]._replace(denied=True)
             continue
@@ -98,7 +64,7 @@ def mentions(text: str, forms: Forms) -> list[Mention]:
             answered = _answered(next((s for s, _ in sentences[k + 1 : k + 4] if s), []))
             if answered is not None:
                 new = [m._replace(denied=not answered) for m in new]
-            elif sentence[0] in ASKING:  # the question repeated
+            elif sentence[0] in lex.ASKING:  # the question repeated
                 new = [m._replace(denied=True) for m in new]
         elif heading or _found_none(sentence[spans[-1].end :]):
             new = [m._replace(denied=True) for m in new]
@@ -113,8 +79,8 @@ def _found_none(rest: list[str]) -> bool:
     if "none" not in rest:
         return False
     at = rest.index("none")
-    return bool(set(rest[at + 1 : at + 2]) & COPULAS) or (
-        at == len(rest) - 1 and bool(set(rest[at - 1 : at]) & LOOKED)
+    return bool(set(rest[at + 1 : at + 2]) & lex.COPULAS) or (
+        at == len(rest) - 1 and bool(set(rest[at - 1 : at]) & lex.LOOKED)
     )
 
 
@@ -122,9 +88,9 @@ def _answered(sentence: list[str]) -> bool | None:
     """Yes or no, where `sentence` answers a question: "A: no", "It is not"."""
     sentence = [token for token in sentence if token not in {"a", "answer", ":"}]
     for token in (*sentence[:1], *sentence[-1:]):
-        if token in YES | {"no", "nope"}:
-            return token in YES
-    if sentence and set(sentence) <= SHORT_ANSWER:
+        if token in lex.YES | {"no", "nope"}:
+            return token in lex.YES
+    if sentence and set(sentence) <= lex.SHORT_ANSWER:
         return not {"not", "cannot"} & set(sentence)
     return None
 
@@ -133,7 +99,7 @@ def _sentences(tokens_: list[str]) -> Iterator[tuple[list[str], str]]:
     """Sentences, each with the mark that ends it."""
     sentence: list[str] = []
     for token in tokens_:
-        if token in ENDS:
+        if token in lex.ENDS:
             yield sentence, token
             sentence = []
         else:
@@ -142,13 +108,13 @@ def _sentences(tokens_: list[str]) -> Iterator[tuple[list[str], str]]:
 
 
 def _denies(sentence: list[str]) -> bool:
-    return bool(set(sentence) & (NEGATORS | ABSENT | HIDDEN)) and not set(sentence) & CONTRASTS
+    denials = set(sentence) & (lex.NEGATORS | lex.ABSENT | lex.HIDDEN)
+    return bool(denials) and not set(sentence) & lex.CONTRASTS
 
 
 def find(tokens_: list[str], forms: Forms) -> list[Span]:
     """Every match of a form, the longest at each place, left to right."""
     longest = max(map(len, forms), default=0)
-    known = {term for terms in forms.values() for term in terms}
     spans, i = [], 0
     while i < len(tokens_):
         for length in range(min(longest, len(tokens_) - i), 0, -1):
@@ -159,7 +125,7 @@ def find(tokens_: list[str], forms: Forms) -> list[Span]:
             if (length := _all(tokens_, i)) > 0:
                 spans.append(Span(i, i + length, (ALL,)))
         i += max(length, 1)
-    return [_of_its_sex(span, tokens_, known) for span in spans]
+    return [_of_its_sex(span, tokens_, forms) for span in spans]
 
 
 def _all(tokens_: list[str], i: int) -> int:
@@ -167,13 +133,13 @@ def _all(tokens_: list[str], i: int) -> int:
     if tokens_[i] not in {"all", "each", "everything"}:
         return 0
     end = i + 1
-    while end < len(tokens_) and tokens_[end] in FILLERS:
+    while end < len(tokens_) and tokens_[end] in lex.FILLERS:
         end += 1
     alone = len(tokens_) == 1 and tokens_[i] != "each"
-    return end - i if alone or set(tokens_[i:end]) & MANY else 0
+    return end - i if alone or set(tokens_[i:end]) & lex.MANY else 0
 
 
-def _of_its_sex(span: Span, tokens_: list[str], known: set[str]) -> Span:
+def _of_its_sex(span: Span, tokens_: list[str], forms: Forms) -> Span:
     """ "The man's breasts" are male, "her bare chest" is female, where the vocabulary has both."""
     pairs = {term: term.partition("male ")[2] for term in span.terms if "male " in term}
     if not pairs or {"male", "female"} & set(tokens_[span.start : span.end]):
@@ -185,10 +151,11 @@ def _of_its_sex(span: Span, tokens_: list[str], known: set[str]) -> Span:
     adjacent = tokens_[max(span.start - 2, 0) : span.start]
     inside = tokens_[span.start : span.end]
     for word in (*near, *reversed(inside), *reversed(adjacent), *reversed(before)):
-        if word in MALE | FEMALE:
-            sex = "male" if word in MALE else "female"
+        if word in lex.MALE | lex.FEMALE:
+            sex = "male" if word in lex.MALE else "female"
             terms = tuple(dict.fromkeys(f"{sex} {tail}" for tail in pairs.values()))
-            return span._replace(terms=terms) if set(terms) <= known else span
+            known = all((term,) in forms.values() for term in terms)
+            return span._replace(terms=terms) if known else span
     return span
 
 
@@ -244,10 +211,10 @@ def _clauses(sentence: list[str], spans: list[Span]) -> list[Mention]:
             outer.append(scope)
         elif token == ")":
             scope = outer.pop() if outer else _OPEN
-        elif everything and token in EXCEPTIONS:
+        elif everything and token in lex.EXCEPTIONS:
             scope = replace(scope, excepted=True)
         elif i not in used:
-            conceding = conceding or token in CONCESSIONS
+            conceding = conceding or token in lex.CONCESSIONS
             scope = _next(scope, sentence, i, starts, conceding)
         i += 1
     return read
@@ -264,37 +231,37 @@ def _next(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding
         return _Scope("not", i)
     if token == "other" and after == "than":
         return _OPEN
-    if token in CONTRASTS or (token == "doubt" and before in {"no", "a", "any"}):
+    if token in lex.CONTRASTS or (token == "doubt" and before in {"no", "a", "any"}):
         return _OPEN
     if token in {",", "and"}:
         return _OPEN if _ends(scope, sentence, i, starts, conceding) else scope
     if token == "free" and after in {"of", "from"}:
         return _Scope("free", i)
-    if token in NEGATORS:
-        idle = after in {",", ":"} | HARMLESS or (after, second) == ("to", "mention")
+    if token in lex.NEGATORS:
+        idle = after in {",", ":"} | lex.HARMLESS or (after, second) == ("to", "mention")
         return _OPEN if idle else _Scope(token, i)
-    if token in HIDDEN | ABSENT and not scope.named:
+    if token in lex.HIDDEN | lex.ABSENT and not scope.named:
         # "Covered: belly", "hidden parts: …", "covered feet", "covered from belly to feet"
         heads = ":" in sentence[i + 1 : i + 4]
         if i + 1 in starts or heads or after == "from":
             return replace(scope, covered=not scope.denial, denial="")
-    if token in COVERING and before not in DETERMINERS | PARTLY:
+    if token in lex.COVERING and before not in lex.DETERMINERS | lex.PARTLY:
         if scope.denial and not scope.named or scope.bare:
             return _OPEN
         return replace(scope, covered=True)
-    if token in GARMENTS:
+    if token in lex.GARMENTS:
         if scope.denial and not scope.named:
             return _Scope(bare=True)
         if after in {"on", "over", "around"} and not scope.bare:
             return replace(scope, covered=True)
-    if scope.denial in ADJECTIVES and not scope.named and i > scope.at + 1:
-        if token in VERBS or (token.endswith("ing") and token not in NOT_CLAUSES):
+    if scope.denial in lex.ADJECTIVES and not scope.named and i > scope.at + 1:
+        if token in lex.VERBS or (token.endswith("ing") and token not in lex.NOT_CLAUSES):
             light = scope.denial == "without" or sentence[max(scope.at - 1, 0)] == "with"
-            if light and token not in COVERING:  # "a man with no beard holding a gun"
+            if light and token not in lex.COVERING:  # "a man with no beard holding a gun"
                 return _OPEN
-    if token in PLACES and after in DETERMINERS and i + 2 in starts:
-        return _OPEN if scope.denial in ADJECTIVES else scope  # "no blood on the knife"
-    if token in PERCEIVED and scope.named:
+    if token in lex.PLACES and after in lex.DETERMINERS and i + 2 in starts:
+        return _OPEN if scope.denial in lex.ADJECTIVES else scope  # "no blood on the knife"
+    if token in lex.PERCEIVED and scope.named:
         return replace(scope, complete=True)
     return scope
 
@@ -304,17 +271,17 @@ def _ends(scope: _Scope, sentence: list[str], i: int, starts: Mapping, conceding
     rest = [*sentence[i + 1 : i + 8], "", ""]
     following = rest[0]
     if sentence[i] == "and":
-        some = scope.denial in ADJECTIVES and following in SOME
-        return some or following in CLAUSE_STARTS
-    if following in CLAUSE_STARTS | CONSEQUENCES or scope.complete or scope.bare:
+        some = scope.denial in lex.ADJECTIVES and following in lex.SOME
+        return some or following in lex.CLAUSE_STARTS
+    if following in lex.CLAUSE_STARTS | lex.CONSEQUENCES or scope.complete or scope.bare:
         return True
-    if following.endswith("ing") and following not in NOT_CLAUSES and i + 1 not in starts:
+    if following.endswith("ing") and following not in lex.NOT_CLAUSES and i + 1 not in starts:
         return True
     if scope.covered and following in {"bare", "naked", "nude", "visible"}:
         return True
-    if following in SOME - {"a", "an", "some"}:
+    if following in lex.SOME - {"a", "an", "some"}:
         return True
-    if following in DETERMINERS:  # "…, the gun is visible"
+    if following in lex.DETERMINERS:  # "…, the gun is visible"
         own = rest[: rest.index(",")] if "," in rest else rest
         return conceding or bool(set(own) & {"is", "are"}) and not set(own) & {"or", "nor"}
     return False
@@ -335,129 +302,20 @@ def _denied_afterwards(sentence: list[str], spans: list[Span]) -> tuple[dict[int
         start, end = spans[k].start, spans[k].end
         follows = spans[k + 1].start if k + 1 < len(spans) else len(sentence)
         bare = start and sentence[start - 1] in {"bare", "naked", "exposed", "visible"}
-        last = sentence[end:]
-        if len(last) in {1, 2} and last[0] in COPULAS and set(sentence[:start]) & HIDDEN:
+        last = sentence[end:] if k + 1 == len(spans) else []
+        elliptic = last[:1] and last[0] in lex.COPULAS and last[1:] in ([], ["not"])
+        if elliptic and set(sentence[:start]) & lex.HIDDEN:
             said[start] = last[1:] != ["not"]  # "her belly is not covered, but her feet are"
             used |= set(range(end, len(sentence)))
             continue
-        denied, length = _predicate(sentence[end:follows], k + 1 < len(spans), bool(bare))
+        denied, length = predicate(sentence[end:follows], k + 1 < len(spans), bool(bare))
         if denied is not None:
             said[start] = denied
-            used |= set(range(end, end + length))
+            own = sentence[end : min(end + length, follows)]
+            used |= set(range(end, end + (own.index(",") if "," in own[1:] else len(own))))
             reaches_back = denied and sentence[end] not in {"is", "was", "in", "under", "wearing"}
         elif k + 1 < len(spans) and said.get(follows):
             between = set(sentence[end:follows])
-            if between and between <= JOINTS and (reaches_back or between & {"or", "nor"}):
+            if between and between <= lex.JOINTS and (reaches_back or between & {"or", "nor"}):
                 said[start] = True
     return said, used
-
-
-def _predicate(rest: list[str], more: bool, bare: bool) -> tuple[bool | None, int]:
-    """What `rest`, between a mention and the next, says of it, and how many tokens say it.
-
-    Args:
-        more: another mention follows.
-        bare: the mention is called bare.
-    """
-    skipped = 0
-    if rest[:1] and rest[0] in {"of", "in", "on"}:  # "the breasts of the woman are covered"
-        for n, token in enumerate(rest[:6]):
-            if token in COPULAS:
-                skipped = n
-                break
-            if not token.isalnum():
-                break
-    elif len(rest) > 2 and rest[1] in COPULAS and rest[0].isalpha() and rest[0] not in COPULAS:
-        skipped = 1  # "the knife blade is not visible"
-    rest = rest[skipped:]
-    if rest in ([",", "no"], [",", "none"]) and not more:
-        return True, skipped + 2
-    first = rest[0] if rest else ""
-    if first in {":", "=", "("}:
-        n = next((n for n, token in enumerate(rest) if token not in BEFORE_VALUES), 0)
-        denied = _value(rest[n:], strict=first == "(", more=more)
-        return denied, skipped + n + 3 if denied is not None else 0
-    denied = _state(rest, more, bare)
-    return denied, skipped + 4 if denied is not None else 0
-
-
-def value_denies(rest: list[str]) -> bool:
-    """Whether a value, with or without its colon, says no."""
-    rest = [token for token in rest if token not in {":", "="}]
-    return _value(rest) is True
-
-
-def _value(rest: list[str], strict: bool = False, more: bool = False) -> bool | None:
-    first, second, *_ = [*rest, "", ""]
-    if first[:1].isdigit():
-        share = "." in first or first.endswith("%")
-        value = float(re.match(r"\d+(\.\d+)?", first.replace(",", "."))[0])
-        value = value / 100 if first.endswith("%") else value
-        return True if value == 0 or (share and value < 0.5) else None
-    if first in {"no", "none", "nope"}:
-        if set(rest[1:4]) & GARMENTS:
-            return False  # "belly: no shirt"
-        attached = second in {")", ",", *PERCEIVED} or (second == "" and not more)
-        if second in {"other", "others", "of"} or (strict and not attached):
-            return None  # "skull (no knife)"
-        return True
-    if (first, second) == ("n", "a"):
-        return True
-    if first in DENYING_VALUES:
-        return True
-    return _state(rest, more, False)
-
-
-def _state(rest: list[str], more: bool, bare: bool) -> bool | None:
-    """What a predicate says of its subject: "is not visible", "are covered by …", "in boots"."""
-    first, second, third, *_ = [*rest, "", "", ""]
-    if first in {"no", "none", "false"}:  # "knife none"
-        return True if second in {"", ","} and not (second == "" and more) else None
-    if first in {"not", "cannot", "never"}:
-        if second in HIDDEN:
-            return False
-        return True if second in PERCEIVED or second == "clearly" else None
-    if first in COPULAS:
-        while second in {"also", "therefore", "thus", "hence", "all", "both", "still"}:
-            rest = [first, *rest[2:]]
-            first, second, third, *_ = [*rest, "", "", ""]
-        if second in {"not", "never", "neither", "cannot"}:
-            if third in HIDDEN or third in {"fully", "completely", "entirely"}:
-                return False
-            seen = third in PERCEIVED | {
-                "",
-                ",",
-                "in",
-                "on",
-                "within",
-                "part",
-                "captured",
-                "included",
-            }
-            seen = seen or third.endswith("ly") and third != "only"
-            return True if seen or first in {"do", "does", "did", "has", "have"} else None
-        if second in {"cut", "cropped", "out", "off", "outside", "unclear", "nowhere", "neither"}:
-            return True
-        rest = rest[1:]
-    first = rest[0] if rest else ""
-    if first in {"cut", "cropped", "out", "outside", "off"}:
-        return (
-            True if set(rest[1:4]) & {"off", "out", "frame", "view", "picture", "image"} else None
-        )
-    while rest and (rest[0].endswith("ly") or rest[0] in {"all", "both", "also", "well"}):
-        if rest[0] in PARTLY:
-            return None
-        rest = rest[1:]
-    first, second, *_ = [*rest, "", ""]
-    if first in ABSENT:
-        return True
-    worn = bool(set(rest[1:6]) & GARMENTS)
-    if first in {"in", "inside", "under", "underneath", "beneath", "behind", "within", "wearing"}:
-        return True if worn and not bare and not set(rest) & {",", "and", "("} else None
-    if first in HIDDEN:
-        if more and len(rest) == 1:  # "a blood covered knife"
-            return None
-        by = worn or set(rest[1:6]) & {"hair", "hands", "hand", "arms", "arm"}
-        # "Covered in blood" is there to be seen, "covered with a shirt" is not.
-        return None if first == "covered" and second in {"in", "with"} and not by else True
-    return None
