@@ -22,6 +22,8 @@ def predicate(rest: list[str], more: bool, bare: bool) -> tuple[bool | None, int
                 break
     elif rest[1:2] and rest[1] in lex.COPULAS and rest[0].isalpha() and len(rest) > 2:
         skipped = int(rest[0] not in lex.COPULAS | lex.NEGATORS)  # "the knife blade is not visible"
+    elif rest[:1] == [","] and rest[1:2] and rest[1] in lex.HIDDEN:
+        skipped = 1  # "her feet, covered by socks"
     rest = rest[skipped:]
     if rest in ([",", "no"], [",", "none"]) and not more:
         return True, skipped + 2
@@ -48,9 +50,9 @@ def _value(rest: list[str], strict: bool = False, more: bool = False) -> bool | 
         value = value / 100 if first.endswith("%") else value
         return True if value == 0 or (share and value < 0.5) else None
     if first in {"no", "none", "nope"}:
-        if set(rest[1:4]) & lex.GARMENTS:
+        if second not in {"(", ","} and set(rest[1:4]) & lex.GARMENTS:
             return False  # "belly: no shirt"
-        attached = second in {")", ",", *lex.PERCEIVED} or (second == "" and not more)
+        attached = second in {"(", ")", ",", *lex.PERCEIVED} or (second == "" and not more)
         if second in {"other", "others", "of"} or (strict and not attached):
             return None  # "skull (no knife)"
         return True
@@ -77,6 +79,8 @@ def _state(rest: list[str], more: bool, bare: bool) -> bool | None:
         if second in {"not", "never", "neither", "cannot"}:
             if third in lex.HIDDEN or third in {"fully", "completely", "entirely"}:
                 return False
+            if third == "" and more:  # "a knife that is not bloody"
+                return None
             seen = third in lex.PERCEIVED | {"", ",", "in", "on", "within", "part", "captured"}
             seen = seen or third.endswith("ly")
             return True if seen or first in {"do", "does", "did", "has", "have"} else None
