@@ -246,3 +246,36 @@ def test_failures_can_be_written_to_a_file():
     error = OSError("\udc80" * 100_000)
     fallen = after(policy(Failing(error), on_failure="static"), 1)
     assert len(fallen[0].failure.encode()) <= 4000
+
+
+DECLINED = "I'm sorry, but I can't assist with that request."
+
+
+def test_a_refusal_stops_the_run_by_default():
+    with pytest.raises(VLMError, match="the VLM declined: \"I'm sorry, but I can't assist"):
+        after(policy(Failing(["a knife", DECLINED])), 1)
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+def test_a_refusal_is_not_the_answer_that_nothing_is_seen():
+    everything = ", ".join(load_concepts("moji").vocabulary)
+    first, second = after(policy(Failing(["none", DECLINED]), on_failure="static"), 1)
+    assert (first.prompt, first.answer, first.failure) == (None, "none", None)
+    assert (second.prompt, second.answer) == (everything, None)
+    assert DECLINED in second.failure
+    rounds = (["a knife", "a knife"], [DECLINED, "none"])
+    first, second = after(policy(Failing(*rounds), on_failure="keep"), 2)
+    assert (first.prompt, second.prompt) == ("knife", None)
+
+
+@pytest.mark.filterwarnings("ignore:on_failure")
+def test_every_image_has_its_own_failure():
+    error = VLMError("no answer about 1 of 2", [DECLINED, None])
+    first, second = after(policy(Failing(error), on_failure="static"), 1)
+    assert DECLINED in first.failure and second.failure == "no answer about 1 of 2"
+
+
+def test_a_refusal_that_answers_all_the_same_is_read():
+    said = ["I can't identify people, but there is a knife.", "Sorry, no knife is visible."]
+    first, second = after(policy(Failing(said)), 1)
+    assert (first.prompt, second.prompt) == ("knife", None)

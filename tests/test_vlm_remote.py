@@ -23,7 +23,7 @@ from tiny import sd_pipeline
 
 import vldnp
 from vldnp.concepts import load_concepts
-from vldnp.vlm import VLMError
+from vldnp.vlm import VLMError, ask
 
 MODELS = Path(__file__).parents[1] / "data" / "models"
 SERVED = "moji-vlm-s"
@@ -241,6 +241,18 @@ def test_choices_constrain_the_answer():
     schema = server.requests[0][0]["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["seen"]["items"]["enum"] == list(moji.vocabulary)
     assert moji.parse(found) == ("knife", "skull")
+
+
+def test_constrained_answers_are_offered_the_concept_sets_terms():
+    moji = load_concepts("moji")
+    answer = json.dumps({"seen": ["skull", "knife"]})
+    with serving(lambda number, body: reply(answer)) as (server, address):
+        vlm = vldnp.load_vlm(address, model="m", answers="constrained")
+        (found,) = ask(vlm, grey(1), "?", choices=moji.vocabulary)
+    schema = server.requests[0][0]["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["seen"]["items"]["enum"] == list(moji.vocabulary)
+    assert moji.parse(found) == ("knife", "skull")
+    assert vlm.describe()["answers"] == "constrained"
 
 
 @pytest.mark.parametrize("status", [400, 422])

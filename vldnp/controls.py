@@ -64,7 +64,7 @@ class RandomConcepts:
         self, images: Sequence[Image.Image], question: str, identities: Sequence[ImageId]
     ) -> list[str]:
         try:
-            answers = vlms.ask(self.vlm, images, question, identities)
+            answers = vlms.ask(self.vlm, images, question, identities, self.concepts.vocabulary)
         except vlms.VLMError as error:  # those that it has must not steer as they are
             known = vlms.texts(error.answers, len(images))
             raise vlms.VLMError(str(error), self._others(known, identities)) from error

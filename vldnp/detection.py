@@ -91,7 +91,7 @@ def _counted(
     rows = []
     for step in out.trace.steps[::every]:
         for name, vlm in vlms.items():
-            said = ask(vlm, step.x0_images, concepts.question, identities)
+            said = ask(vlm, step.x0_images, concepts.question, identities, concepts.vocabulary)
             answers = [set(concepts.parse(answer)) for answer in said]
             if not by_term:
                 answers = [{"any"} if answer else set() for answer in answers]

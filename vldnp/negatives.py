@@ -124,8 +124,9 @@ class Dynamic:
         query_steps: when to ask.
         renewal: what becomes of a found concept that a later query does not find: `replaced`, it
             goes; `accumulated`, it stays; a number k, it stays for k more queries.
-        on_failure: when the VLM gives no text about an image, but an error or anything else:
-            `raise`; `keep` the negative prompt as the last answer left it, which needs one; or
+        on_failure: when the VLM gives no text about an image but an error or anything else, or
+            declines to answer ("I'm sorry, I can't assist with that"): `raise`; `keep` the
+            negative prompt as the last answer left it, which needs one; or
             until the next query use the `static` one, `static_prompt`. Both of the latter give a
             warning and are recorded (`Negative.failure`). A `VLMError` says which images have an
             answer all the same; after any other error none has.
@@ -166,12 +167,13 @@ class Dynamic:
     ) -> list[Negative]:
         identities, failure = [negative.image for negative in before], ""
         try:
-            answers = vlms.ask(self.vlm, pictures, self.concepts.question, identities)
+            answers = self._asked(pictures, identities)
         except Exception as error:  # a user's VLM may fail in any way
             if self.on_failure == "raise":
                 raise
             answers = vlms.texts(getattr(error, "answers", None), len(before))
             failure = _one_line(error)
+            failures = getattr(error, "failures", None) or [failure] * len(before)
             missing = answers.count(None)
             warnings.warn(
                 f"on_failure={self.on_failure!r} for {missing} images: {failure}", stacklevel=2
@@ -183,9 +185,37 @@ class Dynamic:
         return [
             self._negative(answer, negative)
             if answer is not None
-            else self._without_answer(negative, failure)
-            for answer, negative in zip(answers, before, strict=True)
+            else self._without_answer(negative, failures[i])
+            for i, (answer, negative) in enumerate(zip(answers, before, strict=True))
         ]
+
+    def _asked(
+        self, pictures: Sequence[Image.Image], identities: Sequence[ImageId | None]
+    ) -> list[str]:
+        """The VLM's answers; one that declines to answer is none.
+
+        Raises:
+            VLMError: there is none about some of the pictures.
+        """
+        concepts, failures, reason = self.concepts, [None] * len(pictures), ""
+        try:
+            answers = vlms.ask(
+                self.vlm, pictures, concepts.question, identities, concepts.vocabulary
+            )
+        except vlms.VLMError as error:
+            answers, reason = vlms.texts(error.answers, len(pictures)), _one_line(error)
+            own = error.failures if len(error.failures) == len(pictures) else failures
+            failures = [
+                (failure or reason) if answer is None else None
+                for answer, failure in zip(answers, own, strict=True)
+            ]
+        for i, answer in enumerate(answers):
+            if answer is not None and concepts.is_refusal(answer):
+                answers[i] = None
+                failures[i] = f"the VLM declined: {answer[:200]!r}"
+        if any(failures):
+            raise vlms.VLMError(reason or next(filter(None, failures)), answers, failures)
+        return answers
 
     def _without_answer(self, before: Negative, failure: str) -> Negative:
         # What was seen before is remembered, for a renewal that outlives this query.

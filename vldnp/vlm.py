@@ -1,17 +1,25 @@
 """VLMs: show pictures, ask one question about each, get the answers.
 
 A VLM is any callable `(images, question) -> answers` with one text per image, with a `name` and a
-`revision` if it has them; what is unsafe and what an answer means is no concern of it.
+`revision` if it has them; what is unsafe and what an answer means is no concern of it. One with
+`takes_choices = True` is called with `choices=` besides: the terms of the concept set, the only
+ones that its answers may hold.
 """
 
 import hashlib
 import reprlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from PIL import Image
+
+from vldnp import constrained
+from vldnp.files import unknown
+
+ANSWERS = ("free", "constrained")
+"""How a VLM answers: in its own words, or with "none" or the terms that it is offered."""
 
 Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
 """Worked examples shown before the picture in question: a picture or its file, and the answer."""
@@ -22,11 +30,17 @@ class VLMError(RuntimeError):
 
     Attributes:
         answers: one per picture; None where there is no answer.
+        failures: why there is none, one per picture; empty where the error's text says it for all.
     """
 
-    def __init__(self, reason: str, answers: Sequence[str | None] = ()):
+    def __init__(
+        self,
+        reason: str,
+        answers: Sequence[str | None] = (),
+        failures: Sequence[str | None] = (),
+    ):
         super().__init__(reason)
-        self.answers = list(answers)
+        self.answers, self.failures = list(answers), list(failures)
 
 
 ANSWER_LIMIT = 4000
@@ -63,19 +77,26 @@ def identified(vlm: Callable) -> Callable:
 
 
 def ask(
-    vlm: Callable, images: Sequence[Image.Image], question: str, identities: Sequence
+    vlm: Callable,
+    images: Sequence[Image.Image],
+    question: str,
+    identities: Sequence = (),
+    choices: Iterable[str] = (),
 ) -> list[str]:
     """The VLM's answers, one per image; see `texts`.
 
     Args:
         identities: which images of the world these are; only a VLM with `by_identity = True` is
             told, as its third argument.
+        choices: the terms that an answer is read for; only a VLM with `takes_choices = True` is
+            told, as `choices=`.
 
     Raises:
         VLMError: what it gives is no list of texts, one per image; one line.
     """
     told = (identities,) if getattr(vlm, "by_identity", False) else ()
-    given = vlm(images, question, *told)
+    offered = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
+    given = vlm(images, question, *told, **offered)
     answers = texts(given, len(images))
     if None in answers:
         raise VLMError(
@@ -126,6 +147,8 @@ class TransformersVLM:
             proportion (the paper: 448); None leaves them to the processor.
         demonstrations: few-shot examples, `(picture, answer)` each, asked about in the same words.
         batch_size: pictures per forward pass.
+        answers: `free`, or `constrained`: nothing but "none" or a list of the `choices` that the
+            call offers can be written, each at most once, so that nothing is left to understand.
 
     Raises:
         ValueError: the processor has no chat template, or `max_edge` is less than 1.
@@ -142,10 +165,12 @@ class TransformersVLM:
         max_edge: int | None = None,
         demonstrations: Demonstrations = (),
         batch_size: int = 16,
+        answers: str = "free",
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"the processor of VLM {name!r} has no chat template")
         check_edge(max_edge)
+        self.takes_choices = constrains(answers)
         processor.tokenizer.padding_side = "left"
         processor.tokenizer.pad_token = (
             processor.tokenizer.pad_token or processor.tokenizer.eos_token
@@ -179,7 +204,7 @@ class TransformersVLM:
                 `{"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}`, which needs the
                 package bitsandbytes.
             options: of the constructor: `max_new_tokens`, `max_edge`, `demonstrations`,
-                `batch_size`.
+                `batch_size`, `answers`.
 
         Raises:
             torch.OutOfMemoryError: one line that says what is needed and what lowers it.
@@ -214,23 +239,38 @@ class TransformersVLM:
             "max_new_tokens": self.max_new_tokens,
             "max_edge": self.max_edge,
             "demonstrations": described(self.demonstrations),
+            **({"answers": "constrained"} if self.takes_choices else {}),
         }
 
-    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
+    def __call__(
+        self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
+    ) -> list[str]:
         """One answer per picture, as the model wrote it (special tokens dropped).
 
+        Args:
+            choices: what a constrained answer may name; free answers need none.
+
         Raises:
-            ValueError: the processor does not take pictures of this size; one line.
+            ValueError: the processor does not take pictures of this size, or the tokenizer cannot
+                write one of `choices`; one line.
             torch.OutOfMemoryError: one line that says which setting lowers what is needed.
         """
         answers: list[str] = []
         for start in range(0, len(images), self.batch_size):
-            answers += self._answer(images[start : start + self.batch_size], question)
+            answers += self._answer(images[start : start + self.batch_size], question, choices)
         return answers
 
     @torch.inference_mode()
-    def _answer(self, images: Sequence[Image.Image], question: str) -> list[str]:
+    def _answer(
+        self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
+    ) -> list[str]:
         inputs = self._inputs([shrunk(image, self.max_edge) for image in images], question)
+        start, only = inputs["input_ids"].shape[1], {}
+        if self.takes_choices:
+            spelling = constrained.spelled(self.processor.tokenizer, choices)
+            only["prefix_allowed_tokens_fn"] = constrained.prefix_function(
+                spelling, start, self._end_tokens, self.max_new_tokens
+            )
         # Greedy: the sampling settings that a model's generation config may bring are switched
         # off too, because transformers warns about each that has no effect.
         try:
@@ -244,6 +284,7 @@ class TransformersVLM:
                 max_new_tokens=self.max_new_tokens,
                 eos_token_id=self._end_tokens,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
+                **only,
             )
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(
@@ -251,8 +292,7 @@ class TransformersVLM:
                 f"once; lower its batch_size (now {self.batch_size}) or max_edge (now "
                 f"{self.max_edge})"
             ) from error
-        answers = tokens[:, inputs["input_ids"].shape[1] :]
-        return self.processor.batch_decode(answers, skip_special_tokens=True)
+        return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
         before = shots(self.demonstrations, question, self.max_edge)
@@ -310,6 +350,13 @@ def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
     scale = max_edge / max(image.size)
     size = [max(1, round(edge * scale)) for edge in image.size]
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def constrains(answers: str) -> bool:
+    """Whether an option `answers` asks for constrained ones."""
+    if answers not in ANSWERS:
+        raise unknown("answers", answers, ANSWERS)
+    return answers == "constrained"
 
 
 def check_edge(max_edge: int | None) -> None:

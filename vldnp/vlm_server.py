@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from itertools import repeat
 from urllib.parse import urlsplit
 
 import httpx2  # openai's own HTTP client
@@ -27,6 +28,7 @@ from vldnp.vlm import (
     Demonstrations,
     VLMError,
     check_edge,
+    constrains,
     described,
     opened,
     shots,
@@ -63,6 +65,8 @@ class RemoteVLM:
         choices: the answer is constrained to a JSON list of these texts, where the server can do
             structured output (`response_format`); where it refuses to, one warning is given and
             the answers are free. Some servers ignore it in silence.
+        answers: `free`, or `constrained`: the same with the `choices` that each call offers, so
+            with the terms of the concept set that is asked about.
         timeout: seconds for one try, from connecting to the last byte of the reply.
         retries: further tries after the first.
         concurrency: calls under way at once.
@@ -85,6 +89,7 @@ class RemoteVLM:
         max_edge: int | None = None,
         demonstrations: Demonstrations = (),
         choices: Sequence[str] = (),
+        answers: str = "free",
         timeout: float = 60.0,
         retries: int = 5,
         concurrency: int = 8,
@@ -108,7 +113,8 @@ class RemoteVLM:
         self.max_new_tokens, self.max_edge = max_new_tokens, max_edge
         self.demonstrations, self.choices = opened(demonstrations), tuple(choices)
         self.concurrency = concurrency
-        self._constrained = bool(self.choices)
+        self.takes_choices = constrains(answers)
+        self._constrained = bool(self.choices) or self.takes_choices
         self._client = openai.OpenAI(
             base_url=base_url,
             api_key=_read_key(key_variable) or "none",  # the client insists on some key
@@ -131,10 +137,13 @@ class RemoteVLM:
             "max_edge": self.max_edge,
             "demonstrations": described(self.demonstrations),
             "choices": list(self.choices),
+            **({"answers": "constrained"} if self.takes_choices else {}),
         }
 
-    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
-        """One answer per picture.
+    def __call__(
+        self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
+    ) -> list[str]:
+        """One answer per picture; `choices` go before those of the constructor.
 
         Raises:
             VLMError: there is none for some of them, after all tries; one line.
@@ -145,7 +154,7 @@ class RemoteVLM:
                 [_sendable(t) for t in before + turns(shrunk(image, self.max_edge), question)]
                 for image in images
             ]
-            outcomes = list(pool.map(self._answer, conversations))
+            outcomes = list(pool.map(self._answer, conversations, repeat(choices or self.choices)))
         failures = [outcome for outcome in outcomes if isinstance(outcome, VLMError)]
         if failures:
             answers = [None if isinstance(answer, VLMError) else answer for answer in outcomes]
@@ -156,16 +165,16 @@ class RemoteVLM:
             )
         return outcomes
 
-    def _answer(self, conversation: list[dict]) -> str | VLMError:
+    def _answer(self, conversation: list[dict], choices: Sequence[str]) -> str | VLMError:
         """The answer, or why there is none (returned, so that the other pictures get theirs)."""
-        constrained = self._constrained
+        constrained = self._constrained and bool(choices)
         try:
             reply = self._client.chat.completions.with_raw_response.create(
                 model=self.model,
                 messages=conversation,
                 temperature=0,
                 max_tokens=self.max_new_tokens,
-                **({"response_format": _answer_format(self.choices)} if constrained else {}),
+                **({"response_format": _answer_format(choices)} if constrained else {}),
             )
             return redacted(answer_in(reply.content))
         except VLMError as error:
@@ -180,7 +189,7 @@ class RemoteVLM:
                     f"structured output ({one_line(error)})",
                     stacklevel=2,
                 )
-            return self._answer(conversation)
+            return self._answer(conversation, choices)
         except (openai.OpenAIError, httpx2.HTTPError) as error:
             return VLMError(one_line(error))
 
