@@ -156,7 +156,9 @@ def test_sld_settings_are_checked():
     assert sld("max", warmup=3).warmup == 3
     with pytest.raises(ValueError, match="SLD strength 'hard'.*max, medium, strong, weak"):
         sld("hard")
-    with pytest.raises(ValueError, match="momentum_beta must be a finite number from 0 to 1, not 1.5"):
+    with pytest.raises(
+        ValueError, match="momentum_beta must be a finite number from 0 to 1, not 1.5"
+    ):
         sld(momentum_beta=1.5)
     with pytest.raises(ValueError, match="scale must be a finite number from 0 to inf, not -1"):
         sld(scale=-1)
