@@ -155,8 +155,8 @@ def denoise(
 ) -> Iterator[Step]:
     """Denoise a batch, yielding a `Step` after each step. The arguments are checked at once.
 
-    Every image has its own negative prompt or none, and comes out the same whatever batch it is
-    in. The predictions of a step come from one U-Net call of batch 2B + k, where k images have a
+    Every image has its own negative prompt or none, and is computed as if it were alone: what
+    else is in its batch has no part in it but by rounding, which is BATCH_TOLERANCE_TEXT. The predictions of a step come from one U-Net call of batch 2B + k, where k images have a
     negative prompt. Where the VLM is asked, the negative prompts follow from ε_cfg, so there a
     call of batch 2B is followed by one of batch k. A negative prompt costs its image one
     evaluation a step either way.
@@ -171,7 +171,8 @@ def denoise(
         num_images_per_prompt: each prompt is repeated so often, as in diffusers.
         generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
         height, width: in pixels; default is the model's own size.
-        scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object; default is the model's.
+        scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object that does not clip x̂₀;
+            default is the model's.
         x0_every: decode x̂₀ at every step, not only where the VLM is asked.
 
     Raises:
