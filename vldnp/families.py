@@ -3,6 +3,7 @@
 Everything else about a diffusers pipeline is the same for all of them; see `vldnp.backbone`.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -62,7 +63,6 @@ SOLVERS = (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
-    SASolverScheduler,
     UniPCMultistepScheduler,
 )
 """Classes that serve both, by their `prediction_type`."""
@@ -77,6 +77,7 @@ STEPPERS = (
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    SASolverScheduler,
     TCDScheduler,
     *SOLVERS,
 )
@@ -270,7 +271,9 @@ def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
             f"{kind} with prediction_type {config.get('prediction_type')!r} does not fit "
             f"{family.name}; use one of {', '.join(family.schedulers)}, or set it to {wanted}"
         )
-    if clips := [option for option in ("clip_sample", "thresholding") if config.get(option)]:
+    accepted = inspect.signature(type(scheduler)).parameters  # the config keeps others' options too
+    clips = [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]
+    if clips:
         raise ValueError(
             f"{kind} clips x̂₀ to a range meant for pixels, and this model has latents; use "
             f"{kind}.from_config(scheduler.config, {', '.join(f'{o}=False' for o in clips)})"

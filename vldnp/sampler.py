@@ -156,7 +156,7 @@ def denoise(
     """Denoise a batch, yielding a `Step` after each step. The arguments are checked at once.
 
     Every image has its own negative prompt or none, and is computed as if it were alone: what
-    else is in its batch has no part in it but by rounding, which is BATCH_TOLERANCE_TEXT. The predictions of a step come from one U-Net call of batch 2B + k, where k images have a
+    else is in its batch has no part in it but by rounding (see below). The predictions of a step come from one U-Net call of batch 2B + k, where k images have a
     negative prompt. Where the VLM is asked, the negative prompts follow from ε_cfg, so there a
     call of batch 2B is followed by one of batch k. A negative prompt costs its image one
     evaluation a step either way.
