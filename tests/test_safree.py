@@ -274,7 +274,9 @@ def test_a_mask_is_a_token_by_its_word_or_its_id(model):
 
 @pytest.mark.parametrize("mask", ["", -1, 1.5, True, None])
 def test_masks_that_are_none(mask):
-    with pytest.raises(ValueError, match="SAFREE's mask must be 'zero', 'drop', a token id") as error:
+    with pytest.raises(
+        ValueError, match="SAFREE's mask must be 'zero', 'drop', a token id"
+    ) as error:
         SAFREE(PHRASES, mask=mask)
     assert "\n" not in str(error.value)
 
@@ -326,9 +328,7 @@ def features_written_out(unet, scales):
 @torch.no_grad()
 def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attention=True):
     pipe, run = model.pipe, model.for_run(num_steps, "ddim")
-    x = torch.randn(
-        1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     plain = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
     empty = pipe.encode_prompt("", "cpu", 1, False)[0]
     changed, beta = filtered_by_hand(pipe, prompt)
