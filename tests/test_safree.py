@@ -274,9 +274,7 @@ def test_a_mask_is_a_token_by_its_word_or_its_id(model):
 
 @pytest.mark.parametrize("mask", ["", -1, 1.5, True, None])
 def test_masks_that_are_none(mask):
-    with pytest.raises(
-        ValueError, match="SAFREE's mask must be 'zero', 'drop', a token id"
-    ) as error:
+    with pytest.raises(ValueError, match="SAFREE's mask must be 'zero', 'drop', a tok") as error:
         SAFREE(PHRASES, mask=mask)
     assert "\n" not in str(error.value)
 
