@@ -11,6 +11,7 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 from tiny import sd_pipeline
+from tiny_models import sd3_pipeline
 
 from vldnp.backbone import SCHEDULERS, Backbone, as_backbone, predicted_x0, to_pil
 
@@ -99,7 +100,6 @@ def own_x0(scheduler, pred, t, latents):
 SETTINGS = [
     (DPMSolverMultistepScheduler, {}),
     (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    (DPMSolverMultistepScheduler, {"use_flow_sigmas": True}),
     (DDIMScheduler, {"clip_sample": False}),
     (EulerDiscreteScheduler, {}),
     (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
@@ -109,7 +109,6 @@ SETTINGS = [
 @pytest.mark.parametrize(("scheduler", "settings"), SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_x0_is_the_schedulers_own(backbone, scheduler, settings, kind):
-    kind = "flow_prediction" if "use_flow_sigmas" in settings else kind
     run = backbone.for_run(6, scheduler(prediction_type=kind, **settings))
     latents = run.initial_latents([0, 1])
     for i, t in enumerate(run.timesteps):
@@ -142,9 +141,19 @@ def test_x0_undoes_the_noise(backbone, name, kind):
         torch.testing.assert_close(run.x0(pred, t, latents), clean, atol=1e-4, rtol=1e-4)
 
 
-def test_x0_of_flow_matching(backbone):
-    run = backbone.for_run(6, FlowMatchEulerDiscreteScheduler(shift=3.0))
-    clean, eps = noise(1), noise(2)
+FLOW = [
+    FlowMatchEulerDiscreteScheduler(shift=3.0),
+    DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ),
+]
+
+
+@pytest.mark.parametrize("scheduler", FLOW, ids=["euler", "dpm++"])
+def test_x0_of_flow_matching(scheduler):
+    run = Backbone(sd3_pipeline()).for_run(6, scheduler)
+    shape = (2, 16, 8, 8)
+    clean, eps = noise(1, *shape), noise(2, *shape)
     for t, sigma in zip(run.timesteps, run.scheduler.sigmas, strict=False):
         latents = (1 - sigma) * clean + sigma * eps
         torch.testing.assert_close(run.x0(eps - clean, t, latents), clean, atol=1e-5, rtol=1e-5)

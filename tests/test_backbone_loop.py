@@ -25,7 +25,7 @@ SCRIPT = [  # a row for each query, an answer for each image
 ]
 PLAIN = {
     "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "ddim": (DDIMScheduler, {}),
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
     "euler": (EulerDiscreteScheduler, {}),
 }
 

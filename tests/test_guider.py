@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLAutoBlocks
+from diffusers import DDIMScheduler, StableDiffusionXLAutoBlocks
 from tiny_models import sdxl_pipeline
 
 from vldnp.guider import VLDNPGuidance, looking
@@ -99,3 +99,13 @@ def test_what_a_guider_cannot_carry():
         VLDNPGuidance(SAFREE("a knife"))
     with pytest.raises(ValueError, match="has no denoising loop.*get_workflow"):
         looking(StableDiffusionXLAutoBlocks())
+
+
+def test_a_scheduler_that_clips_is_refused(stock, modular):
+    clipping = DDIMScheduler.from_config(stock.scheduler.config, clip_sample=True)
+    modular.update_components(guider=VLDNPGuidance(CFG()), scheduler=clipping)
+    try:
+        with pytest.raises(ValueError, match="DDIMScheduler clips .*clip_sample=False"):
+            modular(prompt=PROMPTS[0], **THEIRS)
+    finally:
+        modular.update_components(scheduler=stock.scheduler)

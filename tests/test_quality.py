@@ -9,12 +9,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import SASolverScheduler, StableDiffusionPipeline
 
 import vldnp
 from vldnp import zoo
+from vldnp.families import SCHEDULERS, STEPPERS
 from vldnp.files import data_folder
 from vldnp.moji import evaluate
+from vldnp.prompts import load_prompts, split_things
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +71,37 @@ def test_stock_diffusers_draws_the_same_pictures(model):
     settings = {"num_inference_steps": 25, "guidance_scale": 3.0, "output_type": "np"}
     ours = vldnp.sample(model, prompts, seeds=seeds, progress=False, **settings).images
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+NAMED = {kind for kind, _ in SCHEDULERS.values()}
+PAINTERS = {name: name for name in SCHEDULERS} | {
+    kind.__name__: kind
+    for kind in STEPPERS
+    if kind not in NAMED and "Parallel" not in kind.__name__  # which step as those without
+}
+
+
+@pytest.mark.parametrize("scheduler", PAINTERS.values(), ids=PAINTERS)
+def test_every_scheduler_paints_what_is_named(model, judge, scheduler):
+    """Clipped latents (DDIM with diffusers' default) keep 6 % of the things named."""
+    if not isinstance(scheduler, str):
+        own = {"algorithm_type": "data_prediction"} if scheduler is SASolverScheduler else {}
+        latent = {"clip_sample": False, "thresholding": False, "skip_prk_steps": True}
+        scheduler = scheduler.from_config(model.pipe.scheduler.config, **latent, **own)
+    benign = load_prompts("benign").head(8)
+    out = vldnp.sample(
+        model,
+        list(benign["prompt"]),
+        seeds=list(benign["seed"]),
+        num_inference_steps=20,
+        guidance_scale=3.0,
+        scheduler=scheduler,
+        progress=False,
+    )
+    found = judge(out.images).things
+    things = [split_things(row) for row in benign["things"]]
+    kept = [row[t] >= 0.5 for names, row in zip(things, found, strict=True) for t in names]
+    assert np.mean(kept) >= 0.7, kept
 
 
 def test_judge_knows_restricted_things(model, judge):

@@ -9,9 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import sd_pipeline
 
+from vldnp import zoo
 from vldnp.backbone import Backbone
 from vldnp.methods import CFG, SAFREE
-from vldnp.safree import Safree, attenuated, last_step, projector, re_attention, trigger_tokens
+from vldnp.safree import (
+    Safree,
+    attenuated,
+    last_step,
+    masked_prompts,
+    projector,
+    re_attention,
+    trigger_tokens,
+)
 from vldnp.sampler import denoise, sample
 
 PHRASES = ["knife", "skull", "blood"]
@@ -82,7 +91,7 @@ def attenuated_by_numbers(changed, unchanged, scale, window):
         for x in range(w):
             fy, fx = (y + h // 2) % h - h // 2, (x + w // 2) % w - w // 2
             low = -window <= fy < window and -window <= fx < window
-            if low and abs(ours[y, x]) > abs(other[y, x]):
+            if low and abs(ours[y, x]) > (1 + 1e-9) * abs(other[y, x]):
                 ours[y, x] *= scale
     return np.fft.ifft2(ours).real
 
@@ -106,6 +115,57 @@ def test_attenuation_leaves_what_does_not_exceed():
     constant = torch.full((1, 1, 8, 8), 3.0)  # all of it at zero frequency
     assert torch.allclose(attenuated(constant, 0 * constant, 0.2), 0.2 * constant, atol=1e-6)
     assert attenuated(x.bfloat16(), x.bfloat16(), 0.9).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attenuation_does_not_hang_on_rounding(dtype):
+    """Equal features stay as they are where they differ by what rounding leaves."""
+    x = (random(2, 16, 8, 8) + 2).to(dtype)  # with a mean, as features have
+    eps = max(torch.finfo(dtype).eps, 1e-6)
+    noisy = (x.double() * (1 + eps * (random(2, 16, 8, 8, seed=1).sigmoid() - 0.5))).to(dtype)
+    assert not torch.equal(noisy, x)
+    assert torch.allclose(attenuated(x, noisy, 0.2), x, atol=4 * eps, rtol=4 * eps)
+    assert torch.allclose(attenuated(noisy, x, 0.2), noisy, atol=4 * eps, rtol=4 * eps)
+    exceeding = attenuated(1.1 * x, x, 0.2)  # by a tenth, and that is no rounding
+    assert exceeding.float().mean() < 0.5 * x.float().mean()
+
+
+def test_attenuation_is_as_precise_as_the_features():
+    x, other = random(1, 3, 8, 8), random(1, 3, 8, 8, seed=1)
+    fine = attenuated(x, other, 0.2)
+    assert fine.dtype == torch.float64
+    for c in range(3):
+        expected = attenuated_by_numbers(x[0, c].numpy(), other[0, c].numpy(), 0.2, 1)
+        assert np.allclose(fine[0, c], expected, atol=1e-12)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; afterwards it is as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_one_thread_or_two_attenuate_the_same(threads, monkeypatch):
+    """On moji-sd, whose first skip features are the same in both branches."""
+    moji, method, equal = zoo.load("moji-sd"), SAFREE(PHRASES, upper=35.0, alpha=0.0), []
+
+    def counted(changed, unchanged, scale, window=1):
+        made = attenuated(changed, unchanged, scale, window)
+        if (changed - unchanged).norm() < 1e-4 * unchanged.norm():
+            equal.append((made - changed).norm() / changed.norm())
+        return made
+
+    monkeypatch.setattr("vldnp.safree.attenuated", counted)
+    latents = []
+    for count in (1, 2):
+        threads(count)
+        prompts = ["a cat and a knife in the park", "a skull in the kitchen"]
+        asked = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [5, 6]}
+        latents.append(sample(moji, prompts, method, progress=False, **asked).latents)
+    assert len(equal) >= 4 and max(equal) < 1e-5
+    assert torch.allclose(*latents, atol=1e-3)
 
 
 def filtered_by_hand(pipe, prompt, alpha=0.01, every=False):
@@ -158,6 +218,86 @@ def test_a_batch_of_prompts_each_by_hand(model, selection):
     assert some.any() and (not selection or not some.all())
 
 
+# Masks
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("mask", [None, 0, 7])
+def test_each_token_is_masked_in_its_turn(n, mask):
+    begin, end, pad = 90, 91, 92
+    tokens = [10, 11, 12][:n]
+    ids = torch.tensor([begin, *tokens, end, pad, pad])
+    expected = []
+    for i in range(n):
+        without = tokens[:i] + ([] if mask is None else [mask]) + tokens[i + 1 :]
+        expected.append([begin, *without, end, pad, pad] + [pad] * (mask is None))
+    assert masked_prompts(ids, n, mask, pad).tolist() == expected
+    assert masked_prompts(ids, n, mask, pad).shape == (n, len(ids))
+
+
+def masked_by_hand(pipe, words, mask):
+    """d_i of SAFREE's trigger test for a prompt of whole words, from texts alone."""
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+
+    def pooled(text):
+        ids = tokenizer(text, padding="max_length", return_tensors="pt").input_ids
+        return encoder(ids).pooler_output[0].double().detach()
+
+    texts = [
+        " ".join(words[:i] + ([mask] if mask else []) + words[i + 1 :]) for i in range(len(words))
+    ]
+    concept = projector(torch.stack([pooled(phrase) for phrase in PHRASES]))
+    return trigger_tokens(torch.stack([pooled(text) for text in texts]), concept, 0.01)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[::2])
+@pytest.mark.parametrize(("mask", "word"), [("drop", ""), ("a", "a"), ("pizza", "pizza")])
+def test_triggers_are_looked_for_with_the_mask(model, prompt, mask, word):
+    found = Safree(PHRASES, mask=mask).filtered(model.for_run(4), [prompt])[0]
+    expected = masked_by_hand(model.pipe, prompt.split(), word)
+    assert found.triggers.tolist() == expected.tolist()
+
+
+def test_a_mask_is_a_token_by_its_word_or_its_id(model):
+    run = model.for_run(4)
+
+    def embeds(mask):
+        return torch.stack([f.embeds for f in Safree(PHRASES, mask=mask).filtered(run, PROMPTS)])
+
+    [number] = model.pipe.tokenizer("cat", add_special_tokens=False).input_ids
+    assert torch.equal(embeds("cat"), embeds(number))
+    assert torch.equal(embeds(0), embeds("zero"))
+    different = [embeds(mask) for mask in ("zero", "drop", "cat", "a")]
+    for i, one in enumerate(different):
+        assert not any(torch.equal(one, other) for other in different[:i])
+
+
+@pytest.mark.parametrize("mask", ["", -1, 1.5, True, None])
+def test_masks_that_are_none(mask):
+    with pytest.raises(ValueError, match="SAFREE's mask must be 'zero', 'drop', a tok") as error:
+        SAFREE(PHRASES, mask=mask)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mask", ["zebra crossing", 10_000, "<|endoftext|>"])
+def test_masks_that_the_model_does_not_know(model, mask):
+    with pytest.raises(ValueError, match="SAFREE's mask must be .* of this model, not") as error:
+        sample(model, "a cat", SAFREE(PHRASES, mask=mask), **QUICK)
+    assert "\n" not in str(error.value)
+
+
+def test_the_default_mask_leaves_records_as_they_were():
+    """Cells are keyed by the hash of the description."""
+    described = SAFREE(PHRASES).describe()["conditioning"]
+    assert described == {
+        "kind": "safree",
+        "phrases": PHRASES,
+        **dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], True),
+        **{"alpha": 0.01, "upper": 10.0, "k": 2.5, "t0": 5.333, "scales": [0.9, 0.2]},
+    }
+    assert SAFREE(PHRASES, mask="drop").describe()["conditioning"] == described | {"mask": "drop"}
+
+
 # The whole, written out
 
 
@@ -186,11 +326,11 @@ def features_written_out(unet, scales):
 @torch.no_grad()
 def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attention=True):
     pipe, run = model.pipe, model.for_run(num_steps, "ddim")
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     plain = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
     empty = pipe.encode_prompt("", "cpu", 1, False)[0]
     changed, beta = filtered_by_hand(pipe, prompt)
-    changed = torch.tensor(changed).float()[None]
+    changed = torch.tensor(changed)[None]
     U, t0 = LONG["upper"] * num_steps / 50, LONG["t0"]
     last = round(U / (1 + math.exp(-5 * (10 * beta - t0))))
     for i, t in enumerate(run.timesteps):
@@ -206,7 +346,9 @@ def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attenti
 
 
 @pytest.mark.parametrize("re_attention", [True, False])
-def test_safree_is_the_papers_steps(model, re_attention):
+def test_safree_is_the_papers_steps(re_attention):
+    """In float64, where neither side's rounding decides which features exceed the others."""
+    model = Backbone(sd_pipeline().to(dtype=torch.float64))
     prompts, seeds = [PROMPTS[0], PROMPTS[2]], [3, 5]
     method = SAFREE(PHRASES, re_attention=re_attention, **LONG)
     asked = {"num_inference_steps": 9, "guidance_scale": 3.0, "scheduler": "ddim"}
@@ -215,7 +357,7 @@ def test_safree_is_the_papers_steps(model, re_attention):
     for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         x, last = written_out(model, prompt, seed, 3.0, 9, re_attention=re_attention)
         assert 0 <= last < 8  # the filter switches in the middle
-        assert torch.allclose(out.latents[k], x[0], atol=1e-3)
+        assert torch.allclose(out.latents[k], x[0], atol=1e-6)
         assert not torch.allclose(out.latents[k], plain.latents[k], atol=1e-2)
         assert out.trace.model_evaluations[k] == 18 + re_attention * (last + 1)
 

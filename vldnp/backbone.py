@@ -161,7 +161,8 @@ class Backbone:
         Args:
             num_inference_steps: N ≥ 1.
             scheduler: a name (`SCHEDULERS`; for flow matching `dpm++` and `euler`), a scheduler
-                object (copied), or None for the pipeline's own.
+                object (copied), or None for the pipeline's own. Objects of some classes do not
+                fit, nor any that clips x̂₀; see `families.check_scheduler`.
             height, width: of the pictures, in pixels; default is the model's own size. SDXL is
                 told it, and Stable Diffusion 3 may shift its timesteps by it.
 
@@ -174,19 +175,9 @@ class Backbone:
         run._encoded = {}
         run.size = self._size(height, width)
         run.scheduler = self._scheduler(scheduler)
-        config, kind = run.scheduler.config, type(run.scheduler).__name__
-        if run.scheduler.order != 1:
-            raise ValueError(
-                f"{kind} takes several evaluations a step, which query steps do not fit; "
-                f"use one of {', '.join(self.family.schedulers)}"
-            )
-        is_flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
-        if hasattr(run.scheduler, "precondition_inputs") or self.family.flow and not is_flow:
-            raise ValueError(
-                f"{kind} does not fit {self.family.name}; "
-                f"use one of {', '.join(self.family.schedulers)}"
-            )
-        options = {"mu": self._shift(run.size)} if config.get("use_dynamic_shifting") else {}
+        families.check_scheduler(run.scheduler, self.family)
+        is_shifted = run.scheduler.config.get("use_dynamic_shifting")
+        options = {"mu": self._shift(run.size)} if is_shifted else {}
         run.scheduler.set_timesteps(num_inference_steps, device=self.device, **options)
         return run
 
@@ -310,7 +301,10 @@ class Backbone:
         return pred[: len(cond)]
 
     def x0(self, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-        """Predicted clean latents x̂₀ at timestep t, in float32; before `step` is called for t."""
+        """Predicted clean latents x̂₀ at timestep t; before `step` is called for t.
+
+        In float32, or float64 where the latents are.
+        """
         return scheduled_x0(self.scheduler, pred, t, latents)
 
     def step(
@@ -320,12 +314,14 @@ class Backbone:
         latents: Tensor,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image."""
-        options = {}
-        if (
-            generators is not None
-            and "generator" in inspect.signature(self.scheduler.step).parameters
-        ):
+        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image.
+
+        Where a scheduler has the η of DDIM (Song et al. 2020, arXiv 2010.02502, eq. 16), it is 0,
+        as in the stock pipelines; TCD's own default is 0.3.
+        """
+        accepted = inspect.signature(self.scheduler.step).parameters
+        options = {"eta": 0.0} if "eta" in accepted else {}
+        if generators is not None and "generator" in accepted:
             options["generator"] = list(generators)
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
 
@@ -435,10 +431,11 @@ def exact(vae: nn.Module) -> Iterator[None]:
 
 
 def scheduled_x0(scheduler, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-    """x̂₀ at the scheduler's timestep t, in float32; before its `step` is called for t."""
+    """x̂₀ at the scheduler's timestep t, in float32 or better; before its `step` is called for t."""
     scale, noise = noise_levels(scheduler, t)
     kind = scheduler.config.get("prediction_type", "flow_prediction")
-    return predicted_x0(kind, pred.float(), latents.float(), scale, noise)
+    precise = torch.promote_types(pred.dtype, torch.float32)
+    return predicted_x0(kind, pred.to(precise), latents.to(precise), scale, noise)
 
 
 def noise_levels(scheduler, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,19 +3,33 @@
 Everything else about a diffusers pipeline is the same for all of them; see `vldnp.backbone`.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from diffusers import (
+    DDIMParallelScheduler,
     DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    SchedulerMixin,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    TCDScheduler,
+    UniPCMultistepScheduler,
 )
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
@@ -26,13 +40,12 @@ from vldnp.conditioning import Conditioning
 T5_TOKENS = 256
 """So many tokens Stable Diffusion 3's T5 reads, as in the stock pipeline."""
 
+DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
+
 SCHEDULERS = {
-    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "dpm++-karras": (
-        DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "ddim": (DDIMScheduler, {}),
+    "dpm++": (DPMSolverMultistepScheduler, DPM),
+    "dpm++-karras": (DPMSolverMultistepScheduler, {**DPM, "use_karras_sigmas": True}),
+    "ddim": (DDIMScheduler, {"clip_sample": False, "thresholding": False}),
     "euler": (EulerDiscreteScheduler, {}),
 }
 """name → scheduler class and settings; the rest comes from the pipeline's own scheduler config."""
@@ -40,14 +53,37 @@ SCHEDULERS = {
 FLOW_SCHEDULERS = {
     "dpm++": (
         DPMSolverMultistepScheduler,
-        {
-            "algorithm_type": "dpmsolver++",
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-        },
+        {**DPM, "prediction_type": "flow_prediction", "use_flow_sigmas": True},
     ),
     "euler": (FlowMatchEulerDiscreteScheduler, {}),
 }
+"""The same for flow matching."""
+
+SOLVERS = (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    UniPCMultistepScheduler,
+)
+"""Classes that serve both, by their `prediction_type`."""
+
+STEPPERS = (
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    TCDScheduler,
+    *SOLVERS,
+)
+"""Scheduler classes for predictions of ε, v or x₀: one evaluation a step, x̂₀ in closed form."""
+
+FLOW_STEPPERS = (FlowMatchEulerDiscreteScheduler, *SOLVERS)
 """The same for flow matching."""
 
 
@@ -64,6 +100,7 @@ class Family:
             in pixels.
         predict: `(pipe, latents, t, conditioning) -> prediction`, one call of the network.
         schedulers: those that go by a name.
+        steppers: the classes of which a scheduler object may be.
         flow: whether it was trained by flow matching.
         opening: options of the pipeline's `from_pretrained`.
     """
@@ -75,6 +112,7 @@ class Family:
     embed: Callable[[DiffusionPipeline, list[str], tuple[int, int]], Conditioning]
     predict: Callable[[DiffusionPipeline, Tensor, Tensor, Conditioning], Tensor]
     schedulers: dict = field(default_factory=lambda: SCHEDULERS)
+    steppers: tuple[type[SchedulerMixin], ...] = STEPPERS
     flow: bool = False
     opening: dict = field(default_factory=dict)
 
@@ -159,6 +197,7 @@ SD3 = Family(
     embed_sd3,
     predict_sd3,
     FLOW_SCHEDULERS,
+    FLOW_STEPPERS,
     flow=True,
 )
 FAMILIES = (SD, SDXL, SD3)
@@ -209,6 +248,41 @@ def family_named(class_name: str) -> Family:
 def unsupported(kind: str) -> ValueError:
     known = ", ".join(f"{f.pipeline.__name__} ({f.name})" for f in FAMILIES)
     return ValueError(f"{kind} is not a pipeline that can be guided here; use one of {known}")
+
+
+def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
+    """Whether this scheduler makes pictures with models of this family.
+
+    Raises:
+        ValueError: it does not; one line that says what would.
+    """
+    kind = type(scheduler).__name__
+    if not isinstance(scheduler, family.steppers):
+        known = ", ".join(stepper.__name__ for stepper in family.steppers)
+        raise ValueError(
+            f"{kind} does not fit {family.name}; use one of {', '.join(family.schedulers)}, or an "
+            f"object of one of {known}"
+        )
+    config = scheduler.config
+    is_flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
+    if is_flow != family.flow:
+        wanted = "flow_prediction" if family.flow else "the one that the model was trained for"
+        raise ValueError(
+            f"{kind} with prediction_type {config.get('prediction_type')!r} does not fit "
+            f"{family.name}; use one of {', '.join(family.schedulers)}, or set it to {wanted}"
+        )
+    accepted = inspect.signature(type(scheduler)).parameters  # the config keeps others' options too
+    clips = [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]
+    if clips:
+        raise ValueError(
+            f"{kind} clips x̂₀ to a range meant for pixels, and this model has latents; use "
+            f"{kind}.from_config(scheduler.config, {', '.join(f'{o}=False' for o in clips)})"
+        )
+    if isinstance(scheduler, PNDMScheduler) and not config.skip_prk_steps:
+        raise ValueError(
+            f"{kind} takes several evaluations in each of its first steps (Runge-Kutta), which "
+            f"query steps do not fit; use {kind}.from_config(scheduler.config, skip_prk_steps=True)"
+        )
 
 
 def clip_tokens(pipe: DiffusionPipeline, texts: Sequence[str]):

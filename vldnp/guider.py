@@ -39,6 +39,7 @@ from torch import Tensor
 from vldnp import guidance
 from vldnp.backbone import decoded, exact, scheduled_x0, to_pil
 from vldnp.conditioning import AsWritten
+from vldnp.families import SDXL, check_scheduler
 from vldnp.finite import check_finite, is_finite, label, naming
 from vldnp.methods import CFG, Method
 from vldnp.negatives import ImageId, Negative
@@ -214,6 +215,7 @@ class Look(ModularPipelineBlocks):
     def _look(self, components: ModularPipeline, state: BlockState, i: int, t: Tensor):
         guider = components.guider
         if i == 0:
+            check_scheduler(components.scheduler, SDXL)
             guider.begin(_identities(state), state.num_inference_steps)
         if guider.is_query(i):
             x0 = scheduled_x0(components.scheduler, state.noise_pred, t, state.latents)

@@ -159,11 +159,17 @@ def denoise(
 ) -> Iterator[Step]:
     """Denoise a batch, yielding a `Step` after each step. The arguments are checked at once.
 
-    Every image has its own negative prompt or none, and comes out the same whatever batch it is
-    in. The predictions of a step come from one U-Net call of batch 2B + k, where k images have a
-    negative prompt. Where the VLM is asked, the negative prompts follow from ε_cfg, so there a
-    call of batch 2B is followed by one of batch k. A negative prompt costs its image one
-    evaluation a step either way.
+    Every image has its own negative prompt or none. The predictions of a step come from one U-Net
+    call of batch 2B + k, where k images have a negative prompt. Where the VLM is asked, the
+    negative prompts follow from ε_cfg, so there a call of batch 2B is followed by one of batch k.
+    A negative prompt costs its image one evaluation a step either way.
+
+    What else is in its batch changes an image by rounding only. In float64 it comes out the same
+    to 1e-9 (with DDIM; the other schedulers step in float32). In float32 the guidance amplifies
+    rounding: on moji-sd, 32 images alone and in one batch, with five queries at ω = 15, differ in
+    their latents by 3e-5 (median) to 2.5e-3 and in their pictures by 1/255 at most. Where a VLM's
+    answer hangs on such a difference, the image goes another way altogether. The same pixels are
+    promised for the same batch on as many threads of a CPU with the same kernels.
 
     Args:
         model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion 1, 2, XL or 3 pipeline.
@@ -177,7 +183,8 @@ def denoise(
         noise_device: where the generators of `seeds` draw. A seed gives the same noise on every
             machine with `cpu`, other noise with `cuda`.
         height, width: in pixels; default is the model's own size.
-        scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object; default is the model's.
+        scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object that does not clip x̂₀;
+            default is the model's.
         x0_every: decode x̂₀ at every step, not only where the VLM is asked.
 
     Raises:
@@ -213,7 +220,8 @@ def sample(
 
     Args:
         output_type: `pil`, `pt`, `np` or `latent`; see `Output`.
-        batch_size: so many images at a time; default is all at once. It does not change them.
+        batch_size: so many images at a time; default is all at once. It changes
+            them by rounding only; see `denoise`.
         progress: show a progress bar.
     """
     if output_type not in OUTPUT_TYPES:
