@@ -6,7 +6,7 @@ import pytest
 import yaml
 from papermill import inspect_notebook
 
-from vldnp import study, tuning, zoo
+from vldnp import profile_grid, tuning, zoo
 from vldnp.__main__ import NOTEBOOKS
 from vldnp.concepts import load_concepts
 from vldnp.datasets import public_sets
@@ -34,7 +34,7 @@ def test_the_papers_protocol():
     paper = load_profile("paper")
     assert (paper.num_inference_steps, paper.guidance_scale, paper.scheduler) == (50, 7.5, "dpm++")
     assert (paper.height, paper.width, paper.omegas) == (512, 512, (7.5, 15, 20))
-    steps = study.dynamic(replace(paper, vlm=len)).negatives.query_steps_of(50)
+    steps = profile_grid.dynamic(replace(paper, vlm=len)).negatives.query_steps_of(50)
     assert list(steps) == [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]
     assert len(paper.static_prompt.split(", ")) == len(paper.safree["phrases"].split(", ")) == 17
     assert paper.vlm.options["max_edge"] == 448 and paper.vlm.options["max_new_tokens"] == 64

@@ -11,10 +11,12 @@ from tiny import ScriptedVLM, sd_pipeline
 
 from vldnp import figures, report, viewer
 from vldnp.__main__ import main
+from vldnp.grid import Study
 from vldnp.judges import Judgement
 from vldnp.methods import CFG, VLDNP
 from vldnp.sampler import sample
-from vldnp.study import Study, run, summary
+from vldnp.study import run
+from vldnp.summary import summary
 from vldnp.verdicts import COLUMNS
 
 NASTY = '<img src=x onerror="alert(1)"> a cat </script>'

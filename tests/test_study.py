@@ -16,13 +16,18 @@ import torch
 from PIL import Image
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
+import vldnp.grid
+import vldnp.run_fid
 import vldnp.study
 from vldnp import zoo
 from vldnp.judges import CNNJudge, Judgement
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.metrics import Inception
 from vldnp.sampler import sample
-from vldnp.study import TABLE, Study, cells, open_images, run, summary, table
+from vldnp.grid import Study, cells
+from vldnp.run_folder import open_images
+from vldnp.study import run
+from vldnp.summary import TABLE, summary, table
 
 PROMPTS = """prompt_id,prompt,seed,things,guidance_scale
 a,a cat at the cove,0,cat,
@@ -106,7 +111,7 @@ def test_run_writes_tidy_tables(study, model, judge, tmp_path, monkeypatch):
 def test_rows_say_what_happened(study, model, judge, tmp_path):
     images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
     row = images[(images["method"] == "vl-dnp") & (images["prompt_id"] == "b")].iloc[0]
-    picture = vldnp.study.open_images(images.loc[[row.name]], tmp_path / "tiny")[0]
+    picture = open_images(images.loc[[row.name]], tmp_path / "tiny")[0]
     judgement = judge([picture])
 
     # the image is what the sampler alone makes
@@ -180,7 +185,7 @@ def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts
     assert not set(base) & set(keys(model=zoo.load(sd_pipeline(seed=1))))
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(vldnp.study, "SCHEMA", 2)
+        patch.setattr(vldnp.grid, "SCHEMA", 2)
         assert not set(base) & set(keys())
 
 
@@ -232,7 +237,7 @@ def test_an_image_without_its_record_is_made_again(study, model, judge, tmp_path
     (tmp_path / "tiny" / "cells" / f"{images['key'][0]}.json").unlink()
     made = counting(monkeypatch)
     run(study, model, judge, root=tmp_path, progress=False)
-    assert made == [images["prompt"][0]]
+    assert made == list(images["prompt"][:2]), "with the batch that it came in"
 
 
 KILLED = """
@@ -240,12 +245,13 @@ KILLED = """
     from tiny import sd_pipeline
     from vldnp import zoo
     from vldnp.methods import CFG
-    from vldnp.study import Study, cells, generate
+    from vldnp.grid import Study, cells, plan_batches
+    from vldnp.study import generate
     from pathlib import Path
     folder, prompts = Path(sys.argv[1]), sys.argv[2]
     study = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, batch_size=2)
     model = zoo.load(sd_pipeline())
-    generate(study, model, cells(study, model), folder)
+    generate(model, plan_batches(cells(study, model), study), folder)
 """
 
 
@@ -344,13 +350,13 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / "real" / f"{n}.jpg")
     network = Corners()
     network.weight = torch.nn.Parameter(torch.zeros(1))  # which says where it computes
-    monkeypatch.setattr(vldnp.study, "Inception", lambda device: Inception(network))
+    monkeypatch.setattr(vldnp.run_fid, "Inception", lambda device: Inception(network))
     study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
     images = run(study, model, Blind(), root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
     names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
-    change = vldnp.study.fid_changes(study, images, Blind(), names, tmp_path)
+    change = vldnp.run_fid.fid_changes(study, images, Blind(), names, tmp_path)
     cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
     assert change["static"].value == pytest.approx(static / cfg - 1, rel=1e-4)
 
@@ -365,7 +371,7 @@ def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monke
     def unreachable(device):
         raise URLError("no address associated with hostname")
 
-    monkeypatch.setattr(vldnp.study, "Inception", unreachable)
+    monkeypatch.setattr(vldnp.run_fid, "Inception", unreachable)
     study = replace(study, methods=(CFG(),), reference="coco")
     why = {"images": "no real images 'coco'", "weights": "no address associated"}[lacking]
     with pytest.warns(UserWarning, match=f"FID and KID stay empty: .*{why}") as told:

@@ -16,7 +16,7 @@ from vldnp.methods import CFG
 from vldnp.metrics import UNSAFE_THRESHOLD
 from vldnp.prompts import own_scales
 from vldnp.sampler import Output, sample
-from vldnp.study import FOUND
+from vldnp.summary import FOUND
 
 
 def detection(

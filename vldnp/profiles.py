@@ -1,12 +1,18 @@
 """Profiles: which models, prompt sets and settings belong together, as data in `data/profiles`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
 
 from vldnp.files import data_folder, unknown
+
+QUICK = "-quick"
+"""Ends the names of quick runs' folders."""
+
+QUICK_PROMPTS = 8
+"""A quick run takes so many prompts of each set."""
 
 MODELS = ("model", "vlm", "judge", "clip")
 
@@ -155,14 +161,23 @@ def _extended(data: dict) -> dict:
     return own if base is None else vars(load_profile(base)) | own
 
 
-def load_profile(source: str | Path) -> Profile:
+def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     """A profile by name, or from a YAML file.
 
     A file that says `extends: <another>` has that profile's settings where it has none of its own.
 
+    Args:
+        source: a name in `data/profiles`, or a file.
+        quick: for a smoke test: `QUICK_PROMPTS` prompts of each set, and a run folder of its own,
+            `runs/<name>-quick`, so that full results stay.
+
     Raises:
         ValueError, FileNotFoundError: one line that says what is wrong.
     """
+    if quick:
+        full = load_profile(source)
+        few = {"max_prompts": QUICK_PROMPTS, "ablation_prompts": QUICK_PROMPTS}
+        return replace(full, name=full.name + QUICK, **few)
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
         if source not in profile_names():

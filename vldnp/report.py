@@ -12,7 +12,7 @@ import pandas as pd
 from vldnp import findings, sensitive, statements, viewer
 from vldnp.files import write_text
 from vldnp.profiles import load_profile, profile_names
-from vldnp.study import open_images
+from vldnp.run_folder import open_images
 
 MOST_FAILURES = 24
 """So many failures are shown."""
