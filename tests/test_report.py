@@ -1,6 +1,7 @@
 """The report: one page that needs nothing else, from whatever a run folder holds."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -107,6 +108,14 @@ def test_absent_sections_say_which_notebook_makes_them(folder, tmp_path):
     assert text.count("Nothing of this lies in the run folder") == len(report.SECTIONS)
     for notebook in ("01_trajectories", "02_omega", "03_pareto"):
         assert f"<code>{notebook}</code>" in text
+
+
+def test_a_quick_run_is_labelled(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "mine-quick")
+    text = report.write(tmp_path / "mine-quick").read_text(encoding="utf-8")
+    assert "<h1>Report of the quick run mine-quick</h1>" in text
+    assert "the numbers mean nothing" in text
+    assert "mean nothing" not in report.write(folder).read_text(encoding="utf-8")
 
 
 def test_no_run_folder_is_said_in_one_line(tmp_path, capsys):

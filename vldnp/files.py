@@ -39,8 +39,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
     except OSError as error:
-        target, about = path.absolute(), Path(error.filename or path).absolute()
-        if error.errno is None or not {target.parent, about} & {*about.parents, *target.parents}:
+        folder, about = path.parent.absolute(), Path(error.filename or path).absolute()
+        ours = folder in about.parents or about in (folder, *folder.parents)
+        if error.errno is None or not ours:
             raise  # it says something else, for example of a file that was to be copied
         raised = type(error)(f"cannot write {path}: {error.strerror.splitlines()[0]}")
         raised.errno = error.errno

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vldnp import findings, sensitive, statements, viewer
 from vldnp.files import write_text
-from vldnp.profiles import load_profile, profile_names
+from vldnp.profiles import QUICK, load_profile, profile_names
 from vldnp.run_folder import open_images
 
 MOST_FAILURES = 24
@@ -55,6 +55,10 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 """The browser itself keeps the page from asking a network for anything."""
 
 
+FEW = "<p><strong>A smoke test: so few prompts that the numbers mean nothing.</strong></p>\n"
+"""Stands above a quick run's report."""
+
+
 def write(run: str | Path, reveal: bool = False) -> Path:
     """Write `report.html` into a run folder, from whatever lies there.
 
@@ -74,8 +78,9 @@ def write(run: str | Path, reveal: bool = False) -> Path:
             f"no run folder {run}: python -m vldnp reproduce makes one, such as runs/embedded"
         )
     name = run.resolve().name
-    reveal = reveal or (name in profile_names() and load_profile(name).reveal)
-    title = f"Report of the run {html.escape(name)}"
+    profile, quick = name.removesuffix(QUICK), name.endswith(QUICK)
+    reveal = reveal or (profile in profile_names() and load_profile(profile).reveal)
+    title = f"Report of the {'quick ' * quick}run {html.escape(name)}"
     sections = "\n".join(
         f"<h2>{heading}</h2>\n{make(run, reveal) or _absent(notebook)}"
         for heading, notebook, make in SECTIONS
@@ -84,7 +89,7 @@ def write(run: str | Path, reveal: bool = False) -> Path:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width">\n{STYLE}</head>\n'
-        f"<body><h1>{title}</h1>\n{sections}\n</body></html>\n"
+        f"<body><h1>{title}</h1>\n{FEW * quick}{sections}\n</body></html>\n"
     )
     write_text(run / "report.html", page)
     return run / "report.html"

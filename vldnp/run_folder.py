@@ -208,6 +208,8 @@ def set_aside(study: Study, folder: Path, other: Sequence[str]) -> None:
 def _read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError as error:  # writing will fail, and say why
+        raise FileNotFoundError(path) from error
     except ValueError as error:  # neither UTF-8 nor JSON
         raise Damaged(path) from error
 

@@ -209,6 +209,10 @@ def _scored(
     quiet = not (progress and missing)
     for some in tqdm(missing, desc=f"{kind} scores", unit="batch", disable=quiet):
         rows = measure(some, [opened(image_path(folder, cell.key)) for cell in some])
+        for cell, row in zip(some, rows, strict=True):
+            if not np.isfinite(number := row[columns[0]]):
+                path = image_path(Path(), cell.key).as_posix()
+                raise ValueError(f"the {kind} {model.name!r} gives {number} for {path}")
         known |= write_scores(scores, {cell.key: row for cell, row in zip(some, rows, strict=True)})
     return known
 
