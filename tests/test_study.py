@@ -667,17 +667,20 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
 
 
 def test_methods_that_would_share_images_are_refused(prompts):
-    def guide(answer):
-        def vlm(images, question):
-            return [answer] * len(images)
+    class Guide:
+        name, revision = "guide", "1"
 
-        return vlm
+        def __init__(self, answer):
+            self.answer = answer
+
+        def __call__(self, images, question):
+            return [self.answer] * len(images)
 
     def method(vlm, name="vl-dnp"):
         return replace(VLDNP(vlm, "moji", omega=4), name=name)
 
-    knife = guide("knife")
-    for other in (method(guide("none")), method(guide("none"), "another name")):
+    knife = Guide("knife")
+    for other in (method(Guide("none")), method(Guide("none"), "another name")):
         with pytest.raises(ValueError, match="two methods '.*' differ, but not in what describe"):
             Study("x", (method(knife), other), prompts)
     Study("x", (method(knife), method(knife, "another name")), prompts)  # the same images

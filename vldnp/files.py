@@ -84,6 +84,11 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def is_file_name(name: str) -> bool:
+    """Whether it names one file or folder on every system, and no other place."""
+    return name not in ("", ".", "..") and name.isprintable() and not set(name) & set('/\\:*?"<>|')
+
+
 def trust(notebooks: Iterable[str | Path]) -> None:
     """Sign notebooks that were executed here, as JupyterLab does when it saves one.
 

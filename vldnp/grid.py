@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vldnp.backbone import Backbone
+from vldnp.files import is_file_name
 from vldnp.methods import Method
 from vldnp.metrics import UNSAFE_THRESHOLD
 from vldnp.profiles import set_name
@@ -74,9 +75,9 @@ class Study:
     def __post_init__(self):
         object.__setattr__(self, "methods", tuple(self.methods))
         object.__setattr__(self, "prompt_sets", tuple(self.prompt_sets))
-        if not _is_file_name(self.name):
+        if not is_file_name(self.name):
             raise ValueError(f"a study's name must be that of one folder, not {self.name!r}")
-        if self.part and not _is_file_name(self.part):
+        if self.part and not is_file_name(self.part):
             raise ValueError(
                 f"study {self.name!r}: part must be fit for a file's name, not {self.part!r}"
             )
@@ -114,10 +115,12 @@ class Study:
         return rows.head(limit or len(rows))
 
     @property
-    def size(self) -> dict[str, int]:
-        """The pictures' size, where the study gives one."""
+    def sampling(self) -> dict:
+        """The keyword arguments of `vldnp.sample` that it fixes; all of them decide the images."""
         size = {"height": self.height, "width": self.width}
-        return {name: pixels for name, pixels in size.items() if pixels is not None}
+        size = {name: pixels for name, pixels in size.items() if pixels is not None}
+        steps = {"num_inference_steps": self.num_inference_steps}
+        return steps | {"scheduler": self.scheduler} | size
 
 
 @dataclass(frozen=True)
@@ -141,14 +144,11 @@ class Batch:
 
     Attributes:
         cells: in the study's order.
-        num_inference_steps, scheduler: as in `Study`.
-        size: `height` and `width`, where the study gives them.
+        sampling: keyword arguments of `vldnp.sample`.
     """
 
     cells: tuple[Cell, ...]
-    num_inference_steps: int
-    scheduler: str | None = None
-    size: Mapping[str, int] = field(default_factory=dict, hash=False)
+    sampling: Mapping = field(hash=False)
 
     @property
     def method(self) -> Method:
@@ -170,9 +170,7 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
         "model": model.name,
         "revision": model.revision,
         "dtype": str(model.dtype),
-        "num_inference_steps": study.num_inference_steps,
-        "scheduler": study.scheduler,
-        **study.size,
+        **study.sampling,
     }
     grid = []
     for method in study.methods:
@@ -211,11 +209,10 @@ def plan_batches(grid: Sequence[Cell], study: Study) -> list[Batch]:
     by_setting: dict[str, list[Cell]] = {}
     for cell in unique.values():
         by_setting.setdefault(cell.setting, []).append(cell)
-    size = study.batch_size
     return [
-        Batch(tuple(all_of[i : i + size]), study.num_inference_steps, study.scheduler, study.size)
-        for all_of in by_setting.values()
-        for i in range(0, len(all_of), size)
+        Batch(tuple(one_setting[start : start + study.batch_size]), study.sampling)
+        for one_setting in by_setting.values()
+        for start in range(0, len(one_setting), study.batch_size)
     ]
 
 
@@ -227,11 +224,6 @@ def setting_of(method: Method) -> str:
 def _what_decides(method: Method) -> dict:
     """Its description; the name is for tables, and under another one it makes the same images."""
     return {key: value for key, value in method.describe().items() if key != "name"}
-
-
-def _is_file_name(name: str) -> bool:
-    """Whether it names one file or folder on every system, and no other place."""
-    return name not in ("", ".", "..") and name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
 def as_json(value, indent: int | None = None) -> str:

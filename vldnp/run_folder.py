@@ -170,10 +170,10 @@ def changes(study: Study, folder: Path, config: Mapping, images: pd.DataFrame) -
     try:
         before = _read_json(folder / study.file("config.json"))
         old = pd.read_parquet(folder / study.file("images.parquet"), columns=row)
-        names = sorted({*before, *config})
+        names = sorted(before.keys() | config.keys())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError):  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, AttributeError):  # pyarrow's errors are ValueErrors
         return ["contents, which cannot be read"]
     other = [n for n in names if n not in NO_RESULT and before.get(n) != config.get(n)]
     kept = set(old.itertuples(index=False, name=None)) <= set(

@@ -131,10 +131,8 @@ def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
         [cell.prompt for cell in batch.cells],
         batch.method,
         seeds=[cell.seed for cell in batch.cells],
-        num_inference_steps=batch.num_inference_steps,
         guidance_scale=[cell.guidance_scale for cell in batch.cells],
-        scheduler=batch.scheduler,
-        **batch.size,
+        **batch.sampling,
         progress=False,
     )
     if model.device.type == "cuda":
@@ -150,9 +148,9 @@ def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
             "revision": model.revision,
             "prompt": cell.prompt,
             "seed": cell.seed,
-            "num_inference_steps": batch.num_inference_steps,
+            "num_inference_steps": batch.sampling["num_inference_steps"],
             "guidance_scale": cell.guidance_scale,
-            "scheduler": batch.scheduler,
+            "scheduler": batch.sampling["scheduler"],
             "model_evaluations": out.trace.model_evaluations[i],
             "vlm_calls": out.trace.vlm_calls[i],
             "x0_decodes": out.trace.x0_decodes[i],
