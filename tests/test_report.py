@@ -118,6 +118,14 @@ def test_a_quick_run_is_labelled(folder, tmp_path):
     assert "mean nothing" not in report.write(folder).read_text(encoding="utf-8")
 
 
+def test_what_cannot_be_written_is_said_in_one_line(tmp_path, capsys):
+    (tmp_path / "report.html").mkdir()
+    assert main(["report", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"vldnp: cannot write {tmp_path / 'report.html'}: Is a directory\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
 def test_no_run_folder_is_said_in_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path / "nothing")]) == 2
     error = capsys.readouterr().err
