@@ -14,10 +14,10 @@ import vldnp
 from vldnp import ablations, comparison, findings, tuning, zoo
 from vldnp.controls import Oracle, seen_in
 from vldnp.detection import detection
+from vldnp.grid import setting_of
 from vldnp.judges import Judgement
 from vldnp.misses import misses
 from vldnp.profiles import load_profile
-from vldnp.study import setting_of
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_rules_and_renewals_differ_in_nothing_else(world):
 
 
 def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
-    main = vldnp.study.study_of(profile, [vldnp.CFG()], prompt_sets=["implicit"])
+    main = vldnp.profile_grid.study_of(profile, [vldnp.CFG()], prompt_sets=["implicit"])
     vldnp.run(main, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "cells").iterdir()}
     found = ablations.query_schedule(profile, counts=[0])

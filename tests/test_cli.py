@@ -23,7 +23,7 @@ def notebook(path, parameters, body):
 
 WRITES_RESULTS = """
 from pathlib import Path
-run = Path(out) / profile
+run = Path(out) / (profile + "-quick" * quick)
 (run / "figures").mkdir(parents=True, exist_ok=True)
 (run / "table.csv").write_text(f"{quick} {prompt}")
 (run / "figures" / "pareto.png").write_bytes(b"")
@@ -52,10 +52,10 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
     status = cli.main(["reproduce", "--quick", "--out", "results", "-p", "prompt", "a cat"])
     printed, progress = capfd.readouterr()
     assert status == 0, progress
-    run = project / "results" / "embedded"
+    run = project / "results" / "embedded-quick"
     assert (run / "table.csv").read_text() == "True a cat"
     for line in ("table.csv", "figures/pareto.png", "notebooks/00_first.ipynb"):
-        assert os.path.join("results", "embedded", line) in printed
+        assert os.path.join("results", "embedded-quick", line) in printed
     assert "[1/2] 00_first.ipynb" in progress and "Executing" in progress
     assert "3/7" in progress and "static ω=2" in progress, "how far the images are"
     executed = (run / "notebooks" / "01_second.ipynb").read_text()

@@ -14,11 +14,12 @@ from tiny_judges import classifier
 from vldnp import metrics, zoo
 from vldnp.backbone import Backbone
 from vldnp.finite import NonFiniteError, is_finite
+from vldnp.grid import Study
 from vldnp.judges import CNNJudge, Judgement, NudeNetJudge, as_tensor
 from vldnp.methods import CFG, SAFREE, SLD, VLDNP, Static
 from vldnp.metrics import CLIPScore
 from vldnp.sampler import denoise, sample
-from vldnp.study import Study, run
+from vldnp.study import run
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a pizza"], [4, 5, 6]
 BAD = [float("nan"), float("inf"), -float("inf")]

@@ -9,10 +9,10 @@ from tiny import ScriptedVLM, by_brightness, sd_pipeline
 from vldnp import guidance
 from vldnp.backbone import Backbone
 from vldnp.controls import RandomConcepts
+from vldnp.grid import Study
 from vldnp.methods import CFG, SLD, VLDNP, Static
 from vldnp.sampler import sample
 from vldnp.sld import SLD_STRENGTHS, sld
-from vldnp.study import Study
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 6, "progress": False}

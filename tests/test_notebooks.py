@@ -172,13 +172,13 @@ def test_runs_alone(source, one, tiny_data, tmp_path):
             for output in outputs(executed)
             if "data" in output
         )
-        assert (tmp_path / "runs" / "tiny" / "figures" / "trajectory.webp").is_file()
-        kept = [p.name for p in (tmp_path / "runs" / "tiny" / "trajectories").iterdir()]
+        assert (tmp_path / "runs" / "tiny-quick" / "figures" / "trajectory.webp").is_file()
+        kept = [p.name for p in (tmp_path / "runs" / "tiny-quick" / "trajectories").iterdir()]
         assert {"a-b-cat-3.json", "a-cat-in-the-park-3.json", "a-b-cat-3-3-vl-dnp.png"} <= set(kept)
     if source.stem == "07_table":
-        assert (tmp_path / "runs" / "tiny" / "verdicts.csv").is_file()
+        assert (tmp_path / "runs" / "tiny-quick" / "verdicts.csv").is_file()
     if source.stem == "03_pareto":
-        run = tmp_path / "runs" / "tiny"
+        run = tmp_path / "runs" / "tiny-quick"
         assert (run / "table.csv").is_file()
         assert {p.name for p in run.glob("figures/*")} >= {"pareto.png", "examples.png"}
         made = {path: path.stat().st_mtime_ns for path in run.glob("cells/*")}

@@ -7,7 +7,7 @@ import tiny_world
 import torch
 import yaml
 
-from vldnp import plan, study, zoo
+from vldnp import grid, plan, profile_grid, zoo
 from vldnp.__main__ import main
 from vldnp.controls import AnswersNone
 from vldnp.methods import CFG, SAFREE, SLD, VLDNP, Static
@@ -54,7 +54,9 @@ def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny):
 def test_the_grid_is_that_of_the_study(tiny):
     counted = plan.grid(tiny)
     main_grid = counted[counted["study"] == "main grid"]
-    cells = study.cells(study.profile_study(replace(tiny, vlm=AnswersNone())), zoo.load(tiny.model))
+    cells = grid.cells(
+        profile_grid.profile_study(replace(tiny, vlm=AnswersNone())), zoo.load(tiny.model)
+    )
     assert main_grid["images"].sum() == len(cells)
     asked = main_grid[main_grid["method"] == "vl-dnp"]
     assert (asked["vlm_calls"] == 2 * asked["images"]).all()

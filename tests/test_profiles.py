@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from papermill import inspect_notebook
 
-from vldnp import ablations, study, tuning, zoo
+from vldnp import ablations, profile_grid, tuning, zoo
 from vldnp.__main__ import NOTEBOOKS
 from vldnp.concepts import load_concepts
 from vldnp.controls import AnswersNone
@@ -37,7 +37,7 @@ def test_the_papers_protocol():
     paper = load_profile("paper")
     assert (paper.num_inference_steps, paper.guidance_scale, paper.scheduler) == (50, 7.5, "dpm++")
     assert (paper.height, paper.width, paper.omegas) == (512, 512, (7.5, 15, 20))
-    steps = study.dynamic(replace(paper, vlm=len)).negatives.query_steps_of(50)
+    steps = profile_grid.dynamic(replace(paper, vlm=len)).negatives.query_steps_of(50)
     assert list(steps) == [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]
     assert len(paper.static_prompt.split(", ")) == len(paper.safree["phrases"].split(", ")) == 17
     assert paper.chosen_omega("vl-dnp") == paper.chosen_omega("static") == 15
@@ -55,7 +55,7 @@ def test_the_papers_protocol():
 
 
 def test_the_papers_safree_has_its_phrases_in_place_of_the_empty_prompt():
-    found = study.profile_methods("paper", names=["safree"])
+    found = profile_grid.profile_methods("paper", names=["safree"])
     plain = {method.name: method for method in found if method.omega is None}
     assert set(plain) == {"safree", "safree-released"}
     for method in plain.values():
@@ -208,7 +208,7 @@ def test_a_profile_is_extended_as_seen_from_its_folder(tmp_path):
 @pytest.mark.parametrize("said", ["[2, 4.5]", "2, 4.5", [2, 4.5], (2, 4.5), " [2,4.5] "])
 def test_numbers_are_read_as_papermill_passes_them(said):
     assert numbers(said) == (2, 4.5)
-    strengths = study.profile_methods("embedded", said, names=["static"])
+    strengths = profile_grid.profile_methods("embedded", said, names=["static"])
     assert [method.omega for method in strengths] == [2, 4.5]
 
 

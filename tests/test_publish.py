@@ -5,7 +5,7 @@ from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from vldnp import publish as module
 from vldnp.publish import BEGIN, END, VIEW, WIDGETS, publish
-from vldnp.study import TABLE as TABLE_COLUMNS
+from vldnp.summary import TABLE as TABLE_COLUMNS
 from vldnp.verdicts import COLUMNS as CLAIM_COLUMNS
 
 TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implicit"], "n": [3]})

@@ -1,8 +1,6 @@
 """The report: one page that needs nothing else, from whatever a run folder holds."""
 
-import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,11 +11,12 @@ from tiny import ScriptedVLM, sd_pipeline
 
 from vldnp import figures, report, trajectory_data
 from vldnp.__main__ import main
+from vldnp.grid import Study
 from vldnp.judges import Judgement
 from vldnp.methods import CFG, VLDNP
 from vldnp.sampler import sample
-from vldnp.study import Study, run, summary
-from vldnp.study import table as study_table
+from vldnp.study import run
+from vldnp.summary import summary
 from vldnp.verdicts import COLUMNS
 
 NASTY = '<img src=x onerror="alert(1)"> a cat </script>'
@@ -110,38 +109,6 @@ def test_absent_sections_say_which_notebook_makes_them(folder, tmp_path):
     assert text.count("Nothing of this lies in the run folder") == len(report.SECTIONS) - len(there)
     for notebook in ("01_trajectories", "02_omega", "03_pareto"):
         assert f"<code>{notebook}</code>" in text
-
-
-def test_a_folder_that_holds_nothing_of_a_run_is_refused(tmp_path, capsys):
-    (tmp_path / "notes.txt").write_text("no run")
-    assert main(["report", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "holds nothing of a run" in error and len(error.splitlines()) == 1
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_the_runs_own_sets_and_chosen_strengths_count(folder, tmp_path):
-    run = tmp_path / "mine"
-    shutil.copytree(folder, run)
-    images = pd.read_parquet(run / "images.parquet")
-    weaker = images[images["method"] == "vl-dnp"].assign(
-        omega=1.0, setting="weaker", prompt_set="attack", unsafe_probability=0.7
-    )
-    images = pd.concat([images, weaker, images.assign(prompt_set="attack")])
-    images.to_parquet(run / "images.parquet")
-    summed = study_table(images)
-    summed.to_csv(run / "table.csv", index=False)
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    config |= {"safety_set": "attack", "reference_sets": ["harmless"], "chosen": {"vl-dnp": 1.0}}
-    (run / "config.json").write_text(json.dumps(config))
-    text = report.write(run).read_text(encoding="utf-8")
-    assert "on <code>attack</code>" in text and "VL-DNP at ω = 1 leaves 2 unsafe images" in text
-    assert "ω = 1 was chosen on tuning prompts" in text
-    config |= {"chosen": {"vl-dnp": 2.0}}
-    (run / "config.json").write_text(json.dumps(config))
-    text = report.write(run).read_text(encoding="utf-8")
-    assert "VL-DNP at ω = 2 leaves 4 unsafe images on all prompts" in text
-    assert "2 on <code>implicit</code>, 2 on <code>attack</code>" in text
 
 
 def test_no_run_folder_is_said_in_one_line(tmp_path, capsys):

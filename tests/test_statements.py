@@ -8,7 +8,7 @@ from vldnp.backbone import Backbone
 from vldnp.benchmarks import costs
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.sampler import sample
-from vldnp.study import TABLE
+from vldnp.summary import TABLE
 
 
 def row(method, omega, prompt_set, asr, kept, clip, seconds=1.0):

@@ -1,10 +1,12 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
@@ -16,14 +18,22 @@ import torch
 from PIL import Image
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
+import vldnp.grid
+import vldnp.run_fid
 import vldnp.study
-from vldnp import zoo
+from vldnp import ablations, zoo
 from vldnp.backbone import Backbone
+from vldnp.files import atomic, sweep
+from vldnp.grid import Study, cells, plan_batches
 from vldnp.judges import CNNJudge, Judgement
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.metrics import Inception
+from vldnp.profile_grid import study_of
+from vldnp.profiles import load_profile
+from vldnp.run_folder import open_images
 from vldnp.sampler import sample
-from vldnp.study import TABLE, Study, cells, open_images, run, summary, table
+from vldnp.study import run
+from vldnp.summary import TABLE, summary, table
 
 PROMPTS = """prompt_id,prompt,seed,things,guidance_scale
 a,a cat at the cove,0,cat,
@@ -107,7 +117,7 @@ def test_run_writes_tidy_tables(study, model, judge, tmp_path, monkeypatch):
 def test_rows_say_what_happened(study, model, judge, tmp_path):
     images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
     row = images[(images["method"] == "vl-dnp") & (images["prompt_id"] == "b")].iloc[0]
-    picture = vldnp.study.open_images(images.loc[[row.name]], tmp_path / "tiny")[0]
+    picture = open_images(images.loc[[row.name]], tmp_path / "tiny")[0]
     judgement = judge([picture])
 
     # the image is what the sampler alone makes
@@ -181,7 +191,7 @@ def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts
     assert not set(base) & set(keys(model=zoo.load(sd_pipeline(seed=1))))
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(vldnp.study, "SCHEMA", 2)
+        patch.setattr(vldnp.grid, "SCHEMA", 2)
         assert not set(base) & set(keys())
 
 
@@ -233,7 +243,256 @@ def test_an_image_without_its_record_is_made_again(study, model, judge, tmp_path
     (tmp_path / "tiny" / "cells" / f"{images['key'][0]}.json").unlink()
     made = counting(monkeypatch)
     run(study, model, judge, root=tmp_path, progress=False)
-    assert made == [images["prompt"][0]]
+    assert made == list(images["prompt"][:2]), "with the batch that it came in"
+
+
+@pytest.fixture
+def strong(tmp_path):
+    """Ten images in batches of six and four, so strong that another batch shows in the pixels."""
+    rows = "".join(f"{i},a cat {i},{i}\n" for i in range(10))
+    (tmp_path / "ten.csv").write_text("prompt_id,prompt,seed\n" + rows)
+    method = Static("knife", omega=1000)
+    return Study("strong", (method,), (tmp_path / "ten.csv",), num_inference_steps=3, batch_size=6)
+
+
+def test_a_resumed_run_ends_in_the_same_pixels(strong, model, judge, tmp_path, monkeypatch):
+    images = run(strong, model, judge, root=tmp_path, progress=False)
+    paths = [tmp_path / "strong" / path for path in images["image"]]
+    before = [path.read_bytes() for path in paths]
+    times = [path.stat().st_mtime_ns for path in paths]
+    for path in (paths[1], paths[2], paths[5]):
+        path.unlink()
+        path.with_suffix(".json").unlink()
+    made = counting(monkeypatch)
+    run(strong, model, judge, root=tmp_path, progress=False)
+    assert [path.read_bytes() for path in paths] == before
+    assert made == list(images["prompt"][:6]), "the planned batch, and no other"
+    unchanged = [path.stat().st_mtime_ns == time for path, time in zip(paths, times, strict=True)]
+    assert unchanged == [True, False, False, True, True, False, True, True, True, True]
+
+
+def test_batches_follow_from_the_study_alone(study, model):
+    grid = cells(study, model)
+    batches = plan_batches(grid, study)
+    assert [len(batch.cells) for batch in batches] == [2, 1] * 3
+    planned = [cell.key for batch in batches for cell in batch.cells]
+    assert planned == list(dict.fromkeys(cell.key for cell in grid)), "each once, in order"
+    assert all({cell.method for cell in batch.cells} == {batch.method} for batch in batches)
+    assert batches[0].key != batches[1].key
+    plain = plan_batches(cells(replace(study, methods=(CFG(),)), model), study)
+    assert plain == batches[:2], "another method changes nothing"
+    assert pickle.loads(pickle.dumps(plain)) == plain, "they can be sent to workers"
+
+
+def damage(folder, images, kind):
+    """Break one file of a run folder; returns it."""
+    picture = folder / images["image"][0]
+    if kind.endswith("score"):
+        path = sorted((folder / "scores").glob("*/*.json"))[0]
+    else:
+        path = picture.with_suffix(".json") if kind.endswith("record") else picture
+    content = path.read_bytes()
+    broken = {
+        "missing picture": None,
+        "truncated picture": content[: len(content) // 2],
+        "altered picture": content[:80] + b"xx" + content[82:],
+        "truncated record": content[:50],
+        "binary record": b"\xff\xfe\x00",
+        "foreign record": b"{}",
+        "truncated score": content[:50],
+        "foreign score": b'{"a": 1}',
+    }[kind]
+    path.unlink() if broken is None else path.write_bytes(broken)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing picture",
+        "truncated picture",
+        "altered picture",
+        "truncated record",
+        "binary record",
+        "foreign record",
+        "truncated score",
+        "foreign score",
+    ],
+)
+def test_what_is_damaged_is_made_again(strong, model, judge, tmp_path, kind):
+    first = run(strong, model, judge, root=tmp_path, progress=False)
+    path = damage(tmp_path / "strong", first, kind)
+    with pytest.warns(UserWarning) as told:
+        again = run(strong, model, judge, root=tmp_path, progress=False)
+    told = [str(one.message) for one in told if one.category is UserWarning]
+    assert len(told) == 1 and str(path) in told[0] and "\n" not in told[0]
+    columns = [column for column in first if column != "seconds"]
+    pd.testing.assert_frame_equal(first[columns], again[columns])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run(strong, model, judge, root=tmp_path, progress=False)
+
+
+class Counting:
+    """A judge that remembers how many pictures it saw, and does something at each call."""
+
+    name, revision = "counting", "1"
+
+    def __init__(self, meanwhile=lambda calls: None):
+        self.seen, self.calls, self.meanwhile = 0, 0, meanwhile
+
+    def __call__(self, images):
+        self.calls += 1
+        self.meanwhile(self.calls)
+        self.seen += len(images)
+        return Judgement(np.full(len(images), 0.25), [{"knife": 0.5}] * len(images))
+
+
+def test_scores_are_kept_batch_by_batch(strong, model, tmp_path):
+    def fails(calls):
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(strong, model, Counting(fails), root=tmp_path, progress=False)
+    again = Counting()
+    run(strong, model, again, root=tmp_path, progress=False)
+    assert again.seen == 4, "the first batch is not measured again"
+
+
+def test_two_runs_on_one_folder_keep_each_others_scores(strong, model, tmp_path):
+    other = replace(strong, methods=(CFG(),), part="other")
+
+    def run_the_other(calls):
+        if calls == 2:
+            run(other, model, Counting(), root=tmp_path, progress=False)
+
+    run(strong, model, Counting(run_the_other), root=tmp_path, progress=False)
+    third = Counting()
+    run(strong, model, third, root=tmp_path, progress=False)
+    run(other, model, third, root=tmp_path, progress=False)
+    assert third.seen == 0
+
+
+def test_a_judge_without_a_number_is_refused(strong, model, tmp_path):
+    class Nowhere(Counting):
+        def __call__(self, images):
+            return Judgement(np.full(len(images), np.nan), [{}] * len(images))
+
+    with pytest.raises(ValueError, match="the judge 'counting' gives nan for cells/.*png"):
+        run(strong, model, Nowhere(), root=tmp_path, progress=False)
+    assert not list((tmp_path / "strong").glob("scores/*/*"))
+
+
+def test_tables_of_another_study_are_kept(strong, model, judge, tmp_path):
+    folder = tmp_path / "strong"
+    run(strong, model, judge, root=tmp_path, progress=False)
+    (folder / "verdicts.csv").write_text("of the first study")
+    kept = {name: (folder / name).read_bytes() for name in ("table.csv", "images.parquet")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run(strong, model, judge, root=tmp_path, progress=False)
+        larger = replace(strong, methods=(*strong.methods, CFG()), batch_size=3)
+        run(replace(larger, part="beside"), model, judge, root=tmp_path, progress=False)
+    assert (folder / "verdicts.csv").is_file() and not (folder / "earlier").exists()
+
+    fewer = replace(strong, max_prompts=4)
+    with pytest.warns(UserWarning, match=r"other max_prompts; they are in .*earlier.\w{12} now$"):
+        run(fewer, model, judge, root=tmp_path, progress=False)
+    (place,) = (folder / "earlier").iterdir()
+    assert (place / "verdicts.csv").read_text() == "of the first study"
+    assert all((place / name).read_bytes() == content for name, content in kept.items())
+    assert json.loads((place / "config.json").read_text())["max_prompts"] is None
+    assert json.loads((folder / "config.json").read_text())["max_prompts"] == 4
+    assert not (folder / "verdicts.csv").exists()
+
+    with warnings.catch_warnings():  # what only grows loses nothing
+        warnings.simplefilter("error", UserWarning)
+        run(larger, model, judge, root=tmp_path, progress=False)
+    assert len(pd.read_csv(folder / "table.csv")) == 2
+
+    (folder / "images.parquet").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        run(larger, model, judge, root=tmp_path, progress=False)
+
+
+def test_a_quick_run_has_a_folder_of_its_own():
+    full, quick = (load_profile("embedded", quick=quick) for quick in (False, True))
+    studies = [study_of(profile, [CFG()]) for profile in (full, quick)]
+    assert [study.name for study in studies] == ["embedded", "embedded-quick"]
+    assert len(studies[1].prompts("benign")) == 8 < len(studies[0].prompts("benign"))
+    assert ablations.plain(quick).name == "embedded-quick"
+    assert ablations.plain(quick).max_prompts == 8
+
+
+WRITING = """
+    import sys, time
+    from vldnp.files import atomic
+    with atomic(sys.argv[1]) as temporary:
+        temporary.write_bytes(b"half")
+        print(temporary, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_temporary_files_are_no_results_and_are_swept(tmp_path):
+    path = tmp_path / "cells" / "a.png"
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITING), path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    temporary = Path(process.stdout.readline().strip())
+    try:
+        assert temporary.read_bytes() == b"half"
+        assert not list((tmp_path / "cells").glob("*.png"))
+        sweep(tmp_path)
+        assert temporary.exists(), "its process is at work"
+    finally:
+        process.kill()
+        process.communicate()
+    assert temporary.exists()
+    with atomic(path) as mine:
+        mine.write_bytes(b"whole")
+        sweep(tmp_path)
+    assert path.read_bytes() == b"whole"
+    assert [one.name for one in path.parent.iterdir()] == ["a.png"]
+
+    far = path.parent / ".tmp-01234567-1-abc"  # of another machine
+    far.mkdir()
+    sweep(tmp_path)
+    assert far.exists(), "who knows whether it is at work"
+    os.utime(far, (0, 0))
+    sweep(tmp_path)
+    assert not far.exists()
+
+
+def test_a_run_sweeps_first(strong, model, judge, tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with atomic(tmp_path / "x") as temporary:
+        name = temporary.parent.name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
+        temporary.touch()
+    (tmp_path / "strong" / "cells" / name).mkdir(parents=True)
+    run(strong, model, judge, root=tmp_path, progress=False)
+    assert not list((tmp_path / "strong").rglob(".*"))
+
+
+def test_what_cannot_be_written_is_named_in_one_line(strong, model, judge, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as told:
+        run(strong, model, judge, root=tmp_path / "file", progress=False)
+    assert str(told.value) == (
+        f"cannot write {tmp_path / 'file' / 'strong' / 'progress.json'}: Not a directory"
+    )
+
+
+def test_atomic_leaves_other_errors_alone(tmp_path):
+    for error in (FileNotFoundError("no such set"), FileNotFoundError(2, "No such file", "/x/y")):
+        with pytest.raises(FileNotFoundError) as told, atomic(tmp_path / "a"):
+            raise error
+        assert told.value is error
 
 
 KILLED = """
@@ -241,12 +500,13 @@ KILLED = """
     from tiny import sd_pipeline
     from vldnp import zoo
     from vldnp.methods import CFG
-    from vldnp.study import Study, cells, generate
+    from vldnp.grid import Study, cells, plan_batches
+    from vldnp.study import generate
     from pathlib import Path
     folder, prompts = Path(sys.argv[1]), sys.argv[2]
     study = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, batch_size=2)
     model = zoo.load(sd_pipeline())
-    generate(study, model, cells(study, model), folder)
+    generate(model, plan_batches(cells(study, model), study), folder)
 """
 
 
@@ -345,13 +605,13 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / "real" / f"{n}.jpg")
     network = Corners()
     network.weight = torch.nn.Parameter(torch.zeros(1))  # which says where it computes
-    monkeypatch.setattr(vldnp.study, "Inception", lambda device: Inception(network))
+    monkeypatch.setattr(vldnp.run_fid, "Inception", lambda device: Inception(network))
     study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
     images = run(study, model, Blind(), root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
     names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
-    change = vldnp.study.fid_changes(study, images, Blind(), names, tmp_path)
+    change = vldnp.run_fid.fid_changes(study, images, Blind(), names, tmp_path)
     cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
     assert change["static"].value == pytest.approx(static / cfg - 1, rel=1e-4)
 
@@ -366,7 +626,7 @@ def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monke
     def unreachable(device):
         raise URLError("no address associated with hostname")
 
-    monkeypatch.setattr(vldnp.study, "Inception", unreachable)
+    monkeypatch.setattr(vldnp.run_fid, "Inception", unreachable)
     study = replace(study, methods=(CFG(),), reference="coco")
     why = {"images": "no real images 'coco'", "weights": "no address associated"}[lacking]
     with pytest.warns(UserWarning, match=f"FID and KID stay empty: .*{why}") as told:
@@ -389,6 +649,13 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
         Study("x", (), prompts)
     with pytest.raises(ValueError, match="study 'x' has no prompt sets"):
         Study("x", (CFG(),), ())
+    for name in ("", ".", "..", "a/../../b", "a/b", "a\\b", "/a", "a\nb", "a\0b"):
+        with pytest.raises(ValueError, match="must be that of one folder, not ") as told:
+            Study(name, (CFG(),), prompts)
+        assert len(str(told.value).splitlines()) == 1
+        if name:
+            with pytest.raises(ValueError, match="'x': part must be fit for a file's name, not "):
+                Study("x", (CFG(),), prompts, part=name)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
         replace(study, batch_size=0)
     twice = replace(study, prompt_sets=(prompts[0], prompts[0]))
@@ -412,3 +679,23 @@ def test_the_noise_device_is_a_part_of_the_key(tmp_path):
 def test_a_negative_number_of_prompts_is_refused(limit):
     with pytest.raises(ValueError, match="max_prompts must be 0 or more, not -3"):
         Study("x", [CFG()], ["implicit"], max_prompts=limit)
+
+
+def test_methods_that_would_share_images_are_refused(prompts):
+    class Guide:
+        name, revision = "guide", "1"
+
+        def __init__(self, answer):
+            self.answer = answer
+
+        def __call__(self, images, question):
+            return [self.answer] * len(images)
+
+    def method(vlm, name="vl-dnp"):
+        return replace(VLDNP(vlm, "moji", omega=4), name=name)
+
+    knife = Guide("knife")
+    for other in (method(Guide("none")), method(Guide("none"), "another name")):
+        with pytest.raises(ValueError, match="two methods '.*' differ, but not in what describe"):
+            Study("x", (method(knife), other), prompts)
+    Study("x", (method(knife), method(knife, "another name")), prompts)  # the same images

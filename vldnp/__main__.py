@@ -44,7 +44,7 @@ def reproduce(
     Args:
         profile: a name in `data/profiles`, or a YAML file.
         out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
-        quick: fewer prompts, to see whether everything works.
+        quick: fewer prompts, to see whether everything works; in `out/<profile>-quick`.
         parameters: further notebook parameters, which go before the profile's.
         notebooks: the folder of the notebooks; default is the checkout's.
 
@@ -63,7 +63,7 @@ def reproduce(
     # Without encryption a kernel warns that its messages could be read on this machine.
     encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
     notebooks = NOTEBOOKS if notebooks is None else notebooks
-    settings = load_profile(profile)
+    settings = load_profile(profile, quick=quick)
     name = settings.name
     sources = sorted(Path(notebooks).glob("0*.ipynb"))
     if not sources:
@@ -178,14 +178,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "plan":
             from vldnp.plan import plan
 
-            print(plan(load_profile(options.profile), quick=options.quick))
+            print(plan(load_profile(options.profile, quick=options.quick)))
             return 0
         if options.command == "report":
             from vldnp.report import write
 
             print(os.path.relpath(write(options.run, options.reveal)))
             return 0
-        profile = load_profile(options.profile)
+        profile = load_profile(options.profile, quick=getattr(options, "quick", False))
         _prepare_kernels(profile)
         if options.command == "tune":
             _tune(profile, options.out, options.max_prompts)
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parameters={name: _value(name, text) for name, text in options.parameters},
         )
         _report(executed, Path(options.out) / profile.name, started)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"vldnp: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -233,7 +233,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
     command.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
-    command.add_argument("--quick", action="store_true", help="fewer prompts, as a smoke test")
+    command.add_argument(
+        "--quick",
+        action="store_true",
+        help="a smoke test: few prompts, in <out>/<profile>-quick",
+    )
     command.add_argument(
         "-p",
         dest="parameters",

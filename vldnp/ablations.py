@@ -11,11 +11,13 @@ import pandas as pd
 from vldnp import guidance
 from vldnp.concepts import load_concepts
 from vldnp.controls import AnswersNone, Oracle, RandomConcepts
+from vldnp.grid import Study, setting_of
 from vldnp.methods import CFG, Method, Static
+from vldnp.profile_grid import dynamic, study_of
 from vldnp.profiles import Profile, numbers
 from vldnp.schedules import SCHEDULES
 from vldnp.sld import sld
-from vldnp.study import QUICK_PROMPTS, Study, dynamic, setting_of, study_of, summary
+from vldnp.summary import summary
 from vldnp.zoo import load_vlm
 
 COUNTS = (0, 1, 2, 3, 5, 10, 25)
@@ -36,7 +38,7 @@ class Ablation:
     factors: pd.DataFrame
 
     def summary(self, images: pd.DataFrame) -> pd.DataFrame:
-        """`vldnp.study.summary` with the factors beside each number."""
+        """`vldnp.summary.summary` with the factors beside each number."""
         return self._beside(summary(images).drop(columns=["method", "omega"]))
 
     def costs(self, images: pd.DataFrame) -> pd.DataFrame:
@@ -54,10 +56,9 @@ def _ablation(
     variants: Sequence[tuple[dict, Method]],
     prompt_sets: Sequence[str],
     max_prompts: int,
-    quick: bool,
 ) -> Ablation:
     methods = {setting_of(method): method for _, method in variants}
-    count = QUICK_PROMPTS if quick else max_prompts or profile.ablation_prompts or 0
+    count = max_prompts or profile.ablation_prompts or 0
     study = study_of(
         profile, tuple(methods.values()), part=part, prompt_sets=prompt_sets, max_prompts=count
     )
@@ -70,8 +71,6 @@ def query_schedule(
     counts: Sequence[int] = COUNTS,
     prompt_sets: Sequence[str] = ("implicit",),
     max_prompts: int = 0,
-    *,
-    quick: bool = False,
 ) -> Ablation:
     """How often the VLM is asked, and when. Factors: `spacing`, `queries`.
 
@@ -81,7 +80,7 @@ def query_schedule(
         profile: gives models, strength and the number of steps.
         counts: numbers of queries, as `vldnp.profiles.numbers` reads them; more than the number of
             steps is one at every step.
-        prompt_sets, max_prompts, quick: as in `vldnp.profile_study`.
+        prompt_sets, max_prompts: as in `vldnp.profile_study`.
     """
     steps, vlm = profile.num_inference_steps, load_vlm(profile.vlm)
     variants: list[tuple[dict, Method]] = []
@@ -94,22 +93,20 @@ def query_schedule(
             else:
                 method = dynamic(profile, vlm=vlm, schedule=spacing, queries=n)
             variants.append(({"spacing": spacing, "queries": n}, method))
-    return _ablation(profile, "query-schedule", variants, prompt_sets, max_prompts, quick)
+    return _ablation(profile, "query-schedule", variants, prompt_sets, max_prompts)
 
 
 def plain(
     profile: Profile,
     prompt_sets: Sequence[str] = ("implicit", "benign"),
     max_prompts: int = 0,
-    *,
-    quick: bool = False,
 ) -> Study:
     """Plain CFG alone on an ablation's prompts: what the oracle of `vlm_size` has to know.
 
     Args:
-        profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
+        profile, prompt_sets, max_prompts: as in `query_schedule`.
     """
-    return _ablation(profile, "plain", [({}, CFG())], prompt_sets, max_prompts, quick).study
+    return _ablation(profile, "plain", [({}, CFG())], prompt_sets, max_prompts).study
 
 
 def vlm_size(
@@ -117,8 +114,6 @@ def vlm_size(
     oracle: Oracle,
     prompt_sets: Sequence[str] = ("implicit", "benign"),
     max_prompts: int = 0,
-    *,
-    quick: bool = False,
 ) -> Ablation:
     """The profile's VLM, its lighter ones, and the controls. Factor: `guide`.
 
@@ -126,7 +121,7 @@ def vlm_size(
     the oracle, which knows what the judge sees in plain CFG's picture.
 
     Args:
-        profile, prompt_sets, max_prompts, quick: as in `query_schedule`.
+        profile, prompt_sets, max_prompts: as in `query_schedule`.
         oracle: knows the images of `plain`, run with the same arguments. One whose judge has no
             names for the concept set's terms, as NudeNet's classifier, is left out.
     """
@@ -138,7 +133,7 @@ def vlm_size(
     guides["none"] = AnswersNone()
     variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
     return _ablation(
-        profile, "vlm-size", [({"guide": "cfg"}, CFG()), *variants], prompt_sets, max_prompts, quick
+        profile, "vlm-size", [({"guide": "cfg"}, CFG()), *variants], prompt_sets, max_prompts
     )
 
 
@@ -152,8 +147,6 @@ def guidance_rule(
     profile: Profile,
     prompt_sets: Sequence[str] = ("implicit", "benign"),
     max_prompts: int = 0,
-    *,
-    quick: bool = False,
 ) -> Ablation:
     """How the negative prompt enters, and what becomes of it at the next query.
 
@@ -171,4 +164,4 @@ def guidance_rule(
     for renewal in RENEWALS[1:]:
         what = {"negatives": "dynamic", "rule": next(iter(RULES)), "renewal": str(renewal)}
         variants.append((what, dynamic(profile, vlm=vlm, renewal=renewal)))
-    return _ablation(profile, "guidance-rule", variants, prompt_sets, max_prompts, quick)
+    return _ablation(profile, "guidance-rule", variants, prompt_sets, max_prompts)

@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from vldnp import figures, sensitive, study, verdicts, zoo
+from vldnp import figures, profile_grid, sensitive, study, verdicts, zoo
 from vldnp.files import atomic
+from vldnp.grid import Study, setting_of
 from vldnp.markdown import Statement
 from vldnp.methods import CFG, Method
 from vldnp.misses import misses
 from vldnp.profiles import Profile, set_name
+from vldnp.run_fid import fid_changes
 from vldnp.sampler import sample
 
 
@@ -35,7 +37,7 @@ def chosen(profile: Profile, methods: tuple[Method, ...]) -> dict[str, Method]:
 
 
 def compare(
-    profile: Profile, grid: study.Study, images: pd.DataFrame, root: str | Path = "runs"
+    profile: Profile, grid: Study, images: pd.DataFrame, root: str | Path = "runs"
 ) -> pd.DataFrame:
     """The verdicts on the paper's claims, also written to `verdicts.csv` in the run folder.
 
@@ -47,14 +49,15 @@ def compare(
         root: where run folders lie.
     """
     methods = chosen(profile, grid.methods)
-    settings = {name: study.setting_of(method) for name, method in methods.items()}
+    settings = {name: setting_of(method) for name, method in methods.items()}
     attacks = tuple(s for s in map(set_name, grid.prompt_sets) if s != profile.benign_set)
     if profile.lighter_vlms and attacks:
         omega = methods["vl-dnp"].omega
         lighter = {
-            f"vl-dnp, {vlm}": study.dynamic(profile, omega, vlm=vlm) for vlm in profile.lighter_vlms
+            f"vl-dnp, {vlm}": profile_grid.dynamic(profile, omega, vlm=vlm)
+            for vlm in profile.lighter_vlms
         }
-        part = study.study_of(
+        part = profile_grid.study_of(
             profile,
             [CFG(), *lighter.values()],
             part="lighter-vlms",
@@ -63,11 +66,11 @@ def compare(
         )
         beside = study.run(part, profile.model, profile.judge, profile.clip, root)
         images = pd.concat([images, beside[beside["method"] == "vl-dnp"]], ignore_index=True)
-        settings |= {name: study.setting_of(method) for name, method in lighter.items()}
+        settings |= {name: setting_of(method) for name, method in lighter.items()}
     compared = ("cfg", "vl-dnp", "static", "safree")
     main = {name: settings[name] for name in compared if name in settings}
-    fid = study.fid_changes(grid, images, profile.judge, main, root)
-    swept = set(map(study.setting_of, grid.methods))
+    fid = fid_changes(grid, images, profile.judge, main, root)
+    swept = set(map(setting_of, grid.methods))
     table = verdicts.verdicts(
         images, settings, fid, swept, attack_sets=attacks, benign_set=profile.benign_set
     ).round(6)
@@ -100,7 +103,7 @@ def failure_page(
     out = sample(
         zoo.load(profile.model),
         list(rows["prompt"]),
-        study.dynamic(
+        profile_grid.dynamic(
             profile,
             float(rows["omega"].iloc[0]),
             query_steps=[int(step) for step in rows["query_steps"].iloc[0]],

@@ -17,7 +17,7 @@ from vldnp.metrics import UNSAFE_THRESHOLD
 from vldnp.negatives import ImageId
 from vldnp.prompts import own_scales
 from vldnp.sampler import Output, sample
-from vldnp.study import FOUND
+from vldnp.summary import FOUND
 from vldnp.vlm import ask
 
 

@@ -12,7 +12,7 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vldnp import figures, sensitive, study, zoo
+from vldnp import figures, profile_grid, sensitive, zoo
 from vldnp.backbone import to_pil
 from vldnp.files import unknown
 from vldnp.markdown import Statement
@@ -86,9 +86,9 @@ def methods(
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
-    fixed = study.profile_methods(profile, [omega], names=("cfg", "static"))
+    fixed = profile_grid.profile_methods(profile, [omega], names=("cfg", "static"))
     safree = SAFREE(**profile.safree or {"phrases": profile.static_prompt})
-    guided = study.dynamic(
+    guided = profile_grid.dynamic(
         profile, omega, vlm=vlm or profile.vlm, queries=queries, schedule=schedule
     )
     return {method.name: method for method in (*fixed, safree, guided)}

@@ -46,7 +46,7 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
     A setting without ω (plain CFG, SLD) is a dashed line across.
 
     Args:
-        summary: as `vldnp.study.summary` makes it.
+        summary: as `vldnp.summary.summary` makes it.
         metrics: of `LARGER_IS_BETTER`; default is all. Those that the summary lacks are left out.
     """
     data = _turned(summary)
@@ -86,7 +86,7 @@ def pareto(
     that a point of any method dominates is hollow.
 
     Args:
-        summary: as `vldnp.study.summary` makes it.
+        summary: as `vldnp.summary.summary` makes it.
         safety_set: the prompt set whose ASR is shown.
         clip_set: the prompt set whose CLIP score is shown; default is `safety_set`.
     """

@@ -3,39 +3,90 @@
 import difflib
 import hashlib
 import os
+import platform
+import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+TEMPORARY = ".tmp-"
+ABANDONED = 86400
+"""A temporary folder of another machine counts as left behind after so many seconds."""
+
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error.
+    """A temporary path that takes the place of `path` when the block ends without an error.
 
-    The temporary name keeps the suffix, because writers choose their format by it. After an
-    error (or a kill) `path` is what it was before.
+    It has the same name, because writers choose their format by the suffix, in a hidden folder
+    beside `path`, so that nobody who lists or globs the folder takes it for a result. After an
+    error (or a kill) `path` is what it was before; what a kill leaves, `sweep` removes.
+
+    Raises:
+        OSError: one line that names `path`, e.g. where the disk is full or read-only.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        temporary.chmod(0o644)  # mkstemp makes private files; a result is for everyone to read
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        owner = f"{TEMPORARY}{_machine()}-{os.getpid()}-"
+        with tempfile.TemporaryDirectory(prefix=owner, dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            os.replace(temporary, path)
+    except OSError as error:
+        folder, about = path.parent.absolute(), Path(error.filename or path).absolute()
+        ours = folder in about.parents or about in (folder, *folder.parents)
+        if error.errno is None or not ours:
+            raise  # it says something else, for example of a file that was to be copied
+        raised = type(error)(f"cannot write {path}: {error.strerror.splitlines()[0]}")
+        raised.errno = error.errno
+        raise raised from error
+
+
+def sweep(folder: str | Path) -> None:
+    """Remove the temporary files that killed processes left anywhere under `folder`.
+
+    Those of a process that still runs stay: another run may be writing into the same folder.
+    """
+    for left in Path(folder).rglob(f"{TEMPORARY}*"):
+        machine, _, process = left.name.removeprefix(TEMPORARY).partition("-")
+        with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's
+            ours = machine == _machine()
+            if time.time() - left.stat().st_mtime > ABANDONED or (
+                ours and not _runs(int(process.partition("-")[0]))
+            ):
+                shutil.rmtree(left)
+
+
+def _machine() -> str:
+    """Eight hex digits for this machine: on a shared disk, process ids alone are ambiguous."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        return True
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether it names one file or folder on every system, and no other place."""
+    return name not in ("", ".", "..") and name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
 def trust(notebooks: Iterable[str | Path]) -> None:

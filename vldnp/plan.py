@@ -13,13 +13,14 @@ from vldnp.backbone import Backbone
 from vldnp.concepts import load_concepts
 from vldnp.controls import AnswersNone
 from vldnp.datasets import fetched, public_sets
+from vldnp.grid import Study
 from vldnp.methods import CFG, VLDNP, Method
 from vldnp.negatives import Dynamic, Static
+from vldnp.profile_grid import dynamic, profile_study, study_of
 from vldnp.profiles import MODELS, Profile, set_name
 from vldnp.prompts import load_prompts
 from vldnp.safree import Safree
 from vldnp.sampler import sample
-from vldnp.study import QUICK_PROMPTS, Study, dynamic, profile_study, study_of
 
 FLOP_RATE = 40e12
 """FLOP a second that an estimate without a GPU goes by, an eighth of an A100's peak in float16."""
@@ -51,21 +52,20 @@ class Rates:
     how: str
 
 
-def plan(profile: Profile, *, quick: bool = False) -> str:
+def plan(profile: Profile) -> str:
     """All that `python -m vldnp plan` prints; nothing is downloaded.
 
     Args:
         profile: whose experiment is planned.
-        quick: plan `python -m vldnp reproduce --quick`.
     """
-    counted = grid(profile, quick=quick)
+    counted = grid(profile)
     rates = calibrated(profile)
     totals = counted[["images", "evaluations", "vlm_calls"]].sum()
     hours = {part: spent.sum() / 3600 for part, spent in seconds(counted, rates).items()}
     lines = [f"profile {profile.name}", "", "models"]
     lines += _columns(_told(row) for row in models(profile).itertuples())
     lines += ["", "prompts"]
-    lines += _columns(prompts(profile, quick=quick).itertuples(index=False))
+    lines += _columns(prompts(profile).itertuples(index=False))
     lines += ["", "cells: an image for each method and prompt; evaluations and calls at most"]
     heads = ["", "images", "U-Net evaluations", "VLM calls"]
     rows = [[row.study, *map(_number, row[2:])] for row in _by_study(counted).itertuples()]
@@ -78,7 +78,7 @@ def plan(profile: Profile, *, quick: bool = False) -> str:
     return "\n".join(lines)
 
 
-def grid(profile: Profile, *, quick: bool = False) -> pd.DataFrame:
+def grid(profile: Profile) -> pd.DataFrame:
     """What the notebooks compute, a row for each method and prompt set.
 
     Returns:
@@ -91,18 +91,16 @@ def grid(profile: Profile, *, quick: bool = False) -> pd.DataFrame:
     sets = [profile.safety_set, profile.benign_set]
     asked = dynamic(stand_in)
     guides = [CFG(), *[asked] * (4 + len(profile.lighter_vlms))]
-    studies = {"main grid": profile_study(stand_in, quick=quick)}
+    studies = {"main grid": profile_study(stand_in)}
     if profile.lighter_vlms:
         lighter = [asked] * len(profile.lighter_vlms)
         studies["07, lighter VLMs"] = study_of(stand_in, lighter, prompt_sets=attacks)
     counts = profile.notebooks.get("counts", ablations.COUNTS)
-    limit = QUICK_PROMPTS if quick else profile.ablation_prompts or 0
+    limit = profile.ablation_prompts or 0
     studies |= {
-        "04, queries": ablations.query_schedule(
-            stand_in, counts, [profile.safety_set], quick=quick
-        ).study,
+        "04, queries": ablations.query_schedule(stand_in, counts, [profile.safety_set]).study,
         "05, VLMs": study_of(stand_in, guides, prompt_sets=sets, max_prompts=limit),
-        "06, rules": ablations.guidance_rule(stand_in, sets, quick=quick).study,
+        "06, rules": ablations.guidance_rule(stand_in, sets).study,
     }
     rows = [row for name, study in studies.items() for row in _rows(name, study)]
     return pd.DataFrame(rows)
@@ -189,9 +187,9 @@ def _told(row) -> list[str]:
     return [row.kind, row.name, count, size, here, row.place]
 
 
-def prompts(profile: Profile, *, quick: bool = False) -> pd.DataFrame:
+def prompts(profile: Profile) -> pd.DataFrame:
     """The prompt sets: name, how many prompts of how many are used, and whether it is here."""
-    study = profile_study(replace(profile, vlm=AnswersNone()), quick=quick)
+    study = profile_study(replace(profile, vlm=AnswersNone()))
     rows = []
     for source in profile.prompt_sets:
         used, count = len_of(source, study), prompt_count(source)

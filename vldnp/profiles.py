@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,6 +20,12 @@ from pydantic import (
 
 from vldnp.files import data_folder, unknown
 from vldnp.schedules import SCHEDULES
+
+QUICK = "-quick"
+"""Ends the names of quick runs' folders."""
+
+QUICK_PROMPTS = 8
+"""A quick run takes so many prompts of each set."""
 
 MODELS = ("model", "vlm", "judge", "clip")
 
@@ -211,16 +217,25 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in (data_folder() / "profiles").glob("*.yaml"))
 
 
-def load_profile(source: str | Path) -> Profile:
+def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     """A profile by name, or from a YAML file.
 
     A file that says `extends: <another>` has that profile's settings where it has none of its own;
     another file is named as seen from its folder.
 
+    Args:
+        source: a name in `data/profiles`, or a file.
+        quick: for a smoke test: `QUICK_PROMPTS` prompts of each set, and a run folder of its own,
+            `runs/<name>-quick`, so that full results stay.
+
     Raises:
         ValueError, FileNotFoundError: one line that names the file and says what is wrong.
     """
-    return _load(source, ())
+    profile = _load(source, ())
+    if not quick:
+        return profile
+    few = {"max_prompts": QUICK_PROMPTS, "ablation_prompts": QUICK_PROMPTS}
+    return replace(profile, name=profile.name + QUICK, **few)
 
 
 def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:

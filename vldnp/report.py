@@ -12,8 +12,8 @@ import pandas as pd
 
 from vldnp import findings, sensitive, statements, viewer
 from vldnp.files import write_text
-from vldnp.profiles import load_profile, profile_names, set_name
-from vldnp.study import open_images
+from vldnp.profiles import QUICK, load_profile, profile_names, set_name
+from vldnp.run_folder import open_images
 from vldnp.trajectory_data import shortened
 
 MOST_FAILURES = 24
@@ -57,6 +57,10 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 """The browser itself keeps the page from asking a network for anything."""
 
 
+FEW = "<p><strong>A smoke test: so few prompts that the numbers mean nothing.</strong></p>\n"
+"""Stands above a quick run's report."""
+
+
 def write(run: str | Path, reveal: bool = False) -> Path:
     """Write `report.html` into a run folder, from whatever lies there.
 
@@ -76,8 +80,9 @@ def write(run: str | Path, reveal: bool = False) -> Path:
             f"no run folder {run}: python -m vldnp reproduce makes one, such as runs/embedded"
         )
     name = run.resolve().name
-    reveal = reveal or (name in profile_names() and load_profile(name).reveal)
-    title = f"Report of the run {html.escape(name)}"
+    profile, quick = name.removesuffix(QUICK), name.endswith(QUICK)
+    reveal = reveal or (profile in profile_names() and load_profile(profile).reveal)
+    title = f"Report of the {'quick ' * quick}run {html.escape(name)}"
     made = [(heading, notebook, make(run, reveal)) for heading, notebook, make in SECTIONS]
     if not any(shown for *_, shown in made):
         raise FileNotFoundError(
@@ -91,7 +96,7 @@ def write(run: str | Path, reveal: bool = False) -> Path:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width">\n{STYLE}</head>\n'
-        f"<body><h1>{title}</h1>\n{sections}\n</body></html>\n"
+        f"<body><h1>{title}</h1>\n{FEW * quick}{sections}\n</body></html>\n"
     )
     write_text(run / "report.html", page)
     return run / "report.html"

@@ -13,7 +13,7 @@ from vldnp.judges import Judge
 from vldnp.markdown import Statement, bullets, cell, difference, listed, literal, signed, table_of
 from vldnp.metrics import UNSAFE_THRESHOLD, Interval, paired_difference
 from vldnp.sampler import Output
-from vldnp.study import FOUND
+from vldnp.summary import FOUND
 from vldnp.verdicts import above, below
 
 GOALS = {"cfg_asr": 0.60, "asr": 0.10, "kept": 0.90}

@@ -1,16 +1,8 @@
-"""Studies: a grid of methods × prompts × seeds → a run folder that can be resumed → a tidy table.
+"""Running a study: a grid → images, computed once → measurements → tidy tables in a run folder."""
 
-A cell of the grid is one image. Its key is a hash of all that decides the image, so a cell is
-computed once, whatever study asks for it and however often a run is killed. Measurements are kept
-apart from the images, per judge and CLIP model.
-"""
-
-import hashlib
 import json
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,242 +14,31 @@ from tqdm.auto import tqdm
 
 from vldnp import zoo
 from vldnp.backbone import Backbone
-from vldnp.files import atomic, write_text
+from vldnp.files import atomic, sweep, write_text
 from vldnp.finite import label, naming
-from vldnp.guidance import rule
-from vldnp.judges import Judge, as_tensor
-from vldnp.methods import CFG, SAFREE, SLD, VLDNP, Method, Static, identified
-from vldnp.metrics import (
-    UNSAFE_THRESHOLD,
-    CLIPScore,
-    Distances,
-    Inception,
-    Interval,
-    distances,
-    fid_change,
-    interval,
+from vldnp.grid import SCHEMA, Batch, Cell, Study, as_json, cells, plan_batches
+from vldnp.judges import Judge
+from vldnp.metrics import CLIPScore
+from vldnp.run_fid import run_distances
+from vldnp.run_folder import (
+    SAID,
+    SPENT,
+    changes,
+    image_path,
+    lacking,
+    open_images,
+    opened,
+    read_record,
+    read_scores,
+    score_folder,
+    set_aside,
+    write_cell,
+    write_scores,
 )
-from vldnp.profiles import Profile, load_profile, numbers, set_name
-from vldnp.prompts import load_prompts, sampled, split_things
 from vldnp.sampler import sample
-from vldnp.schedules import SCHEDULES
-from vldnp.sensitive import because
-
-SCHEMA = 1
-"""Part of every cell's key: raise it when the code comes to make other images of the same cell."""
-
-FOUND = 0.5
-"""A thing counts as found in a picture from this probability on."""
-
-QUICK_PROMPTS = 8
-"""A quick study takes so many prompts of each set."""
+from vldnp.summary import FOUND, table
 
 PROGRESS = "progress.json"
-
-SETTING = ["setting", "method", "omega", "prompt_set"]
-METRICS = {"asr": "unsafe", "tr": "unsafe_probability", "clip": "clip_score", "kept": "kept"}
-"""Metric → the column of `images.parquet` whose mean it is."""
-
-TABLE = (
-    "method omega prompt_set n asr asr_low asr_high tr tr_low tr_high clip clip_low clip_high "
-    "kept kept_low kept_high fid kid model_evaluations vlm_calls seconds"
-).split()
-
-
-@dataclass(frozen=True)
-class Study:
-    """What to compute, as data.
-
-    Attributes:
-        name: of the run folder.
-        methods: the settings to compare.
-        prompt_sets: names or CSV paths, for `load_prompts`.
-        num_inference_steps: N.
-        guidance_scale: g, for the prompts that bring none of their own.
-        scheduler: a name as in `vldnp.sample`; None is the model's own.
-        height, width: in pixels; None is the model's own size.
-        noise_device: as in `vldnp.sample`.
-        num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
-        max_prompts: only so many prompts of each set, drawn at random, or by set; None is all.
-        batch_size: images per batch; a killed run loses at most one batch.
-        reference: where FID's real images come from (`zoo.reference_images`); None leaves FID and
-            KID out.
-        reference_sets: the prompt sets whose images are compared with them.
-        reference_count: number of real images.
-        unsafe_threshold: an image is unsafe from this probability on.
-        part: the name of a study beside the main one in the same run folder: it shares its cells
-            and has tables of its own, `images-<part>.parquet` and so on.
-        chosen: method → the strength chosen for it on tuning prompts; only recorded here.
-        safety_set: the attack that is looked at most closely; only recorded here.
-    """
-
-    name: str
-    methods: tuple[Method, ...]
-    prompt_sets: tuple[str | Path, ...]
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
-    scheduler: str | None = None
-    height: int | None = None
-    width: int | None = None
-    noise_device: str = "cpu"
-    num_images_per_prompt: int = 1
-    max_prompts: int | Mapping[str, int] | None = None
-    batch_size: int = 32
-    reference: str | None = None
-    reference_sets: tuple[str, ...] = ("benign",)
-    reference_count: int = 1000
-    unsafe_threshold: float = UNSAFE_THRESHOLD
-    part: str = ""
-    chosen: Mapping[str, float] = field(default_factory=dict, hash=False)
-    safety_set: str | None = None
-
-    def file(self, name: str) -> str:
-        """`table.csv` → `table-<part>.csv` for a study that is a part."""
-        stem, suffix = name.split(".")
-        return f"{stem}-{self.part}.{suffix}" if self.part else name
-
-    def prompts(self, source: str | Path) -> pd.DataFrame:
-        """The prompts of one of its sets that it uses."""
-        rows, limit = load_prompts(source), self.max_prompts
-        if isinstance(limit, Mapping):
-            limit = limit.get(set_name(source))
-        return sampled(rows, limit)
-
-    def __post_init__(self):
-        object.__setattr__(self, "methods", tuple(map(identified, self.methods)))
-        object.__setattr__(self, "prompt_sets", tuple(self.prompt_sets))
-        for what in ("methods", "prompt_sets"):
-            if not getattr(self, what):
-                raise ValueError(f"study {self.name!r} has no {what.replace('_', ' ')}")
-        for count in ("num_inference_steps", "num_images_per_prompt", "batch_size"):
-            if getattr(self, count) < 1:
-                raise ValueError(
-                    f"study {self.name!r}: {count} must be 1 or more, not {getattr(self, count)}"
-                )
-        limits = self.max_prompts
-        limits = limits.values() if isinstance(limits, Mapping) else [limits or 0]
-        if negative := [limit for limit in limits if limit < 0]:
-            raise ValueError(
-                f"study {self.name!r}: max_prompts must be 0 or more, not {negative[0]}"
-            )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One image of the grid."""
-
-    key: str
-    method: Method
-    setting: str
-    prompt_set: str
-    prompt_id: str
-    prompt: str
-    things: tuple[str, ...]
-    seed: int
-    guidance_scale: float
-
-
-COMPARED = ("cfg", "static", "vl-dnp")
-
-
-def profile_methods(
-    profile: str | Path | Profile,
-    omegas: Sequence[float] = (),
-    queries: int = 0,
-    names: Sequence[str] | None = COMPARED,
-) -> tuple[Method, ...]:
-    """The methods that a profile compares, each at every strength it has.
-
-    Args:
-        profile: a name, a YAML file or a `Profile`; it gives the VLM, the concepts, the settings
-            of the baselines, and the strengths and number of queries that are not given here.
-        omegas: strengths, as `numbers` reads them; none given means the profile's.
-        queries: how often VL-DNP asks; 0 means the profile's.
-        names: which of `cfg`, `static`, `vl-dnp`, `safree`, `sld`; None is all that the profile
-            has.
-    """
-    profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    omegas = [float(omega) for omega in numbers(omegas, "omegas") or profile.omegas]
-    names = ("cfg", "static", "vl-dnp", "safree", "sld") if names is None else names
-    methods: list[Method] = []
-    if "cfg" in names:
-        methods.append(CFG())
-    if "static" in names:
-        strengths = omegas if rule(profile.static_rule).uses_omega else omegas[:1]
-        methods += [Static(profile.static_prompt, w, profile.static_rule) for w in strengths]
-    if "vl-dnp" in names:
-        vlm = zoo.load_vlm(profile.vlm)
-        methods += [dynamic(profile, omega, vlm=vlm, queries=queries) for omega in omegas]
-    if "safree" in names and profile.safree is not None:
-        methods += [SAFREE(**options) for options in profile.safree_settings(omegas)]
-        methods += [
-            replace(SAFREE(**profile.safree | changes), name=name)
-            for name, changes in profile.safree_variants.items()
-        ]
-    if "sld" in names and profile.sld_prompt is not None:
-        methods += [SLD(profile.sld_prompt, strength) for strength in profile.sld_strengths]
-    return tuple(methods)
-
-
-def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
-    """The profile's VL-DNP.
-
-    Args:
-        profile: gives all that is not given here.
-        omega: default is the strength that was chosen on the tuning prompts.
-        changes: `vlm` (a name or a VLM), `queries`, `schedule` (a name in `SCHEDULES`), and the
-            further arguments of `vldnp.VLDNP`.
-    """
-    vlm = zoo.load_vlm(changes.pop("vlm", profile.vlm))
-    queries = changes.pop("queries", 0) or profile.queries
-    schedule = SCHEDULES[changes.pop("schedule", profile.schedule)](queries)
-    omega = profile.chosen_omega("vl-dnp") if omega is None else omega
-    options = {"query_steps": schedule} | changes
-    return VLDNP(vlm, profile.concepts, omega, **options)
-
-
-def profile_study(
-    profile: str | Path | Profile,
-    omegas: Sequence[float] = (),
-    queries: int = 0,
-    max_prompts: int = 0,
-    *,
-    quick: bool = False,
-) -> Study:
-    """The grid of a profile: all its methods on all its prompt sets.
-
-    Args:
-        profile, omegas, queries: as in `profile_methods`.
-        max_prompts: prompts of each set; 0 means the profile's number.
-        quick: a few prompts only, to see whether everything works.
-    """
-    profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    methods = profile_methods(profile, omegas, queries, None)
-    return study_of(profile, methods, max_prompts=QUICK_PROMPTS if quick else max_prompts)
-
-
-def study_of(
-    profile: Profile,
-    methods: Sequence[Method],
-    *,
-    part: str = "",
-    prompt_sets: Sequence[str | Path] = (),
-    max_prompts: int | Mapping[str, int] = 0,
-) -> Study:
-    """Some methods under a profile's settings, on its prompt sets or on those given."""
-    return Study(
-        name=profile.name,
-        methods=tuple(methods),
-        prompt_sets=tuple(map(profile.prompt_set, prompt_sets)) or profile.prompt_sets,
-        **profile.sampling,
-        max_prompts=max_prompts or profile.max_prompts,
-        batch_size=profile.batch_size,
-        reference=profile.reference,
-        reference_sets=(profile.benign_set,),
-        part=part,
-        chosen=profile.chosen,
-        safety_set=profile.safety_set,
-    )
 
 
 def run(
@@ -271,9 +52,10 @@ def run(
 ) -> pd.DataFrame:
     """Compute what is missing of a study, measure it, and write its tables.
 
-    In `root/study.name` there are afterwards `config.json` (all that was resolved), `cells/` (a
-    PNG and a JSON record per image), `scores/` (measurements), `images.parquet` and `table.csv`.
-    Each file is written whole or not at all.
+    In `root/study.name` there are afterwards `cells/` (a PNG and a JSON record per image),
+    `scores/` (measurements), `images.parquet`, `table.csv` and `config.json` (all that was
+    resolved). Each file is written whole or not at all. Tables of another study that lie there
+    are moved to `earlier/` first, with a warning, unless the new ones hold all their rows.
 
     Args:
         study: the grid.
@@ -285,136 +67,91 @@ def run(
     Returns:
         One row per image, as in `images.parquet`. `model_evaluations` and `vlm_calls` are totals
         over the image's steps; `seconds` is the time of its batch divided by the batch's images.
+
+    Raises:
+        OSError: one line that names the file that could not be written.
     """
     model, judge = zoo.load(model), zoo.load_judge(judge)
     clip = None if clip is None else zoo.load_clip(clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.num_inference_steps)
     grid = cells(study, model)
+    batches = plan_batches(grid, study)
     folder = Path(root) / study.name
-    config = folder / study.file("config.json")
-    write_text(config, _json(_config(study, model, judge, clip), indent=2) + "\n")
-    generate(study, model, grid, folder, progress=progress)
+    generate(model, batches, folder, progress=progress)
 
-    scores = _judged(grid, folder, judge, study.batch_size, progress)
+    scores = {"judge": _judged(folder, judge, batches, progress)}
     if clip is not None:
-        scores |= _clip_scored(grid, folder, clip, study.batch_size, progress)
+        scores["clip"] = _clip_scored(folder, clip, batches, progress)
     images = pd.DataFrame([_row(cell, folder, scores, study) for cell in grid])
     images["clip_chance"] = images["prompt_set"].map(_chance(images, folder, clip))
-    fid = _distances(study, images, folder, judge)
+    fid = run_distances(study, images, folder, judge)
+    config = _config(study, model, judge, clip)
+    if other := changes(study, folder, config, images):
+        set_aside(study, folder, other)
     with atomic(folder / study.file("images.parquet")) as temporary:
         images.to_parquet(temporary, index=False)
     with atomic(folder / study.file("table.csv")) as temporary:
         table(images, fid).to_csv(temporary, index=False)
+    write_text(folder / study.file("config.json"), as_json(config, indent=2) + "\n")
     return images
 
 
-def cells(study: Study, model: Backbone) -> list[Cell]:
-    """The study's grid, in the order methods → prompt sets → prompts → seeds."""
-    tables = {set_name(source): study.prompts(source) for source in study.prompt_sets}
-    if len(tables) < len(study.prompt_sets):
-        raise ValueError(f"study {study.name!r} has two prompt sets of the same name")
-    made_by = {
-        "schema": SCHEMA,
-        "model": model.name,
-        "revision": model.revision,
-        "dtype": str(model.dtype),
-        "num_inference_steps": study.num_inference_steps,
-        "scheduler": study.scheduler,
-        **_size(study),
-        **({"noise_device": study.noise_device} if study.noise_device != "cpu" else {}),
-    }
-    grid = []
-    for method in study.methods:
-        description = method.describe()
-        setting = setting_of(method)
-        # The name is for tables; the same method under another name makes the same images.
-        how = made_by | {"method": {k: v for k, v in description.items() if k != "name"}}
-        for prompt_set, prompts in tables.items():
-            for row in prompts.itertuples():
-                own = row.guidance_scale
-                scale = float(study.guidance_scale if np.isnan(own) else own)
-                for seed in range(row.seed, row.seed + study.num_images_per_prompt):
-                    what = {"prompt": row.prompt, "seed": seed, "guidance_scale": scale}
-                    grid.append(
-                        Cell(
-                            key=_hash(how | what)[:24],
-                            method=method,
-                            setting=setting,
-                            prompt_set=prompt_set,
-                            prompt_id=row.prompt_id,
-                            prompt=row.prompt,
-                            things=split_things(row.things),
-                            seed=seed,
-                            guidance_scale=scale,
-                        )
-                    )
-    return grid
-
-
-def _size(study: Study) -> dict[str, int]:
-    """The pictures' size, where the study gives one."""
-    size = {"height": study.height, "width": study.width}
-    return {name: pixels for name, pixels in size.items() if pixels is not None}
-
-
-def setting_of(method: Method) -> str:
-    """What stands for a method's setting in tables: twelve hex digits."""
-    return _hash(method.describe())[:12]
-
-
 def generate(
-    study: Study, model: Backbone, grid: Sequence[Cell], folder: Path, *, progress: bool = True
+    model: Backbone, batches: Iterable[Batch], folder: Path, *, progress: bool = True
 ) -> None:
-    """Make the images of those cells that the run folder lacks, a batch at a time.
+    """Compute those batches of which the run folder lacks an image.
 
-    `progress.json` in the run folder says how far it is, to whoever looks from outside.
+    A batch is computed as a whole, also where some of its images are there, which are not written
+    again: so a run that was killed ends in the same pixels. `progress.json` in the run folder says
+    how far it is, to whoever looks from outside.
     """
-    missing = {cell.key: cell for cell in grid if not _record_path(folder, cell.key).is_file()}
-    quiet, done = not (progress and missing), 0
-    with tqdm(total=len(missing), desc="images", unit="image", disable=quiet) as bar:
-        for method in study.methods:
-            waiting = [cell for cell in missing.values() if cell.method is method]
+    sweep(folder)
+    missing = lacking(folder, (cell.key for batch in batches for cell in batch.cells))
+    waiting = [batch for batch in batches if missing & {cell.key for cell in batch.cells}]
+    total, done = sum(len(batch.cells) for batch in waiting), 0
+    with tqdm(total=total, desc="images", unit="image", disable=not (progress and total)) as bar:
+        for batch in waiting:
+            method = batch.method
             label = method.name if method.omega is None else f"{method.name} ω={method.omega:g}"
-            for start in range(0, len(waiting), study.batch_size):
-                bar.set_postfix_str(label)
-                batch = waiting[start : start + study.batch_size]
-                _generate_batch(study, model, batch, folder)
-                bar.update(len(batch))
-                done += len(batch)
-                state = {"done": done, "total": len(missing), "method": label}
-                write_text(folder / PROGRESS, _json(state))
+            state = {"done": done, "total": total, "method": label}
+            write_text(folder / PROGRESS, as_json(state))  # fails before hours of work, if it must
+            bar.set_postfix_str(label)
+            compute_batch(model, batch, folder)
+            bar.update(len(batch.cells))
+            done += len(batch.cells)
+    if waiting:
+        write_text(folder / PROGRESS, as_json(state | {"done": done}))
 
 
-def _generate_batch(study: Study, model: Backbone, batch: Sequence[Cell], folder: Path) -> None:
+def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
+    """Make a batch's images and write those that the run folder lacks, with their records."""
     started = time.perf_counter()
     out = sample(
         model,
-        [cell.prompt for cell in batch],
-        batch[0].method,
-        seeds=[cell.seed for cell in batch],
-        num_inference_steps=study.num_inference_steps,
-        guidance_scale=[cell.guidance_scale for cell in batch],
-        scheduler=study.scheduler,
-        noise_device=study.noise_device,
-        **_size(study),
+        [cell.prompt for cell in batch.cells],
+        batch.method,
+        seeds=[cell.seed for cell in batch.cells],
+        guidance_scale=[cell.guidance_scale for cell in batch.cells],
+        **batch.sampling,
         progress=False,
     )
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    seconds = (time.perf_counter() - started) / len(batch)
+    seconds = (time.perf_counter() - started) / len(batch.cells)
     steps, queries = out.trace.steps, [step for step in out.trace.steps if step.queried]
-    for i, cell in enumerate(batch):
+    for i, cell in enumerate(batch.cells):
         record = {
             "key": cell.key,
+            "batch": batch.key,
             "method": cell.method.describe(),
             "model": model.name,
             "revision": model.revision,
             "prompt": cell.prompt,
             "seed": cell.seed,
-            "num_inference_steps": study.num_inference_steps,
+            "num_inference_steps": batch.sampling["num_inference_steps"],
             "guidance_scale": cell.guidance_scale,
-            "scheduler": study.scheduler,
+            "scheduler": batch.sampling["scheduler"],
             "model_evaluations": out.trace.model_evaluations[i],
             "vlm_calls": out.trace.vlm_calls[i],
             "x0_decodes": out.trace.x0_decodes[i],
@@ -424,99 +161,66 @@ def _generate_batch(study: Study, model: Backbone, batch: Sequence[Cell], folder
             "vlm_answers": [step.vlm_answers[i] for step in queries],
             "vlm_failures": [step.vlm_failures[i] for step in queries],
         }
-        with atomic(_image_path(folder, cell.key)) as temporary:
-            out.images[i].save(temporary)
-        # The record comes last: a cell that has one is complete.
-        write_text(_record_path(folder, cell.key), _json(record, indent=1) + "\n")
+        write_cell(folder, cell.key, out.images[i], record)
 
 
-def summary(images: pd.DataFrame) -> pd.DataFrame:
-    """Every metric of every method setting × prompt set, with its 95 % interval over prompts.
-
-    Returns:
-        Long: `setting, method, omega, prompt_set, metric, n, value, low, high`; metrics without
-        any value are left out.
-    """
-    rows = []
-    for setting, group in images.groupby(SETTING, sort=False, dropna=False):
-        for metric, column in METRICS.items():
-            found = interval(group[column].astype(float), group["prompt_id"])
-            if not np.isnan(found.value):
-                where = dict(zip(SETTING, setting, strict=True))
-                rows.append(where | {"metric": metric, "n": len(group)} | found._asdict())
-    return pd.DataFrame(rows)
-
-
-def table(
-    images: pd.DataFrame, fid: Mapping[tuple[str, str], Distances] | None = None
-) -> pd.DataFrame:
-    """One row per method setting × prompt set, with the columns of `TABLE`.
-
-    Args:
-        images: rows of `images.parquet`.
-        fid: (setting, prompt set) → FID and KID, where they were computed.
-    """
-    metrics = summary(images).set_index([*SETTING[::3], "metric"])
-    rows = []
-    for (setting, method, omega, prompt_set), group in images.groupby(
-        SETTING, sort=False, dropna=False
-    ):
-        row = {"method": method, "omega": omega, "prompt_set": prompt_set, "n": len(group)}
-        for metric in METRICS:
-            if (setting, prompt_set, metric) in metrics.index:
-                found = metrics.loc[(setting, prompt_set, metric)]
-                row |= {metric: found["value"]}
-                row |= {f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
-        if (setting, prompt_set) in (fid or {}):
-            row |= fid[setting, prompt_set]._asdict()
-        for cost in ("model_evaluations", "vlm_calls", "seconds"):
-            row[cost] = group[cost].mean()
-        rows.append(row)
-    return pd.DataFrame(rows).reindex(columns=TABLE)
-
-
-def open_images(images: pd.DataFrame, folder: str | Path) -> list[Image.Image]:
-    """The pictures of some rows of `images.parquet`; `folder` is the run folder."""
-    return [_opened(Path(folder) / path) for path in images["image"]]
-
-
-def examples(
-    images: pd.DataFrame, folder: str | Path, prompt_set: str, omega: float, count: int = 8
-) -> dict[str, list[Image.Image]]:
-    """The first pictures of each method at one ω: label → pictures, in the prompts' order."""
-    rows = _at_omega(images, prompt_set, omega, count)
-    return {method: open_images(group, folder) for method, group in rows}
-
-
-def flagged(
-    images: pd.DataFrame, prompt_set: str, omega: float, reveal: bool, count: int = 8
-) -> dict[str, list[str | None]]:
-    """Why each picture of `examples` is to be shown blurred; None for those that may be seen."""
-    return {
-        method: [
-            because(row.found) if row.unsafe and not reveal else None for row in group.itertuples()
+def _judged(
+    folder: Path, judge: Judge, batches: Sequence[Batch], progress: bool
+) -> dict[str, dict]:
+    def measure(some: Sequence[Cell], images: list[Image.Image]) -> list[dict]:
+        judgement = judge(images)
+        things = judgement.things or [None] * len(some)
+        return [
+            {"unsafe_probability": float(p), "concepts": c, "things": t}
+            for p, c, t in zip(
+                judgement.unsafe_probability, judgement.concepts, things, strict=True
+            )
         ]
-        for method, group in _at_omega(images, prompt_set, omega, count)
-    }
+
+    columns = ("unsafe_probability", "concepts", "things")
+    return _scored(folder, "judge", judge, columns, measure, batches, progress)
 
 
-def _at_omega(images: pd.DataFrame, prompt_set: str, omega: float, count: int):
-    """Method → its rows at ω; those without ω only for a method that has none there."""
-    rows = images[images["prompt_set"] == prompt_set]
-    found = []
-    for method, group in rows.groupby("method", sort=False):
-        swept = group[np.isclose(group["omega"], omega)]
-        chosen = swept if len(swept) else group[group["omega"].isna()]
-        if len(chosen):
-            found.append((method, chosen.head(count)))
-    return found
+def _clip_scored(
+    folder: Path, clip: CLIPScore, batches: Sequence[Batch], progress: bool
+) -> dict[str, dict]:
+    def measure(some: Sequence[Cell], images: list[Image.Image]) -> list[dict]:
+        cosines = clip(images, [cell.prompt for cell in some])
+        return [{"clip_score": float(cosine)} for cosine in cosines]
+
+    return _scored(folder, "clip", clip, ("clip_score",), measure, batches, progress)
 
 
-def _row(cell: Cell, folder: Path, scores: dict[str, pd.DataFrame], study: Study) -> dict:
-    record = json.loads(_record_path(folder, cell.key).read_text(encoding="utf-8"))
-    judged = scores["judge"].loc[cell.key]
-    unsafe = float(judged["unsafe_probability"])
-    clip_score = float(scores["clip"].loc[cell.key, "clip_score"]) if "clip" in scores else np.nan
+def _scored(
+    folder: Path,
+    kind: str,
+    model: Judge | CLIPScore,
+    columns: Sequence[str],
+    measure: Callable,
+    batches: Sequence[Batch],
+    progress: bool,
+) -> dict[str, dict]:
+    """Measurements by cell key; those that `scores/` holds from this model are not repeated."""
+    scores = score_folder(folder, kind, model)
+    known = read_scores(scores, columns)
+    missing = [[cell for cell in batch.cells if cell.key not in known] for batch in batches]
+    missing = [some for some in missing if some]
+    quiet = not (progress and missing)
+    for some in tqdm(missing, desc=f"{kind} scores", unit="batch", disable=quiet):
+        labels = [f"{label(i, cell.prompt, cell.seed)}, {cell.key}" for i, cell in enumerate(some)]
+        with naming(labels):
+            rows = measure(some, [opened(image_path(folder, cell.key)) for cell in some])
+        for cell, row in zip(some, rows, strict=True):
+            if not np.isfinite(number := row[columns[0]]):
+                path = image_path(Path(), cell.key).as_posix()
+                raise ValueError(f"the {kind} {model.name!r} gives {number} for {path}")
+        known |= write_scores(scores, {cell.key: row for cell, row in zip(some, rows, strict=True)})
+    return known
+
+
+def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) -> dict:
+    record, judged = read_record(folder, cell.key), scores["judge"][cell.key]
+    unsafe = judged["unsafe_probability"]
     return {
         "method": cell.method.name,
         "omega": np.nan if cell.method.omega is None else float(cell.method.omega),
@@ -529,18 +233,13 @@ def _row(cell: Cell, folder: Path, scores: dict[str, pd.DataFrame], study: Study
         "guidance_scale": cell.guidance_scale,
         "unsafe_probability": unsafe,
         "unsafe": unsafe >= study.unsafe_threshold,
-        "found": _found(json.loads(judged["concepts"])),
-        "kept": _kept(cell.things, json.loads(judged["things"])),
-        "clip_score": clip_score,
-        **{
-            column: record[column]
-            for column in (
-                "model_evaluations vlm_calls x0_decodes seconds negative_prompts query_steps "
-                "vlm_answers"
-            ).split()
-        },
-        "image": _image_path(Path(), cell.key).as_posix(),
+        "found": _found(judged["concepts"]),
+        "kept": _kept(cell.things, judged["things"]),
+        "clip_score": scores["clip"][cell.key]["clip_score"] if "clip" in scores else np.nan,
+        **{column: record[column] for column in (*SPENT, *SAID)},
+        "image": image_path(Path(), cell.key).as_posix(),
         "key": cell.key,
+        "batch": record.get("batch"),
     }
 
 
@@ -554,28 +253,6 @@ def _kept(things: Sequence[str], probabilities: Mapping[str, float] | None) -> f
     return float(np.mean([probabilities[t] >= FOUND for t in known])) if known else np.nan
 
 
-def _judged(grid, folder, judge, batch_size, progress) -> dict[str, pd.DataFrame]:
-    def measure(batch: Sequence[Cell], images: list[Image.Image]) -> list[dict]:
-        judgement = judge(images)
-        things = judgement.things or [None] * len(batch)
-        return [
-            {"unsafe_probability": float(p), "concepts": _json(c), "things": _json(t)}
-            for p, c, t in zip(
-                judgement.unsafe_probability, judgement.concepts, things, strict=True
-            )
-        ]
-
-    return {"judge": _scored(grid, folder, "judge", judge, measure, batch_size, progress)}
-
-
-def _clip_scored(grid, folder, clip, batch_size, progress) -> dict[str, pd.DataFrame]:
-    def measure(batch: Sequence[Cell], images: list[Image.Image]) -> list[dict]:
-        cosines = clip(images, [cell.prompt for cell in batch])
-        return [{"clip_score": float(cosine)} for cosine in cosines]
-
-    return {"clip": _scored(grid, folder, "clip", clip, measure, batch_size, progress)}
-
-
 def _chance(images: pd.DataFrame, folder: Path, clip: CLIPScore | None) -> dict[str, float]:
     """Prompt set → the CLIP score of plain CFG's pictures with the set's other prompts."""
     plain = images[images["method"] == "cfg"].drop_duplicates(["prompt_set", "prompt_id"])
@@ -587,125 +264,12 @@ def _chance(images: pd.DataFrame, folder: Path, clip: CLIPScore | None) -> dict[
     }
 
 
-def _scored(
-    grid: Sequence[Cell],
-    folder: Path,
-    kind: str,
-    model: Judge | CLIPScore,
-    measure: Callable,
-    batch_size: int,
-    progress: bool,
-) -> pd.DataFrame:
-    """Measurements by cell key; those that `scores/` holds from this model are not repeated."""
-    name = f"{kind}-{model.name}-{model.revision}".replace("/", "-")
-    path = folder / "scores" / f"{name}.parquet"
-    known = pd.read_parquet(path) if path.is_file() else pd.DataFrame()
-    missing = list({cell.key: cell for cell in grid if cell.key not in known.index}.values())
-    rows = []
-    for start in tqdm(
-        range(0, len(missing), batch_size),
-        desc=f"{kind} scores",
-        unit="batch",
-        disable=not (progress and missing),
-    ):
-        batch = missing[start : start + batch_size]
-        labels = [f"{label(i, cell.prompt, cell.seed)}, {cell.key}" for i, cell in enumerate(batch)]
-        with naming(labels):
-            rows += measure(batch, [_opened(_image_path(folder, cell.key)) for cell in batch])
-    if rows:
-        new = pd.DataFrame(rows, index=pd.Index([cell.key for cell in missing], name="key"))
-        known = pd.concat([known, new]) if len(known) else new
-        with atomic(path) as temporary:
-            known.to_parquet(temporary)
-    return known
-
-
-def fid_changes(
-    study: Study, images: pd.DataFrame, judge: Judge | str, methods: Mapping[str, str], root: str
-) -> dict[str, Interval]:
-    """How much FID on the reference sets lies above plain CFG's, for some methods.
-
-    Args:
-        study, images: what `run` was given and returned; `root` likewise.
-        judge: whose features count.
-        methods: name → setting, with `cfg` among them.
-
-    Returns:
-        Name → the relative change (`metrics.fid_change`); empty where FID cannot be had.
-    """
-    compared = images[images["prompt_set"].isin(study.reference_sets)]
-    if compared.empty or (means := _means(study, zoo.load_judge(judge))) is None:
-        return {}
-    space, pixels = means
-
-    def features(setting: str) -> np.ndarray:
-        rows = compared[compared["setting"] == setting].sort_values(["prompt_id", "seed"])
-        return _features(space, open_images(rows, Path(root) / study.name))
-
-    real = _features(space, pixels)
-    plain = features(methods["cfg"])
-    return {
-        name: fid_change(features(setting), plain, real)
-        for name, setting in methods.items()
-        if name != "cfg"
-    }
-
-
-def _means(study: Study, judge: Judge) -> tuple[Judge | Inception, torch.Tensor] | None:
-    """What sees the features for FID, and the real images, uint8 `[n, 3, H, W]`.
-
-    That is the judge where it has features, else Inception. None, with a warning that says why,
-    where FID cannot be had.
-    """
-    if study.reference is None:
-        return None
-    try:
-        real = zoo.reference_images(study.reference, study.reference_count, seed=0)
-        space = judge if hasattr(judge, "features") else Inception(device=zoo.default_device())
-    except OSError as error:  # of the reference's folder, or of the network
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"FID and KID stay empty: {reason}", stacklevel=2)
-        return None
-    return space, torch.from_numpy(real).permute(0, 3, 1, 2)
-
-
-def _features(judge: Judge | Inception, images) -> np.ndarray:
-    pixels = (as_tensor(images, judge.image_size) * 255).round().to(torch.uint8)
-    return torch.cat([judge.features(part) for part in pixels.split(64)]).double().numpy()
-
-
-def _distances(
-    study: Study, images: pd.DataFrame, folder: Path, judge: Judge
-) -> dict[tuple[str, str], Distances]:
-    """FID and KID of each setting's images of the reference sets, where they can be had."""
-    compared = images[images["prompt_set"].isin(study.reference_sets)]
-    if len(compared) < 2 or (means := _means(study, judge)) is None:
-        return {}
-    found, space, real = {}, _Remembering(means[0]), means[1]
-    for (setting, prompt_set), group in compared.groupby(["setting", "prompt_set"]):
-        if len(group) > 1:
-            found[setting, prompt_set] = distances(open_images(group, folder), real, space)
-    return found
-
-
-class _Remembering:
-    """A judge that computes the features of the same pixels once: the reference returns often."""
-
-    def __init__(self, judge: Judge | Inception):
-        self.judge, self.image_size, self.known = judge, judge.image_size, {}
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        key = hashlib.sha256(pixels.numpy().tobytes()).digest()
-        if key not in self.known:
-            self.known[key] = self.judge.features(pixels)
-        return self.known[key]
-
-
 def _config(study: Study, model: Backbone, judge: Judge, clip: CLIPScore | None) -> dict:
+    """All that was resolved, as it will be read from `config.json`."""
     settings = {key: value for key, value in vars(study).items() if key != "methods"}
     settings["prompt_sets"] = [str(source) for source in study.prompt_sets]
     measured = {"judge": judge, "clip": clip} if clip is not None else {"judge": judge}
-    return {
+    config = {
         "schema": SCHEMA,
         **settings,
         "methods": [method.describe() for method in study.methods],
@@ -713,28 +277,4 @@ def _config(study: Study, model: Backbone, judge: Judge, clip: CLIPScore | None)
         **{k: {"name": m.name, "revision": m.revision} for k, m in measured.items()},
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
     }
-
-
-def _set_name(source: str | Path) -> str:
-    return Path(source).stem
-
-
-def _image_path(folder: Path, key: str) -> Path:
-    return folder / "cells" / f"{key}.png"
-
-
-def _record_path(folder: Path, key: str) -> Path:
-    return folder / "cells" / f"{key}.json"
-
-
-def _opened(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def _json(value, indent: int | None = None) -> str:
-    return json.dumps(value, indent=indent, ensure_ascii=False, sort_keys=True)
-
-
-def _hash(value) -> str:
-    return hashlib.sha256(_json(value).encode()).hexdigest()
+    return json.loads(as_json(config))

@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from vldnp import front, study
+from vldnp import front, profile_grid, study
 from vldnp.files import atomic
+from vldnp.grid import setting_of
 from vldnp.methods import CFG, Method
 from vldnp.profiles import Profile
 from vldnp.sld import SLD_STRENGTHS
@@ -56,7 +57,7 @@ def candidates(profile: Profile) -> list[Candidate]:
     def add(name: str, settings: dict, omega: float | None = None, number: int = 0) -> None:
         changed = replace(profile, **settings)
         omegas = [] if omega is None else [omega]
-        built = study.profile_methods(changed, omegas, names=[name])
+        built = profile_grid.profile_methods(changed, omegas, names=[name])
         found.append(Candidate(name, settings, omega, built[number]))
 
     for text in texts:
@@ -113,7 +114,7 @@ def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> p
         )
     tried = candidates(profile)
     named = replace(profile, name=f"{profile.name}-tuning", max_prompts=None)
-    grid = study.study_of(
+    grid = profile_grid.study_of(
         named,
         [CFG(), *(candidate.method for candidate in tried)],
         prompt_sets=profile.tuning_sets,
@@ -137,7 +138,7 @@ def scored(
     costs = images.groupby("setting")[["vlm_calls", "model_evaluations"]].mean()
     rows = []
     for candidate in tried:
-        setting = study.setting_of(candidate.method)
+        setting = setting_of(candidate.method)
         point, beside = at.loc[setting], benign.loc[setting]
         rows.append(
             {

@@ -1,0 +1,84 @@
+"""A small study in a process of its own, which can be killed, starved and started beside another.
+
+The fork server imports the large packages once, so that a process starts in milliseconds.
+"""
+
+import multiprocessing
+import os
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tiny import ScriptedVLM, by_brightness, sd_pipeline
+
+from vldnp import zoo
+from vldnp.grid import Study
+from vldnp.judges import CNNJudge
+from vldnp.methods import CFG, VLDNP, Static
+from vldnp.study import run
+
+NAME = "small"
+PROMPTS = 11
+
+
+def study(folder: Path) -> Study:
+    """Three methods on 11 prompts in batches of 4, so strong that another batch shows in pixels."""
+    vlm = ScriptedVLM(by_brightness)
+    methods = (CFG(), Static("knife", 1000), VLDNP(vlm, "moji", 1000, query_steps=[0, 1]))
+    prompts = folder / "prompts.csv"
+    if not prompts.is_file():
+        rows = [f"{i},a cat {i} at the cove,{i},cat\n" for i in range(PROMPTS)]
+        prompts.write_text("prompt_id,prompt,seed,things\n" + "".join(rows))
+    return Study(NAME, methods, (prompts,), num_inference_steps=3, batch_size=4)
+
+
+class LengthCLIP:
+    name, revision = "length", "1"
+
+    def __call__(self, images, prompts):
+        return np.array([len(prompt) / 100 for prompt in prompts])
+
+
+def main(folder: Path, root: str, largest_file: int | None = None) -> None:
+    """Run it in `folder/root`; with no file larger than so many bytes, as on a full disk."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    judge = CNNJudge(("cat", "dog", "knife"), ("knife",))
+    model, small = zoo.load(sd_pipeline()), study(folder)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    try:
+        run(small, model, judge, LengthCLIP(), root=folder / root, progress=False)
+    except OSError as error:
+        (folder / "error.txt").write_text(str(error)[:largest_file])
+        sys.exit(3)
+
+
+def start(folder: Path, root: str, largest_file: int | None = None):
+    """`main` in a new process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["small_run"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the fork server
+    try:
+        process = context.Process(target=main, args=(folder, root, largest_file))
+        process.start()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return process
+
+
+def pictures(run_folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (run_folder / "cells").glob("*.png")}
+
+
+def tables(run_folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of a run, without what differs from run to run."""
+    images = pd.read_parquet(run_folder / "images.parquet")
+    table = pd.read_csv(run_folder / "table.csv")
+    return images.drop(columns="seconds"), table.drop(columns="seconds")
