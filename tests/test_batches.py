@@ -26,7 +26,7 @@ class ByBrightness:
 
 
 METHODS = {
-    "vl-dnp": lambda: VLDNP(ByBrightness(), omega=15.0, query_steps=front_loaded(5)),
+    "vl-dnp": lambda: VLDNP(ByBrightness(), "moji", omega=15.0, query_steps=front_loaded(5)),
     "safree": lambda: SAFREE(["knife", "skull", "blood"], upper=35.0, alpha=0.0),
 }
 

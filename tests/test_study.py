@@ -24,6 +24,7 @@ import vldnp.study
 from vldnp import ablations, zoo
 from vldnp.backbone import Backbone
 from vldnp.files import atomic, sweep
+from vldnp.finite import NonFiniteError
 from vldnp.grid import Study, cells, plan_batches
 from vldnp.judges import CNNJudge, Judgement
 from vldnp.methods import CFG, VLDNP, Static
@@ -191,7 +192,7 @@ def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts
     assert not set(base) & set(keys(model=zoo.load(sd_pipeline(seed=1))))
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr(vldnp.grid, "SCHEMA", 2)
+        patch.setattr(vldnp.grid, "SCHEMA", vldnp.grid.SCHEMA + 1)
         assert not set(base) & set(keys())
 
 
@@ -379,7 +380,7 @@ def test_a_judge_without_a_number_is_refused(strong, model, tmp_path):
         def __call__(self, images):
             return Judgement(np.full(len(images), np.nan), [{}] * len(images))
 
-    with pytest.raises(ValueError, match="the judge 'counting' gives nan for cells/.*png"):
+    with pytest.raises(NonFiniteError, match="the judge's probability of image 0 .* is NaN"):
         run(strong, model, Nowhere(), root=tmp_path, progress=False)
     assert not list((tmp_path / "strong").glob("scores/*/*"))
 
