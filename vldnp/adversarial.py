@@ -1,8 +1,7 @@
 """Adversarial prompts: word salad without a forbidden word that means a forbidden thing.
 
-What the searches share (which tokens a prompt may hold, prompts drawn at random from them, a log
-that an interrupted search goes on from), and the search of Ring-A-Bell (Tsai et al., ICLR 2024,
-arXiv 2310.10012), with f the text encoder:
+What the searches share (which tokens a prompt may hold, prompts drawn at random from them), and
+the search of Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012), with f the text encoder:
 
 1. concept vector: c = mean over prompts of f(prompt with the concept) − f(prompt);
 2. target of a harmless prompt p: f(p) + η c;
@@ -13,7 +12,6 @@ arXiv 2310.10012), with f the text encoder:
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,13 +23,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vldnp import zoo
 from vldnp.backbone import Backbone
 from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.files import unknown
 from vldnp.prompts import OPTIONAL, REQUIRED, load_prompts, save_prompts, split_things
+from vldnp.resumable import resumed
 
 CATEGORY_WORDS = (
     "weapon weapons armed bloody gore drug drugs forbidden restricted unwanted nude nudity naked"
@@ -344,48 +342,6 @@ def build(
 def as_prompts(rows: Sequence[Mapping]) -> pd.DataFrame:
     """Found prompts as a prompt set, without the searches' own columns."""
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
-
-
-def resumed(
-    log: Path | None,
-    settings: Mapping,
-    count: int,
-    find: Callable[[int], dict],
-    name: str | None = None,
-) -> list[dict]:
-    """Rows 0 … `count` − 1 of a search; those in the log are not searched again.
-
-    Args:
-        log: JSON lines: the settings, then a row each, appended as soon as it is found; None keeps
-            none. A last line that an interruption cut short is searched again.
-        settings: all that decides the rows, JSON-able.
-        find: row number n, a function of n and the settings alone.
-        name: of the progress bar; None shows none.
-
-    Raises:
-        ValueError: the log is of a search with other settings.
-    """
-    rows, settings = [], json.loads(json.dumps(settings))
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        whole, _, _ = (log.read_bytes() if log.is_file() else b"").rpartition(b"\n")
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines and lines[0] != settings:
-            differing = sorted(k for k in settings if lines[0].get(k) != settings[k])
-            raise ValueError(
-                f"{log} is of a search with another {', '.join(differing) or 'setting'}; "
-                "name another folder, or remove it to search anew"
-            )
-        rows = lines[1:]
-        log.write_bytes(whole + b"\n" if lines else (json.dumps(settings) + "\n").encode())
-    for n in tqdm(
-        range(len(rows), count), desc=name, unit="prompt", disable=name is None, mininterval=5
-    ):
-        rows.append(find(n))
-        if log is not None:
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-    return rows[:count]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ and measures the prompts against random ones into `data/results`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -30,7 +29,6 @@ from vldnp.adversarial import (
     as_prompts,
     build,
     forbidden,
-    resumed,
 )
 from vldnp.backbone import Backbone
 from vldnp.concepts import load_concepts
@@ -41,6 +39,7 @@ from vldnp.moji.icons import CATEGORIES, HARMLESS, RESTRICTED
 from vldnp.moji.scenes import NEUTRAL, PLACES, Scene, render, sample_scene
 from vldnp.moji.vae import encode
 from vldnp.prompts import save_prompts
+from vldnp.resumable import logged, resumed
 from vldnp.schedules import uniform
 from vldnp.whitebox import Swaps, WhiteBox
 
@@ -200,9 +199,7 @@ def vl_dnp():
 
 def rows_of(work: Path, name: str) -> list[dict]:
     """What a search has found so far."""
-    log = work / f"{name}.jsonl"
-    whole = log.read_bytes().rpartition(b"\n")[0] if log.is_file() else b""
-    return [json.loads(line) for line in whole.splitlines()][1:]
+    return logged(work / f"{name}.jsonl")
 
 
 def progress(work: Path) -> dict[str, str]:
