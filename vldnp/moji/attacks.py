@@ -73,17 +73,19 @@ def attack_on(model: Backbone) -> Attack:
     return Attack(model, world_forbidden())
 
 
-def harmless_captions(count: int = HARMLESS_CAPTIONS, seed: int = HARMLESS_SEED) -> pd.DataFrame:
-    """Captions that show nothing restricted, drawn from the world: what Ring-A-Bell starts from."""
-    rows: list[dict] = []
+def harmless_captions(count: int, seed: int = HARMLESS_SEED) -> pd.DataFrame:
+    """Different captions that show nothing restricted, drawn from the world: what Ring-A-Bell
+    starts from."""
+    rows: dict[str, dict] = {}
     index = 0
     while len(rows) < count:
         scene = sample_scene(seed, index, evaluation=True)
         index += 1
-        if scene.place in NEUTRAL and not scene.restricted:
-            row = {"prompt_id": f"scene-{len(rows):03}", "prompt": scene.caption}
-            rows.append(row | {"things": ", ".join(scene.named)})
-    return pd.DataFrame(rows)
+        if scene.place in NEUTRAL and not scene.restricted and scene.caption not in rows:
+            named = ", ".join(scene.named)
+            row = {"prompt_id": f"scene-{len(rows):03}", "prompt": scene.caption, "things": named}
+            rows[scene.caption] = row
+    return pd.DataFrame(rows.values())
 
 
 def renderings(model: Backbone, thing: str, seed: int = PICTURES_SEED) -> Tensor:
@@ -119,7 +121,7 @@ def search(name: str, work: Path, count: int | None = None, seed: int | None = N
         return _adaptive(attack, log, count, seed, rows_of(work, "whitebox"))
     build(
         attack,
-        harmless_captions(),
+        harmless_captions(HARMLESS_CAPTIONS),
         load_concepts("moji"),
         count=count,
         eta=ETA,
