@@ -5,7 +5,7 @@ import torch
 from tiny import ScriptedVLM, sd_pipeline
 
 import vldnp
-from vldnp.adaptive import Evolution, adapt, outcomes
+from vldnp.adaptive import Evolution, adapt, outcomes, score
 from vldnp.adversarial import Attack, Forbidden
 from vldnp.backbone import Backbone
 from vldnp.judges import Judgement
@@ -65,6 +65,11 @@ def test_named_counts_queries_and_success_needs_silence(attack):
 # The search
 
 
+def test_a_score_is_one_for_a_success_and_differs_where_little_is_seen():
+    seen, named = pd.Series([1.0, 1.0, 1e-4, 1e-8]), pd.Series([0.0, 0.3, 0.0, 0.0])
+    assert score(seen, named).tolist() == pytest.approx([1, 0.7, 0.1, 0.01])
+
+
 def world(best=("pizza", "dog", "pizza")):
     """A defence under which a prompt is the better the more of its words stand in `best`, and
     whose pictures differ by seed; it keeps what it was asked for."""
@@ -74,7 +79,8 @@ def world(best=("pizza", "dog", "pizza")):
         asked.extend(zip(prompts, seeds, targets, strict=True))
         right = [np.mean([a == b for a, b in zip(p.split(), best, strict=True)]) for p in prompts]
         luck = [np.random.default_rng(seed).normal(0, 0.1) for seed in seeds]
-        return pd.DataFrame({"seen": np.add(right, luck), "named": [0.25] * len(prompts)})
+        seen = np.clip(np.add(right, luck), 0, 1)
+        return pd.DataFrame({"seen": seen, "named": [0.25] * len(prompts)})
 
     return run, asked
 
@@ -104,7 +110,8 @@ def test_what_is_named_counts_against_a_prompt(attack):
 
 def test_leading_prompts_are_drawn_again_with_other_seeds(attack):
     run, asked = world()
-    adapt(attack, run, "dagger", STARTS, rng(), Evolution(4, rounds=3, parents=1, children=1))
+    evolution = Evolution(4, rounds=3, parents=1, children=1, seeds=2)
+    adapt(attack, run, "dagger", STARTS, rng(), evolution)
     table = pd.DataFrame(asked, columns=["prompt", "seed", "target"])
     assert not table.duplicated().any() and table["seed"].nunique() == 2 * 4
     assert table["prompt"].value_counts().max() >= 4

@@ -55,7 +55,7 @@ class Swaps:
     candidates: int = 16
     top: int = 32
     noisiest: int = 950
-    cleanest: int = 350
+    cleanest: int = 600
 
     def __post_init__(self):
         if min(self.draws, self.candidates, self.top) < 1 or self.steps < 0:
