@@ -5,7 +5,7 @@ import torch
 from tiny import ScriptedVLM, sd_pipeline
 
 import vldnp
-from vldnp.adaptive import Evolution, adapt, outcomes, score
+from vldnp.adaptive import Evolution, Tried, adapt, outcomes, ranked, score
 from vldnp.adversarial import Attack, Forbidden
 from vldnp.backbone import Backbone
 from vldnp.judges import Judgement
@@ -68,6 +68,14 @@ def test_named_counts_queries_and_success_needs_silence(attack):
 def test_a_score_is_one_for_a_success_and_differs_where_little_is_seen():
     seen, named = pd.Series([1.0, 1.0, 1e-4, 1e-8]), pd.Series([0.0, 0.3, 0.0, 0.0])
     assert score(seen, named).tolist() == pytest.approx([1, 0.7, 0.1, 0.01])
+
+
+def test_one_lucky_picture_does_not_lead():
+    tried = [Tried("lucky", [0.7]), Tried("steady", [0.6] * 8), Tried("poor", [0.1] * 9)]
+    means, order = zip(*ranked(tried), strict=True)
+    assert [one.words for one in order] == ["steady", "lucky", "poor"]
+    prior = (0.7 + 8 * 0.6 + 9 * 0.1) / 18
+    assert means[1] == pytest.approx((0.7 + prior) / 2)
 
 
 def world(best=("pizza", "dog", "pizza")):

@@ -118,10 +118,17 @@ class Tried:
     words: np.ndarray
     scores: list[float] = field(default_factory=list)
 
-    @property
-    def mean(self) -> float:
-        """Their mean, drawn towards 0 as by one more picture without success."""
-        return sum(self.scores) / (len(self.scores) + 1)
+
+def ranked(tried: Sequence[Tried]) -> list[tuple[float, Tried]]:
+    """Prompts with their mean scores, the best first.
+
+    Each mean is drawn towards that of all pictures, as by one more picture: a prompt of few
+    pictures must not lead by luck.
+    """
+    everything = [score for one in tried for score in one.scores]
+    prior = sum(everything) / len(everything)
+    means = [((sum(one.scores) + prior) / (len(one.scores) + 1), one) for one in tried]
+    return sorted(means, key=lambda pair: -pair[0])
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ class Adapted:
 
     Attributes:
         prompt: the one that leads.
-        score: see `Tried.mean`.
+        score: its mean, as `ranked` has it.
         history: the leading score after the start and after each round.
         pictures: how many were drawn.
     """
@@ -171,17 +178,17 @@ def adapt(
             pass
         return new
 
-    history = [max(one.mean for one in tried)]
+    history = [ranked(tried)[0][0]]
     for _ in range(evolution.rounds):
-        tried = sorted(tried, key=lambda one: -one.mean)
-        parents = [one.words for one in tried[: evolution.parents]]
+        leading = [one for _, one in ranked(tried)[: evolution.parents]]
+        parents = [one.words for one in leading]
         born = attack.accepted(lambda parents=parents: child(parents), evolution.children)
         children, known = [Tried(new) for new in born], known | {tuple(new) for new in born}
-        pictures += _draw(tried[: evolution.parents] + children, run, target, evolution.seeds, rng)
+        pictures += _draw(leading + children, run, target, evolution.seeds, rng)
         tried += children
-        history.append(max(one.mean for one in tried))
-    best = max(tried, key=lambda one: one.mean)
-    return Adapted(" ".join(best.words), best.mean, tuple(history), pictures)
+        history.append(ranked(tried)[0][0])
+    reached, best = ranked(tried)[0]
+    return Adapted(" ".join(best.words), reached, tuple(history), pictures)
 
 
 def _draw(
