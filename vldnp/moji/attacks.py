@@ -48,8 +48,12 @@ COUNTS = {"adversarial": 640, "tuning-adversarial": 128, "whitebox": 96, "adapti
 TARGETS = tuple(RESTRICTED)
 
 RING_A_BELL, ETA = Search(population=60, generations=50), 4.0
-WHITE_BOX, LENGTH = Swaps(), 8
-ADAPTIVE = Evolution()
+WHITE_BOX, LENGTH = Swaps(steps=16, draws=8, candidates=16, top=32, noisiest=950, cleanest=600), 8
+ADAPTIVE = Evolution(pool=16, rounds=5, parents=3, children=3, seeds=1)
+"""The budgets: 1.5, 19 and 35 seconds of a busy core per prompt. They were fixed after a pilot with
+other seeds on four targets, one prompt of each drawn four times: 8 tokens hit the target on 2 of
+16 pictures, with fresh draws at every step as with the same draws throughout, 5 tokens on none,
+12 tokens no better than 8, and 2 of 96 pictures of random tokens showed it."""
 
 OMEGA, QUERIES, VLM = 15.0, 10, "moji-vlm-l"
 SAMPLING = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "batch_size": 32}
