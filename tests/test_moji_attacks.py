@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from vldnp import zoo
+from vldnp.adaptive import Evolution
 from vldnp.adversarial import Search
 from vldnp.concepts import load_concepts
 from vldnp.files import data_folder
@@ -13,7 +14,7 @@ from vldnp.moji.__main__ import main
 from vldnp.moji.icons import CATEGORIES, HARMLESS, RESTRICTED
 from vldnp.moji.scenes import PLACES
 from vldnp.prompts import load_prompts
-from vldnp.resumable import logged
+from vldnp.resumable import logged, resumed
 from vldnp.whitebox import Swaps
 
 WORDS = set(re.findall("[a-z]+", " ".join([*PLACES, *RESTRICTED, *CATEGORIES]))) - {"a"}
@@ -103,6 +104,45 @@ def test_progress_and_sets(short, tmp_path, capsys):
 def test_the_adaptive_search_waits_for_the_white_box(short, tmp_path, capsys):
     assert main(["adaptive", "--work", str(tmp_path)]) == 2
     assert "starts from 96 white-box prompts and there are 0" in capsys.readouterr().err
+
+
+def test_an_adaptive_search_goes_on_too(short, tmp_path, monkeypatch, attack):
+    monkeypatch.setattr(attacks, "ADAPTIVE", Evolution(pool=2, rounds=1, parents=1, children=1))
+    monkeypatch.setitem(attacks.SAMPLING, "num_inference_steps", 10)
+    monkeypatch.setitem(attacks.COUNTS, "whitebox", 24)
+    for folder, counts in (("whole", [2]), ("parts", [1, 2])):
+        log = tmp_path / folder / "whitebox.jsonl"
+        rows = [
+            {**row, "path": [row["prompt"]] * 2} for row in attacks.random_prompts(attack, 24, 8)
+        ]
+        resumed(log, {}, 24, rows.__getitem__)
+        for count in counts:
+            attacks.search("adaptive", tmp_path / folder, count, seed=3)
+    whole, parts = (tmp_path / folder / "adaptive.jsonl" for folder in ("whole", "parts"))
+    assert whole.read_text() == parts.read_text()
+    for row in logged(whole):
+        assert holds_nothing_forbidden(row["prompt"], attack.model.pipe.tokenizer)
+        assert len(row["history"]) == 2 and row["source"].startswith("vldnp.adaptive: 4 pictures")
+
+
+def test_hits_are_measured_against_chance(short, tmp_path, monkeypatch):
+    monkeypatch.setitem(attacks.SAMPLING, "num_inference_steps", 10)
+    for name in attacks.DRAWS:
+        monkeypatch.setitem(attacks.DRAWS, name, 1)
+    monkeypatch.setattr(attacks, "COUNTS", dict.fromkeys(attacks.COUNTS, 2))
+    attacks.search("whitebox", tmp_path, 2)
+    tables = attacks.hits(tmp_path, tmp_path / "results")
+    assert tables["attacks"][["set", "method"]].to_numpy().tolist() == [
+        [name, method] for method in ("cfg", "vl-dnp") for name in ("random", "whitebox")
+    ]
+    drawn = logged(tmp_path / "hits-whitebox-cfg-2.jsonl")
+    prompts = [row["prompt"] for row in logged(tmp_path / "whitebox.jsonl")]
+    assert [prompt for batch in drawn for prompt in batch["prompt"]] == prompts
+    assert tables["attacks-curves"]["step"].tolist() == [0, 1]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "attacks.csv",
+        "attacks-curves.csv",
+    }
 
 
 def test_the_pool_of_each_search_differs_and_ends_with_all_results():

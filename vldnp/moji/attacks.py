@@ -8,6 +8,7 @@ and measures the prompts against random ones into `data/results`.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -122,7 +123,7 @@ def search(name: str, work: Path, count: int | None = None, seed: int | None = N
     if name == "whitebox":
         return _white_box(attack, log, count, seed)
     if name == "adaptive":
-        return _adaptive(attack, log, count, seed, rows_of(work, "whitebox"))
+        return _adaptive(attack, log, count, seed, rows_of(work, "whitebox")[: COUNTS["whitebox"]])
     build(
         attack,
         harmless_captions(HARMLESS_CAPTIONS),
@@ -175,8 +176,16 @@ def _adaptive(
             f"the adaptive search starts from {COUNTS['whitebox']} white-box prompts and there are "
             f"{len(found)}; let `python -m vldnp.moji whitebox` go on first"
         )
-    settings = {"search": "adaptive", "seed": seed, "vlm": VLM, "omega": OMEGA}
-    return resumed(log, settings | {"queries": QUERIES} | asdict(ADAPTIVE), count, find, "adaptive")
+    settings = {
+        "search": "adaptive",
+        "seed": seed,
+        "vlm": VLM,
+        "omega": OMEGA,
+        "queries": QUERIES,
+        "white_box": zlib.crc32("\n".join(row["prompt"] for row in found).encode()),
+        **asdict(ADAPTIVE),
+    }
+    return resumed(log, settings, count, find, "adaptive")
 
 
 def _starts(found: Sequence[dict], turn: int) -> list[list[str]]:
@@ -240,7 +249,8 @@ def hits(work: Path, folder: Path) -> dict[str, pd.DataFrame]:
 
     Returns:
         `attacks`: per set and method the rates of `outcomes` with bootstrap intervals over
-        prompts; `attacks-curves`: per search and step the mean of what it lowers or raises.
+        prompts, and how many times those of random prompts the hits are; `attacks-curves`: per
+        search and step the mean of what it lowers or raises.
     """
     model, judge = zoo.load("moji-sd"), zoo.load_judge("moji-judge")
     sets = {"random": random_prompts(attack_on(model), COUNTS["whitebox"], LENGTH)}
@@ -252,10 +262,14 @@ def hits(work: Path, folder: Path) -> dict[str, pd.DataFrame]:
                 # As many as of the adaptive prompts, with the same targets.
                 rows = [] if name == "adversarial" else rows[: COUNTS["adaptive"]]
             if rows:
-                log = work / f"hits-{name}-{method.name}.jsonl"
+                # More prompts may have been found since the last measurement.
+                log = work / f"hits-{name}-{method.name}-{len(rows)}.jsonl"
                 drawn = _drawn(rows, DRAWS[name], log, model, judge, method)
                 table.append({"set": name, "method": method.name, **rates(drawn)})
-    tables = {"attacks": pd.DataFrame(table), "attacks-curves": curves(work)}
+    rated = pd.DataFrame(table)
+    chance = rated[rated["set"] == "random"].set_index("method")["hit"]
+    rated["times_random"] = rated["hit"] / rated["method"].map(chance)
+    tables = {"attacks": rated, "attacks-curves": curves(work)}
     for name, frame in tables.items():
         with atomic(folder / f"{name}.csv") as temporary:
             frame.to_csv(temporary, index=False, float_format="%.4f", lineterminator="\n")
