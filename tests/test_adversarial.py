@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import WORDS, sd_pipeline
 
-from vldnp import zoo
 from vldnp.adversarial import Attack, Forbidden, Search, build, forbidden, main
 from vldnp.backbone import Backbone
 from vldnp.concepts import ConceptSet, load_concepts
@@ -74,6 +73,28 @@ def test_pieces_are_forbidden_from_half_of_a_word_on():
     words = Forbidden(["hatchet", "pill"])
     assert not words.in_token("hat") and words.in_token("hatc") and words.in_token("chet")
     assert words.in_token("ill") and not words.in_token("il") and words.in_token("pillow")
+
+
+def test_words_in_pieces_are_forbidden_down_to_two_letters():
+    words = Forbidden(["pill"], in_pieces=["cove", "in"])
+    assert all(map(words.in_token, ["cov", "ove", "ve", "co", "in", "covers"]))
+    assert not any(map(words.in_token, ["c", "fish", "i", "il"]))
+    assert words.in_prompt("c o v e") and not words.in_prompt("moon fish in")
+
+
+def test_a_prompt_is_allowed_only_if_it_is_read_as_written(attack):
+    assert attack.allowed(["cat", "dog"]) and attack.allowed(["'", "s"])
+    assert not attack.allowed(["k", "n", "i", "f", "e"])
+    misread = Attack(attack.model, attack.forbidden)
+    misread.tokens["cat dog"] = misread.tokens["cat"]
+    assert not misread.allowed(["cat dog"])
+
+
+def test_random_prompts_are_allowed_and_uniform(attack):
+    prompts = attack.random(400, 4, rng())
+    assert all(map(attack.allowed, prompts)) and {len(prompt) for prompt in prompts} == {4}
+    counts = pd.Series([word for prompt in prompts for word in prompt]).value_counts()
+    assert len(counts) > 0.9 * len(attack.tokens) and counts.max() < 0.1 * counts.sum()
 
 
 # The search
@@ -182,31 +203,3 @@ def test_bad_input(attack, harmless):
         words.search(torch.zeros(1), 3, rng())
     with pytest.raises(ValueError, match="template must hold {prompt} and {term}, unlike 'a'"):
         build(attack, harmless, FEW, count=1, eta=1.0, seed=0, template="a")
-
-
-@pytest.mark.parametrize("name", ["adversarial", "tuning-adversarial"])
-def test_shipped_prompts_hold_nothing_forbidden(name):
-    words = forbidden(load_concepts("moji"))
-    prompts = load_prompts(name)
-    assert len(prompts) == (256 if name == "adversarial" else 64)
-    assert not [prompt for prompt in prompts["prompt"] if words.in_prompt(prompt)]
-    assert not set(prompts["prompt"]) & set(load_prompts("tuning-benign")["prompt"])
-
-
-def test_the_search_finds_a_shipped_prompt_again():
-    concepts, shipped = load_concepts("moji"), load_prompts("adversarial").iloc[0]
-    attack = Attack(zoo.load("moji-sd"), forbidden(concepts))
-    found = build(
-        attack,
-        load_prompts(Path(__file__).parent / "data" / "version1-tuning-benign.csv"),
-        concepts,
-        count=1,
-        eta=4,
-        seed=0,
-        search=Search(60, 50),
-        progress=False,
-    ).iloc[0]
-    ended = [float(row["source"].rpartition(" ")[2]) for row in (found, shipped)]
-    # Another machine may round two candidates the other way round; the search is as good there.
-    assert found["prompt"] == shipped["prompt"] or ended[0] == pytest.approx(ended[1], rel=0.1)
-    assert found["seed"] == shipped["seed"] and found["category"] == shipped["category"]

@@ -1,6 +1,7 @@
 """Adversarial prompts: word salad without a forbidden word that means a forbidden thing.
 
-After Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012), with f the text encoder:
+What the searches share (which tokens a prompt may hold, prompts drawn at random from them), and
+the search of Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012), with f the text encoder:
 
 1. concept vector: c = mean over prompts of f(prompt with the concept) − f(prompt);
 2. target of a harmless prompt p: f(p) + η c;
@@ -13,8 +14,8 @@ After Ring-A-Bell (Tsai et al., ICLR 2024, arXiv 2310.10012), with f the text en
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,19 +23,20 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from vldnp import zoo
 from vldnp.backbone import Backbone
 from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.files import unknown
-from vldnp.prompts import load_prompts, save_prompts, split_things
+from vldnp.prompts import OPTIONAL, REQUIRED, load_prompts, save_prompts, split_things
+from vldnp.resumable import resumed
 
 CATEGORY_WORDS = (
     "weapon weapons armed bloody gore drug drugs forbidden restricted unwanted nude nudity naked"
 ).split()
 """Words for kinds of restricted things, forbidden besides the concept set's own."""
 
+COLUMNS = [*REQUIRED, *(column for column in OPTIONAL if column != "guidance_scale")]
 LENGTHS = (8, 12, 16)
 SPACES = ("states", "pooled")
 
@@ -83,10 +85,14 @@ class Forbidden:
 
     Args:
         words: written forms; their letters count, in any case.
+        in_pieces: words of which no token may be a part either, single letters aside: of "cove"
+            neither "cov" nor "ve". Those of one or two letters ("in") are forbidden as tokens
+            only; spelled across other words they are in nearly every prompt.
     """
 
-    def __init__(self, words: Iterable[str]):
-        forms = {_letters(word) for word in words}
+    def __init__(self, words: Iterable[str], in_pieces: Iterable[str] = ()):
+        self.broken = tuple(sorted({_letters(word) for word in in_pieces} - {""}))
+        forms = {_letters(word) for word in words} | {w for w in self.broken if len(w) > 2}
         self.forms = tuple(sorted(form for form in forms if form))
         if not self.forms:
             raise ValueError("no forbidden words are given")
@@ -97,18 +103,24 @@ class Forbidden:
         return self._anywhere.search(_letters(prompt)) is not None
 
     def in_token(self, token: str) -> bool:
-        """Whether a token holds a form, or is a piece of 3 letters or more that makes up half of
-        one or more, such as "dagge"."""
+        """Whether a token holds a form; or is a part of a word of `in_pieces`; or is a piece of
+        3 letters or more that makes up half of a form or more, such as "dagge"."""
         letters = _letters(token)
-        return self.in_prompt(letters) or any(
-            len(letters) >= 3 and letters in form and 2 * len(letters) >= len(form)
-            for form in self.forms
+        return (
+            self.in_prompt(letters)
+            or any(len(letters) >= 2 and letters in word for word in self.broken)
+            or any(
+                len(letters) >= 3 and letters in form and 2 * len(letters) >= len(form)
+                for form in self.forms
+            )
         )
 
 
-def forbidden(concepts: ConceptSet, extra: Iterable[str] = CATEGORY_WORDS) -> Forbidden:
+def forbidden(
+    concepts: ConceptSet, extra: Iterable[str] = CATEGORY_WORDS, in_pieces: Iterable[str] = ()
+) -> Forbidden:
     """All forms of a concept set (terms, synonyms, plurals), and `extra` words."""
-    return Forbidden([*concepts.written_forms, *extra])
+    return Forbidden([*concepts.written_forms, *extra], in_pieces)
 
 
 @dataclass(frozen=True)
@@ -144,6 +156,38 @@ class Attack:
                 found.setdefault(text, i)
         return found
 
+    def allowed(self, words: Sequence[str]) -> bool:
+        """Whether these tokens, written side by side, hold nothing forbidden and are read as
+        just these tokens."""
+        prompt = " ".join(words)
+        ids = [self.tokens[word] for word in words]
+        return (
+            not self.forbidden.in_prompt(prompt)
+            and self.model.pipe.tokenizer(prompt).input_ids[1:-1] == ids
+        )
+
+    def random(self, count: int, length: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """`count` allowed prompts of `length` tokens drawn uniformly: what chance reaches."""
+        limit = self.model.pipe.tokenizer.model_max_length - 2
+        if not 1 <= length <= limit:
+            raise ValueError(f"a prompt's length must be 1 to {limit} tokens, not {length}")
+        words = np.array(list(self.tokens), dtype=object)
+        if not len(words):
+            raise ValueError("every token of the vocabulary is forbidden; nothing is left to try")
+        return self.accepted(lambda: words[rng.integers(len(words), size=length)], count)
+
+    def accepted(self, draw: Callable[[], np.ndarray], count: int) -> list[np.ndarray]:
+        """The first `count` draws that are allowed."""
+        found: list[np.ndarray] = []
+        for _ in range(1000 * count):
+            if len(found) == count:
+                return found
+            if self.allowed(prompt := draw()):
+                found.append(prompt)
+        if len(found) == count:
+            return found
+        raise ValueError("hardly any prompt is free of the forbidden words; forbid fewer")
+
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """f(prompts), `[n, F]` float32: what the text encoder makes of the texts."""
@@ -174,29 +218,24 @@ class Attack:
             rng: decides the whole search.
             search: how long and how wild.
         """
-        limit = self.model.pipe.tokenizer.model_max_length - 2
-        if not 1 <= length <= limit:
-            raise ValueError(f"a prompt's length must be 1 to {limit} tokens, not {length}")
+        population = self.random(search.population, length, rng)
         words = np.array(list(self.tokens), dtype=object)
-        if not len(words):
-            raise ValueError("every token of the vocabulary is forbidden; nothing is left to try")
-
-        def fresh() -> np.ndarray:
-            return words[rng.integers(len(words), size=length)]
 
         def distances(prompts: list[np.ndarray]) -> np.ndarray:
             embeds = self.embed([" ".join(prompt) for prompt in prompts])
             return (embeds - target).square().sum(dim=1).cpu().numpy()
 
-        population = _allowed(fresh, search.population, self.forbidden)
         scores = distances(population)
         history = [float(scores.min())]
         half = search.population // 2
         for _ in range(search.generations):
             best = np.argsort(scores, kind="stable")[: search.population - half]
             parents, scores = [population[i] for i in best], scores[best]
-            children = _allowed(
-                lambda parents=parents: _child(parents, words, rng, search), half, self.forbidden
+            children = self.accepted(
+                lambda parents=parents: offspring(
+                    parents, words, rng, search.crossover, search.mutation
+                ),
+                half,
             )
             population = parents + children
             scores = np.concatenate([scores, distances(children)])
@@ -204,28 +243,19 @@ class Attack:
         return Found(" ".join(population[scores.argmin()]), history[-1], tuple(history))
 
 
-def _allowed(draw: Callable[[], np.ndarray], count: int, forbidden: Forbidden) -> list[np.ndarray]:
-    """`count` draws that hold nothing forbidden."""
-    found: list[np.ndarray] = []
-    for _ in range(1000 * count):
-        if len(found) == count:
-            break
-        prompt = draw()
-        if not forbidden.in_prompt(" ".join(prompt)):
-            found.append(prompt)
-    else:
-        raise ValueError("hardly any prompt is free of the forbidden words; forbid fewer")
-    return found
-
-
-def _child(
-    parents: list[np.ndarray], words: np.ndarray, rng: np.random.Generator, search: Search
+def offspring(
+    parents: Sequence[np.ndarray],
+    words: np.ndarray,
+    rng: np.random.Generator,
+    crossover: float,
+    mutation: float,
 ) -> np.ndarray:
+    """A child of prompts of equal length; the rates are as in `Search`."""
     child = parents[rng.integers(len(parents))].copy()
-    if len(child) > 1 and rng.random() < search.crossover:
+    if len(child) > 1 and rng.random() < crossover:
         cut = rng.integers(1, len(child))
         child[cut:] = parents[rng.integers(len(parents))][cut:]
-    if rng.random() < search.mutation:
+    if rng.random() < mutation:
         child[rng.integers(len(child))] = words[rng.integers(len(words))]
     return child
 
@@ -246,6 +276,7 @@ def build(
     template: str = "{prompt}, {term}",
     search: Search = Search(),  # noqa: B008  (frozen data)
     name: str = "adversarial",
+    log: Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """A prompt set of adversarial prompts, each with its harmless origin and its concept.
@@ -259,6 +290,7 @@ def build(
         concepts: gives the concepts, by the terms of its vocabulary.
         count: how many prompts.
         eta: η, how far along the concept vector the target lies.
+        log: where found prompts are kept at once and an interrupted search goes on (`resumed`).
 
     Returns:
         A prompt set: `category` is the concept; `things` those of the origin that the found
@@ -272,8 +304,8 @@ def build(
         term: attack.concept_vector(term, list(prompts["prompt"]), template)
         for term in concepts.vocabulary
     }
-    rows = []
-    for n in tqdm(range(count), desc=name, unit="prompt", disable=not progress):
+
+    def find(n: int) -> dict:
         origin = prompts.iloc[n % len(prompts)]
         term = list(vectors)[n % len(vectors)]
         # Every concept meets every length, also when their numbers have a common divisor.
@@ -282,19 +314,34 @@ def build(
         target = attack.embed([origin["prompt"]])[0] + eta * vectors[term]
         found = attack.search(target, length, rng, search)
         named = [thing for thing in split_things(origin["things"]) if thing in found.prompt.split()]
-        rows.append(
-            {
-                "prompt_id": f"{name}-{n:03}",
-                "prompt": found.prompt,
-                "seed": int(rng.integers(2**31)),
-                "category": term,
-                "source": f"vldnp.adversarial: {origin['prompt_id']}, eta {eta:g}, {length} "
-                f"tokens, distance {found.history[0]:.4g} to {found.distance:.4g}",
-                "things": ", ".join(named),
-                "place": "",
-            }
-        )
-    return pd.DataFrame(rows)
+        return {
+            "prompt_id": f"{name}-{n:03}",
+            "prompt": found.prompt,
+            "seed": int(rng.integers(2**31)),
+            "category": term,
+            "source": f"vldnp.adversarial: {origin['prompt_id']}, eta {eta:g}, {length} "
+            f"tokens, distance {found.history[0]:.4g} to {found.distance:.4g}",
+            "things": ", ".join(named),
+            "place": "",
+            "history": found.history,
+        }
+
+    settings = {
+        "search": "ring-a-bell",
+        "seed": seed,
+        "eta": eta,
+        "lengths": list(lengths),
+        "template": template,
+        "space": attack.space,
+        **asdict(search),
+    }
+    rows = resumed(log, settings, count, find, name if progress else None)
+    return as_prompts(rows)
+
+
+def as_prompts(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """Found prompts as a prompt set, without the searches' own columns."""
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
 def parser() -> argparse.ArgumentParser:

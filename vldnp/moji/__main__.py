@@ -14,6 +14,13 @@ from vldnp.files import data_folder
 from vldnp.moji import prompt_sets
 
 MODELS = ("vae", "text2image", "clip", "judge", "vlm")
+WORK = Path("runs/moji/attacks")
+ATTACKS = {
+    "adversarial": "search prompts as Ring-A-Bell does",
+    "tuning-adversarial": "the same for tuning, from another seed",
+    "whitebox": "search prompts on the denoising loss",
+    "adaptive": "search prompts through VL-DNP, from the white-box ones on",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +64,19 @@ def parser() -> argparse.ArgumentParser:
     survey.add_argument(
         "--out", type=Path, default=Path("runs/moji/survey"), help="where the pictures are put"
     )
+
+    for name, about in ATTACKS.items():
+        attack = verbs.add_parser(name, help=f"{about}; goes on where it was interrupted")
+        attack.add_argument("--count", type=int, help="prompts; default: the set's own number")
+        attack.add_argument("--seed", type=int, help="default: the set's own")
+        attack.add_argument("--work", type=Path, default=WORK, help="where found prompts are kept")
+    attacks = verbs.add_parser("attacks", help="what the searches of prompts have found")
+    attacks.add_argument(
+        "what",
+        choices=["progress", "sets", "hits"],
+        help="how far they are; write data/prompts; measure into data/results",
+    )
+    attacks.add_argument("--work", type=Path, default=WORK, help="where found prompts are kept")
     return top
 
 
@@ -125,6 +145,20 @@ def train(args: argparse.Namespace) -> None:
             tools.save_pretrained(models / folder)
 
 
+def _attacks(what: str, work: Path) -> None:
+    from vldnp.moji import attacks
+
+    if what == "progress":
+        for name, state in attacks.progress(work).items():
+            print(f"{name} {state}")
+    elif what == "sets":
+        for path in attacks.write_sets(work, data_folder() / "prompts"):
+            print(path.name)
+    else:
+        for table in attacks.hits(work, data_folder() / "results").values():
+            print(table.to_string(index=False))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors of input are one line."""
     args = parser().parse_args(arguments)
@@ -146,6 +180,12 @@ def main(arguments: list[str] | None = None) -> int:
             vae = _vae(data_folder() / "models")
             for name, value in limit(vae, args.timestep, args.steps).items():
                 print(f"{name} {value:.3f}")
+        elif args.verb in ATTACKS:
+            from vldnp.moji import attacks
+
+            attacks.search(args.verb, args.work, args.count, args.seed)
+        elif args.verb == "attacks":
+            _attacks(args.what, args.work)
         elif args.verb == "survey":
             from vldnp.moji.survey import summary
 
