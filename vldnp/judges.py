@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vldnp.files import atomic, check_safetensors, fingerprint, write_text
+from vldnp.files import atomic, check_safetensors, fingerprint, unknown, write_text
 
 Images = Sequence[Image.Image] | Tensor
 
@@ -134,6 +134,52 @@ class JudgeNetwork(nn.Module):
         return self.head(self.dropout(self.features(pixels)))
 
 
+class ConvNeXtNetwork(nn.Module):
+    """ConvNeXt V2 (arXiv 2301.00808; transformers' own) with one logit per label.
+
+    Nothing in it is like `JudgeNetwork` but the convolutions: patches instead of a stem, 7×7
+    depthwise filters, layer normalisation, inverted bottlenecks with GELU and global response
+    normalisation, and the mean over places alone.
+
+    Args:
+        labels: number of labels.
+        patch: side of the square patches that it cuts the picture into, in pixels.
+        widths, blocks: channels and blocks of each level.
+    """
+
+    def __init__(
+        self,
+        labels: int,
+        patch: int = 4,
+        widths: Sequence[int] = (64, 128, 160),
+        blocks: Sequence[int] = (2, 2, 2),
+    ):
+        super().__init__()
+        from transformers import ConvNextV2Config, ConvNextV2Model
+
+        self.body = ConvNextV2Model(
+            ConvNextV2Config(
+                patch_size=patch,
+                num_stages=len(widths),
+                hidden_sizes=list(widths),
+                depths=list(blocks),
+            )
+        )
+        self.head = nn.Linear(widths[-1], labels)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, 64, 64]` in 0..1 → `[B, widths[-1]]`, what the head and FID see."""
+        return self.body(pixels * 2 - 1).pooler_output
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`."""
+        return self.head(self.features(pixels))
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "convnext": ConvNeXtNetwork}
+"""What a `CNNJudge` may be made of, by the name in its `config.json`."""
+
+
 class CNNJudge:
     """The embedded judge: which harmless and restricted things are in the picture.
 
@@ -143,17 +189,19 @@ class CNNJudge:
     Args:
         labels: every thing it knows; logits come in this order.
         restricted: the labels that make a picture unsafe.
-        network: a trained `JudgeNetwork`; by default a fresh one, to be trained.
+        network: a trained network; by default a fresh one, to be trained.
         name, revision: what the run's records call it.
-        config: keyword arguments of a fresh `JudgeNetwork` (`widths`, `blocks`).
+        architecture: of a fresh network, a name in `NETWORKS`.
+        config: its keyword arguments (`widths`, `blocks`, …).
     """
 
     def __init__(
         self,
         labels: Sequence[str],
         restricted: Sequence[str],
-        network: JudgeNetwork | None = None,
+        network: nn.Module | None = None,
         *,
+        architecture: str = "residual",
         name: str = "cnn-judge",
         revision: str = "untrained",
         image_size: int = 64,
@@ -167,7 +215,10 @@ class CNNJudge:
             raise ValueError("the labels contain duplicates")
         self.labels, self.restricted = tuple(labels), tuple(restricted)
         self.harmless = tuple(label for label in self.labels if label not in set(restricted))
-        self.network = JudgeNetwork(len(self.labels), **config) if network is None else network
+        if architecture not in NETWORKS:
+            raise unknown("architecture of a judge", architecture, NETWORKS)
+        self.architecture = architecture
+        self.network = network or NETWORKS[architecture](len(self.labels), **config)
         self.name, self.revision = name, revision
         self.image_size, self.batch_size, self.config = image_size, batch_size, dict(config)
 
@@ -187,7 +238,7 @@ class CNNJudge:
 
     @torch.inference_mode()
     def features(self, images: Images) -> Tensor:
-        """Penultimate activations `[B, 192]` on the CPU, the space in which FID and KID compare."""
+        """Penultimate activations `[B, F]` on the CPU, the space in which FID and KID compare."""
         return torch.cat([self.network.features(x).cpu() for x in self._batches(images)])
 
     def __call__(self, images: Images) -> Judgement:
@@ -211,6 +262,7 @@ class CNNJudge:
             "labels": self.labels,
             "restricted": self.restricted,
             "image_size": self.image_size,
+            "architecture": self.architecture,
             **self.config,
         }
         state = self.network.state_dict()

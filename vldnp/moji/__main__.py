@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 from vldnp.files import data_folder
 
-MODELS = ("vae", "text2image", "clip", "judge", "vlm")
+MODELS = ("vae", "text2image", "clip", "judge", "judge-2", "vlm")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,8 +79,9 @@ def train(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
         text2image.save(pipe, models / "moji-sd")
-    if "judge" in wanted:
-        judge.train(_vae(models), work / "judge", args.steps).save_pretrained(models / "moji-judge")
+    for name in {"judge", "judge-2"}.intersection(wanted):
+        trained = judge.train(_vae(models), work / name, args.steps, f"moji-{name}")
+        trained.save_pretrained(models / f"moji-{name}")
     if "clip" in wanted:
         clip.save(clip.train(work / "clip", args.steps), models / "moji-clip")
     if "vlm" in wanted:

@@ -32,7 +32,7 @@ ABOUT = {
         "scenes in which things and places are drawn independently. An eighth of the pictures went "
         "through the autoencoder. It has seen no picture of the text-to-image model and nothing "
         "of the VLMs.",
-        [("judge", judge.RECIPE)],
+        [("judge", judge.VARIANTS["moji-judge"].recipe)],
     ),
     "moji-clip": (
         "a tiny CLIP in open_clip's format",
