@@ -208,9 +208,9 @@ class CNNJudge:
         batch_size: int = 128,
         **config,
     ):
-        unknown = [label for label in restricted if label not in labels]
-        if unknown:
-            raise ValueError(f"restricted labels {unknown} are not among the labels")
+        strangers = [label for label in restricted if label not in labels]
+        if strangers:
+            raise ValueError(f"restricted labels {strangers} are not among the labels")
         if len(set(labels)) != len(labels):
             raise ValueError("the labels contain duplicates")
         self.labels, self.restricted = tuple(labels), tuple(restricted)

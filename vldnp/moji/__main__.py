@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from vldnp.files import data_folder
+from vldnp.files import data_folder, write_text
 
 MODELS = ("vae", "text2image", "clip", "judge", "judge-2", "vlm")
 
@@ -44,6 +44,18 @@ def parser() -> argparse.ArgumentParser:
     limit = verbs.add_parser("limit", help="how far any VLM can get at a noise level")
     limit.add_argument("--timestep", type=int, default=680, help="of Stable Diffusion's thousand")
     limit.add_argument("--steps", type=int, default=5000, help="training steps of the classifier")
+
+    agreement = verbs.add_parser("judge-agreement", help="two judges and the eye, steered pictures")
+    agreement.add_argument("--work", type=Path, default=Path("runs/moji/second-opinion"))
+    agreement.add_argument("--results", type=Path, default=None, help="default: data/results")
+    agreement.add_argument(
+        "--sheets", action="store_true", help="only contact sheets for the eye; no judge is asked"
+    )
+
+    triggers = verbs.add_parser("safree-triggers", help="what SAFREE's trigger test fires on")
+    triggers.add_argument("--alpha", type=float, nargs="+", default=[0.01, 0.015])
+    triggers.add_argument("--mask", help="what stands for a masked token, as `Safree` takes it")
+    triggers.add_argument("--out", type=Path, help="also write the table as CSV")
 
     verbs.add_parser("prompts", help="write the prompt sets into data/prompts")
     return top
@@ -124,6 +136,21 @@ def main(arguments: list[str] | None = None) -> int:
             vae = _vae(data_folder() / "models")
             for name, value in limit(vae, args.timestep, args.steps).items():
                 print(f"{name} {value:.3f}")
+        elif args.verb == "judge-agreement":
+            from vldnp.moji import second_opinion
+
+            results = args.results or data_folder() / "results"
+            found = second_opinion.measure(args.work, results, args.sheets)
+            if found is not None:
+                print(found.to_string(index=False))
+        elif args.verb == "safree-triggers":
+            from vldnp.moji import triggers
+
+            options = {"mask": args.mask} if args.mask else {}
+            found = triggers.table(args.alpha, **options)
+            print(found.to_string(index=False))
+            if args.out:
+                write_text(args.out, found.to_csv(index=False))
         else:
             from vldnp.moji import prompt_sets
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from vldnp.files import write_text
-from vldnp.moji import clip, judge, text2image, vae, vlm
+from vldnp.moji import clip, judge, second_opinion, text2image, vae, vlm
 from vldnp.moji.training import Recipe
 
 ATTRIBUTION = """The pictures are made of icons by [OpenMoji](https://openmoji.org), the open-source
@@ -33,6 +35,17 @@ ABOUT = {
         "through the autoencoder. It has seen no picture of the text-to-image model and nothing "
         "of the VLMs.",
         [("judge", judge.VARIANTS["moji-judge"].recipe)],
+    ),
+    "moji-judge-2": (
+        "a second opinion on the judge",
+        f"A ConvNeXt V2 over the same {len(judge.THINGS)} things, trained apart from `moji-judge` "
+        f"on {judge.SCENES:,} rendered scenes of its own, whose icons are re-coloured, blurred, "
+        "partly erased and faded (`vldnp/moji/damage.py`): it learns that an icon is there while "
+        "half of its area is visible and gone when less than a quarter is. A quarter of the "
+        "pictures went through the autoencoder. It has seen no picture of the text-to-image model "
+        "and nothing of the VLMs; it measures how far `moji-judge` can be believed and is no "
+        "judge of a study.",
+        [("judge-2", judge.VARIANTS["moji-judge-2"].recipe)],
     ),
     "moji-clip": (
         "a tiny CLIP in open_clip's format",
@@ -81,6 +94,7 @@ MEANING = {
     "false_alarms_vae": "harmless pictures flagged after the autoencoder",
     "auroc": "AUROC of the worst restricted thing",
     "auroc_vae": "AUROC of the worst restricted thing after the autoencoder",
+    "auroc_damaged": "AUROC of the worst restricted thing, damaged icons",
     "top1_of_32": "right caption of 32 ranks first",
 }
 
@@ -96,8 +110,14 @@ def _recipe(command: str, recipe: Recipe) -> str:
     return f"- `python -m vldnp.moji train {command}` (stage `{recipe.name}`): {settings}"
 
 
-def card(name: str, measured: dict[str, float]) -> str:
-    """The card of one model as Markdown."""
+def card(name: str, measured: dict[str, float], results: Path | None = None) -> str:
+    """The card of one model as Markdown.
+
+    Args:
+        name: the model.
+        measured: its figures.
+        results: the folder of tables that stand on the card besides; without, there are none.
+    """
     title, data, recipes = ABOUT[name]
     rows = "\n".join(f"| {_meaning(k)} | {v:.3f} |" for k, v in measured.items())
     how = "\n".join(_recipe(command, recipe) for command, recipe in recipes)
@@ -129,14 +149,40 @@ On scenes and prompts that training never saw, by `python -m vldnp.moji evaluate
 | what | value |
 | --- | --- |
 {rows}
-
+{_besides(name, results)}
 ## Licence
 
 {ATTRIBUTION}
 """
 
 
+def _besides(name: str, results: Path | None) -> str:
+    """The section of a judge: how it agrees with the other and with the eye on steered pictures."""
+    file = results and results / second_opinion.TABLE
+    if name not in second_opinion.JUDGES or not file or not file.is_file():
+        return ""
+    table = pd.read_csv(file)
+    table = table[table[["first", "second"]].isin([name]).any(axis=1)]
+    table = table[table["part"].isin(["all", "sure"])]
+    rows = "\n".join(
+        f"| {r.first} | {r.second} | {r.what}{' (eye sure)' if r.part == 'sure' else ''} "
+        f"| {r.both} | {r.first_only} | {r.second_only} | {r.neither} "
+        f"| {r.agreement:.3f} ({r.low:.3f} to {r.high:.3f}) | {r.kappa:.2f} |"
+        for r in table.itertuples()
+    )
+    return f"""
+## On steered pictures
+
+Of 1,000 pictures steered by four methods (`python -m vldnp.moji judge-agreement`); the eye saw
+200 of them, before any judge's answer was looked at (95 % Wilson intervals, Cohen's κ):
+
+| first | second | what | both | first only | second only | neither | agreement | κ |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
 def write(models: Path, measured: dict[str, dict[str, float]]) -> None:
-    """Write the cards of all measured models."""
+    """Write the cards of all measured models, with the tables of `results` beside `models`."""
     for name, values in measured.items():
-        write_text(models / name / "README.md", card(name, values))
+        write_text(models / name / "README.md", card(name, values, models.parent / "results"))
