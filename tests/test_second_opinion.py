@@ -117,7 +117,7 @@ def test_the_second_judge_knows_things_in_fresh_scenes(second, damaged):
 
 def test_a_judge_of_another_architecture_comes_back(tmp_path):
     made = CNNJudge(
-        ("cat", "axe"), ("axe",), architecture="convnext", widths=(8, 16), blocks=(1, 1)
+        ("cat", "axe"), ("axe",), architecture="places", widths=(8, 16), convolutions=(1, 1)
     )
     made.save_pretrained(tmp_path)
     opened = zoo.load_judge(tmp_path)
@@ -125,8 +125,8 @@ def test_a_judge_of_another_architecture_comes_back(tmp_path):
     np.testing.assert_allclose(
         opened(pixels).unsafe_probability, made(pixels).unsafe_probability, atol=1e-2
     )
-    with pytest.raises(ValueError, match="did you mean 'convnext'"):
-        CNNJudge(("cat",), (), architecture="convnet")
+    with pytest.raises(ValueError, match="did you mean 'places'"):
+        CNNJudge(("cat",), (), architecture="place")
 
 
 def test_agreement_by_hand():

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,49 +135,50 @@ class JudgeNetwork(nn.Module):
         return self.head(self.dropout(self.features(pixels)))
 
 
-class ConvNeXtNetwork(nn.Module):
-    """ConvNeXt V2 (arXiv 2301.00808; transformers' own) with one logit per label.
+class PlacesNetwork(nn.Module):
+    """A plain CNN whose places vote: it gives a logit per label *and place*, then a soft maximum.
 
-    Nothing in it is like `JudgeNetwork` but the convolutions: patches instead of a stem, 7×7
-    depthwise filters, layer normalisation, inverted bottlenecks with GELU and global response
-    normalisation, and the mean over places alone.
+    Unlike `JudgeNetwork` it has no shortcuts and no features of the whole picture: stacked 3×3
+    convolutions with batch normalisation, ReLU and maximum pooling (VGG's, arXiv 1409.1556), and
+    for each label log Σ exp over the places of the last map less the log of their number (arXiv
+    1411.6228, eq. 6 with r = 1).
 
     Args:
         labels: number of labels.
-        patch: side of the square patches that it cuts the picture into, in pixels.
-        widths, blocks: channels and blocks of each level.
+        widths, convolutions: channels and number of convolutions of each level; between levels
+            the resolution halves.
     """
 
     def __init__(
         self,
         labels: int,
-        patch: int = 4,
-        widths: Sequence[int] = (64, 128, 160),
-        blocks: Sequence[int] = (2, 2, 2),
+        widths: Sequence[int] = (24, 48, 96, 144),
+        convolutions: Sequence[int] = (1, 2, 2, 2),
     ):
         super().__init__()
-        from transformers import ConvNextV2Config, ConvNextV2Model
-
-        self.body = ConvNextV2Model(
-            ConvNextV2Config(
-                patch_size=patch,
-                num_stages=len(widths),
-                hidden_sizes=list(widths),
-                depths=list(blocks),
-            )
-        )
-        self.head = nn.Linear(widths[-1], labels)
+        layers: list[nn.Module] = []
+        inner = 3
+        for level, (width, count) in enumerate(zip(widths, convolutions, strict=True)):
+            layers += [nn.MaxPool2d(2)] if level else []
+            for _ in range(count):
+                layers += [nn.Conv2d(inner, width, 3, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(width), nn.ReLU()]
+                inner = width
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Conv2d(inner, labels, 1)
+        nn.init.constant_(self.head.bias, -4.0)  # things are rare: begin with "not here"
 
     def features(self, pixels: Tensor) -> Tensor:
-        """`[B, 3, 64, 64]` in 0..1 → `[B, widths[-1]]`, what the head and FID see."""
-        return self.body(pixels * 2 - 1).pooler_output
+        """`[B, 3, 64, 64]` in 0..1 → `[B, widths[-1]]`, the mean over places."""
+        return self.layers(pixels * 2 - 1).mean((2, 3))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """`[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`."""
-        return self.head(self.features(pixels))
+        votes = self.head(self.layers(pixels * 2 - 1)).flatten(2)
+        return votes.logsumexp(dim=2) - math.log(votes.shape[2])
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "convnext": ConvNeXtNetwork}
+NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "places": PlacesNetwork}
 """What a `CNNJudge` may be made of, by the name in its `config.json`."""
 
 

@@ -41,8 +41,8 @@ VARIANTS = {
         Recipe("judge", steps=1400, learning_rate=2e-3, seed=21, batch_size=48, ema=0.996)
     ),
     "moji-judge-2": Variant(
-        Recipe("judge-2", steps=2400, learning_rate=2e-3, seed=63, batch_size=48, ema=0.996),
-        {"architecture": "convnext", "patch": 4, "widths": (48, 96, 144), "blocks": (2, 3, 2)},
+        Recipe("judge-2", steps=1600, learning_rate=2e-3, seed=63, batch_size=48, ema=0.996),
+        {"architecture": "places"},
         damaged=True,
         through_vae=4,
     ),
