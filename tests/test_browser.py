@@ -221,11 +221,19 @@ def check_viewer(page) -> None:
     now = viewer.locator(".vldnp-now")
     column = now.locator(".vldnp-column").nth(3)  # VL-DNP
     picture = column.locator("img.vldnp-picture")
-    expect(column).to_contain_text("step 0,")
-    expect(column).not_to_contain_text("VLM:")
-    first = picture.get_attribute("src")
+    place = viewer.locator("output")
+    expect(column).to_contain_text("final image")  # it opens with what came out
+    expect(place).to_have_text("final image")
+    tops = [now.locator(".vldnp-column").nth(k).bounding_box()["y"] for k in range(4)]
+    assert len(set(tops)) == 1  # four methods in one row
 
     viewer.get_by_label("step", exact=True).focus()
+    page.keyboard.press("Home")
+    expect(column).to_contain_text("step 0,")
+    expect(column).not_to_contain_text("VLM:")
+    expect(place).to_have_text("step 0")
+    first = picture.get_attribute("src")
+
     page.keyboard.press("ArrowRight")
     expect(column).to_contain_text("step 1,")
     expect(column).to_contain_text("VLM:")
@@ -233,8 +241,13 @@ def check_viewer(page) -> None:
     viewer.get_by_title("one step forward").click()
     expect(column).to_contain_text("step 2,")
     viewer.get_by_title("one step back").click()
-    viewer.get_by_title("one step back").click()
+    active = page.locator(".jp-Notebook .jp-mod-active")
+    cell = active.first.get_attribute("data-windowed-list-index") if active.count() else None
+    page.keyboard.press("ArrowLeft")  # after a click on a button too
     expect(column).to_contain_text("step 0,")
+    page.keyboard.press("ArrowDown")  # nor does any other key reach the notebook
+    if cell is not None:
+        assert active.first.get_attribute("data-windowed-list-index") == cell
     assert picture.get_attribute("src") == first
     assert now.get_by_text("step 0,").count() == 4  # one slider for all
 

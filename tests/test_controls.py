@@ -13,6 +13,7 @@ from vldnp.judges import Judgement
 from vldnp.methods import VLDNP
 from vldnp.negatives import ImageId
 from vldnp.sampler import sample
+from vldnp.sld import sld
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a cat"], [3, 4, 5]
 QUICK = {"num_inference_steps": 4, "progress": False}
@@ -40,7 +41,7 @@ class BrightnessJudge:
 
 def test_a_vlm_that_sees_nothing_is_plain_cfg_bit_for_bit(model):
     plain = sample(model, PROMPTS, seeds=SEEDS, **QUICK)
-    for rule in ("added", "sld-max"):
+    for rule in ("added", sld("max")):
         method = VLDNP(AnswersNone(), query_steps=range(4), rule=rule)
         out = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
         assert torch.equal(out.latents, plain.latents)

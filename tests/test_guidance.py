@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from vldnp import guidance
+from vldnp.methods import Static
+from vldnp.sld import SLD_STRENGTHS, sld
 
 U = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
 C = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)
@@ -22,9 +24,11 @@ def test_the_equations_by_hand():
 
 
 def test_the_rules_are_the_equations():
-    added = guidance.rule("added")(U, C, N, 3.0, 2.0)
+    added = guidance.rule("added").equation(U, C, N, 3.0, 2.0)
     assert values(added) == [1 + 3 * 2 - 2 * -0.5, 2 + 3 * -3 - 2 * 2]
-    assert torch.equal(guidance.rule("replaced")(U, C, N, 3.0, 2.0), guidance.replaced(N, C, 3.0))
+    assert torch.equal(
+        guidance.rule("replaced").equation(U, C, N, 3.0, 2.0), guidance.replaced(N, C, 3.0)
+    )
 
 
 def test_a_scale_per_image():
@@ -35,14 +39,15 @@ def test_a_scale_per_image():
 @pytest.mark.parametrize("name", guidance.RULES)
 def test_equal_predictions_stay_as_they_are(name):
     """The weights of every rule sum to one."""
-    assert values(guidance.rule(name)(U, U, U, 7.5, 15.0)) == values(U)
+    assert values(guidance.rule(name).equation(U, U, U, 7.5, 15.0)) == values(U)
 
 
 def test_a_callable_is_a_rule():
     def mean(uncond, cond, neg, guidance_scale, omega):
         return (uncond + cond) / 2
 
-    assert guidance.rule(mean) is mean
+    assert guidance.rule(mean).equation is mean
+    assert guidance.rule(mean).describe().endswith("mean")
 
 
 def test_an_unknown_rule_is_named():
@@ -54,14 +59,19 @@ def test_an_unknown_rule_is_named():
 
 
 def test_composable_not_by_hand():
-    assert values(guidance.rule("composable-not")(U, C, N, 3.0, None)) == [1 + 3 * 2.5, 2 + 3 * -5]
+    assert values(guidance.rule("composable-not").equation(U, C, N, 3.0, None)) == [
+        1 + 3 * 2.5,
+        2 + 3 * -5,
+    ]
 
 
 @pytest.mark.parametrize("g", [3.0, 7.5])
 def test_composable_not_is_added_with_omega_g(g):
     uncond, cond, neg = predictions(3)
     expected = guidance.added(guidance.cfg(uncond, cond, g), neg, uncond, g)
-    assert torch.allclose(guidance.rule("composable-not")(uncond, cond, neg, g, None), expected)
+    assert torch.allclose(
+        guidance.rule("composable-not").equation(uncond, cond, neg, g, None), expected
+    )
 
 
 def predictions(count, shape=(3, 4, 5, 5), seed=0):
@@ -71,7 +81,7 @@ def predictions(count, shape=(3, 4, 5, 5), seed=0):
 
 def test_perp_neg_by_least_squares():
     uncond, cond, neg = predictions(3)
-    got = guidance.rule("perp-neg")(uncond, cond, neg, 5.0, 2.0)
+    got = guidance.rule("perp-neg").equation(uncond, cond, neg, 5.0, 2.0)
     for k in range(len(uncond)):
         u, c, n = (x[k].flatten().numpy() for x in (uncond, cond, neg))
         share, *_ = np.linalg.lstsq((c - u)[:, None], n - u, rcond=None)
@@ -119,7 +129,7 @@ SETTINGS = {
 def test_sld_element_by_element(strength, magnitude):
     N, g, shape = 20, 7.5, (2, 2, 3, 3)
     steps = [[magnitude * x for x in predictions(3, shape, seed)] for seed in range(N)]
-    rule = guidance.remembering(f"sld-{strength}")
+    rule = SLD_STRENGTHS[strength].step
     memory, got = torch.zeros(shape, dtype=torch.float64), []
     for i, (uncond, cond, neg) in enumerate(steps):
         pred, memory = rule(uncond, cond, neg, g, None, memory, i / N)
@@ -134,7 +144,7 @@ def test_sld_element_by_element(strength, magnitude):
 
 
 def test_sld_with_scale_0_is_cfg_bit_for_bit():
-    rule, memory = guidance.sld("strong", scale=0), torch.zeros(3, 4, 5, 5)
+    rule, memory = sld("strong", scale=0), torch.zeros(3, 4, 5, 5)
     for seed in range(3):
         uncond, cond, neg = (x.float() for x in predictions(3, seed=seed))
         pred, memory = rule.step(uncond, cond, neg, 7.5, None, memory, 0.9)
@@ -143,22 +153,29 @@ def test_sld_with_scale_0_is_cfg_bit_for_bit():
 
 
 def test_sld_settings_are_checked():
-    assert guidance.sld("max", warmup=3).warmup == 3
+    assert sld("max", warmup=3).warmup == 3
     with pytest.raises(ValueError, match="SLD strength 'hard'.*max, medium, strong, weak"):
-        guidance.sld("hard")
+        sld("hard")
     with pytest.raises(ValueError, match="momentum_beta must be a number from 0 to 1, not 1.5"):
-        guidance.sld(momentum_beta=1.5)
+        sld(momentum_beta=1.5)
     with pytest.raises(ValueError, match="scale must be a number from 0 to inf, not -1"):
-        guidance.sld(scale=-1)
+        sld(scale=-1)
 
 
 def test_most_rules_remember_nothing():
     memory = torch.ones(2, 1, 1, 1)
-    pred, after = guidance.remembering("added")(U, C, N, 3.0, 2.0, memory, 0.5)
-    assert torch.equal(pred, guidance.rule("added")(U, C, N, 3.0, 2.0)) and after is memory
+    pred, after = guidance.rule("added").step(U, C, N, 3.0, 2.0, memory, 0.5)
+    assert torch.equal(pred, guidance.rule("added").equation(U, C, N, 3.0, 2.0)) and after is memory
 
 
 def test_which_rules_have_an_omega():
-    with_omega = {name for name in guidance.RULES if guidance.has_omega(name)}
-    assert with_omega == {"added", "perp-neg"}
-    assert guidance.has_omega(guidance.perp_neg)
+    with_omega = {name for name, rule in guidance.RULES.items() if rule.uses_omega}
+    assert with_omega == {"added", "perp-neg"} and not sld().uses_omega
+    assert guidance.rule(guidance.perp_neg).uses_omega
+
+    def without(pred_uncond, pred_cond, pred_neg, guidance_scale, omega):
+        return pred_cond
+
+    without.uses_omega = False
+    assert not guidance.rule(without).uses_omega
+    assert Static("knife", 4.0, without).omega is None

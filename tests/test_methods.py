@@ -10,6 +10,7 @@ from vldnp import guidance
 from vldnp.backbone import Backbone
 from vldnp.methods import CFG, SLD, VLDNP, Static
 from vldnp.sampler import sample
+from vldnp.sld import SLD_STRENGTHS, sld
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 6, "progress": False}
@@ -63,7 +64,7 @@ def test_sld_is_its_equations(exact):
 def test_sld_with_dynamic_negatives_each_image_with_its_own_momentum(exact):
     answers = iter(["knife", "none", "none", "skull", "skull", "skull"])
     vlm = ScriptedVLM(lambda image, question: next(answers))
-    method = VLDNP(vlm, rule="sld-medium", query_steps=[1, 4, 6])
+    method = VLDNP(vlm, rule=sld("medium"), query_steps=[1, 4, 6])
     asked = {"num_inference_steps": 9, "guidance_scale": 3.0, "scheduler": "ddim"}
     out = sample(exact, PROMPTS, method, seeds=SEEDS, progress=False, **asked)
     for k, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
@@ -131,12 +132,12 @@ def test_methods_describe_themselves():
     ]
     described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
     assert len(set(described)) == len(methods)
-    names = [SLD("knife", strength).name for strength in guidance.SLD_STRENGTHS]
+    names = [SLD("knife", strength).name for strength in SLD_STRENGTHS]
     assert names == ["sld-weak", "sld-medium", "sld-strong", "sld-max"]
     assert {m.omega for m in methods if m.rule in ("added", "perp-neg")} == {4.0, None}
     assert all(m.omega is None for m in methods if m.rule not in ("added", "perp-neg"))
 
 
-def test_the_same_sld_by_name_and_by_constructor():
-    made, named = SLD("knife", "strong").describe(), Static("knife", rule="sld-strong").describe()
+def test_the_same_sld_as_a_rule_and_by_constructor():
+    made, named = SLD("knife", "strong").describe(), Static("knife", rule=sld("strong")).describe()
     assert made | {"name": ""} == named | {"name": ""}

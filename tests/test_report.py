@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tiny import ScriptedVLM, sd_pipeline
 
-from vldnp import figures, report, viewer
+from vldnp import figures, report, trajectory_data
 from vldnp.__main__ import main
 from vldnp.judges import Judgement
 from vldnp.methods import CFG, VLDNP
@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
         sample(model, NASTY, method, num_inference_steps=3, progress=False, x0_every=True)
         for method in methods
     ]
-    viewer.keep(outputs, root / "mine" / "trajectories", judge=Judge())
+    trajectory_data.save_trajectory(outputs, root / "mine" / "trajectories", judge=Judge())
     return root / "mine"
 
 

@@ -14,7 +14,10 @@ from vldnp.backbone import Backbone
 from vldnp.judges import Judgement
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.sampler import Output, Step, Trace, sample
-from vldnp.viewer import SCRIPT, chart, contact_sheet, keep, side_by_side, storyboard, view
+from vldnp.stills import contact_sheet, side_by_side
+from vldnp.templating import text_of
+from vldnp.trajectory_data import save_trajectory, trajectory_data
+from vldnp.viewer import chart, view
 
 NASTY = "<script>alert(1)</script> a knife & $\\frac{ " + "endless " * 200
 STEPS = 5
@@ -95,10 +98,10 @@ def test_the_pictures_are_those_the_vlm_saw(guided):
 
 def test_no_markup_gets_through(guided):
     plain = view({"<u>label</u>": guided}, judge=Judge()).data
-    before, ours, after = plain.partition(SCRIPT)
-    assert ours and not after.replace("</div>", "")
-    tags = {"b", "i", "p", "br", "div", "style", "button", "img", "span", "svg", "input"}
-    tags |= {"details", "summary", "path", "polyline", "circle", "text"}
+    before, ours, after = plain.partition(text_of("viewer.js").strip())
+    assert ours and not after.replace("</div>", "").replace("</script>", "").strip()
+    tags = {"b", "i", "p", "br", "div", "style", "script", "button", "img", "span", "svg", "input"}
+    tags |= {"details", "summary", "path", "polyline", "circle", "text", "output"}
     assert set(re.findall(r"<\s*/?\s*(\w+)", before)) <= tags
     assert "&lt;script&gt;" in plain and "&lt;u&gt;label" in plain
     assert "&lt;b&gt;cat" in plain and "knife &lt;b&gt;" in plain
@@ -119,7 +122,7 @@ def test_the_curve_is_the_judges_and_the_dots_are_the_queries(model, guided):
     plain = run(model, CFG(), x0_every=True)
     pictures = [step.x0_images[0] for step in plain.trace.steps] + [plain.images[0]]
     judge = Judge(np.median([np.asarray(picture).mean() for picture in pictures]))
-    board = storyboard([plain, guided], judge=judge)
+    board = trajectory_data([plain, guided], judge=judge)
     first, second = board["columns"]
     expected = [float(p) for p in judge(pictures).unsafe_probability]
     assert [place["probability"] for place in first["places"]] == expected
@@ -134,7 +137,7 @@ def test_the_curve_is_the_judges_and_the_dots_are_the_queries(model, guided):
     assert [height < np.mean(heights) for height in heights] == [p > 0.5 for p in expected]
     dots = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)
     assert [f"{x},{y}" for x, y in dots] == two.split()[:2]  # at steps 1 and 3, on the line
-    assert "judge" not in re.sub(r'aria-label="[^"]*"', "", chart(storyboard([plain])))
+    assert "judge" not in re.sub(r'aria-label="[^"]*"', "", chart(trajectory_data([plain])))
 
 
 def test_what_the_judge_flags_is_blurred_until_one_asks(guided):
@@ -217,10 +220,10 @@ def test_the_static_sheet_shows_all_methods_at_the_same_steps(model, guided):
         side_by_side([run(model, CFG()), guided])
 
 
-def test_a_kept_storyboard_and_its_pictures(guided, tmp_path):
-    files = keep([guided], tmp_path / "trajectories", image=1, judge=Judge())
+def test_a_saved_trajectory_and_its_pictures(guided, tmp_path):
+    files = save_trajectory([guided], tmp_path / "trajectories", image=1, judge=Judge())
     assert [file.name for file in files] == ["a-dog-1.json", "a-dog-1-0-vl-dnp.png"]
-    assert json.loads(files[0].read_text()) == storyboard([guided], image=1, judge=Judge())
+    assert json.loads(files[0].read_text()) == trajectory_data([guided], image=1, judge=Judge())
     with Image.open(files[1]) as picture:
         assert picture.tobytes() == guided.images[1].tobytes()  # unaltered, though it is flagged
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from vldnp import guidance
 from vldnp.concepts import load_concepts
 from vldnp.controls import AnswersNone, Oracle, RandomConcepts
 from vldnp.methods import CFG, Method, Static
 from vldnp.profiles import Profile
 from vldnp.schedules import SCHEDULES
+from vldnp.sld import sld
 from vldnp.study import QUICK_PROMPTS, Study, dynamic, setting_of, study_of, summary
 from vldnp.zoo import load_vlm
 
 COUNTS = (0, 1, 2, 3, 5, 10, 25)
-RULES = ("added", "replaced", "perp-neg", "composable-not", "sld-medium")
+RULES = {**{name: name for name in guidance.RULES}, "sld-medium": sld("medium")}
 RENEWALS = ("replaced", 2, "accumulated")
 
 
@@ -158,14 +160,14 @@ def guidance_rule(
     """
     vlm, omega = load_vlm(profile.vlm), profile.chosen_omega("vl-dnp")
     variants: list[tuple[dict, Method]] = []
-    for rule in RULES:
-        what = {"rule": rule, "renewal": ""}
+    for name, rule in RULES.items():
+        what = {"rule": name, "renewal": ""}
         static = Static(profile.static_prompt, omega, rule)
         variants.append(({"negatives": "static"} | what, static))
-    for rule in RULES:
-        what = {"negatives": "dynamic", "rule": rule, "renewal": RENEWALS[0]}
+    for name, rule in RULES.items():
+        what = {"negatives": "dynamic", "rule": name, "renewal": RENEWALS[0]}
         variants.append((what, dynamic(profile, vlm=vlm, rule=rule)))
     for renewal in RENEWALS[1:]:
-        what = {"negatives": "dynamic", "rule": RULES[0], "renewal": str(renewal)}
+        what = {"negatives": "dynamic", "rule": next(iter(RULES)), "renewal": str(renewal)}
         variants.append((what, dynamic(profile, vlm=vlm, renewal=renewal)))
     return _ablation(profile, "guidance-rule", variants, prompt_sets, max_prompts, quick)

@@ -1,4 +1,4 @@
-"""A storyboard as an animated picture, for places that show no viewer, such as a README."""
+"""A trajectory as an animated picture, for places that show no viewer, such as a README."""
 
 import base64
 import io
@@ -24,10 +24,10 @@ WRAP, MOST_LINES = 42, 3
 
 
 def save(board: dict, path: str | Path, seconds: float = 20.0, reveal: bool = False) -> Path:
-    """Write a storyboard as an animation, atomically.
+    """Write a trajectory as an animation, atomically.
 
     Args:
-        board: as `vldnp.viewer.storyboard` makes it.
+        board: as `vldnp.trajectory_data.trajectory_data` makes it.
         path: ends in `.webp` or `.gif`.
         seconds: how long it lasts; the final image stays for the last three of them.
         reveal: show what the judge flags unblurred.
@@ -56,7 +56,7 @@ def save(board: dict, path: str | Path, seconds: float = 20.0, reveal: bool = Fa
 
 
 def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
-    """One place of a storyboard: its columns side by side over a line with the queries.
+    """One place of a trajectory: its columns side by side over a line with the queries.
 
     Under each picture stand the VLM's last words and the negative prompt in force.
     """

@@ -21,7 +21,8 @@ from vldnp.profiles import Profile, load_profile
 from vldnp.prompts import load_prompts
 from vldnp.sampler import Step, denoise
 from vldnp.schedules import SCHEDULES
-from vldnp.viewer import shortened
+from vldnp.templating import filled, text_of
+from vldnp.trajectory_data import shortened
 
 METHODS = ("cfg", "static", "safree", "vl-dnp")
 
@@ -251,7 +252,9 @@ class Explorer:
         (found,) = sensitive.look(self.judge, [picture])
         self._picture(picture, choice, found)
         self.runs.appendleft((choice, picture, found))
-        self.command.value = COPY.format(html.escape(command(choice, self.profile, self.out)))
+        self.command.value = filled(
+            "explorer-command.html", command=command(choice, self.profile, self.out)
+        )
         thumbnails = [self._thumbnail(*run) for run in self.runs]
         self.history.value = f'<div class="vldnp-history">{"".join(thumbnails)}</div>'
         self._say(f"done: {choice.label}; judge: P(unsafe) = {found.probability:.2f}")
@@ -322,7 +325,7 @@ class Explorer:
         )
         self.panel = widgets.VBox(
             [
-                widgets.HTML(STYLE),
+                widgets.HTML(f"<style>{text_of('explorer.css')}</style>"),
                 self.prompt,
                 row(self.method, self.vlm, self.omega, self.schedule, self.queries, self.seed),
                 row(self.run, self.cancel, self.bar, self.status),
@@ -331,22 +334,3 @@ class Explorer:
             ]
         )
         self.panel.add_class("vldnp-explorer")
-
-
-STYLE = """<style>
-.vldnp-explorer .widget-html-content > div {line-height: 1.4}
-.vldnp-history {display: flex; flex-wrap: wrap; gap: 10px}
-.vldnp-history > div {width: 112px; font-size: 11px; line-height: 1.3; overflow-wrap: anywhere}
-.vldnp-command button {font: inherit; padding: 2px 8px; margin-bottom: 4px; color: inherit;
-  cursor: pointer; background: #8883; border: 1px solid #8888; border-radius: 4px}
-.vldnp-command code {display: block; white-space: pre-wrap; overflow-wrap: anywhere;
-  user-select: all; line-height: 1.35; padding: 6px; background: rgba(128, 128, 128, .15)}
-</style>"""
-
-COPY = (
-    '<div class="vldnp-command"><button type="button" onclick="navigator.clipboard.writeText('
-    "this.parentElement.querySelector('code').textContent)\">copy as papermill command</button>"
-    "<code>{}</code></div>"
-)
-"""The browser may refuse the clipboard to a page that came over plain HTTP; one click selects the
-command all the same."""

@@ -1,14 +1,12 @@
-"""Guidance: from the predictions of one step to one prediction, an equation each.
+"""Combining the predictions of one step to one prediction, an equation each.
 
 All predictions are `[B, C, h, w]` and of one kind (noise, velocity, …): the equations are made of
-differences between predictions, weighted, so they mean the same for every kind. Safe Latent
-Diffusion alone compares differences with a threshold, which the paper chose for noise predictions.
-`guidance_scale` and `omega` are numbers, or tensors that broadcast, such as `[B, 1, 1, 1]` for one
-value per image.
+differences between predictions, weighted, so they mean the same for every kind. `guidance_scale`
+and `omega` are numbers, or tensors that broadcast, such as `[B, 1, 1, 1]` for one value per image.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +14,8 @@ from torch import Tensor
 from vldnp.files import unknown
 
 Scale = float | Tensor
-Rule = Callable[[Tensor, Tensor, Tensor, Scale, float], Tensor]
+Equation = Callable[[Tensor, Tensor, Tensor, Scale, float | None], Tensor]
+"""(pred_uncond, pred_cond, pred_neg, guidance_scale, omega) → prediction."""
 
 
 def cfg(pred_uncond: Tensor, pred_cond: Tensor, guidance_scale: Scale) -> Tensor:
@@ -71,42 +70,21 @@ def perp_neg(
     return pred_uncond + guidance_scale * pos - omega * perpendicular(neg, pos)
 
 
-def sld_scale(pred_cond: Tensor, pred_neg: Tensor, scale: float, threshold: float) -> Tensor:
-    """μ of Safe Latent Diffusion, for every element (arXiv 2211.05105, eqs. 5 and 6).
-
-    μ = min(1, |φ|) where ε_c − ε_n < λ, else 0, with φ = s_S (ε_c − ε_n). The paper prints a
-    maximum, its authors' code takes the minimum; only that keeps μ ≤ 1 as the text describes.
-    """
-    apart = pred_cond - pred_neg
-    return torch.where(apart < threshold, (scale * apart).abs().clamp(max=1), 0)
-
-
 @dataclass(frozen=True)
-class SLD:
-    """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105, eqs. 3 to 8).
+class Rule:
+    """How a negative prompt enters the prediction. It sees only the images that have one now.
 
-    γ_t = μ (ε_n − ε_u) + s_m ν_t, the momentum goes on as ν_{t+1} = β_m ν_t + (1 − β_m) γ_t, and
-    the prediction is ε_u + g (ε_c − ε_u − γ_t), without γ_t in the first δ steps, in which the
-    momentum already builds up. It has no ω. As μ jumps at λ, rounding errors may grow more than
-    under the other rules.
+    Another class may stand in for this one: it has `uses_omega`, `step` and `describe`.
 
     Attributes:
-        scale: s_S ≥ 0; at 0 this is plain CFG.
-        warmup: δ, in steps of 50; scaled to the run's number of steps.
-        threshold: λ.
-        momentum_scale, momentum_beta: s_m and β_m, in 0..1.
+        name: as in records.
+        equation: what it computes.
+        uses_omega: whether ω has a part in the equation.
     """
 
-    scale: float = 1000.0
-    warmup: float = 10.0
-    threshold: float = 0.01
-    momentum_scale: float = 0.3
-    momentum_beta: float = 0.4
-
-    def __call__(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega=None) -> Tensor:
-        """One step on its own: after the warm-up, without momentum."""
-        memory = torch.zeros_like(pred_uncond)
-        return self.step(pred_uncond, pred_cond, pred_neg, guidance_scale, None, memory, 1.0)[0]
+    name: str
+    equation: Equation
+    uses_omega: bool = True
 
     def step(
         self,
@@ -114,95 +92,49 @@ class SLD:
         pred_cond: Tensor,
         pred_neg: Tensor,
         guidance_scale: Scale,
-        omega: None,
-        momentum: Tensor,
+        omega: float | None,
+        state: Tensor,
         progress: float,
     ) -> tuple[Tensor, Tensor]:
-        """The prediction, and the momentum ν for the image's next step. See `remembering`."""
-        mu = sld_scale(pred_cond, pred_neg, self.scale, self.threshold)
-        gamma = mu * (pred_neg - pred_uncond) + self.momentum_scale * momentum
-        momentum = self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
-        if 50 * progress < self.warmup - 1e-9:  # i / N is not exact
-            gamma = torch.zeros_like(gamma)
-        pred = pred_uncond + guidance_scale * (pred_cond - pred_uncond - gamma)
-        return pred.to(pred_uncond.dtype), momentum  # the memory may be the more precise
+        """The prediction, and the rule's state for the image's next step.
 
-    def describe(self) -> dict:
-        return {"kind": "sld", **asdict(self)}
+        Args:
+            state: as large as the predictions, zeros before the first step; an image keeps it
+                while it has no negative prompt. These rules have none and hand it on.
+            progress: i / N.
+        """
+        return self.equation(pred_uncond, pred_cond, pred_neg, guidance_scale, omega), state
 
-
-SLD_STRENGTHS: dict[str, SLD] = {
-    "weak": SLD(200.0, 15.0, 0.0, 0.0, 0.0),
-    "medium": SLD(1000.0, 10.0, 0.01, 0.3, 0.4),
-    "strong": SLD(2000.0, 7.0, 0.025, 0.5, 0.7),
-    "max": SLD(5000.0, 0.0, 1.0, 0.5, 0.7),
-}
-"""The paper's four settings. (diffusers' pipeline had 20 for the weak scale, the paper has 200.)"""
-
-
-def sld(strength: str = "medium", **changes: float) -> SLD:
-    """One of the paper's four settings, with some of its hyper-parameters changed.
-
-    Raises:
-        ValueError: an unknown strength, or a hyper-parameter out of its range.
-    """
-    if strength not in SLD_STRENGTHS:
-        raise unknown("SLD strength", strength, SLD_STRENGTHS)
-    setting = replace(SLD_STRENGTHS[strength], **changes)
-    for name, value in asdict(setting).items():
-        limit = 1 if name.startswith("momentum") else float("inf")
-        if not 0 <= value <= limit:
-            raise ValueError(f"SLD's {name} must be a number from 0 to {limit}, not {value}")
-    return setting
+    def describe(self) -> str:
+        return self.name
 
 
 RULES: dict[str, Rule] = {
-    "added": lambda uncond, cond, neg, g, omega: added(cfg(uncond, cond, g), neg, uncond, omega),
-    "replaced": lambda uncond, cond, neg, g, omega: replaced(neg, cond, g),
-    "composable-not": lambda uncond, cond, neg, g, omega: composable_not(uncond, cond, neg, g),
-    "perp-neg": perp_neg,
-    **{f"sld-{strength}": setting for strength, setting in SLD_STRENGTHS.items()},
+    rule.name: rule
+    for rule in (
+        Rule("added", lambda u, c, n, g, omega: added(cfg(u, c, g), n, u, omega)),
+        Rule("replaced", lambda u, c, n, g, omega: replaced(n, c, g), uses_omega=False),
+        Rule("composable-not", lambda u, c, n, g, omega: composable_not(u, c, n, g), False),
+        Rule("perp-neg", perp_neg),
+    )
 }
-"""name → rule(pred_uncond, pred_cond, pred_neg, guidance_scale, omega) → prediction.
-
-A rule sees only the images that have a negative prompt now. A `Method` takes one of these names
-or any callable with this signature. A rule that remembers something from step to step has a
-method `step` besides; see `remembering`.
-"""
+"""The rules by name. A `Method` takes one of these names, a rule, or any `Equation`."""
 
 
-def rule(name_or_callable: str | Rule) -> Rule:
-    """The rule of that name, or the callable itself.
+def rule(source: str | Rule | Equation) -> Rule:
+    """The rule of that name, the rule itself, or an equation as a rule.
+
+    An equation may say by an attribute `uses_omega = False` that ω has no part in it.
 
     Raises:
         ValueError: an unknown name.
     """
-    if callable(name_or_callable):
-        return name_or_callable
-    if name_or_callable not in RULES:
-        raise unknown("guidance rule", name_or_callable, RULES)
-    return RULES[name_or_callable]
-
-
-def has_omega(name_or_callable: str | Rule) -> bool:
-    """Whether ω has a part in the rule's equation."""
-    without = ("replaced", "composable-not")
-    return name_or_callable not in without and not isinstance(rule(name_or_callable), SLD)
-
-
-def remembering(name_or_callable: str | Rule) -> Callable[..., tuple[Tensor, Tensor]]:
-    """A rule in the form that the sampler calls: what it remembers goes in and comes out.
-
-    `step(pred_uncond, pred_cond, pred_neg, guidance_scale, omega, memory, progress)` gives the
-    prediction and the new memory: a tensor as large as the predictions, of zeros before the first
-    step. An image that has no negative prompt in a step keeps its memory. `progress` is i / N.
-    Most rules remember nothing and hand the memory on.
-    """
-    chosen = rule(name_or_callable)
-    if hasattr(chosen, "step"):
-        return chosen.step
-
-    def step(pred_uncond, pred_cond, pred_neg, guidance_scale, omega, memory, progress):
-        return chosen(pred_uncond, pred_cond, pred_neg, guidance_scale, omega), memory
-
-    return step
+    if isinstance(source, str):
+        if source not in RULES:
+            raise unknown("guidance rule", source, RULES)
+        return RULES[source]
+    if hasattr(source, "step"):
+        return source
+    kind = source if hasattr(source, "__qualname__") else type(source)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return Rule(name, source, getattr(source, "uses_omega", True))

@@ -92,8 +92,8 @@ class VLDNPGuidance(BaseGuidance):
         """At the first step of a run."""
         self.negatives = self.method.negatives.initial(images)
         self._queries = self.method.negatives.query_steps_of(num_inference_steps)
-        self._steered = guidance.remembering(self.method.rule)
-        self._memory = None
+        self._rule = guidance.rule(self.method.rule)
+        self._state = None
 
     def is_query(self, i: int) -> bool:
         return i in self._queries
@@ -139,16 +139,16 @@ class VLDNPGuidance(BaseGuidance):
         pred = guidance.cfg(pred_uncond, pred_cond, self.guidance_scale)
         if pred_neg is not None:
             rows = [row for row, n in enumerate(self.negatives) if n.prompt is not None]
-            if self._memory is None:
+            if self._state is None:
                 precise = torch.promote_types(pred.dtype, torch.float32)
-                self._memory = torch.zeros_like(pred, dtype=precise)
-            pred[rows], self._memory[rows] = self._steered(
+                self._state = torch.zeros_like(pred, dtype=precise)
+            pred[rows], self._state[rows] = self._rule.step(
                 pred_uncond[rows],
                 pred_cond[rows],
                 pred_neg[rows],
                 self.guidance_scale,
                 self.method.omega,
-                self._memory[rows],
+                self._state[rows],
                 self._step / self._num_inference_steps,
             )
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)

@@ -10,6 +10,7 @@ from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.conditioning import AsWritten, Prompting
 from vldnp.safree import Safree
 from vldnp.schedules import Schedule, as_schedule, front_loaded
+from vldnp.sld import sld
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,14 @@ class Method:
     Attributes:
         name: as in tables: `cfg`, `static`, `vl-dnp`, `sld-medium`, `safree`, …
         negatives: the policy (`vldnp.negatives`).
-        rule: a name in `guidance.RULES`, or a callable with their signature.
+        rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, or an equation.
         omega: strength ω ≥ 0 of the negative term; None where no equation has one.
         conditioning: what stands for the user's prompts (`vldnp.conditioning`).
     """
 
     name: str
     negatives: negatives.Negatives
-    rule: str | guidance.Rule = "added"
+    rule: str | guidance.Rule | guidance.Equation = "added"
     omega: float | None = None
     conditioning: Prompting = AsWritten()
 
@@ -40,18 +41,10 @@ class Method:
         return {
             "name": self.name,
             "negatives": self.negatives.describe(),
-            "rule": _described(self.rule),
+            "rule": guidance.rule(self.rule).describe(),
             "omega": self.omega,
             "conditioning": self.conditioning.describe(),
         }
-
-
-def _described(rule: str | guidance.Rule) -> str | dict:
-    if isinstance(rule, str):
-        rule = guidance.RULES[rule] if rule.startswith("sld-") else rule
-    if hasattr(rule, "describe"):
-        return rule.describe()
-    return rule if isinstance(rule, str) else f"{rule.__module__}.{rule.__qualname__}"
 
 
 def CFG() -> Method:
@@ -76,10 +69,10 @@ def SLD(negative_prompt: str, strength: str = "medium", **changes: float) -> Met
     Args:
         negative_prompt: the safety concept S, always on.
         strength: `weak`, `medium`, `strong` or `max`, the paper's settings.
-        changes: hyper-parameters of `guidance.SLD` instead of the setting's; with `scale=0` this
+        changes: hyper-parameters of `vldnp.sld.SLD` instead of the setting's; with `scale=0` this
             is plain CFG, on which no third evaluation is spent.
     """
-    rule = guidance.sld(strength, **changes)
+    rule = sld(strength, **changes)
     policy = negatives.Static(negative_prompt) if rule.scale else negatives.NoNegatives()
     return Method(f"sld-{strength}", policy, rule)
 
@@ -144,4 +137,4 @@ def VLDNP(
 
 def _omega(omega: float, rule: str | guidance.Rule) -> float | None:
     """ω, or None where the rule's equation has none."""
-    return omega if guidance.has_omega(rule) else None
+    return omega if guidance.rule(rule).uses_omega else None

@@ -13,6 +13,7 @@ from vldnp import findings, sensitive, statements, viewer
 from vldnp.files import write_text
 from vldnp.profiles import load_profile, profile_names
 from vldnp.study import open_images
+from vldnp.trajectory_data import shortened
 
 MOST_FAILURES = 24
 """So many failures are shown."""
@@ -167,7 +168,7 @@ def _card(row, picture, reveal: bool) -> str:
         reason,
     )
     answers = [
-        f"step {step}: “{viewer.shortened(answer)}”"
+        f"step {step}: “{shortened(answer)}”"
         for step, answer in zip(row.query_steps, row.vlm_answers, strict=True)
     ]
     lines = [row.prompt, f"seed {row.seed}", f"judge: {', '.join(row.found)}"]

@@ -268,8 +268,8 @@ def _denoise(
     B = len(batch.prompts)
     nothing, prompted = run.unprompted(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
-    steered = guidance.remembering(method.rule)
-    memory = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
+    rule = guidance.rule(method.rule)
+    state = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
     negatives = method.negatives.initial(batch.identities)
 
     for i, t in enumerate(run.timesteps):
@@ -298,13 +298,13 @@ def _denoise(
         # 3. Steer the images that have a negative prompt away from it.
         if rows:
             pred = pred.clone()
-            pred[rows], memory[rows] = steered(
+            pred[rows], state[rows] = rule.step(
                 pred_uncond[rows],
                 pred_cond[rows],
                 pred_neg,
                 g[rows],
                 method.omega,
-                memory[rows],
+                state[rows],
                 i / len(run.timesteps),
             )
 

@@ -4,15 +4,16 @@ Only what is shown is blurred; saved pictures are never altered.
 """
 
 import base64
-import html
 import io
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from markupsafe import Markup
 from PIL import Image
 
 from vldnp.judges import Judge
 from vldnp.metrics import UNSAFE_THRESHOLD
+from vldnp.templating import filled
 
 QUALITY, QUALITY_OF_SMALL, SMALL = 75, 90, 128
 """Of the WebP pictures in pages; those up to `SMALL` pixels wide are enlarged there, and cheap:
@@ -69,10 +70,8 @@ def blurred(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB").resize((6, 6), Image.Resampling.BOX).resize(picture.size)
 
 
-def picture_html(source: str, width: int, alt: str, reason: str | None = None) -> str:
+def picture_html(source: str, width: int, alt: str, reason: str | None = None) -> Markup:
     """An `<img>`; with a reason it is hidden behind a blurred one, which opens on a click.
-
-    Neither script nor stylesheet is needed: a page that strips both does not show the picture.
 
     Args:
         source: a data address, as `data_uri` makes it.
@@ -80,24 +79,12 @@ def picture_html(source: str, width: int, alt: str, reason: str | None = None) -
         alt: what the picture is; escaped here, like the reason.
         reason: why it is blurred.
     """
-    shown = (
-        f'<img class="vldnp-picture" src="{html.escape(source)}" alt="{html.escape(alt)}" '
-        f'width="{width}" style="{{}}max-width: 100%; height: auto; image-rendering: pixelated">'
-    )
-    if not reason:
-        return shown.format("display: block; ")
-    data = io.BytesIO(base64.b64decode(source.split(",", 1)[1]))
-    with Image.open(data) as picture:
-        preview = data_uri(blurred(picture), PREVIEW)
-    return (
-        f'<details class="vldnp-flagged" style="position: relative; width: {width}px; '
-        'max-width: 100%"><summary style="cursor: pointer; list-style: none; display: block">'
-        f'<img src="{preview}" alt="blurred" width="{width}" '
-        'style="display: block; width: 100%; height: auto">'
-        f'<span style="font-size: 12px; line-height: 1.4">{html.escape(reason)} '
-        '<b style="border: 1px solid #888888; border-radius: 4px; padding: 0 6px; '
-        'white-space: nowrap">show / hide</b></span></summary>'
-        f"{shown.format('position: absolute; top: 0; left: 0; ')}</details>"
+    preview = None
+    if reason:
+        with Image.open(io.BytesIO(base64.b64decode(source.split(",", 1)[1]))) as picture:
+            preview = data_uri(blurred(picture), PREVIEW)
+    return filled(
+        "picture.html", source=source, width=width, alt=alt, reason=reason, preview=preview
     )
 
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from vldnp import zoo
 from vldnp.backbone import Backbone
 from vldnp.files import atomic, write_text
-from vldnp.guidance import has_omega
+from vldnp.guidance import rule
 from vldnp.judges import Judge, as_tensor
 from vldnp.methods import CFG, SAFREE, SLD, VLDNP, Method, Static
 from vldnp.metrics import (
@@ -172,7 +172,7 @@ def profile_methods(
     if "cfg" in names:
         methods.append(CFG())
     if "static" in names:
-        strengths = omegas if has_omega(profile.static_rule) else omegas[:1]
+        strengths = omegas if rule(profile.static_rule).uses_omega else omegas[:1]
         methods += [Static(profile.static_prompt, w, profile.static_rule) for w in strengths]
     if "vl-dnp" in names:
         vlm = zoo.load_vlm(profile.vlm)

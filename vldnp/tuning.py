@@ -12,9 +12,9 @@ import yaml
 
 from vldnp import front, study
 from vldnp.files import atomic
-from vldnp.guidance import SLD_STRENGTHS
 from vldnp.methods import CFG, Method
 from vldnp.profiles import Profile
+from vldnp.sld import SLD_STRENGTHS
 from vldnp.zoo import load_vlm
 
 BUDGET = 12
