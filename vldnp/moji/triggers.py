@@ -15,6 +15,8 @@ from vldnp.prompts import load_prompts
 from vldnp.safree import Safree
 
 STOP_WORDS = frozenset("a an and at by in on the ,".split())
+TABLE = "safree-triggers.csv"
+"""In `data/results`."""
 KINDS = ("restricted", "harmless", "place", "stop word")
 
 
@@ -79,6 +81,7 @@ def table(alphas: Sequence[float] = (0.01, 0.015), **options) -> pd.DataFrame:
                 hits = of[of["trigger"]]
                 rows.append(
                     {
+                        "mask": options.get("mask", "token id 0"),
                         "alpha": alpha,
                         "prompt_set": name,
                         "kind": kind,
