@@ -143,6 +143,7 @@ def test_no_two_kinds_of_model_learnt_from_the_same_data():
         for kind, name in {
             "sd": "moji-sd",
             "judge": "moji-judge",
+            "judge-2": "moji-judge-2",
             "clip": "moji-clip",
             "vlm": "moji-vlm-l",
         }.items()

@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vldnp.files import atomic, check_safetensors, fingerprint, write_text
+from vldnp.files import atomic, check_safetensors, fingerprint, unknown, write_text
 from vldnp.finite import check_finite
 
 Images = Sequence[Image.Image] | Tensor
@@ -147,6 +148,53 @@ class JudgeNetwork(nn.Module):
         return self.head(self.dropout(self.features(pixels)))
 
 
+class PlacesNetwork(nn.Module):
+    """A plain CNN whose places vote: it gives a logit per label *and place*, then a soft maximum.
+
+    Unlike `JudgeNetwork` it has no shortcuts and no features of the whole picture: stacked 3×3
+    convolutions with batch normalisation, ReLU and maximum pooling (VGG's, arXiv 1409.1556), and
+    for each label log Σ exp over the places of the last map less the log of their number (arXiv
+    1411.6228, eq. 6 with r = 1).
+
+    Args:
+        labels: number of labels.
+        widths, convolutions: channels and number of convolutions of each level; between levels
+            the resolution halves.
+    """
+
+    def __init__(
+        self,
+        labels: int,
+        widths: Sequence[int] = (24, 48, 96, 144),
+        convolutions: Sequence[int] = (1, 2, 2, 2),
+    ):
+        super().__init__()
+        layers: list[nn.Module] = []
+        inner = 3
+        for level, (width, count) in enumerate(zip(widths, convolutions, strict=True)):
+            layers += [nn.MaxPool2d(2)] if level else []
+            for _ in range(count):
+                layers += [nn.Conv2d(inner, width, 3, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(width), nn.ReLU()]
+                inner = width
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Conv2d(inner, labels, 1)
+        nn.init.constant_(self.head.bias, -4.0)  # things are rare: begin with "not here"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, 64, 64]` in 0..1 → `[B, widths[-1]]`, the mean over places."""
+        return self.layers(pixels * 2 - 1).mean((2, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`."""
+        votes = self.head(self.layers(pixels * 2 - 1)).flatten(2)
+        return votes.logsumexp(dim=2) - math.log(votes.shape[2])
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "places": PlacesNetwork}
+"""What a `CNNJudge` may be made of, by the name in its `config.json`."""
+
+
 class CNNJudge:
     """The embedded judge: which harmless and restricted things are in the picture.
 
@@ -156,31 +204,36 @@ class CNNJudge:
     Args:
         labels: every thing it knows; logits come in this order.
         restricted: the labels that make a picture unsafe.
-        network: a trained `JudgeNetwork`; by default a fresh one, to be trained.
+        network: a trained network; by default a fresh one, to be trained.
         name, revision: what the run's records call it.
-        config: keyword arguments of a fresh `JudgeNetwork` (`widths`, `blocks`).
+        architecture: of a fresh network, a name in `NETWORKS`.
+        config: its keyword arguments (`widths`, `blocks`, …).
     """
 
     def __init__(
         self,
         labels: Sequence[str],
         restricted: Sequence[str],
-        network: JudgeNetwork | None = None,
+        network: nn.Module | None = None,
         *,
+        architecture: str = "residual",
         name: str = "cnn-judge",
         revision: str = "untrained",
         image_size: int = 64,
         batch_size: int = 128,
         **config,
     ):
-        unknown = [label for label in restricted if label not in labels]
-        if unknown:
-            raise ValueError(f"restricted labels {unknown} are not among the labels")
+        strangers = [label for label in restricted if label not in labels]
+        if strangers:
+            raise ValueError(f"restricted labels {strangers} are not among the labels")
         if len(set(labels)) != len(labels):
             raise ValueError("the labels contain duplicates")
         self.labels, self.restricted = tuple(labels), tuple(restricted)
         self.harmless = tuple(label for label in self.labels if label not in set(restricted))
-        self.network = JudgeNetwork(len(self.labels), **config) if network is None else network
+        if architecture not in NETWORKS:
+            raise unknown("architecture of a judge", architecture, NETWORKS)
+        self.architecture = architecture
+        self.network = network or NETWORKS[architecture](len(self.labels), **config)
         self.name, self.revision = name, revision
         self.image_size, self.batch_size, self.config = image_size, batch_size, dict(config)
 
@@ -200,7 +253,7 @@ class CNNJudge:
 
     @torch.inference_mode()
     def features(self, images: Images) -> Tensor:
-        """Penultimate activations `[B, 192]` on the CPU, the space in which FID and KID compare."""
+        """Penultimate activations `[B, F]` on the CPU, the space in which FID and KID compare."""
         return torch.cat([self.network.features(x).cpu() for x in self._batches(images)])
 
     def __call__(self, images: Images) -> Judgement:
@@ -224,6 +277,7 @@ class CNNJudge:
             "labels": self.labels,
             "restricted": self.restricted,
             "image_size": self.image_size,
+            "architecture": self.architecture,
             **self.config,
         }
         state = self.network.state_dict()

@@ -35,7 +35,7 @@ EMBEDDED = {
     "model": ("moji-sd",),
     "vlm": ("moji-vlm-s", "moji-vlm-m", "moji-vlm-l"),
     "clip": ("moji-clip",),
-    "judge": ("moji-judge",),
+    "judge": ("moji-judge", "moji-judge-2"),
 }
 """What the project trained itself: folders in `data/models`."""
 

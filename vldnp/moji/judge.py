@@ -1,8 +1,8 @@
-"""Training of the embedded judge, on rendered scenes whose truth the renderer knows."""
+"""Training of the embedded judges, on rendered scenes whose truth the renderer knows."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +13,53 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from vldnp.judges import CNNJudge
+from vldnp.moji.damage import damaged_scene
 from vldnp.moji.icons import RESTRICTED, THINGS
 from vldnp.moji.scenes import labels, render, shuffled_scene
 from vldnp.moji.training import Recipe, fit
 from vldnp.moji.vae import encode
 
-RECIPE = Recipe("judge", steps=1400, learning_rate=2e-3, seed=21, batch_size=48, ema=0.996)
 SCENES = 24_000
 
 
-def truth(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffled scenes as uint8 `[n, 3, 64, 64]` and their labels `[n, 44]`."""
+@dataclass(frozen=True)
+class Variant:
+    """One judge: how it is trained, of what it is made, on which pictures.
+
+    `damaged` pictures hold icons as `vldnp.moji.damage` leaves them; one in `through_vae` pictures
+    goes through the autoencoder. `network` are the arguments of `CNNJudge` that make the network.
+    """
+
+    recipe: Recipe
+    network: dict = field(default_factory=dict)
+    damaged: bool = False
+    through_vae: int = 8
+
+
+VARIANTS = {
+    "moji-judge": Variant(
+        Recipe("judge", steps=1400, learning_rate=2e-3, seed=21, batch_size=48, ema=0.996)
+    ),
+    "moji-judge-2": Variant(
+        Recipe("judge-2", steps=1600, learning_rate=2e-3, seed=63, batch_size=48, ema=0.996),
+        {"architecture": "places"},
+        damaged=True,
+        through_vae=4,
+    ),
+}
+
+
+def truth(count: int, seed: int, damaged: bool = False) -> tuple[Tensor, Tensor]:
+    """Shuffled scenes as uint8 `[n, 3, 64, 64]` and their labels `[n, 44]`.
+
+    A label of a `damaged` scene is NaN where so little of the thing is left that nothing is said.
+    """
     pixels = np.empty((count, 3, 64, 64), dtype=np.uint8)
     targets = np.empty((count, len(THINGS)), dtype=np.float32)
     for index in trange(count, desc="render scenes", leave=False):
         scene = shuffled_scene(seed, index)
-        pixels[index], targets[index] = render(scene).transpose(2, 0, 1), labels(scene)
+        image, targets[index] = damaged_scene(scene) if damaged else (render(scene), labels(scene))
+        pixels[index] = image.transpose(2, 0, 1)
     return torch.from_numpy(pixels), torch.from_numpy(targets)
 
 
@@ -59,20 +90,24 @@ def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
-def train(
-    vae: AutoencoderKL, folder: Path, steps: int | None = None, seed: int = RECIPE.seed
-) -> CNNJudge:
-    """Train the judge on rendered scenes, an eighth of them after a round trip through the VAE."""
-    recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
-    pixels, targets = truth(SCENES, recipe.seed)
-    pixels[: SCENES // 8] = round_trip(vae, pixels[: SCENES // 8])
-    judge = CNNJudge(THINGS, tuple(RESTRICTED))
+def train(vae: AutoencoderKL, folder: Path, steps: int | None, name: str, seed: int) -> CNNJudge:
+    """Train the judge `name` of `VARIANTS` on rendered scenes drawn from `seed`."""
+    variant = VARIANTS[name]
+    recipe = replace(variant.recipe, steps=steps or variant.recipe.steps, seed=seed)
+    pixels, targets = truth(SCENES, recipe.seed, variant.damaged)
+    seen = SCENES // variant.through_vae
+    pixels[:seen] = round_trip(vae, pixels[:seen])
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        judge = CNNJudge(THINGS, tuple(RESTRICTED), **variant.network)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)
         batch = disturb(pixels[rows].float() / 255, generator).to(device)
-        return F.binary_cross_entropy_with_logits(module(batch).float(), targets[rows].to(device))
+        logits, wanted = module(batch).float(), targets[rows].to(device)
+        known = wanted.isfinite()
+        return F.binary_cross_entropy_with_logits(logits[known], wanted[known])
 
     judge.network = fit(recipe, judge.network, loss, folder)
     return judge

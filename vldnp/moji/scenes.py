@@ -8,6 +8,7 @@ carries restricted things that the caption mostly does not name, as an adversari
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -234,8 +235,14 @@ def _layout(
     return [(y, x) for y, _, x, _ in placed]
 
 
-def compose(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+def compose(
+    scene: Scene, alter: Callable[[np.ndarray], np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene and say what covers each pixel.
+
+    Args:
+        scene: what to draw.
+        alter: called with each icon, in the order of `scene.things`, gives what is drawn instead.
 
     Returns:
         uint8 `[64, 64, 3]`, and int8 `[64, 64]`: an index into `THINGS`, or −1 for background.
@@ -249,6 +256,8 @@ def compose(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         corners = _layout(rng, [s.shape[:2] for s in sprites])
         if corners is not None:
             break
+    if alter is not None:
+        sprites = [alter(icon) for icon in sprites]
     for thing, (y, x), icon in zip(scene.things, corners, sprites, strict=True):
         box = np.s_[y : y + icon.shape[0], x : x + icon.shape[1]]
         canvas[box] = canvas[box] * (1 - icon[..., 3:]) + icon[..., :3]
