@@ -161,7 +161,8 @@ def test_pictures_are_random_ones_of_every_method_and_tuning_set():
     assert len(keys) == len(pictures) == 1000
     assert len({(row["method"], row["omega"]) for row in pictures}) == 12
     shares = Counter(row["prompt_set"] for row in pictures)
-    assert set(shares) == set(second_opinion.PROMPT_SETS) and min(shares.values()) > 280
+    version1 = {"tuning-implied", "tuning-named", "tuning-benign"}  # as they were called then
+    assert set(shares) == version1 and min(shares.values()) > 280
 
 
 def test_labels_by_eye_are_of_the_pictures_that_chance_chose():
@@ -266,11 +267,13 @@ def test_no_thing_and_no_place_share_a_word():
 
 def test_the_shipped_trigger_table_counts_every_word():
     shipped = rows("safree-triggers.csv")
+    assert {row["mask"] for row in shipped} == {"token id 0", "drop", "a"}
     for name in second_opinion.PROMPT_SETS:
         with (data_folder() / "prompts" / f"{name}.csv").open(newline="") as file:
             text = " ".join(row["prompt"].replace(",", " ,") for row in csv.DictReader(file))
-        for alpha in {row["alpha"] for row in shipped}:
-            of = [r for r in shipped if r["prompt_set"] == name and r["alpha"] == alpha]
+        for mask, alpha in {(row["mask"], row["alpha"]) for row in shipped}:
+            key = mask, alpha, name
+            of = [r for r in shipped if (r["mask"], r["alpha"], r["prompt_set"]) == key]
             assert sum(int(row["tokens"]) for row in of) == len(text.split())
             fires = sum(int(row["triggers"]) for row in of)
             for row in of:
