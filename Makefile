@@ -33,6 +33,7 @@ bench: $(STAMP)  ## what a busy neighbour costs: throughput alone and beside ano
 lint: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	.venv/bin/lint-imports
 
 clean:  ## remove the environment and all caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import json
 import os
 
 import pytest
@@ -44,3 +45,57 @@ def tiny_data(tmp_path_factory, warm_kernels):
         patch.setenv("VLDNP_DATA", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
+
+
+@pytest.fixture(scope="module")
+def checker_folder(tmp_path_factory):
+    """A safety checker as a Stable Diffusion repository holds it."""
+    import torch
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = CLIPConfig(vision_config=vision, projection_dim=8)
+        checker = StableDiffusionSafetyChecker(config)
+        with torch.no_grad():
+            checker.visual_projection.weight.normal_()
+            checker.concept_embeds.normal_()
+            checker.special_care_embeds.normal_()
+            checker.concept_embeds_weights.fill_(0.7)
+            checker.special_care_embeds_weights.fill_(2)
+    checker.save_pretrained(folder / "safety_checker")
+    size = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
+    CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A tiny random CLIP in open_clip's folder format, with open_clip's own tokenizer."""
+    import torch
+    from open_clip import CLIP
+    from safetensors.torch import save_file
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {
+            "context_length": 16,
+            "vocab_size": 49408,
+            "width": 8,
+            "heads": 1,
+            "layers": 1,
+        },
+    }
+    folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = {key: value.contiguous() for key, value in CLIP(**config).state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+    return folder

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from tiny import llava, sd_pipeline
 
-from vldnp.judges import CNNJudge
-from vldnp.moji.icons import RESTRICTED, THINGS
+from vldnp.models.cnn_judge import CNNJudge
+from vldnp.moji.world.icons import RESTRICTED, THINGS
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -2,165 +2,17 @@
 beforehand what that takes; fetch public prompt sets."""
 
 import argparse
-import json
 import os
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from vldnp import __version__
-from vldnp.files import trust, unknown
-from vldnp.profiles import Profile, load_profile
-
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-
-
-PROMPT_SETS = ("safety_set", "benign_set", "cost_prompts")
-"""The notebook parameters that name a prompt set."""
-
-
-class NotebookError(RuntimeError):
-    """A notebook that did not run to its end."""
-
-
-def reproduce(
-    profile: str = "embedded",
-    out: str | Path = "runs",
-    *,
-    quick: bool = False,
-    parameters: dict | None = None,
-    notebooks: str | Path | None = None,
-) -> list[Path]:
-    """Execute `notebooks/0*.ipynb` in order with papermill.
-
-    Each notebook gets those of `profile`, `out`, `quick`, the profile's `notebook_parameters` and
-    `parameters` that its cell tagged `parameters` declares.
-
-    Args:
-        profile: a name in `data/profiles`, or a YAML file.
-        out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
-        quick: fewer prompts, to see whether everything works; in `out/<profile>-quick`.
-        parameters: further notebook parameters, which go before the profile's.
-        notebooks: the folder of the notebooks; default is the checkout's.
-
-    Returns:
-        The executed notebooks; this user's JupyterLab trusts them.
-
-    Raises:
-        ValueError, FileNotFoundError: one line, e.g. for a parameter that no notebook declares.
-        NotebookError: a notebook failed; one line says which and why.
-    """
-    # papermill and its kernel machinery are slow to import, and only this needs them.
-    import papermill
-    import zmq
-    from traitlets.config import Config
-
-    # Without encryption a kernel warns that its messages could be read on this machine.
-    encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
-    notebooks = NOTEBOOKS if notebooks is None else notebooks
-    settings = load_profile(profile, quick=quick)
-    name = settings.name
-    sources = sorted(Path(notebooks).glob("0*.ipynb"))
-    if not sources:
-        raise FileNotFoundError(f"no notebooks in {notebooks}: files named 0*.ipynb are executed")
-    declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
-    known = set().union(*declared.values())
-    for parameter in parameters or {}:
-        if parameter not in known:
-            raise unknown("notebook parameter", parameter, known)
-    given = settings.notebook_parameters | (parameters or {})
-    _check_prompts(settings, (given[key] for key in PROMPT_SETS if key in given))
-
-    # Notebooks run in their own folder and get paths as seen from there; relative ones, so that
-    # an executed copy says nothing of the machine it was executed on.
-    def from_notebooks(path: str | Path) -> str:
-        return os.path.relpath(path, notebooks)
-
-    own = {"profile": profile, "out": from_notebooks(out), "quick": quick}
-    if Path(profile).is_file():
-        own["profile"] = from_notebooks(profile)
-    given |= own
-    executed = []
-    for number, source in enumerate(sources, start=1):
-        target = Path(out) / name / "notebooks" / source.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
-        with _watched(Path(out) / name), _errors_in_one_line(source, target):
-            papermill.execute_notebook(
-                os.path.relpath(source),
-                os.path.relpath(target),
-                parameters={key: given[key] for key in given if key in declared[source]},
-                kernel_name="python3",
-                cwd=source.parent,
-                progress_bar=True,
-                config=Config(KernelManager=encryption),
-            )
-        trust([target])
-        executed.append(target)
-    return executed
-
-
-def _check_prompts(profile: Profile, further: Iterable[str] = ()) -> None:
-    """Open every prompt set: a misspelled one is to fail before the first image is made."""
-    from vldnp.prompts import load_prompts
-
-    for source in (*profile.prompt_sets, *map(profile.prompt_set, further)):
-        load_prompts(source)
-
-
-@contextmanager
-def _errors_in_one_line(source: Path, target: Path) -> Iterator[None]:
-    from papermill.exceptions import PapermillExecutionError
-
-    try:
-        yield
-    except PapermillExecutionError as error:
-        reason = ((error.evalue or "").strip().splitlines() or ["no message"])[0]
-        raise NotebookError(
-            f"{source.name} failed: {error.ename}: {reason} (traceback in "
-            f"{os.path.relpath(target)})"
-        ) from error
-
-
-@contextmanager
-def _watched(run: Path) -> Iterator[None]:
-    """Show how far the images of a run are while a notebook makes them.
-
-    A notebook's own bars are drawn in the notebook; in the terminal papermill counts cells, and
-    one cell may take most of the time.
-    """
-    from tqdm.auto import tqdm
-
-    path = run.resolve() / "progress.json"  # papermill changes the working directory meanwhile
-    ended, started = threading.Event(), time.time()
-
-    def watch() -> None:
-        bar = None
-        while not ended.wait(1):
-            if not path.is_file() or path.stat().st_mtime < started:
-                continue
-            state = json.loads(path.read_text(encoding="utf-8"))
-            if bar is None or bar.total != state["total"]:
-                if bar is not None:
-                    bar.close()
-                bar = tqdm(total=state["total"], desc="images", unit="image", leave=False)
-            bar.set_postfix_str(state["method"], refresh=False)
-            bar.update(state["done"] - bar.n)
-        if bar is not None:
-            bar.close()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+from vldnp.experiments.profile import Profile, load_profile
+from vldnp.experiments.reproduce import NOTEBOOKS, NotebookError, check_prompts, reproduce
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.command == "publish":
-            from vldnp.publish import publish
+            from vldnp.display.publish import publish
 
             for path in publish(options.run, NOTEBOOKS.parent):
                 print(os.path.relpath(path))
@@ -176,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "data":
             return _data(options)
         if options.command == "plan":
-            from vldnp.plan import plan
+            from vldnp.experiments.plan import plan
 
             print(plan(load_profile(options.profile, quick=options.quick)))
             return 0
         if options.command == "report":
-            from vldnp.report import write
+            from vldnp.display.report import write
 
             print(os.path.relpath(write(options.run, options.reveal)))
             return 0
@@ -276,9 +128,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tune(profile: Profile, out: str, max_prompts: int) -> None:
-    from vldnp.tuning import as_profile, tune
+    from vldnp.experiments.tuning import as_profile, tune
 
-    _check_prompts(profile, profile.tuning_sets)
+    check_prompts(profile, profile.tuning_sets)
     table = tune(profile, out, max_prompts)
     shown = ["method", "settings", "omega", "safety", "alignment", "score", "chosen"]
     print(table[shown].to_string(index=False))
@@ -287,8 +139,8 @@ def _tune(profile: Profile, out: str, max_prompts: int) -> None:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from vldnp.datasets import cache_folder, overview
-    from vldnp.prompts import fetch_prompts
+    from vldnp.prompts.public import cache_folder, overview
+    from vldnp.prompts.table import fetch_prompts
 
     if options.action == "list":
         print(overview())
@@ -318,7 +170,7 @@ def _value(name: str, text: str):
 
 def _prepare_kernels(profile: Profile) -> None:
     """Settings that the notebooks' kernels inherit."""
-    from vldnp.zoo import EMBEDDED
+    from vldnp.models.hub import EMBEDDED
 
     if all(getattr(profile, kind) in names for kind, names in EMBEDDED.items()):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all models are here

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
-from vldnp import zoo
-from vldnp.grid import Study
-from vldnp.judges import CNNJudge
-from vldnp.methods import CFG, VLDNP, Static
-from vldnp.study import run
+from vldnp.core.methods import CFG, VLDNP, Static
+from vldnp.experiments.grid import Study
+from vldnp.experiments.run import run
+from vldnp.models import load
+from vldnp.models.cnn_judge import CNNJudge
 
 NAME = "small"
 PROMPTS = 11
@@ -47,7 +47,7 @@ def main(folder: Path, root: str, largest_file: int | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     judge = CNNJudge(("cat", "dog", "knife"), ("knife",))
-    model, small = zoo.load(sd_pipeline()), study(folder)
+    model, small = load.load(sd_pipeline()), study(folder)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:

@@ -13,9 +13,9 @@ import pytest
 import small_run
 from tiny import sd_pipeline
 
-from vldnp import zoo
-from vldnp.grid import Study, cells, plan_batches
-from vldnp.methods import CFG
+from vldnp.core.methods import CFG
+from vldnp.experiments.grid import Study, cells, plan_batches
+from vldnp.models import load
 
 KILLS = int(os.environ.get("VLDNP_FAULTS", "6"))
 
@@ -115,7 +115,7 @@ def test_a_hundred_thousand_prompts(tmp_path):
     rows = (f"{i},a cat {i % 50_000},{i % 75_000}\n" for i in range(count))
     table.write_text("prompt_id,prompt,seed\n" + "".join(rows))
     study = Study("many", (CFG(),), (table,), batch_size=32)
-    grid = cells(study, zoo.load(sd_pipeline()))
+    grid = cells(study, load.load(sd_pipeline()))
     assert [cell.prompt_id for cell in grid] == [str(i) for i in range(count)]
     batches = plan_batches(grid, study)
     planned = [cell.key for batch in batches for cell in batch.cells]

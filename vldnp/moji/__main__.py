@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 
-from vldnp.files import data_folder, write_text
-from vldnp.moji import prompt_sets
+from vldnp._files import data_folder, write_text
+from vldnp.moji.train import prompt_sets
 
 MODELS = ("vae", "text2image", "clip", "judge", "judge-2", "vlm")
 WORK = Path("runs/moji/attacks")
@@ -112,7 +112,7 @@ def seed_of(recipe_seed: int, model: str, seed: int | None) -> int:
 
 def train(args: argparse.Namespace) -> None:
     """Train what was asked for and save it in half precision."""
-    from vldnp.moji import clip, judge, text2image, vae, vlm
+    from vldnp.moji.train import clip, judge, text2image, vae, vlm
 
     models, work, shipped = args.models, args.work, data_folder() / "models"
     wanted = MODELS if args.model == "all" else (args.model,)
@@ -159,7 +159,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def _attacks(what: str, work: Path) -> None:
-    from vldnp.moji import attacks
+    from vldnp.moji.train import attacks
 
     if what == "progress":
         for name, state in attacks.progress(work).items():
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.verb == "train":
             train(args)
         elif args.verb == "evaluate":
-            from vldnp.moji import cards, evaluate
+            from vldnp.moji.train import cards, evaluate
 
             models = args.models or data_folder() / "models"
             measured = evaluate.everything(models, args.count)
@@ -188,20 +188,20 @@ def main(arguments: list[str] | None = None) -> int:
             for name, values in measured.items():
                 print(name, *(f"{k} {v:.3f}" for k, v in values.items()), sep="\n  ")
         elif args.verb == "limit":
-            from vldnp.moji.limit import limit
+            from vldnp.moji.train.limit import limit
 
             vae = _vae(data_folder() / "models")
             for name, value in limit(vae, args.timestep, args.steps).items():
                 print(f"{name} {value:.3f}")
         elif args.verb == "judge-agreement":
-            from vldnp.moji import second_opinion
+            from vldnp.moji.train import second_opinion
 
             results = args.results or data_folder() / "results"
             found = second_opinion.measure(args.work, results, args.sheets)
             if found is not None:
                 print(found.to_string(index=False))
         elif args.verb == "safree-triggers":
-            from vldnp.moji import triggers
+            from vldnp.moji.train import triggers
 
             options = {"mask": args.mask} if args.mask else {}
             found = triggers.table(args.alpha, **options)
@@ -209,13 +209,13 @@ def main(arguments: list[str] | None = None) -> int:
             if args.out:
                 write_text(args.out, found.to_csv(index=False))
         elif args.verb in ATTACKS:
-            from vldnp.moji import attacks
+            from vldnp.moji.train import attacks
 
             attacks.search(args.verb, args.work, args.count, args.seed)
         elif args.verb == "attacks":
             _attacks(args.what, args.work)
         elif args.verb == "survey":
-            from vldnp.moji.survey import summary
+            from vldnp.moji.train.survey import summary
 
             print(summary(args.count, args.out, args.seed).round(3).to_string(index=False))
         else:

@@ -1,0 +1,139 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from vldnp.analysis import tables
+from vldnp.analysis.claims import COLUMNS, FAILS, HOLDS, OPEN, above, below, overall, verdicts
+from vldnp.metrics.fid import fid_change, frechet_distance
+from vldnp.metrics.intervals import Interval
+
+
+def test_three_verdicts():
+    assert below(Interval(-0.2, -0.3, -0.1)) == HOLDS
+    assert below(Interval(-0.1, -0.3, 0.1)) == OPEN
+    assert below(Interval(0.2, 0.0, 0.3)) == FAILS
+    assert below(Interval(0.01, -0.005, 0.04), 0.05) == HOLDS
+
+
+METHODS = {  # name → (method, ω, share unsafe, CLIP score on attacks, CLIP score on benign)
+    "cfg": ("cfg", np.nan, 0.9, 0.60, 0.60),
+    "vl-dnp": ("vl-dnp", 8.0, 0.1, 0.55, 0.60),
+    "vl-dnp at 2": ("vl-dnp", 2.0, 0.6, 0.59, 0.60),
+    "static": ("static", 8.0, 0.5, 0.50, 0.40),
+    "safree": ("safree", np.nan, 0.9, 0.45, 0.59),
+    "vl-dnp, small": ("vl-dnp", 8.0, 0.9, 0.60, 0.60),
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    rows = []
+    for setting, (method, omega, share, attacked, benign) in METHODS.items():
+        for prompt_set, unsafe, clip in (("implicit", share, attacked), ("benign", 0, benign)):
+            for k in range(60):
+                rows.append(
+                    {
+                        "setting": setting,
+                        "method": method,
+                        "omega": omega,
+                        "prompt_set": prompt_set,
+                        "prompt_id": f"{prompt_set}-{k}",
+                        "seed": k,
+                        "unsafe": k < unsafe * 60,
+                        "unsafe_probability": 0.95 if k < unsafe * 60 else 0.05,
+                        "clip_score": clip + rng.normal(0, 0.003),
+                        "clip_chance": 0.1,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def found(images):
+    chosen = {name: name for name in ("cfg", "vl-dnp", "static", "safree", "vl-dnp, small")}
+    fid = {"vl-dnp": Interval(0.0, -0.01, 0.01), "static": Interval(0.5, 0.3, 0.7)}
+    curves = set(METHODS) - {"vl-dnp, small"}
+    return verdicts(images, chosen, fid, curves=curves)
+
+
+def row(table, **where):
+    for column, value in where.items():
+        table = table[table[column] == value]
+    (only,) = table.itertuples()
+    return only
+
+
+def test_every_claim_is_asked_and_answered(found):
+    assert list(found.columns) == COLUMNS
+    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4", "C5"]
+    assert set(found["verdict"]) <= {HOLDS, FAILS, OPEN}
+    assert (found["n"] == 60).all()
+
+
+def test_the_numbers_are_paired_differences(found):
+    asr = row(found, claim="C1", against="static", metric="asr")
+    assert asr.difference == pytest.approx(0.1 - 0.5) and asr.verdict == HOLDS
+    assert asr.low < asr.difference < asr.high < 0
+    clip = row(found, claim="C2", method="static", metric="clip (relative)")
+    assert clip.difference == pytest.approx(-1 / 3, abs=0.01) and clip.verdict == FAILS
+    assert row(found, claim="C2", method="vl-dnp", metric="clip (relative)").verdict == HOLDS
+    assert row(found, claim="C2", method="static", metric="fid (relative)").verdict == FAILS
+    traded = row(found, claim="C4", metric="asr")
+    assert traded.difference == pytest.approx(0.1 - 0.6) and traded.verdict == HOLDS
+    assert row(found, claim="C4", metric="clip").verdict == HOLDS
+
+
+def test_c5_is_about_the_lighter_vlm_alone(found):
+    lighter = row(found, claim="C5")
+    assert lighter.difference == 0 and lighter.verdict != HOLDS
+    # It has no part in the curves: VL-DNP's area is that of its own two strengths.
+    assert row(found, claim="C3", against="static").verdict == HOLDS
+
+
+def test_overall_needs_every_comparison(found):
+    told = overall(found)
+    assert told["C1"] == HOLDS and told["C2"] == HOLDS
+    assert told["C5"] != HOLDS
+    mixed = found.copy()
+    mixed.loc[mixed.index[mixed["claim"] == "C1"][0], "verdict"] = OPEN
+    assert overall(mixed)["C1"] == OPEN
+    mixed.loc[mixed.index[mixed["claim"] == "C1"][1], "verdict"] = FAILS
+    assert overall(mixed)["C1"] == FAILS
+
+
+def test_c2_counts_only_its_own_comparisons(found):
+    told = [line for line in tables.claims(found).splitlines() if "**C2**" in line]
+    assert len(told) == 1 and "**holds**. Of 2 comparisons: 2 holds." in told[0]
+    assert len(found[found["claim"] == "C2"]) > 2, "the static prompt's rows stand in the table"
+
+
+@pytest.mark.parametrize("bound, verdict", [(0.1, OPEN), (0.3, HOLDS), (0.01, FAILS)])
+def test_nothing_holds_by_its_point_estimate(bound, verdict):
+    found = Interval(0.05, 0.02, 0.2)
+    assert below(found, bound) == verdict
+    opposite = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}
+    assert above(found, bound) == opposite[verdict]
+
+
+def test_fid_change_is_zero_for_the_same_and_positive_for_worse_features():
+    rng = np.random.default_rng(1)
+    real, plain = rng.normal(size=(300, 4)), rng.normal(0.5, 1, size=(80, 4))
+    assert fid_change(plain, plain, real, resamples=20) == (0, 0, 0)
+    worse = fid_change(plain + 1, plain, real, resamples=50)
+    assert worse.low > 0
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    of = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (plain, real)]
+    theirs = fid_statistics_to_metric(*of, verbose=False)["frechet_inception_distance"]
+    ours = frechet_distance(plain, real.mean(0), np.cov(real.T))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    # Gaussians: FID = |μ1 − μ2|² + tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½); a shift changes the first part only.
+    gap, mean, base = (f.mean(0) - real.mean(0) for f in (plain + 1, plain, plain))
+    from scipy.linalg import sqrtm
+
+    s1, s2 = np.cov(plain.T), np.cov(real.T)
+    rest = np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
+    expected = (gap @ gap - mean @ mean) / (base @ base + rest)
+    assert worse.value == pytest.approx(expected, rel=1e-3)

@@ -1,0 +1,460 @@
+import json
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import sd_pipeline
+
+from vldnp.baselines.methods import SAFREE
+from vldnp.baselines.safree import (
+    Safree,
+    attenuated,
+    last_step,
+    masked_prompts,
+    projector,
+    re_attention,
+    trigger_tokens,
+)
+from vldnp.core.methods import CFG
+from vldnp.core.sampler import denoise, sample
+from vldnp.models import load
+from vldnp.models.backbone import Backbone
+
+PHRASES = ["knife", "skull", "blood"]
+PROMPTS = ["a cat on a skull", "pizza", "a dog and a pizza at the pirate cove", "cat"]
+SEEDS = [3, 4, 5, 6]
+QUICK = {"num_inference_steps": 6, "progress": False}
+LONG = {"upper": 34.0, "t0": 1.0}
+"""The tiny text encoder's β is small; with these its embeddings serve some of the steps."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Backbone(sd_pipeline())
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# The parts, against second implementations
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 6), st.integers(0, 3), st.integers(0, 99))
+def test_the_projector_is_least_squares(independent, copies, seed):
+    vectors = random(independent, 8, seed=seed)
+    vectors = torch.cat([vectors, 2 * vectors[:copies]])  # dependent ones span nothing new
+    P, v = projector(vectors), random(8, seed=seed + 1)
+    share, *_ = np.linalg.lstsq(vectors.T.numpy(), v.numpy(), rcond=None)
+    assert np.allclose(P @ v, vectors.T.numpy() @ share, atol=1e-8)
+    assert torch.allclose(P @ P, P, atol=1e-8) and torch.allclose(P, P.T, atol=1e-8)
+    assert P.trace().item() == pytest.approx(independent, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("alpha", [0.0, 0.01, 0.3])
+def test_triggers_one_by_one(seed, alpha):
+    masked, concept = random(7, 8, seed=seed), projector(random(2, 8, seed=seed + 50))
+    distances = [float(np.linalg.norm((np.eye(8) - concept.numpy()) @ m.numpy())) for m in masked]
+    expected = []
+    for i, distance in enumerate(distances):
+        others = distances[:i] + distances[i + 1 :]
+        expected.append(not distance < (1 + alpha) * sum(others) / len(others))
+    assert trigger_tokens(masked, concept, alpha).tolist() == expected
+
+
+def test_a_token_without_others_is_a_trigger():
+    assert trigger_tokens(random(1, 8), projector(random(2, 8)), 0.01).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("beta", "num_steps", "expected"),
+    [(0.0, 50, 0), (0.5, 50, 2), (0.5333, 50, 5), (0.6, 50, 10), (1.0, 50, 10)]
+    + [(0.0, 25, 0), (0.5, 25, 1), (0.6, 25, 5), (0.6, 100, 19)],
+)
+def test_the_self_validating_filter_by_hand(beta, num_steps, expected):
+    """For β = 0.6: 10 / (1 + exp(−5 · 0.667)) = 9.66 of 50 steps."""
+    assert last_step(beta, num_steps, 10, 2.5, 5.333) == expected
+    sigmoid = 1 / (1 + math.exp(-2 * 2.5 * (10 * beta - 5.333)))
+    assert abs(expected - 10 * num_steps / 50 * sigmoid) <= 0.5
+
+
+def attenuated_by_numbers(changed, unchanged, scale, window):
+    """One channel `[h, w]`, with the frequencies of the discrete Fourier transform by name."""
+    ours, other = np.fft.fft2(changed), np.fft.fft2(unchanged)
+    h, w = changed.shape
+    for y in range(h):
+        for x in range(w):
+            fy, fx = (y + h // 2) % h - h // 2, (x + w // 2) % w - w // 2
+            low = -window <= fy < window and -window <= fx < window
+            if low and abs(ours[y, x]) > (1 + 1e-9) * abs(other[y, x]):
+                ours[y, x] *= scale
+    return np.fft.ifft2(ours).real
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 6), (5, 7), (1, 1), (2, 3)])
+@pytest.mark.parametrize("window", [1, 2])
+def test_attenuation_frequency_by_frequency(size, window):
+    changed, unchanged = random(2, 3, *size), random(2, 3, *size, seed=1)
+    got = attenuated(changed, unchanged, 0.2, window)
+    for k in range(2):
+        for c in range(3):
+            pair = changed[k, c].numpy(), unchanged[k, c].numpy()
+            expected = attenuated_by_numbers(*pair, 0.2, window)
+            assert np.allclose(got[k, c], expected, atol=1e-5)
+
+
+def test_attenuation_leaves_what_does_not_exceed():
+    x = random(2, 3, 8, 8).float()
+    assert torch.allclose(attenuated(x, x, 0.2), x, atol=1e-6)
+    assert torch.allclose(attenuated(x, 100 * x, 0.2), x, atol=1e-6)
+    constant = torch.full((1, 1, 8, 8), 3.0)  # all of it at zero frequency
+    assert torch.allclose(attenuated(constant, 0 * constant, 0.2), 0.2 * constant, atol=1e-6)
+    assert attenuated(x.bfloat16(), x.bfloat16(), 0.9).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_attenuation_does_not_hang_on_rounding(dtype):
+    """Equal features stay as they are where they differ by what rounding leaves."""
+    x = (random(2, 16, 8, 8) + 2).to(dtype)  # with a mean, as features have
+    eps = max(torch.finfo(dtype).eps, 1e-6)
+    noisy = (x.double() * (1 + eps * (random(2, 16, 8, 8, seed=1).sigmoid() - 0.5))).to(dtype)
+    assert not torch.equal(noisy, x)
+    assert torch.allclose(attenuated(x, noisy, 0.2), x, atol=4 * eps, rtol=4 * eps)
+    assert torch.allclose(attenuated(noisy, x, 0.2), noisy, atol=4 * eps, rtol=4 * eps)
+    exceeding = attenuated(1.1 * x, x, 0.2)  # by a tenth, and that is no rounding
+    assert exceeding.float().mean() < 0.5 * x.float().mean()
+
+
+def test_attenuation_is_as_precise_as_the_features():
+    x, other = random(1, 3, 8, 8), random(1, 3, 8, 8, seed=1)
+    fine = attenuated(x, other, 0.2)
+    assert fine.dtype == torch.float64
+    for c in range(3):
+        expected = attenuated_by_numbers(x[0, c].numpy(), other[0, c].numpy(), 0.2, 1)
+        assert np.allclose(fine[0, c], expected, atol=1e-12)
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; afterwards it is as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_one_thread_or_two_attenuate_the_same(threads, monkeypatch):
+    """On moji-sd, whose first skip features are the same in both branches."""
+    moji, method, equal = load.load("moji-sd"), SAFREE(PHRASES, upper=35.0, alpha=0.0), []
+
+    def counted(changed, unchanged, scale, window=1):
+        made = attenuated(changed, unchanged, scale, window)
+        if (changed - unchanged).norm() < 1e-4 * unchanged.norm():
+            equal.append((made - changed).norm() / changed.norm())
+        return made
+
+    monkeypatch.setattr("vldnp.baselines.safree.attenuated", counted)
+    latents = []
+    for count in (1, 2):
+        threads(count)
+        prompts = ["a cat and a knife in the park", "a skull in the kitchen"]
+        asked = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [5, 6]}
+        latents.append(sample(moji, prompts, method, progress=False, **asked).latents)
+    assert len(equal) >= 4 and max(equal) < 1e-5
+    assert torch.allclose(*latents, atol=1e-3)
+
+
+def filtered_by_hand(pipe, prompt, alpha=0.01, every=False):
+    """The changed embedding and β of one prompt, with numpy, from issue to formula."""
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+
+    def pooled(ids):
+        return encoder(torch.tensor([ids])).pooler_output[0].double().detach().numpy()
+
+    def onto(vectors):
+        E = np.stack(vectors).T
+        return E @ np.linalg.pinv(E)  # the same projector: E (EᵀE)⁺ Eᵀ = E E⁺
+
+    ids = tokenizer(prompt).input_ids
+    padded = tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
+    embeds = encoder(padded)[0][0].double().detach().numpy()
+    outside = np.eye(16) - onto([pooled(tokenizer(phrase).input_ids) for phrase in PHRASES])
+    masked = [pooled([*ids[:i], 0, *ids[i + 1 :]]) for i in range(1, len(ids) - 1)]
+    distances = [np.linalg.norm(outside @ m) for m in masked]
+    changed = embeds.copy()
+    for i, d in enumerate(distances):
+        others = (sum(distances) - d) / (len(distances) - 1)
+        if every or not d < (1 + alpha) * others:
+            changed[i + 1] = outside @ onto(masked) @ embeds[i + 1]
+    cosines = []
+    for e in embeds[: len(ids)]:
+        p = outside @ onto(masked) @ e
+        cosines.append(e @ p / np.linalg.norm(e) / np.linalg.norm(p))
+    return changed, 1 - np.mean(cosines)
+
+
+@pytest.mark.parametrize("selection", [True, False])
+def test_a_batch_of_prompts_each_by_hand(model, selection):
+    prompts = [PROMPTS[0], "", PROMPTS[2], "a dog on the cove", PROMPTS[0]]
+    run = model.for_run(40)
+    found = Safree(PHRASES, selection=selection).filtered(run, prompts)
+    plain = run.encode(prompts).embeds
+    for prompt, ours, unchanged in zip(prompts, found, plain, strict=True):
+        if not prompt:
+            assert torch.equal(ours.embeds, unchanged) and not ours.triggers.any()
+            continue
+        embeds, beta = filtered_by_hand(model.pipe, prompt, every=not selection)
+        assert np.allclose(ours.embeds, embeds, atol=1e-4)
+        assert ours.beta == pytest.approx(beta, abs=1e-4)
+        assert ours.last_step == last_step(beta, 40, 10, 2.5, 5.333)
+        changed = (ours.embeds != unchanged).any(dim=1)
+        assert changed[1 : len(ours.triggers) + 1].tolist() == ours.triggers.tolist()
+        assert not changed[0] and not changed[len(ours.triggers) + 1 :].any()
+    some = torch.cat([f.triggers for f in found])
+    assert some.any() and (not selection or not some.all())
+
+
+# Masks
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("mask", [None, 0, 7])
+def test_each_token_is_masked_in_its_turn(n, mask):
+    begin, end, pad = 90, 91, 92
+    tokens = [10, 11, 12][:n]
+    ids = torch.tensor([begin, *tokens, end, pad, pad])
+    expected = []
+    for i in range(n):
+        without = tokens[:i] + ([] if mask is None else [mask]) + tokens[i + 1 :]
+        expected.append([begin, *without, end, pad, pad] + [pad] * (mask is None))
+    assert masked_prompts(ids, n, mask, pad).tolist() == expected
+    assert masked_prompts(ids, n, mask, pad).shape == (n, len(ids))
+
+
+def masked_by_hand(pipe, words, mask):
+    """d_i of SAFREE's trigger test for a prompt of whole words, from texts alone."""
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+
+    def pooled(text):
+        ids = tokenizer(text, padding="max_length", return_tensors="pt").input_ids
+        return encoder(ids).pooler_output[0].double().detach()
+
+    texts = [
+        " ".join(words[:i] + ([mask] if mask else []) + words[i + 1 :]) for i in range(len(words))
+    ]
+    concept = projector(torch.stack([pooled(phrase) for phrase in PHRASES]))
+    return trigger_tokens(torch.stack([pooled(text) for text in texts]), concept, 0.01)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS[::2])
+@pytest.mark.parametrize(("mask", "word"), [("drop", ""), ("a", "a"), ("pizza", "pizza")])
+def test_triggers_are_looked_for_with_the_mask(model, prompt, mask, word):
+    found = Safree(PHRASES, mask=mask).filtered(model.for_run(4), [prompt])[0]
+    expected = masked_by_hand(model.pipe, prompt.split(), word)
+    assert found.triggers.tolist() == expected.tolist()
+
+
+def test_a_mask_is_a_token_by_its_word_or_its_id(model):
+    run = model.for_run(4)
+
+    def embeds(mask):
+        return torch.stack([f.embeds for f in Safree(PHRASES, mask=mask).filtered(run, PROMPTS)])
+
+    [number] = model.pipe.tokenizer("cat", add_special_tokens=False).input_ids
+    assert torch.equal(embeds("cat"), embeds(number))
+    assert torch.equal(embeds(0), embeds("zero"))
+    different = [embeds(mask) for mask in ("zero", "drop", "cat", "a")]
+    for i, one in enumerate(different):
+        assert not any(torch.equal(one, other) for other in different[:i])
+
+
+@pytest.mark.parametrize("mask", ["", -1, 1.5, True, None])
+def test_masks_that_are_none(mask):
+    with pytest.raises(ValueError, match="SAFREE's mask must be 'zero', 'drop', a tok") as error:
+        SAFREE(PHRASES, mask=mask)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mask", ["zebra crossing", 10_000, "<|endoftext|>"])
+def test_masks_that_the_model_does_not_know(model, mask):
+    with pytest.raises(ValueError, match="SAFREE's mask must be .* of this model, not") as error:
+        sample(model, "a cat", SAFREE(PHRASES, mask=mask), **QUICK)
+    assert "\n" not in str(error.value)
+
+
+def test_the_default_mask_leaves_records_as_they_were():
+    """Cells are keyed by the hash of the description."""
+    described = SAFREE(PHRASES).describe()["conditioning"]
+    assert described == {
+        "kind": "safree",
+        "phrases": PHRASES,
+        **dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], True),
+        **{"alpha": 0.01, "upper": 10.0, "k": 2.5, "t0": 5.333, "scales": [0.9, 0.2]},
+    }
+    assert SAFREE(PHRASES, mask="drop").describe()["conditioning"] == described | {"mask": "drop"}
+
+
+# The whole, written out
+
+
+@contextmanager
+def features_written_out(unet, scales):
+    """Re-attention for a batch [u, changed, unchanged], at the doors of the single resnets."""
+    hooks = []
+    before = [[16, 16], [16, 8]]  # the decoder's width where each resnet's skip joins it
+    for block, widths in zip(unet.up_blocks, before, strict=True):
+        for resnet, width in zip(block.resnets, widths, strict=True):
+
+            def filtered(resnet, args, width=width):
+                joined = args[0].clone()
+                for c in range(width, joined.shape[1]):
+                    pair = joined[1, c].double().numpy(), joined[2, c].double().numpy()
+                    scale = scales[0] if width == 16 else scales[1]
+                    joined[1, c] = torch.tensor(attenuated_by_numbers(*pair, scale, 1))
+                return (joined, *args[1:])
+
+            hooks.append(resnet.register_forward_pre_hook(filtered))
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+@torch.no_grad()
+def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attention=True):
+    pipe, run = model.pipe, model.for_run(num_steps, "ddim")
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    plain = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
+    empty = pipe.encode_prompt("", "cpu", 1, False)[0]
+    changed, beta = filtered_by_hand(pipe, prompt)
+    changed = torch.tensor(changed)[None]
+    U, t0 = LONG["upper"] * num_steps / 50, LONG["t0"]
+    last = round(U / (1 + math.exp(-5 * (10 * beta - t0))))
+    for i, t in enumerate(run.timesteps):
+        if i <= last and re_attention:
+            with features_written_out(pipe.unet, scales):
+                told = torch.cat([empty, changed, plain])
+                u, c, _ = pipe.unet(x.repeat(3, 1, 1, 1), t, encoder_hidden_states=told).sample
+        else:
+            told = torch.cat([empty, changed if i <= last else plain])
+            u, c = pipe.unet(x.repeat(2, 1, 1, 1), t, encoder_hidden_states=told).sample
+        x = run.scheduler.step((u + g * (c - u))[None], t, x).prev_sample
+    return x, last
+
+
+@pytest.mark.parametrize("re_attention", [True, False])
+def test_safree_is_the_papers_steps(re_attention):
+    """In float64, where neither side's rounding decides which features exceed the others."""
+    model = Backbone(sd_pipeline().to(dtype=torch.float64))
+    prompts, seeds = [PROMPTS[0], PROMPTS[2]], [3, 5]
+    method = SAFREE(PHRASES, re_attention=re_attention, **LONG)
+    asked = {"num_inference_steps": 9, "guidance_scale": 3.0, "scheduler": "ddim"}
+    out = sample(model, prompts, method, seeds=seeds, progress=False, **asked)
+    plain = sample(model, prompts, seeds=seeds, progress=False, **asked)
+    for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        x, last = written_out(model, prompt, seed, 3.0, 9, re_attention=re_attention)
+        assert 0 <= last < 8  # the filter switches in the middle
+        assert torch.allclose(out.latents[k], x[0], atol=1e-6)
+        assert not torch.allclose(out.latents[k], plain.latents[k], atol=1e-2)
+        assert out.trace.model_evaluations[k] == 18 + re_attention * (last + 1)
+
+
+def test_all_parts_off_is_plain_cfg_bit_for_bit(model):
+    plain = sample(model, PROMPTS, seeds=SEEDS, **QUICK)
+    off = dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], False)
+    out = sample(model, PROMPTS, SAFREE(PHRASES, **off), seeds=SEEDS, **QUICK)
+    assert torch.equal(out.latents, plain.latents)
+    assert out.trace.model_evaluations == plain.trace.model_evaluations
+
+
+def test_each_part_can_be_switched_off(model):
+    def latents(**options):
+        return sample(model, PROMPTS[0], SAFREE(PHRASES, **LONG, **options), **QUICK).latents
+
+    parts = ["projection", "selection", "self_validation", "re_attention"]
+    results = [latents(), *(latents(**{part: False}) for part in parts)]
+    assert torch.equal(results[1], sample(model, PROMPTS[0], **QUICK).latents)
+    for i, one in enumerate(results):
+        for other in results[:i]:
+            assert not torch.allclose(one, other, atol=1e-3)
+
+
+def test_an_image_is_the_same_in_any_batch(model):
+    method = SAFREE(PHRASES, **LONG)
+    together = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
+    for k, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
+        alone = sample(model, prompt, method, seeds=[seed], **QUICK)
+        assert torch.allclose(together.latents[k], alone.latents[0], atol=1e-4)
+        assert together.trace.model_evaluations[k] == alone.trace.model_evaluations[0]
+
+
+def test_counts_are_the_rows_that_go_through_the_unet(model):
+    rows = []
+    hook = model.pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    method = SAFREE(PHRASES, negative_prompt="a knife", **LONG)
+    try:
+        steps = list(denoise(model, PROMPTS, method, num_inference_steps=6))
+    finally:
+        hook.remove()
+    assert rows == [sum(step.model_evaluations) for step in steps]
+    assert max(rows) > 12 and rows[-1] == 12  # 4 images: u, c, n, and at first unchanged ones
+
+
+def test_with_a_negative_prompt_and_nothing_else_it_is_the_stock_pipeline(model):
+    expected = model.pipe(
+        PROMPTS[0],
+        negative_prompt="knife, skull",
+        num_inference_steps=6,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+    method = SAFREE(PHRASES, negative_prompt="knife, skull", projection=False)
+    out = sample(model, PROMPTS[0], method, seeds=[3], **QUICK)
+    assert torch.allclose(out.latents, expected, atol=1e-4)
+
+
+def test_hooks_are_gone_after_the_call_also_after_an_error(model):
+    unet = model.pipe.unet
+    list(denoise(model, PROMPTS[0], SAFREE(PHRASES, **LONG), num_inference_steps=3))
+    with pytest.raises(RuntimeError, match="halt"), re_attention(unet, [0], [1], (0.9, 0.2)):
+        assert all(block._forward_pre_hooks for block in unet.up_blocks)
+        raise RuntimeError("halt")
+    assert not any(block._forward_pre_hooks for block in unet.up_blocks)
+
+
+def test_half_precision():
+    half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
+    out = sample(half, PROMPTS, SAFREE(PHRASES, **LONG), **QUICK)
+    assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
+
+
+def test_safree_describes_itself():
+    methods = [
+        CFG(),
+        SAFREE(PHRASES),
+        SAFREE(PHRASES[:2]),
+        SAFREE(PHRASES, negative_prompt="knife"),
+        SAFREE(PHRASES, negative_prompt="knife", rule="added"),
+        *(
+            SAFREE(PHRASES, **{part: False})
+            for part in ("projection", "selection", "self_validation", "re_attention")
+        ),
+        SAFREE(PHRASES, alpha=0.02),
+        SAFREE(PHRASES, upper=20.0),
+        SAFREE(PHRASES, scales=(0.9, 0.3)),
+    ]
+    described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
+    assert len(set(described)) == len(methods)
+    assert {method.name for method in methods[1:]} == {"safree"}
+    assert SAFREE("knife, skull , blood") == SAFREE(PHRASES)
+    assert methods[3].omega is None and methods[4].omega == 7.5
+
+
+@pytest.mark.parametrize("phrases", [[], "", "knife,,skull"])
+def test_phrases_are_needed(phrases):
+    with pytest.raises(ValueError, match="SAFREE needs unsafe phrases"):
+        SAFREE(phrases)

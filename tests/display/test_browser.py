@@ -1,0 +1,344 @@
+"""The notebooks in a real browser: in JupyterLab with and without a kernel, and as exported HTML.
+
+Needed is Debian's `chromium`. Without it all is skipped, with a word about it.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+import tiny_world
+from PIL import Image
+
+from vldnp._files import trust
+from vldnp.display.blur import data_uri
+from vldnp.models.cnn_judge import CNNJudge
+from vldnp.moji.world.icons import RESTRICTED, THINGS
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NASTY = '<img src=x onerror="window.harmed = 1"> a cat'
+PATIENCE = 180_000
+"""Milliseconds until something that must come has not come."""
+
+OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update"
+).split()
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, warm_kernels):
+    """Tiny models, and a profile whose judge finds every picture unsafe."""
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    strict = CNNJudge(THINGS, tuple(RESTRICTED))
+    strict.network.head.bias.data += 9
+    strict.save_pretrained(folder / "models" / "strict")
+    text = (folder / "profiles" / "tiny.yaml").read_text()
+    judge = str(folder / "models" / "strict")
+    text = text.replace("judge: moji-judge", f"judge: {judge}").replace("tiny", "strict")
+    (folder / "profiles" / "strict.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def project(world, tmp_path_factory):
+    """A folder with those notebooks that are run in the browser, for the strict profile."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "notebooks").mkdir()
+    for name in ("01_trajectories", "09_explorer"):
+        text = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+        notebook = nbformat.reads(text.replace('= \\"embedded\\"', '= \\"strict\\"'), 4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.source = cell.source.replace('"a cat at the pirate cove"', repr(NASTY))
+                cell.outputs, cell.execution_count = [], None
+        notebook.metadata.pop("widgets", None)
+        nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    sync_api.expect.set_options(timeout=PATIENCE)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def new_page(browser):
+    context = browser.new_context(
+        viewport={"width": 1400, "height": 1000},
+        permissions=["clipboard-read", "clipboard-write"],
+    )
+    context.set_default_timeout(PATIENCE)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def page(browser):
+    with new_page(browser) as page:
+        yield page
+
+
+@contextmanager
+def jupyterlab(root: Path, home: Path, *options: str):
+    """JupyterLab on loopback, which knows nothing of this machine's settings; its address."""
+    for name, setting in {
+        "apputils-extension/notification": {"fetchNews": "false"},
+        "notebook-extension/tracker": {"windowingMode": "none"},  # all cells are in the page
+    }.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(setting))
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = ["ip=127.0.0.1", f"port={port}", "port_retries=0", f"root_dir={root}"]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *options]
+    command += ["--IdentityProvider.token=", *(f"--ServerApp.{one}" for one in settings)]
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(
+            command,
+            env=os.environ | {name: str(home / folder) for name, folder in folders.items()},
+            stdout=log,
+            stderr=log,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + PATIENCE / 1000
+        while not answers(f"{address}/api"):
+            assert server.poll() is None and time.monotonic() < until, (home / "log").read_text()
+            time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def lab(project, tmp_path_factory):
+    with jupyterlab(project / "notebooks", tmp_path_factory.mktemp("lab")) as address:
+        yield address
+
+
+def run_all_cells(page, address: str) -> None:
+    page.goto(f"{address}?reset")  # without the notebooks of the test before
+    page.get_by_text(re.compile(r"\| Idle$")).first.wait_for()
+    page.locator(".lm-MenuBar-item", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-item", has_text=re.compile("^Run All Cells$")).click()
+
+
+@pytest.fixture(scope="module")
+def explored(lab, browser, project):
+    """What the explorer said and showed while it was used; its command, executed by papermill."""
+    from playwright.sync_api import expect
+
+    seen = {}
+    with new_page(browser) as page:
+        run_all_cells(page, f"{lab}/lab/tree/09_explorer.ipynb")
+        panel = page.locator(".vldnp-explorer").first
+        run, cancel = (panel.get_by_role("button", name=name) for name in ("run", "cancel"))
+        choices = panel.locator("select")
+        panel.locator("input[list]").fill(NASTY)
+        choices.nth(1).select_option("moji-vlm-s")  # opened first, which leaves time to cancel
+        run.click()
+        cancel.click()
+        expect(panel).to_contain_text("cancelled after step")
+        seen["after cancelling"] = panel.locator(".vldnp-command").count()
+
+        choices.nth(0).select_option("static")
+        panel.get_by_label("seed").fill("5")
+        panel.get_by_label("seed").press("Enter")
+        run.click()
+        expect(panel).to_contain_text("done: static, ω = 8, seed 5")
+        picture = panel.locator(".vldnp-flagged").first
+        expect(picture.locator("img.vldnp-picture")).to_be_hidden()
+        picture.get_by_text("show").click()
+        expect(picture.locator("img.vldnp-picture")).to_be_visible()
+        seen["picture"] = picture.locator("img.vldnp-picture").get_attribute("src")
+        seen["prompt"] = panel.locator(".vldnp-history i").first.inner_text()
+        panel.get_by_role("button", name="copy as papermill command").click()
+        seen["command"] = page.evaluate("navigator.clipboard.readText()")
+        seen["harmed"] = page.evaluate("window.harmed")
+    words = shlex.split(seen["command"])
+    subprocess.run([sys.executable, "-m", *words], cwd=project, check=True, capture_output=True)
+    return seen
+
+
+def test_explorer(explored, project):
+    assert explored["after cancelling"] == 0  # a command is of a run that came to its end
+    assert explored["prompt"] == NASTY and explored["harmed"] is None
+    files = list((project / "runs" / "strict" / "trajectories").glob("img-*-5-*.png"))
+    painted = {file.stem.split("-5-")[1]: data_uri(Image.open(file)) for file in files}
+    assert len(painted) == 4 and painted["1-static"] == explored["picture"] != painted["0-cfg"]
+
+
+def check_viewer(page) -> None:
+    """Move the first viewer's slider, see picture and words change, and open a blurred picture."""
+    from playwright.sync_api import expect
+
+    viewer = page.locator(".vldnp-viewer").first
+    expect(viewer.locator("i").first).to_have_text(NASTY)  # text, and no element
+    now = viewer.locator(".vldnp-now")
+    column = now.locator(".vldnp-column").nth(3)  # VL-DNP
+    picture = column.locator("img.vldnp-picture")
+    place = viewer.locator("output")
+    expect(column).to_contain_text("final image")  # it opens with what came out
+    expect(place).to_have_text("final image")
+    tops = [now.locator(".vldnp-column").nth(k).bounding_box()["y"] for k in range(4)]
+    assert len(set(tops)) == 1  # four methods in one row
+
+    viewer.get_by_label("step", exact=True).focus()
+    page.keyboard.press("Home")
+    expect(column).to_contain_text("step 0,")
+    expect(column).not_to_contain_text("VLM:")
+    expect(place).to_have_text("step 0")
+    first = picture.get_attribute("src")
+
+    page.keyboard.press("ArrowRight")
+    expect(column).to_contain_text("step 1,")
+    expect(column).to_contain_text("VLM:")
+    assert picture.get_attribute("src") != first
+    viewer.get_by_title("one step forward").click()
+    expect(column).to_contain_text("step 2,")
+    viewer.get_by_title("one step back").click()
+    active = page.locator(".jp-Notebook .jp-mod-active")
+    cell = active.first.get_attribute("data-windowed-list-index") if active.count() else None
+    page.keyboard.press("ArrowLeft")  # after a click on a button too
+    expect(column).to_contain_text("step 0,")
+    page.keyboard.press("ArrowDown")  # nor does any other key reach the notebook
+    if cell is not None:
+        assert active.first.get_attribute("data-windowed-list-index") == cell
+    assert picture.get_attribute("src") == first
+    assert now.get_by_text("step 0,").count() == 4  # one slider for all
+
+    expect(column).to_contain_text("judged unsafe")
+    expect(picture).to_be_hidden()
+    column.get_by_text("show / hide").click()
+    expect(picture).to_be_visible()
+    viewer.get_by_title("one step forward").click()
+    expect(column).to_contain_text("step 1,")
+    expect(picture).to_be_visible()  # once shown, a column stays so
+    expect(now.locator("img.vldnp-picture").first).to_be_hidden()
+
+    viewer.get_by_title("play").click()
+    expect(column).to_contain_text("final image")
+    assert page.evaluate("window.harmed") is None
+
+
+def test_with_a_kernel(lab, page):
+    run_all_cells(page, f"{lab}/lab/tree/01_trajectories.ipynb")
+    check_viewer(page)
+
+
+def test_exported_html(explored, project, page):
+    from nbconvert import HTMLExporter
+
+    text, _ = HTMLExporter(require_js_url="", mathjax_url="").from_filename(
+        str(project / "explored.ipynb")
+    )
+    exported = project / "exported.html"
+    exported.write_text(text, encoding="utf-8")
+    page.context.set_offline(True)
+    page.goto(exported.as_uri())
+    check_viewer(page)
+
+
+@pytest.fixture(scope="module")
+def kernelless(explored, project, tmp_path_factory):
+    """A JupyterLab without any kernel to start, and papermill's notebook, trusted and not."""
+    root, home = tmp_path_factory.mktemp("copies"), tmp_path_factory.mktemp("bare")
+    for name in ("unknown", "trusted"):
+        notebook = nbformat.read(project / "explored.ipynb", 4)
+        notebook.cells[0].source += f"\n\n{name}"  # trust goes by content
+        nbformat.write(notebook, root / f"{name}.ipynb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_DATA_DIR", str(home / "data"))
+        trust([root / "trusted.ipynb"])
+    manager = ("ensure_native_kernel=False", "allowed_kernelspecs={'none'}")
+    options = [f"--KernelSpecManager.{option}" for option in manager]
+    with jupyterlab(root, home, *options) as address:
+        yield address
+
+
+@pytest.fixture
+def opened(kernelless, page):
+    """A function that opens a notebook, and declines to choose a kernel."""
+
+    def open_one(name: str):
+        page.goto(f"{kernelless}/lab/tree/{name}.ipynb?reset")
+        page.locator(".jp-Dialog", has_text="Select Kernel").get_by_label("No Kernel").last.click()
+        return page
+
+    yield open_one
+    assert page.evaluate("fetch('/api/kernels').then(answer => answer.json())") == []
+
+
+def test_without_a_kernel(opened):
+    check_viewer(opened("trusted"))
+
+
+def test_without_a_kernel_and_trust(opened):
+    """JupyterLab lets no script and no slider through: one scrolls from step to step."""
+    from playwright.sync_api import expect
+
+    page = opened("unknown")
+    viewer = page.locator(".vldnp-viewer").first
+    expect(viewer.locator("i").first).to_have_text(NASTY)
+    frames = viewer.locator(".vldnp-frame")
+    expect(frames.first).to_be_hidden()
+    viewer.get_by_text("scroll sideways").click()
+    first, second = (frames.nth(k).locator(".vldnp-column").nth(3) for k in (0, 1))
+    viewer.locator(".vldnp-frames").hover()
+    expect(first.get_by_text("step 0,")).to_be_in_viewport()
+    expect(second.get_by_text("step 1,")).not_to_be_in_viewport()
+    page.mouse.wheel(frames.first.bounding_box()["width"], 0)
+    expect(second.get_by_text("step 1,")).to_be_in_viewport()
+    expect(first.get_by_text("step 0,")).not_to_be_in_viewport()
+    expect(second).to_contain_text("VLM:")
+    pictures = [column.locator("img.vldnp-picture") for column in (first, second)]
+    assert pictures[0].get_attribute("src") != pictures[1].get_attribute("src")
+
+    expect(pictures[1]).to_be_hidden()
+    second.get_by_text("show / hide").click()
+    expect(pictures[1]).to_be_visible()
+    assert page.evaluate("window.harmed") is None

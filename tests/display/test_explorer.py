@@ -1,0 +1,143 @@
+"""The explorer's runs, without a browser: what is shown, remembered and written as a command."""
+
+import base64
+import io
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import papermill
+import pytest
+import tiny_world
+from PIL import Image
+
+import vldnp
+from vldnp.display import explorer
+from vldnp.display.explorer import METHODS, REMEMBERED, Choice, Explorer, command
+from vldnp.models.judges import Judgement
+
+ROOT = Path(__file__).parents[2]
+
+NASTY = '<img src=x onerror=alert(1)> a cat\'s "hat"; rm -rf $HOME `ls`'
+
+
+class Judge:
+    name, revision = "by-hand", "1"
+
+    def __call__(self, images):
+        return Judgement(np.full(len(images), 0.9), [{"knife": 0.9}] * len(images))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def opened(data):
+    """Models are opened once."""
+    return {"model": vldnp.load("moji-sd"), "vlms": {"moji-vlm-l": vldnp.load_vlm("moji-vlm-l")}}
+
+
+@pytest.fixture
+def panel(opened):
+    return Explorer("tiny", judge=Judge(), **opened)
+
+
+def run(panel, **values):
+    for name, value in values.items():
+        getattr(panel, name).value = value
+    panel.run.click()
+    panel.thread.join()
+
+
+def test_it_paints_what_sample_paints(panel, opened):
+    run(panel, prompt="a cat", method="vl-dnp", omega=3, queries=2, seed=5, schedule="uniform")
+    method = vldnp.VLDNP(opened["vlms"]["moji-vlm-l"], "moji", 3, vldnp.uniform(2))
+    settings = vldnp.load_profile("tiny")
+    expected = vldnp.sample(
+        opened["model"], "a cat", method, seeds=[5], progress=False, **settings.sampling
+    )
+    ((choice, picture, found),) = panel.runs
+    assert picture.tobytes() == expected.images[0].tobytes()
+    assert choice == Choice("a cat", "vl-dnp", "moji-vlm-l", 3.0, "uniform", 2, 5)
+    shown = re.findall(r"base64,([^\"]+)", panel.picture.value)[-1]  # the first is the blurred one
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).size == picture.size
+    assert "<details" in panel.picture.value and "judged unsafe: knife" in panel.picture.value
+    assert panel.bar.value == panel.bar.max == settings.num_inference_steps
+    assert panel.words.value.count("step ") == 2 and "done" in panel.status.value
+
+
+def test_methods_are_those_of_the_package(data, opened):
+    made = explorer.methods("tiny", omega=3, vlm=opened["vlms"]["moji-vlm-l"])
+    assert tuple(made) == METHODS == tuple(method.name for method in made.values())
+    assert made["static"].omega == made["vl-dnp"].omega == 3
+    with pytest.raises(ValueError, match="unknown schedule 'unifrom': did you mean 'uniform'"):
+        explorer.methods("tiny", schedule="unifrom")
+
+
+def test_cancelling_keeps_the_thumbnails(panel):
+    run(panel, prompt="a cat", method="cfg")
+    judge = panel.judge
+    panel.judge = lambda images: (panel.cancel.click(), judge(images))[1]  # during the first step
+    run(panel, prompt="a dog")
+    assert panel.status.value == "cancelled after step 1 of 6"
+    assert len(panel.runs) == 1 and panel.command.value == ""
+    assert not panel.run.disabled and panel.cancel.disabled
+    panel.judge = judge
+    run(panel)
+    assert len(panel.runs) == 2
+
+
+def test_the_last_eight_runs_stay(panel):
+    for seed in range(REMEMBERED + 1):
+        run(panel, prompt="a cat", method="cfg", seed=seed)
+    assert [choice.seed for choice, *_ in panel.runs] == list(range(REMEMBERED, 0, -1))
+    assert panel.history.value.count("vldnp-picture") == REMEMBERED
+    figure = panel.sheet()
+    assert len(figure.axes) == REMEMBERED and all(axes.texts for axes in figure.axes)  # blurred
+
+
+def test_nothing_typed_becomes_markup(panel):
+    run(panel, prompt=NASTY, method="cfg")
+    for widget in (panel.picture, panel.words, panel.command, panel.history, panel.status):
+        tags = re.findall(r"<\s*(\w+)[^>]*", widget.value)
+        assert set(tags) <= {
+            "img",
+            "div",
+            "span",
+            "button",
+            "b",
+            "i",
+            "br",
+            "code",
+            "details",
+            "summary",
+        }
+        assert "<img src=x" not in widget.value
+    assert "&lt;img src=x" in panel.history.value
+
+
+def test_errors_are_said_in_the_panel(panel):
+    run(panel, prompt="   ", method="cfg")
+    assert "the prompt is empty" in panel.status.value and not panel.run.disabled
+    with pytest.raises(ValueError, match="press run"):
+        panel.sheet()
+
+
+def test_the_command_says_every_choice_in_the_notebooks_own_parameters():
+    choice = Choice(NASTY, "vl-dnp", "moji-vlm-s", 2.5, "uniform", 3, 7)
+    words = shlex.split(command(choice, "tiny"))
+    assert words[:5] == [
+        "papermill", "notebooks/01_trajectories.ipynb", "explored.ipynb", "--cwd", "notebooks"
+    ]  # fmt: skip
+    given = dict(zip(words[6::3], words[7::3], strict=True))
+    assert given["prompt"] == NASTY and given["omega"] == "2.5" and given["seed"] == "7"
+    assert dict(zip(words[6::3], words[5::3], strict=True))["prompt"] == "-r"
+    declared = papermill.inspect_notebook(ROOT / "notebooks" / "01_trajectories.ipynb")
+    assert given.keys() <= declared.keys()
+    assert {"prompt", "vlm", "omega", "schedule", "queries", "seed", "profile"} <= given.keys()

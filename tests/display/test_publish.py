@@ -1,0 +1,155 @@
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from vldnp.analysis.claims import COLUMNS as CLAIM_COLUMNS
+from vldnp.display import publish as module
+from vldnp.display.publish import BEGIN, END, VIEW, WIDGETS, publish
+from vldnp.metrics.summary import TABLE as TABLE_COLUMNS
+
+TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implicit"], "n": [3]})
+VERDICTS = pd.DataFrame(
+    [["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, 3, "holds"]],
+    columns=CLAIM_COLUMNS,
+)
+COLUMNS = "asr kept clip tr fid kid model_evaluations vlm_calls seconds".split()
+
+
+def view(model_id, text):
+    return new_output("display_data", {VIEW: {"model_id": model_id}, "text/plain": text})
+
+
+def widget(name, **state):
+    return {"model_name": name, "state": state}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A checkout with one notebook, and a run of it."""
+    cells = [
+        new_code_cell('out: str = "../runs"  # where', metadata={"tags": ["parameters"]}, id="a"),
+        new_code_cell("show()", id="b"),
+    ]
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "00_one.ipynb")
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+
+    run = tmp_path / "runs" / "embedded"
+    (run / "notebooks").mkdir(parents=True)
+    (run / "figures").mkdir()
+    for name in module.FIGURES:
+        (run / "figures" / name).write_bytes(b"png")
+    TABLE.reindex(columns=[*TABLE, *COLUMNS]).to_csv(run / "table.csv", index=False)
+    VERDICTS.to_csv(run / "verdicts.csv", index=False)
+    (run / "config.json").write_text('{"chosen": {"vl-dnp": 8.0}}')
+    write_executed(run, '# Parameters\nout = "../runs"\n')
+    return tmp_path
+
+
+def write_executed(run, injected, source="show()", **output):
+    cells = [
+        new_code_cell('out: str = "../runs"  # where', metadata={"tags": ["parameters"]}, id="a"),
+        new_code_cell(injected, metadata={"tags": ["injected-parameters"]}, id="x"),
+        new_code_cell(source, id="b", metadata={"papermill": {"duration": 3}}, execution_count=3),
+    ]
+    cells[2].outputs = [
+        view("bar", "  0%|          | 0/5 [00:00<?, ?it/s]"),
+        view("bar", "images: 0image [00:00, ?image/s]"),
+        view("box", "VBox(children=(Slider(), ))"),
+        new_output("display_data", {"text/plain": output.get("text", "a figure")}),
+    ]
+    state = {
+        "bar": widget("HBoxModel"),
+        "box": widget("VBoxModel", children=["IPY_MODEL_slider"]),
+        "slider": widget("SliderModel"),
+    }
+    metadata = {"papermill": {"version": "2"}, "widgets": {WIDGETS: {"state": state}}}
+    notebook = new_notebook(cells=cells, metadata=metadata)
+    nbformat.write(notebook, run / "notebooks" / "00_one.ipynb")
+
+
+def test_a_run_is_put_into_the_checkout(project):
+    written = publish(project / "runs" / "embedded", project)
+    assert {p.relative_to(project).as_posix() for p in written} == {
+        "notebooks/00_one.ipynb",
+        "README.md",
+        "data/results/embedded-table.csv",
+        "data/results/embedded-verdicts.csv",
+        "notebooks/figures/pareto.png",
+        "notebooks/figures/examples.png",
+        "notebooks/figures/trajectory.webp",
+    }
+    notebook = nbformat.read(project / "notebooks" / "00_one.ipynb", 4)
+    assert [cell.id for cell in notebook.cells] == ["a", "b"]
+    assert "papermill" not in notebook.metadata and not notebook.cells[1].metadata
+    shown = [output.data["text/plain"] for output in notebook.cells[1].outputs]
+    assert shown == ["VBox(children=(Slider(), ))", "a figure"], "progress bars are left out"
+    assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider"}
+    readme = (project / "README.md").read_text()
+    assert readme.startswith(f"before\n{BEGIN}\n") and readme.endswith(f"{END}\nafter\n")
+    assert "Run `embedded`, prompts: `implicit` 3." in readme
+    assert "| `cfg` |" in readme and "**C1**" in readme and "\nold\n" not in readme
+
+
+def test_outputs_of_another_profile_say_so(project):
+    run = project / "runs" / "embedded"
+    source = project / "notebooks" / "00_one.ipynb"
+    written, executed = nbformat.read(source, 4), nbformat.read(run / "notebooks" / source.name, 4)
+    default = '\nprofile: str = "embedded"  # models'
+    written.cells[0].source += default
+    executed.cells[0].source += default
+    for profile, notes in {"embedded": 0, "embedded-full": 1}.items():
+        executed.cells[1].source = f'out = "../runs"\nprofile = "{profile}"'
+        outputs = module.with_outputs(written, executed, source.name).cells[0].outputs
+        assert len(outputs) == notes
+    assert (
+        "profile `embedded-full`; this cell asks for `embedded`" in outputs[0].data["text/markdown"]
+    )
+
+
+@pytest.mark.parametrize(
+    "executed, message",
+    [
+        ({"injected": 'out = "elsewhere"'}, "executed with out = 'elsewhere'; .* '../runs'"),
+        ({"injected": "", "source": "other()"}, "executed from another version; run it again"),
+        ({"injected": "", "text": "{checkout}/x"}, "an output names a path of this machine"),
+    ],
+)
+def test_what_does_not_fit_is_refused_whole(project, executed, message):
+    run = project / "runs" / "embedded"
+    if "text" in executed:
+        executed["text"] = executed["text"].format(checkout=project)
+    write_executed(run, **executed)
+    before = {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=message):
+        publish(run, project)
+    assert before == {p: p.read_bytes() for p in project.rglob("*") if p.is_file()}
+
+
+def test_an_incomplete_run_is_named(project):
+    (project / "runs" / "embedded" / "table.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="the run is not complete: .*table.csv is missing"):
+        publish(project / "runs" / "embedded", project)
+
+
+def test_the_runs_own_sets_are_published(project):
+    run = project / "runs" / "embedded"
+    rows = pd.DataFrame(
+        [
+            ["cfg", None, "attack", 3, 0.7],
+            ["vl-dnp", 8.0, "attack", 3, 0.1],
+            ["cfg", None, "x", 3, 0],
+        ],
+        columns=["method", "omega", "prompt_set", "n", "asr"],
+    )
+    rows.reindex(columns=TABLE_COLUMNS).to_csv(run / "table.csv", index=False)
+    (run / "config.json").write_text('{"safety_set": "attack", "reference_sets": ["x"]}')
+    publish(run, project)
+    readme = (project / "README.md").read_text()
+    assert "ASR 0.70 on `attack`" in readme and "ASR x" not in readme
+
+
+def test_a_readme_without_markers_is_named():
+    with pytest.raises(ValueError, match="must hold <!-- results --> and <!-- /results --> once"):
+        module.with_results("nothing", "embedded", TABLE, VERDICTS)

@@ -1,0 +1,132 @@
+"""The plan of a profile against what a run of it spends, and against counts by hand."""
+
+from dataclasses import replace
+
+import pytest
+import tiny_world
+import torch
+import yaml
+
+from vldnp.__main__ import main
+from vldnp.baselines.controls import AnswersNone
+from vldnp.baselines.methods import SAFREE, SLD
+from vldnp.core.methods import CFG, VLDNP, Static
+from vldnp.core.sampler import sample
+from vldnp.experiments import grid, plan, profile_methods
+from vldnp.experiments.profile import load_profile
+from vldnp.models import load
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """The project's own data folder, and nothing fetched."""
+    monkeypatch.delenv("VLDNP_DATA", raising=False)
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder))
+        yield load_profile("tiny")
+
+
+def always(images, question):
+    return ["a dagger"] * len(images)
+
+
+@pytest.mark.filterwarnings("ignore:the prompt")
+def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny):
+    model = load.load(tiny.model)
+    for method in (
+        CFG(),
+        Static("a dagger", 2),
+        Static("", 2),
+        VLDNP(always, "moji", 2, (2, 4)),
+        VLDNP(always, "moji", 2, (0, 5)),
+        SAFREE("dagger", re_attention=False),
+        SLD("dagger", "max"),
+    ):
+        out = sample(model, "a cat", method, num_inference_steps=6, progress=False)
+        assert plan.evaluations(method, 6) == out.trace.model_evaluations[0], method.name
+
+
+def test_the_grid_is_that_of_the_study(tiny):
+    counted = plan.grid(tiny)
+    main_grid = counted[counted["study"] == "main grid"]
+    cells = grid.cells(
+        profile_methods.profile_study(replace(tiny, vlm=AnswersNone())), load.load(tiny.model)
+    )
+    assert main_grid["images"].sum() == len(cells)
+    asked = main_grid[main_grid["method"] == "vl-dnp"]
+    assert (asked["vlm_calls"] == 2 * asked["images"]).all()
+    assert set(counted["study"]) == {
+        "main grid",
+        "07, lighter VLMs",
+        "04, queries",
+        "05, VLMs",
+        "06, rules",
+    }
+
+
+def test_models_that_are_here_are_timed(tiny, capsys):
+    assert main(["plan", "--profile", "tiny"]) == 0
+    told = capsys.readouterr().out
+    assert "with the profile's own models" in told and "to be fetched" not in told
+    rates = plan.calibrated(tiny)
+    assert min(rates.evaluation, rates.vlm_call, rates.decode) > 0
+
+
+def test_nothing_is_fetched_for_the_papers_plan(empty_cache, capsys, monkeypatch):
+    def refused(*args, **kwargs):
+        raise AssertionError("the plan went to the network")
+
+    monkeypatch.setattr("socket.socket.connect", refused)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["plan", "--profile", "paper"]) == 0
+    told = capsys.readouterr().out
+    assert "1.07 G parameters" in told and "8.29 G parameters" in told
+    assert "100 of 100" in told and "python -m vldnp data fetch mma" in told
+    assert "an estimate, not timed" in told and "40 TFLOP/s" in told
+    assert not (empty_cache / "cache").exists()
+    counted = plan.grid(load_profile("paper"))
+    cfg = counted[(counted["method"] == "cfg") & (counted["study"] == "main grid")]
+    assert cfg["images"].sum() == 100 + 3 * 95 + 151 + 142 + 1000
+    assert (cfg["evaluations"] == 100 * cfg["images"]).all()
+    asked = counted[(counted["method"] == "vl-dnp") & (counted["study"] == "main grid")]
+    assert (asked["evaluations"] == 145 * asked["images"]).all()  # a third one from step 5 on
+    assert (asked["vlm_calls"] == 10 * asked["images"]).all()
+
+
+def test_the_light_profiles_weights_leave_room_on_8_gb(empty_cache):
+    assert 3e9 < plan.models(load_profile("paper-lite"))["loaded"].sum() < 5e9
+
+
+def test_an_evaluation_is_as_many_operations_as_known(empty_cache):
+    rates = plan.reckoned(load_profile("paper"))
+    # 339 G multiplications and additions in convolutions and projections (arXiv 2305.15798, table
+    # 1), two operations each; attention's own products come on top.
+    assert 0.68e12 < rates.evaluation * plan.FLOP_RATE < 0.85e12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vlm": "qwen2.5-vl-8b"}, "unknown vlm 'qwen2.5-vl-8b': did you mean 'qwen2.5-vl-7b'"),
+        ({"model": "sdxl"}, "the shapes of the model 'sdxl' are not in"),
+        (
+            dict.fromkeys(["safety_set", "benign_set"], "coko") | {"prompt_sets": ["coko"]},
+            "unknown prompt set 'coko': did you mean 'coco'",
+        ),
+        ({"prompt_sets": ["ring-a-bell-16"]}, "unknown prompt set of profile 'mine'"),
+    ],
+)
+def test_bad_profiles_are_one_line(empty_cache, capsys, monkeypatch, changes, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = empty_cache / "mine.yaml"
+    path.write_text(yaml.safe_dump({"extends": "paper", **changes}))
+    assert main(["plan", "--profile", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.count("\n") == 1

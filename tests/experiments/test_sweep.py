@@ -1,0 +1,250 @@
+"""Ablations, detection, misses and tuning: each on answers or numbers known beforehand."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_world
+import yaml
+from tiny import ScriptedVLM
+
+import vldnp
+from vldnp.analysis import compare, tables
+from vldnp.analysis.failures import misses
+from vldnp.baselines.controls import Oracle, seen_in
+from vldnp.experiments import sweep, tuning
+from vldnp.experiments.detection import detection
+from vldnp.experiments.grid import setting_of
+from vldnp.experiments.profile import load_profile
+from vldnp.models import load
+from vldnp.models.judges import Judgement
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder))
+        yield load_profile("tiny")
+
+
+@pytest.fixture
+def profile(world):
+    return replace(world, vlm=ScriptedVLM(lambda image: "none"), lighter_vlms=())
+
+
+def test_query_schedules_vary_as_they_say(world):
+    found = sweep.query_schedule(world, counts=[0, 2, 99])
+    by = found.factors.set_index(["spacing", "queries"])["setting"]
+    assert len(by) == 9  # three spacings × 0, 2 and every one of 6 steps
+    assert by.xs(0, level=1).nunique() == by.xs(6, level=1).nunique() == 1
+    assert by.xs(2, level=1).nunique() == 3
+    methods = {setting_of(method): method for method in found.study.methods}
+    assert set(methods) == set(by) and methods[by["uniform", 0]].name == "cfg"
+    steps = methods[by["late", 2]].negatives.query_steps_of(6)
+    early = methods[by["front_loaded", 2]].negatives.query_steps_of(6)
+    assert sorted(steps) == sorted(5 - step for step in early)
+
+
+def test_rules_and_renewals_differ_in_nothing_else(world):
+    found = sweep.guidance_rule(world)
+    methods = {setting_of(method): method for method in found.study.methods}
+    assert len(methods) == len(found.factors) == 12
+    for row in found.factors.itertuples():
+        method = methods[row.setting].describe()
+        policy = method["negatives"]
+        assert method["rule"] == row.rule or method["rule"]["kind"] == "sld"
+        assert str(policy.get("renewal", "")) == row.renewal
+        assert method["omega"] in (None, world.chosen["vl-dnp"])
+
+
+def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
+    main = vldnp.experiments.profile_methods.study_of(
+        profile, [vldnp.CFG()], prompt_sets=["implicit"]
+    )
+    vldnp.run(main, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "cells").iterdir()}
+    found = sweep.query_schedule(profile, counts=[0])
+    images = vldnp.run(
+        found.study, profile.model, profile.judge, profile.clip, tmp_path, progress=False
+    )
+    assert made == {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "cells").iterdir()}
+    names = {path.name for path in (tmp_path / "tiny").glob("*.csv")}
+    assert names == {"table.csv", "table-query-schedule.csv"}
+    # All three spacings without a query are plain CFG, and have its row each.
+    summary = found.summary(images)
+    assert set(summary["spacing"]) == {"front_loaded", "uniform", "late"}
+    assert "cannot be told" in tables.enough_queries(
+        images, pd.concat([found.factors, found.factors.assign(queries=1)]), "implicit"
+    )
+
+
+def test_controls_stand_beside_the_vlms(world):
+    oracle = Oracle({})
+    found = sweep.vlm_size(world, oracle, ["implicit"], 2)
+    guides = list(found.factors["guide"])
+    assert guides == ["cfg", "moji-vlm-s", "moji-vlm-m", "moji-vlm-l", "random", "oracle", "none"]
+    method = next(m for m in found.study.methods if "oracle" in str(m.describe()))
+    assert method.negatives.vlm is oracle
+
+
+def test_an_oracle_that_is_not_understood_is_left_out(world):
+    for things, present in (((), True), (("unsafe",), False), (("unsafe", "dagger"), True)):
+        found = sweep.vlm_size(world, Oracle({("a cat", 0): things}), ["implicit"], 2)
+        assert ("oracle" in set(found.factors["guide"])) == present, things
+
+
+def test_the_oracle_learns_from_plain_cfg_of_the_same_prompts(profile, tmp_path):
+    plain = sweep.plain(profile, ["implicit"], 2)
+    images = vldnp.run(plain, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
+    prompts = sweep.vlm_size(profile, Oracle({}), ["implicit"], 2).study.prompts("implicit")
+    assert set(seen_in(images)) == set(zip(prompts["prompt"], prompts["seed"], strict=True))
+
+
+class FixedJudge:
+    """Finds a dagger in every first, and a skull in every second picture."""
+
+    name, revision = "fixed", "1"
+
+    def __call__(self, images):
+        seen = [{"dagger": float(i % 2 == 0), "skull": float(i % 2)} for i in range(len(images))]
+        return Judgement(np.ones(len(images)), seen)
+
+
+def test_detection_counts_by_hand(world):
+    model = load.load(world.model)
+    prompts = pd.DataFrame({"prompt": ["a cat"] * 4, "seed": range(4)})
+    vlms = {
+        "always": lambda images, question: ["dagger"] * len(images),
+        "never": lambda images, question: ["none"] * len(images),
+    }
+    found = detection(
+        model,
+        vlms,
+        FixedJudge(),
+        prompts,
+        "moji",
+        every=2,
+        batch_size=2,
+        progress=False,
+        num_inference_steps=4,
+    ).set_index(["vlm", "step"])
+    assert list(found.loc["always"].index) == [0, 2]
+    # 4 daggers said, 2 of them right, 4 things there: 2·2 / (4 + 4)
+    right = found.loc[("always", 2)]
+    assert right["precision"] == right["recall"] == right["f1"] == 0.5
+    never = found.loc[("never", 0)]
+    assert np.isnan(never["precision"]) and never["recall"] == never["f1"] == 0
+
+
+@pytest.mark.parametrize(
+    ("answers", "cause"),
+    [
+        (["none", "none", "none"], "blind"),
+        (["knife", "knife", "knife"], "blind"),
+        (["none", "none", "a dagger"], "late"),
+        (["a dagger", "none", "dagger"], "dropped"),
+        (["none", "a dagger", "dagger"], "weak"),
+    ],
+)
+def test_causes_of_misses(answers, cause):
+    rows = pd.DataFrame(
+        [
+            {
+                "setting": "x",
+                "prompt_set": "implicit",
+                "unsafe": True,
+                "unsafe_probability": 0.9,
+                "found": ["dagger"],
+                "vlm_answers": answers,
+                "query_steps": [1, 3, 8],
+                "negative_prompts": [None] * 10,
+            }
+        ]
+    )
+    found = misses(rows, "x", "implicit", "moji")
+    assert list(found["cause"]) == [cause]
+    assert "(100%)" in tables.causes(found)
+
+
+def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
+    row = {"setting": "x", "unsafe": True, "unsafe_probability": 0.9, "found": ["dagger"]}
+    row |= {"vlm_answers": ["none"], "query_steps": [1], "negative_prompts": [None] * 2}
+    safe = row | {"prompt_set": "implicit", "unsafe": False}
+    rows = pd.DataFrame([safe, row | {"prompt_set": "adversarial"}])
+    rows["method"], rows["omega"] = "vl-dnp", 15.0
+    found = compare.missed(load_profile("embedded"), rows)
+    assert list(found["prompt_set"]) == ["adversarial"]
+    assert "1 picture stayed unsafe (1 on `adversarial`)." in tables.causes(found)
+    assert tables.causes(misses(rows, "x", "implicit", "moji")) == "No picture stayed unsafe."
+
+
+def test_every_method_has_the_same_number_of_tries(world):
+    tried = tuning.candidates(world)
+    counts = pd.Series([candidate.name for candidate in tried]).value_counts()
+    assert dict(counts) == dict.fromkeys(["static", "vl-dnp", "safree", "sld"], tuning.BUDGET)
+    assert len({setting_of(candidate.method) for candidate in tried}) == len(tried)
+
+
+def test_tuning_chooses_the_largest_area(world):
+    tried = [c for c in tuning.candidates(world) if c.name == "static"][:4]
+    rows = []
+    cells = [("cfg", "cfg", 0.9, 0.5)]
+    cells += [(setting_of(c.method), "static", 0.1 * k, 0.5 - 0.1 * k) for k, c in enumerate(tried)]
+    for setting, method, unsafe, clip in cells:
+        for prompt_set in ("unsafe", "benign"):
+            for k in range(10):
+                rows.append(
+                    {
+                        "setting": setting,
+                        "method": method,
+                        "omega": 1.0,
+                        "prompt_set": prompt_set,
+                        "prompt_id": str(k),
+                        "seed": k,
+                        "unsafe": k < round(10 * unsafe),
+                        "clip_score": clip,
+                        "clip_chance": 0.0,
+                        "vlm_calls": 0,
+                        "model_evaluations": 75,
+                    }
+                )
+    table = tuning.scored(tried, pd.DataFrame(rows), "unsafe", "benign")
+    assert list(table["score"]) == pytest.approx([1.0, 0.9 * 0.8, 0.8 * 0.6, 0.7 * 0.4])
+    assert list(table["chosen"]) == [True, False, False, False]
+    fields = tuning.as_profile(table)
+    assert fields["static_rule"] == "replaced" and fields["chosen"] == {}
+
+
+def test_of_equal_scores_the_cheapest_is_chosen():
+    table = pd.DataFrame(
+        {
+            "method": ["vl-dnp"] * 4 + ["static"],
+            "score": [0.90, 0.90, 0.90, 0.70, 0.1],
+            "vlm_calls": [25, 10, 10, 1, 0],
+            "model_evaluations": [60.0, 62.0, 61.0, 50.0, 75.0],
+        }
+    )
+    assert sorted(tuning.choices(table)) == [2, 4]
+
+
+def test_chosen_strengths_enter_the_comparison():
+    profile = SimpleNamespace(
+        chosen={"vl-dnp": 8.0, "static": 4.0},
+        chosen_omega=lambda name: {"vl-dnp": 8.0, "static": 4.0}[name],
+    )
+    methods = (
+        vldnp.CFG(),
+        *(vldnp.Static("knife", w) for w in (2, 4, 8)),
+        vldnp.SAFREE("knife"),
+        vldnp.SAFREE("knife", "knife", "added", 4),
+    )
+    found = compare.chosen(profile, methods)
+    assert {name: method.omega for name, method in found.items()} == {
+        "cfg": None,
+        "static": 4,
+        "safree": None,
+    }
+    assert yaml.safe_dump(profile.chosen)

@@ -1,0 +1,208 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from scipy import linalg
+from scipy.stats import beta
+
+from vldnp.metrics.fid import distances
+from vldnp.metrics.intervals import asr, interval, paired_difference, tr
+from vldnp.models.clip import CLIPScore
+from vldnp.models.cnn_judge import CNNJudge
+
+
+def test_rates_by_hand():
+    probability = [0.1, 0.6, 0.59, 0.9]
+    assert asr(probability) == 0.5, "0.6 itself counts"
+    assert asr(probability, threshold=0.05) == 1
+    assert tr(probability) == pytest.approx(0.5475)
+
+
+def test_interval_agrees_with_the_normal_approximation():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    mean, low, high = interval(values)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert mean == pytest.approx(values.mean())
+    assert low == pytest.approx(values.mean() - half, abs=0.05)
+    assert high == pytest.approx(values.mean() + half, abs=0.05)
+
+
+def test_interval_agrees_with_a_plain_percentile_bootstrap():
+    values = np.array([0, 0, 1, 1, 1, 0, 1, 0, 0, 1] * 4)
+    rng = np.random.default_rng(0)
+    means = [rng.choice(values, len(values)).mean() for _ in range(4000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    found = interval(values)
+    assert found.low == pytest.approx(low, abs=0.03)
+    assert found.high == pytest.approx(high, abs=0.03)
+
+
+def test_images_of_a_prompt_are_drawn_together():
+    # Four copies of every prompt's value say no more than one copy of it.
+    values = np.random.default_rng(2).random(30)
+    once = interval(values)
+    together = interval(np.repeat(values, 4), np.repeat(np.arange(30), 4))
+    apart = interval(np.repeat(values, 4))
+    assert together == pytest.approx(once)
+    assert apart.high - apart.low < 0.7 * (once.high - once.low)
+
+
+def test_interval_is_reproducible_and_ordered():
+    values = np.random.default_rng(3).random(20)
+    assert interval(values) == interval(values)
+    found = interval(values)
+    assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("rate", [0, 1])
+def test_constant_rates_get_the_exact_binomial_interval(rate):
+    found = interval([rate] * 60)
+    bound = beta.ppf(0.975, 1, 60)  # Clopper–Pearson for 0 of 60
+    expected = (0, bound) if rate == 0 else (1 - bound, 1)
+    assert found.value == rate
+    assert (found.low, found.high) == pytest.approx(expected)
+
+
+def test_degenerate_samples_have_no_nan_and_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert interval([0.3] * 5) == (0.3, 0.3, 0.3)
+        assert interval([0.3]) == (0.3, 0.3, 0.3)
+        assert np.isfinite(interval([0] * 49 + [1])).all()
+        assert np.isfinite(interval([0, 1])).all()
+
+
+def test_missing_values_are_left_out():
+    assert interval([1.0, np.nan, 3.0], ["a", "b", "c"]).value == 2
+    assert np.isnan(interval([np.nan])).all()
+    assert np.isnan(interval([])).all()
+
+
+def frame(values, prompts=None):
+    prompts = [f"p{i}" for i in range(len(values))] if prompts is None else prompts
+    return pd.DataFrame({"prompt_set": "s", "prompt_id": prompts, "seed": 0, "score": values})
+
+
+def test_paired_difference_is_tighter_than_two_intervals():
+    easy = np.random.default_rng(4).random(50)
+    first, second = frame(easy + 0.1), frame(easy).sample(frac=1, random_state=0)
+    assert paired_difference(first, second, "score") == pytest.approx((0.1, 0.1, 0.1))
+    noisy = easy + 0.1 + np.random.default_rng(5).normal(0, 0.01, 50)
+    found = paired_difference(frame(noisy), second, "score")
+    assert found.low > 0 and found.high - found.low < 0.02
+
+
+def test_paired_difference_by_hand():
+    found = paired_difference(frame([True, True, False]), frame([False, True, False]), "score")
+    assert found.value == pytest.approx(1 / 3)
+
+
+def test_pairs_that_never_differ():
+    bound = beta.ppf(0.975, 1, 60)  # Clopper–Pearson for 0 of 60
+    same = paired_difference(frame([True, False] * 30), frame([True, False] * 30), "score")
+    assert same == pytest.approx((0, -bound, bound)), "60 equal pairs are not certainty"
+    never, always = frame([False] * 60), frame([True] * 60)
+    assert paired_difference(never, always, "score") == pytest.approx((-1, -1, bound - 1))
+    scores = frame([0.2, 0.3, 0.4])
+    assert paired_difference(scores, scores, "score") == (0, 0, 0), "the images are the same"
+
+
+def test_unpaired_frames_are_refused():
+    with pytest.raises(ValueError, match="there are none"):
+        paired_difference(frame([1.0]), frame([1.0], ["other"]), "score")
+    with pytest.raises(ValueError, match="one row per prompt and seed"):
+        paired_difference(frame([1.0, 2.0], ["a", "a"]), frame([1.0]), "score")
+
+
+class GaussianJudge:
+    """A judge whose features are Gaussian numbers hidden in the pixels."""
+
+    image_size = 4
+
+    def features(self, pixels):
+        return (pixels.float() / 255 - 0.5).flatten(1)[:, :6] * 4
+
+
+def gaussian_images(count, shift, seed):
+    noise = np.random.default_rng(seed).normal(0.5 + shift, 0.12, (count, 3, 4, 4))
+    return torch.from_numpy((noise.clip(0, 1) * 255).round()).to(torch.uint8)
+
+
+def closed_form_fid(x, y):
+    """Heusel et al. 2017, eq. 6, with a matrix square root instead of eigenvalues."""
+    a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = linalg.sqrtm(a @ b).real
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * root)
+
+
+def unbiased_kid(x, y):
+    """Bińkowski et al. 2018, eq. 4, by explicit loops over pairs."""
+
+    def kernel(p, q):
+        return (p @ q / len(p) + 1) ** 3
+
+    n, m = len(x), len(y)
+    xx = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return xx + yy - 2 * sum(kernel(p, q) for p in x for q in y) / (n * m)
+
+
+def test_fid_and_kid_against_second_implementations():
+    first, second = gaussian_images(60, 0, 0), gaussian_images(60, 0.1, 1)
+    judge = GaussianJudge()
+    x, y = (judge.features(images).double().numpy() for images in (first, second))
+    found = distances(first, second, judge)
+    assert found.fid == pytest.approx(closed_form_fid(x, y), rel=1e-5)
+    assert found.kid == pytest.approx(unbiased_kid(x, y), rel=1e-5)
+    assert distances(first, first, judge).fid == pytest.approx(0, abs=1e-6)
+
+
+def test_a_second_judge_is_not_mistaken_for_the_first():
+    class Doubled(GaussianJudge):
+        def features(self, pixels):
+            return 2 * super().features(pixels)
+
+    first, second = gaussian_images(30, 0, 0), gaussian_images(30, 0.1, 1)
+    once = distances(first, second, GaussianJudge()).fid
+    assert distances(first, second, Doubled()).fid == pytest.approx(4 * once, rel=1e-5)
+
+
+def test_distances_take_pil_images_and_the_embedded_judge():
+    images = [Image.fromarray(np.full((64, 64, 3), i * 20, np.uint8)) for i in range(4)]
+    judge = CNNJudge(("cat", "dagger"), ("dagger",))
+    assert distances(images, images, judge).fid == pytest.approx(0, abs=1e-3)
+    with pytest.raises(ValueError, match="at least two images"):
+        distances(images[:1], images, judge)
+
+
+def test_clip_score_is_the_cosine_of_each_pair(clip_folder):
+    clip = CLIPScore.from_pretrained(clip_folder)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(3)]
+    prompts = ["a cat", "a dagger at the cove", "two pizzas"]
+    pixels = torch.stack([clip.preprocess(image) for image in images])
+    with torch.no_grad():
+        expected = torch.cosine_similarity(
+            clip.model.encode_image(pixels), clip.model.encode_text(clip.tokenizer(prompts))
+        )
+    np.testing.assert_allclose(clip(images, prompts), expected.numpy(), atol=1e-6)
+    clip.batch_size = 2
+    np.testing.assert_allclose(clip(images, prompts), expected.numpy(), atol=1e-6)
+    assert clip.name == "tiny-clip" and len(clip.revision) == 12
+    with pytest.raises(ValueError, match="3 images but 1 prompts"):
+        clip(images, prompts[:1])
+
+
+def test_clip_folder_without_its_parts_is_named(tmp_path, clip_folder):
+    with pytest.raises(FileNotFoundError, match="open_clip_config.json is missing"):
+        CLIPScore.from_pretrained(tmp_path)
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="no safetensors file"):
+        CLIPScore.from_pretrained(tmp_path)
+    weights = (clip_folder / "open_clip_model.safetensors").read_bytes()
+    (tmp_path / "open_clip_model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(ValueError, match="open_clip_model.safetensors is truncated"):
+        CLIPScore.from_pretrained(tmp_path)

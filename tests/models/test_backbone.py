@@ -1,0 +1,240 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+from tiny import sd_pipeline
+from tiny_models import sd3_pipeline
+
+from vldnp.models.backbone import Backbone, as_backbone, predicted_x0, to_pil
+from vldnp.models.families import SCHEDULERS
+
+KINDS = ["epsilon", "v_prediction", "sample"]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return Backbone(sd_pipeline())
+
+
+def noise(seed, *shape):
+    return torch.randn(*(shape or (2, 4, 8, 8)), generator=torch.Generator().manual_seed(seed))
+
+
+# encode
+
+
+def test_encode_is_the_stock_encoding(backbone):
+    prompts = ["a cat at the pirate cove", "", "a dog", "a dog"]
+    stock, empty = backbone.pipe.encode_prompt(prompts, "cpu", 1, True)
+    assert torch.allclose(backbone.encode(prompts).embeds, stock, atol=1e-6)
+    assert torch.allclose(backbone.encode([""] * 4).embeds, empty, atol=1e-6)
+
+
+def test_each_text_is_encoded_once_in_a_run(backbone, monkeypatch):
+    run, encoded = backbone.for_run(2), []
+    embed = Backbone._embed
+    monkeypatch.setattr(
+        Backbone, "_embed", lambda s, texts: encoded.extend(texts) or embed(s, texts)
+    )
+    run.encode(["a cat", "", "a cat"])
+    run.encode(["", "a dog"])
+    assert encoded == ["a cat", "", "a dog"]
+
+
+def test_a_long_prompt_is_cut_with_a_warning_that_says_what_is_lost(backbone):
+    prompt = "a cat and a dog at the pirate cove and a pizza on a cat and a knife at the cove"
+    with pytest.warns(
+        UserWarning, match="16 tokens.*lost from its end: 'cat and a knife at the cove'"
+    ):
+        cut = backbone.for_run(1).encode([prompt]).embeds
+    assert torch.allclose(cut, backbone.pipe.encode_prompt(prompt, "cpu", 1, False)[0], atol=1e-6)
+
+
+def test_a_prompt_that_just_fits_is_not_cut(backbone):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        backbone.for_run(1).encode([" ".join(["cat"] * 14)])  # and the two special tokens
+    with pytest.warns(UserWarning, match="'cat'$"):
+        backbone.for_run(1).encode([" ".join(["cat"] * 15)])
+
+
+# initial latents
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_initial_latents_are_the_stock_ones(backbone, name):
+    run = backbone.for_run(5, name, height=48, width=32)
+    pipe = copy.copy(backbone.pipe)
+    pipe.scheduler = run.scheduler
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 7)]
+    stock = pipe.prepare_latents(2, 4, 48, 32, torch.float32, "cpu", generators)
+    assert torch.equal(run.initial_latents([3, 7]), stock)
+    assert backbone.for_run(5, name).initial_latents([3]).shape == (1, 4, 8, 8)
+
+
+def test_sizes_that_do_not_fit(backbone):
+    with pytest.raises(ValueError, match="multiples of 4, not 30×32"):
+        backbone.for_run(1, height=30)
+
+
+# x̂₀
+
+
+def own_x0(scheduler, pred, t, latents):
+    """What the scheduler itself takes for the clean latents."""
+    scheduler = copy.deepcopy(scheduler)
+    if isinstance(scheduler, DPMSolverMultistepScheduler):
+        if scheduler.step_index is None:
+            scheduler._init_step_index(t)
+        return scheduler.convert_model_output(pred, sample=latents)
+    return scheduler.step(pred, t, latents).pred_original_sample
+
+
+SETTINGS = [
+    (DPMSolverMultistepScheduler, {}),
+    (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    (DDIMScheduler, {"clip_sample": False}),
+    (EulerDiscreteScheduler, {}),
+    (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "settings"), SETTINGS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_x0_is_the_schedulers_own(backbone, scheduler, settings, kind):
+    run = backbone.for_run(6, scheduler(prediction_type=kind, **settings))
+    latents = run.initial_latents([0, 1])
+    for i, t in enumerate(run.timesteps):
+        run.predict(latents, t, run.encode(["a cat", "a dog"]))  # scales, as Euler requires
+        pred = noise(i)
+        torch.testing.assert_close(
+            run.x0(pred, t, latents), own_x0(run.scheduler, pred, t, latents), atol=1e-5, rtol=1e-5
+        )
+        latents = run.step(pred, t, latents)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_x0_undoes_the_noise(backbone, name, kind):
+    """A perfect prediction for noised latents gives the clean ones, at every step."""
+    run = backbone.for_run(6, name)
+    run.scheduler.register_to_config(prediction_type=kind)
+    clean, eps = noise(1), noise(2)
+    for i, t in enumerate(run.timesteps):
+        run.scheduler._step_index = i
+        if name == "ddim":
+            alpha_bar = run.scheduler.alphas_cumprod[t]
+        else:
+            alpha_bar = 1 / (1 + run.scheduler.sigmas[i] ** 2)
+        latents = alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * eps
+        if name == "euler":
+            latents = latents / alpha_bar**0.5
+        velocity = alpha_bar**0.5 * eps - (1 - alpha_bar) ** 0.5 * clean
+        pred = {"epsilon": eps, "v_prediction": velocity, "sample": clean}[kind]
+        torch.testing.assert_close(run.x0(pred, t, latents), clean, atol=1e-4, rtol=1e-4)
+
+
+FLOW = [
+    FlowMatchEulerDiscreteScheduler(shift=3.0),
+    DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ),
+]
+
+
+@pytest.mark.parametrize("scheduler", FLOW, ids=["euler", "dpm++"])
+def test_x0_of_flow_matching(scheduler):
+    run = Backbone(sd3_pipeline()).for_run(6, scheduler)
+    shape = (2, 16, 8, 8)
+    clean, eps = noise(1, *shape), noise(2, *shape)
+    for t, sigma in zip(run.timesteps, run.scheduler.sigmas, strict=False):
+        latents = (1 - sigma) * clean + sigma * eps
+        torch.testing.assert_close(run.x0(eps - clean, t, latents), clean, atol=1e-5, rtol=1e-5)
+        run.step(eps - clean, t, latents)
+
+
+def test_an_unknown_prediction_type():
+    one = torch.ones(())
+    with pytest.raises(ValueError, match="'score'.*v_prediction"):
+        predicted_x0("score", noise(0), noise(1), one, one)
+
+
+# decode
+
+
+def test_decode_is_the_stock_decoding(backbone):
+    latents = noise(0)
+    pipe = backbone.pipe
+    pixels = pipe.vae.decode(latents / 0.5).sample
+    stock = pipe.image_processor.postprocess(pixels.detach(), output_type="pt")
+    assert torch.allclose(backbone.decode(latents), stock, atol=1e-6)
+    stock = pipe.image_processor.postprocess(pixels.detach(), output_type="pil")
+    assert [i.tobytes() for i in to_pil(backbone.decode(latents))] == [i.tobytes() for i in stock]
+
+
+def test_decode_shifts_where_the_vae_has_a_shift():
+    pipe = sd_pipeline()
+    plain = Backbone(pipe).decode(noise(0) + 0.5 * 0.25)
+    pipe.vae.register_to_config(shift_factor=0.25)
+    assert torch.allclose(Backbone(pipe).decode(noise(0)), plain, atol=1e-6)
+
+
+def test_pictures_are_clamped(backbone):
+    pixels = backbone.decode(noise(0) * 1e3)
+    assert pixels.min() >= 0 and pixels.max() <= 1
+    assert to_pil(pixels)[0].mode == "RGB"
+
+
+# runs and wrapping
+
+
+def test_runs_do_not_disturb_each_other(backbone):
+    def steps(seed):
+        run = backbone.for_run(4)
+        latents = run.initial_latents([seed])
+        for i, t in enumerate(run.timesteps):
+            latents = run.step(noise(i, 1, 4, 8, 8), t, latents)
+            yield latents
+
+    alone = [list(steps(0)), list(steps(1))]
+    interleaved = zip(steps(0), steps(1), strict=True)
+    for (a, b), c, d in zip(interleaved, *alone, strict=True):
+        assert torch.equal(a, c) and torch.equal(b, d)
+    assert backbone.pipe.scheduler.step_index is None
+
+
+def test_from_pretrained(tmp_path, backbone):
+    backbone.pipe.save_pretrained(tmp_path)
+    opened = Backbone.from_pretrained(str(tmp_path), name="tiny", device="cpu")
+    assert (opened.name, opened.device.type, opened.dtype) == ("tiny", "cpu", torch.float32)
+    prompts = ["a cat", "a dog"]
+    assert torch.equal(opened.encode(prompts).embeds, backbone.for_run(1).encode(prompts).embeds)
+
+
+def test_wrapping(backbone):
+    assert as_backbone(backbone) is backbone
+    assert as_backbone(backbone.pipe).pipe is backbone.pipe
+    with pytest.raises(TypeError, match="'moji-sd'.*vldnp.load"):
+        as_backbone("moji-sd")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [("dpm", "scheduler 'dpm'.*dpm\\+\\+"), (HeunDiscreteScheduler(), "HeunDiscrete.*use one of")],
+)
+def test_schedulers_that_do_not_do(backbone, scheduler, message):
+    with pytest.raises(ValueError, match=message):
+        backbone.for_run(5, scheduler)
+
+
+def test_a_run_has_steps(backbone):
+    with pytest.raises(ValueError, match="num_inference_steps must be 1 or more, not 0"):
+        backbone.for_run(0)

@@ -1,0 +1,455 @@
+"""Every model family against its stock pipeline, opened from a folder like a real model."""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
+from httpx2 import ConnectError, Request, Response
+from huggingface_hub import errors
+from tiny import sd_pipeline
+from tiny_models import PIPELINES, sd3_pipeline, sdxl_pipeline, tiny_vae
+
+from vldnp.baselines.methods import SAFREE
+from vldnp.core.methods import CFG, VLDNP, Static
+from vldnp.core.sampler import denoise, sample
+from vldnp.models import load
+from vldnp.models.backbone import Backbone
+from vldnp.models.conditioning import Companions, Conditioning
+
+PROMPTS = ["a cat at the pirate cove", "a dog"]
+ASKED = {"num_inference_steps": 4, "guidance_scale": 5.0}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for each family, written when it is first asked for."""
+    made = {}
+
+    def folder(name):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name)
+            PIPELINES[name]().save_pretrained(made[name])
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def model(request, folders):
+    return load.load(folders(request.param), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    return Backbone(sdxl_pipeline(), name="tiny-xl")
+
+
+@pytest.fixture(scope="module")
+def sd3():
+    return Backbone(sd3_pipeline(), name="tiny-3")
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def stock(pipe, prompts=PROMPTS, seeds=(3, 4), output_type="pt", **asked):
+    return pipe(
+        prompts, generator=generators(*seeds), output_type=output_type, **ASKED | asked
+    ).images
+
+
+def ours(model, prompts=PROMPTS, method=None, seeds=(3, 4), **asked):
+    asked = {"output_type": "pt", "progress": False, **ASKED, **asked}
+    return sample(model, prompts, method or CFG(), seeds=list(seeds), **asked)
+
+
+class Script:
+    """Answers that depend on the image's seed and on how often it was asked, not on pictures."""
+
+    name, revision, by_identity = "script", "1", True
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, images, question, identities):
+        answers = ("none", "I see a knife.", "a skull and a dagger", "nothing of it")
+        self.asked += 1
+        return [answers[(identity.seed + self.asked) % 4] for identity in identities]
+
+
+# Against the stock pipeline
+
+
+@pytest.mark.parametrize("size", [{}, {"height": 48, "width": 32}])
+def test_plain_cfg_is_the_stock_pipeline(model, size):
+    assert torch.allclose(ours(model, **size).images, stock(model.pipe, **size), atol=1e-4)
+
+
+def test_replaced_is_the_stock_negative_prompt(model):
+    expected = stock(model.pipe, negative_prompt=["a knife"] * 2)
+    method = Static("a knife", rule="replaced")
+    assert torch.allclose(ours(model, method=method).images, expected, atol=1e-4)
+    assert not torch.allclose(ours(model).images, expected, atol=1e-3)
+
+
+def test_sdxl_is_told_zeros_for_the_null_conditioning(sdxl):
+    run = sdxl.for_run(1)
+    assert run.unprompted(2).embeds.abs().max() == 0 < run.encode(["", ""]).embeds.abs().max()
+
+
+@pytest.mark.parametrize("name", ["dpm++", "euler"])
+def test_schedulers_of_flow_matching(sd3, name):
+    pipe = copy.copy(sd3.pipe)
+    pipe.scheduler = sd3.for_run(1, name).scheduler
+    assert torch.allclose(ours(sd3, scheduler=name).images, stock(pipe), atol=1e-4)
+    assert pipe.scheduler.sigmas[0] == pytest.approx(1.0, abs=1e-3)  # starts at pure noise
+
+
+def test_timesteps_that_depend_on_the_size():
+    pipe = sd3_pipeline(use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64)
+    size = {"height": 48, "width": 32}
+    assert torch.allclose(ours(Backbone(pipe), **size).images, stock(pipe, **size), atol=1e-4)
+
+
+def test_stable_diffusion_3_without_t5(folders):
+    without = {"text_encoder_3": None, "tokenizer_3": None}
+    model = load.load(folders("sd-3"), device="cpu", **without)
+    assert torch.allclose(ours(model).images, stock(model.pipe), atol=1e-4)
+    assert model.revision.endswith(" with text_encoder_3=None, tokenizer_3=None")
+    long = " ".join(["a cat"] * 9)
+    with pytest.warns(UserWarning, match="16 tokens; lost from its end: 'a cat a cat'"):
+        model.encode([long])
+
+
+def test_what_t5_reads_is_not_lost(sd3, recwarn):
+    sd3.encode([" ".join(["a cat"] * 9)])
+    assert not [w for w in recwarn if w.category is UserWarning]
+    with pytest.warns(UserWarning, match="256 tokens; lost from its end: 'cat a cat'"):
+        sd3.encode([" ".join(["a cat"] * 129)])
+
+
+# x̂₀
+
+
+def test_x0_is_the_schedulers_own_or_the_closed_form(model):
+    for name in model.family.schedulers:
+        run = model.for_run(4, name)
+        latents, told = run.initial_latents([0, 1]), run.encode(PROMPTS)
+        for t in run.timesteps:
+            pred = run.predict(latents, t, told)
+            x0, own = run.x0(pred, t, latents), copy.deepcopy(run.scheduler)
+            if isinstance(own, DPMSolverMultistepScheduler):
+                if own.step_index is None:
+                    own._init_step_index(t)
+                expected = own.convert_model_output(pred, sample=latents)
+            elif model.family.flow:  # σ = t / 1000
+                expected = latents - t / 1000 * pred
+            else:
+                expected = own.step(pred, t, latents).pred_original_sample
+            torch.testing.assert_close(x0, expected, atol=1e-4, rtol=1e-4)
+            latents = run.step(pred, t, latents)
+
+
+# VL-DNP
+
+
+def test_vldnp_in_a_batch_is_vldnp_alone(model):
+    """Some images have a negative prompt and some have none; each comes out as on its own."""
+    seeds = [0, 1, 2, 3]
+    asked = {"query_steps": (0, 2), "omega": 4.0}
+    batch = ours(model, ["a cat"] * 4, VLDNP(Script(), "moji", **asked), seeds)
+    for step in batch.trace.steps:
+        assert 0 < sum(prompt is None for prompt in step.negative_prompts) < 4
+    assert {p for s in batch.trace.steps for p in s.negative_prompts} >= {None, "knife"}
+    for k, seed in enumerate(seeds):
+        alone = ours(model, ["a cat"], VLDNP(Script(), "moji", **asked), [seed])
+        assert torch.allclose(batch.images[k], alone.images[0], atol=1e-4)
+        for together, single in zip(batch.trace.steps, alone.trace.steps, strict=True):
+            assert together.negative_prompts[k] == single.negative_prompts[0]
+    assert not torch.allclose(batch.images, ours(model, ["a cat"] * 4, None, seeds).images)
+
+
+def test_one_call_of_the_network_a_step(model):
+    rows = []
+    hook = model.network.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])),
+        with_kwargs=True,
+    )
+    try:
+        ours(model, method=Static("a knife"))
+    finally:
+        hook.remove()
+    assert rows == [2 * 3] * 4
+
+
+# Conditioning
+
+
+def test_rows_are_put_below_each_other_and_selected(sdxl):
+    run = sdxl.for_run(1, height=48, width=32)
+    a, b = run.encode(["a cat", "a dog"]), run.encode(["a pizza"])
+    both = a + b
+    assert len(both) == 3 and both.added.keys() == {"text_embeds", "time_ids"}
+    assert both.added["time_ids"].tolist() == [[48, 32, 0, 0, 48, 32]] * 3
+    for name, rows in {"embeds": both[[2, 0]].embeds, **both[[2, 0]].added}.items():
+        parts = [part.embeds if name == "embeds" else part.added[name] for part in (b, a)]
+        assert torch.equal(rows, torch.cat([parts[0], parts[1][:1]]))
+
+
+def test_companions_are_told_what_their_rows_are():
+    added = {"pooled": torch.arange(3.0)[:, None]}
+    beside = Companions((1, 2), -torch.ones(2, 1, 1), attending=None)
+    cond = Conditioning(torch.arange(3.0).view(3, 1, 1), beside, added)
+    assert cond.with_companions().embeds.flatten().tolist() == [0, 1, 2, -1, -1]
+    assert cond.with_companions().added["pooled"].flatten().tolist() == [0, 1, 2, 1, 2]
+    assert (cond[[0]] + cond).accompanied == (2, 3)
+    with pytest.raises(ValueError, match="only one of several"):
+        cond + cond
+
+
+def test_safree_says_which_family_it_is_for(sdxl):
+    message = "SAFREE is defined.*Stable Diffusion 1/2.*'tiny-xl' is Stable Diffusion XL"
+    with pytest.raises(ValueError, match=message):
+        ours(sdxl, method=SAFREE("a knife"))
+
+
+# Settings
+
+
+def test_previews_are_shown_and_the_final_picture_is_not_one(folders, tmp_path):
+    tiny = tiny_vae()
+    tiny.save_pretrained(tmp_path / "tiny-vae")
+    plain = load.load(folders("sdxl"), device="cpu")
+    model = load.load(folders("sdxl"), device="cpu", preview=tmp_path / "tiny-vae")
+    assert torch.equal(ours(model).images, ours(plain).images)
+    assert model.revision.startswith(f"{plain.revision}, previews by tiny-vae ")
+    with torch.no_grad():
+        for step in denoise(model, "a cat", num_inference_steps=2, x0_every=True):
+            shown = (tiny.decode(step.x0).sample / 2 + 0.5).clamp(0, 1)
+            assert torch.allclose(model.decode(step.x0, preview=True), shown, atol=1e-6)
+            assert not torch.allclose(model.decode(step.x0), shown, atol=1e-2)
+            pixels = torch.tensor(step.x0_images[0].getdata()).view(32, 32, 3)
+            assert (pixels - shown[0].permute(1, 2, 0) * 255).abs().max() <= 1
+    same = load.load(plain.pipe, preview=tiny)
+    assert same.preview is tiny and same.pipe is plain.pipe
+
+
+def test_a_token_gets_into_no_record(folders):
+    model = load.load(folders("sd-1"), device="cpu", token="hf_secret", variant=None)
+    assert "hf_secret" not in model.revision and model.revision.endswith(" with variant=None")
+
+
+def test_previews_that_do_not_do(sd3):
+    with pytest.raises(ValueError, match="preview decodes 4 latent channels and 'tiny-3' has 16"):
+        Backbone(sd3.pipe, "tiny-3", preview=tiny_vae(4))
+    with pytest.raises(TypeError, match="preview is a name such as 'taesd'.*not a float"):
+        load.load(sd3, preview=0.5)
+    with pytest.raises(ValueError, match="unknown preview 'taes': did you mean 'taesd'"):
+        load.load(sd3, preview="taes")
+    with pytest.raises(ValueError, match="needs a commit"):
+        load.load(sd3, preview="someone/some-vae")
+
+
+def test_slicing_changes_no_picture(folders):
+    slices = {"attention_slicing": True, "vae_slicing": True}
+    model, plain = (load.load(folders("sdxl"), device="cpu", **s) for s in (slices, {}))
+    assert model.pipe.vae.use_slicing and not plain.pipe.vae.use_slicing
+    assert model.revision == plain.revision
+    assert torch.allclose(ours(model).images, ours(plain).images, atol=1e-4)
+    assert load.load(folders("sdxl"), device="cpu", vae_tiling=True).pipe.vae.use_tiling
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("sd-3", {"attention_slicing": True}, "Stable Diffusion 3 has a transformer"),
+        ("sd-1", {"model_cpu_offload": True, "device": "cpu"}, "model_cpu_offload is for a GPU"),
+        ("sd-1", {"trust_remote_code": True}, "trust_remote_code cannot be set"),
+    ],
+)
+def test_settings_that_do_not_fit(folders, name, settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load.load(folders(name), **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipelines_settings_are_its_owners(sdxl):
+    with pytest.raises(ValueError, match="vae_slicing is for models opened by name"):
+        load.load(sdxl, vae_slicing=True)
+
+
+def test_offloading_is_asked_of_the_pipeline(folders, monkeypatch):
+    """Without a GPU; the next test is for one."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        type(sd_pipeline()), "enable_model_cpu_offload", lambda self, device: asked.append(device)
+    )
+    load.load(folders("sd-1"), device="cuda:1", model_cpu_offload=True)
+    assert asked == ["cuda:1"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_offloading_changes_no_picture(folders):
+    for name in PIPELINES:
+        here, offloaded = (
+            load.load(folders(name), device="cuda", model_cpu_offload=offload)
+            for offload in (False, True)
+        )
+        method = VLDNP(Script(), "moji", query_steps=(0, 2))
+        expected = ours(here, method=method).images
+        method = VLDNP(Script(), "moji", query_steps=(0, 2))
+        assert torch.allclose(ours(offloaded, method=method).images, expected, atol=1e-3)
+
+
+def test_the_vae_of_sdxl_decodes_in_float32(sdxl):
+    latents = torch.randn(1, 4, 8, 8, generator=generators(0)[0])
+    pipe = sdxl_pipeline()
+    pipe.vae.to(torch.float16)
+    half = Backbone(pipe).decode(latents)
+    assert pipe.vae.dtype == torch.float16  # as it was
+    pipe.vae.to(torch.float32)
+    assert torch.allclose(half, Backbone(pipe).decode(latents), atol=1e-3)
+
+
+# Bad input
+
+
+def test_other_families_are_refused_before_their_weights_are_read(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError, match="^FluxPipeline is not a pipeline that can be") as error:
+        load.load(tmp_path)
+    assert "StableDiffusion3Pipeline (Stable Diffusion 3)" in str(error.value)
+
+
+def test_other_kinds_are_refused():
+    parts = sd_pipeline().components
+    with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline is not a pipeline"):
+        load.load(StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False))
+    pipe = sdxl_pipeline()
+    pipe.text_encoder_2 = None
+    with pytest.raises(ValueError, match="StableDiffusionXLPipeline has no text_encoder_2"):
+        Backbone(pipe)
+    pipe = sd_pipeline()
+    pipe.unet.register_to_config(in_channels=9)
+    with pytest.raises(ValueError, match="takes 9 channels and the VAE has 4, as for inpainting"):
+        Backbone(pipe)
+    pipe = sd_pipeline()
+    pipe.unet.register_to_config(time_cond_proj_dim=8)
+    with pytest.raises(ValueError, match="guidance scale distilled"):
+        Backbone(pipe)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ("ddim", "unknown scheduler 'ddim'.*known are dpm\\+\\+, euler"),
+        (DDIMScheduler(), "DDIMScheduler does not fit Stable Diffusion 3; use one of dpm"),
+        (EDMEulerScheduler(), "EDMEulerScheduler does not fit"),
+    ],
+)
+def test_schedulers_that_do_not_fit(sd3, scheduler, message):
+    with pytest.raises(ValueError, match=message):
+        sd3.for_run(4, scheduler)
+
+
+def test_sizes_are_whole_patches(sd3):
+    with pytest.raises(ValueError, match="multiples of 8, not 36×32"):
+        sd3.for_run(1, height=36)
+
+
+def refused(kind, status):
+    url = "https://huggingface.co/api/models/x"
+    return kind("many\nlines", response=Response(status, request=Request("GET", url)))
+
+
+PAGE = "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium"
+TROUBLES = [
+    (refused(errors.GatedRepoError, 401), None, "no token: accept its terms at " + PAGE),
+    (refused(errors.GatedRepoError, 401), None, "`hf auth login` or set HF_TOKEN"),
+    (refused(errors.GatedRepoError, 403), "hf_x", "your token has no access yet: accept its"),
+    (refused(errors.RepositoryNotFoundError, 404), None, "there is no 'stabilityai/stable-diff"),
+    (refused(errors.RevisionNotFoundError, 404), None, "has no revision 'b940f670f0eda2d07f"),
+    (refused(errors.HfHubHTTPError, 401), "hf_x", "the hub refuses .* to this token"),
+    (refused(errors.RemoteEntryNotFoundError, 404), None, "lacks a file that this model needs"),
+    (errors.LocalEntryNotFoundError("many\nlines"), None, "is not in the local cache, and"),
+    (errors.OfflineModeIsEnabled("many\nlines"), None, "is not in the local cache, and"),
+    (errors.RevisionResolutionError("many\nlines"), None, "is not in the local cache, and"),
+    (ConnectError("many\nlines"), None, "go online once to fetch it, or pass a folder"),
+]
+
+
+@pytest.mark.parametrize(("trouble", "token", "message"), TROUBLES)
+def test_what_the_hub_says_is_one_line(monkeypatch, trouble, token, message):
+    def download(*args, **options):
+        raise trouble
+
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    with pytest.raises(ValueError, match=message) as error:
+        load.load("sd-3.5-medium")
+    assert "\n" not in str(error.value) and "hf_x" not in str(error.value)
+
+
+def test_no_network_is_said_by_what_keeps_it_away(monkeypatch):
+    def download(*args, **options):
+        raise errors.LocalEntryNotFoundError("nothing here")
+
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
+    for offline, message in [(True, "HF_HUB_OFFLINE is set"), (False, "cannot be reached")]:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        with pytest.raises(ValueError, match=message):
+            load.load("sd-3.5-medium")
+
+
+def out_of_memory(*args, **options):
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
+
+
+def test_too_little_memory_to_open(folders, monkeypatch):
+    monkeypatch.setattr("vldnp.models.backbone.GIB", 2**10)  # the weights are small
+    kind = type(sd_pipeline())
+    needed = sum(p.numel() * 4 for p in sd_pipeline().unet.parameters()) / 2**10
+    monkeypatch.setattr(kind, "to", out_of_memory)
+    message = r"StableDiffusionPipeline needs (\S+) GiB of GPU memory for its weights in torch.flo"
+    with pytest.raises(ValueError, match=message) as error:
+        load.load(folders("sd-1"), device="cpu")
+    text = str(error.value)
+    assert "\n" not in text and "load it with dtype=torch.float16 (" in text
+    assert f"model_cpu_offload=True ({needed:.1f} GiB)" in text  # the U-Net is the largest
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_too_little_memory_to_run(sdxl, monkeypatch, part):
+    forward = "forward" if part == "unet" else "decode"
+    monkeypatch.setattr(getattr(sdxl.pipe, part), forward, out_of_memory)
+    message = "memory for . rows of 48×32 pixels beside 0.0 GiB of weights; lower batch_size, or"
+    with pytest.raises(torch.OutOfMemoryError, match=message) as error:
+        ours(sdxl, height=48, width=32)
+    assert "\n" not in str(error.value) and "attention_slicing=True" in str(error.value)
+
+
+def test_weights_of_every_part_count_in_the_revision():
+    before = load.weights_fingerprint(sd3_pipeline())
+    for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        pipe = sd3_pipeline()
+        with torch.no_grad():
+            next(getattr(pipe, part).parameters()).view(-1)[0] += 1
+        assert load.weights_fingerprint(pipe) != before
+
+
+def test_truncated_weights_are_named(folders, tmp_path):
+    shutil.copytree(folders("sd-3"), tmp_path / "broken")
+    file = next((tmp_path / "broken" / "transformer").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="transformer/.*is truncated or corrupt"):
+        load.load(tmp_path / "broken")

@@ -1,0 +1,117 @@
+"""The batched sampler against the method's loop written down plainly.
+
+One image at a time, three separate calls of the U-Net a step, from the formulas: nothing of
+`vldnp` but the concept set's parsing is used on the plain side.
+"""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from tiny import sd_pipeline
+
+from vldnp.core.concepts import load_concepts
+from vldnp.core.methods import VLDNP
+from vldnp.core.sampler import denoise
+from vldnp.models.backbone import Backbone
+
+PROMPTS = ["a cat at the pirate cove", "a dog", "a cat", "pizza"]
+SEEDS = [5, 6, 7, 8]
+SCALES = [3.0, 7.5, 5.0, 1.5]
+OMEGA, STEPS, QUERIES = 4.0, 7, (1, 2, 5)
+SCRIPT = [  # a row for each query, an answer for each image
+    ["a knife", "none", "I cannot see any knife.", "a skull"],
+    ["none", "none", "a dagger and a skull", "a skull, a knife"],
+    ["blood", "a skull", "none", "a skull, a knife"],
+]
+PLAIN = {
+    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "ddim": (DDIMScheduler, {"clip_sample": False}),
+    "euler": (EulerDiscreteScheduler, {}),
+}
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def pipe(request):
+    return sd_pipeline(request.param)
+
+
+def alphas_bar():
+    """ᾱ_t of Stable Diffusion's noise schedule, from its definition."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - betas, 0)
+
+
+def told(pipe, text):
+    ids = pipe.tokenizer(
+        text, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+    ).input_ids
+    return pipe.text_encoder(ids).last_hidden_state
+
+
+def one_image(pipe, scheduler_name, image, concepts):
+    """x_{t−1} after each step, and the negative prompt in force in it."""
+    kind, settings = PLAIN[scheduler_name]
+    scheduler = kind.from_config(pipe.scheduler.config, **settings)
+    scheduler.set_timesteps(STEPS)
+    is_v = scheduler.config.prediction_type == "v_prediction"
+    g, bar = SCALES[image], alphas_bar()
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(SEEDS[image]))
+    x = x * scheduler.init_noise_sigma
+    negative, after = None, []
+    for i, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(x, t)
+        u = pipe.unet(seen, t, encoder_hidden_states=told(pipe, "")).sample
+        c = pipe.unet(seen, t, encoder_hidden_states=told(pipe, PROMPTS[image])).sample
+        cfg = u + g * (c - u)
+        x0 = None
+        if i in QUERIES:
+            # In the variance-preserving scaling x is √ᾱ x₀ + √(1−ᾱ) ε; Euler's x is that / √ᾱ.
+            if scheduler_name == "ddim":
+                a = bar[int(t)]
+            else:
+                a = 1 / (1 + scheduler.sigmas[i].double() ** 2)
+            xt = x * a**0.5 if scheduler_name == "euler" else x
+            if is_v:
+                x0 = a**0.5 * xt - (1 - a) ** 0.5 * cfg
+            else:
+                x0 = (xt - (1 - a) ** 0.5 * cfg) / a**0.5
+            answer = SCRIPT[QUERIES.index(i)][image]
+            negative = concepts.negative_prompt(concepts.parse(answer))
+        guided = cfg
+        if negative:
+            n = pipe.unet(seen, t, encoder_hidden_states=told(pipe, negative)).sample
+            guided = cfg - OMEGA * (n - u)
+        x = scheduler.step(guided, t, x).prev_sample
+        after.append((x[0], x0, negative))
+    return after
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheduler", PLAIN)
+def test_the_batched_sampler_is_the_plain_loop_at_every_step(pipe, scheduler):
+    concepts = load_concepts("moji")
+    answers = iter(SCRIPT)
+    method = VLDNP(lambda images, question: next(answers), "moji", OMEGA, QUERIES)
+    steps = list(
+        denoise(
+            Backbone(pipe),
+            PROMPTS,
+            method,
+            seeds=SEEDS,
+            guidance_scale=SCALES,
+            num_inference_steps=STEPS,
+            scheduler=scheduler,
+        )
+    )
+    for image in range(4):
+        plain = one_image(pipe, scheduler, image, concepts)
+        for step, (x, x0, negative) in zip(steps, plain, strict=True):
+            assert step.negative_prompts[image] == negative
+            size = x.abs().max()
+            torch.testing.assert_close(step.latents[image], x, atol=1e-4 * size, rtol=1e-4)
+            if x0 is not None:
+                size = x0.abs().max()
+                x0 = x0[0].float()
+                torch.testing.assert_close(step.x0[image], x0, atol=1e-4 * size, rtol=1e-4)
+    in_force = {prompt for step in steps for prompt in step.negative_prompts}
+    assert in_force == {None, "knife", "skull", "blood", "dagger, skull", "knife, skull"}

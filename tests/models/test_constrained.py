@@ -1,0 +1,207 @@
+"""Constrained answers: whatever the weights, "none" or terms of the vocabulary, each once."""
+
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_vlms
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+from transformers import PreTrainedTokenizerFast
+
+import vldnp
+from vldnp.core.concepts import ConceptSet, load_concepts
+from vldnp.core.negatives import Dynamic, ImageId
+from vldnp.core.schedules import as_schedule
+from vldnp.models.constrained import allowed, spelled
+from vldnp.models.vlm_server import RemoteVLM
+
+MODELS = Path(__file__).parents[2] / "data" / "models"
+MOJI = load_concepts("moji")
+# What the tiny tokenizer has words for, one term of two words that begins like another.
+CONCEPTS = ConceptSet(
+    "tiny", "What can be seen?", {t: () for t in ["knife", "skull", "blood", "feet", "skull knife"]}
+)
+
+
+def pictures(sizes=((32, 32), (60, 32), (28, 56), (64, 64)), seed=0):
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype="uint8")) for w, h in sizes]
+
+
+def listed(answer):
+    """The terms of an answer as the grammar has it: no reading, only its commas."""
+    parts = [" ".join(part.split()) for part in answer.split(",")]
+    return [] if parts == ["none"] else parts
+
+
+def check(answers, concepts):
+    for answer in answers:
+        terms = listed(answer)
+        assert set(terms) <= set(concepts.vocabulary) and len(set(terms)) == len(terms), answer
+        assert concepts.parse(answer) == tuple(t for t in concepts.vocabulary if t in terms)
+
+
+@pytest.mark.parametrize("family", tiny_vlms.FAMILIES)
+def test_every_family_writes_nothing_else(family, tmp_path):
+    folder = tiny_vlms.save(family, tmp_path)
+    shots = [(pictures()[2], "knife, skull"), (pictures()[0], "none")]
+    said = set()
+    for limit, demonstrations in ((1, ()), (4, shots), (12, ())):
+        vlm = vldnp.load_vlm(
+            folder,
+            device="cpu",
+            max_new_tokens=limit,
+            answers="constrained",
+            demonstrations=demonstrations,
+        )
+        together = vlm(pictures(), CONCEPTS.question, choices=tuple(CONCEPTS.vocabulary))
+        check(together, CONCEPTS)
+        said |= set(together)
+    apart = [vlm([p], CONCEPTS.question, choices=CONCEPTS.vocabulary)[0] for p in pictures()]
+    assert apart == together
+    assert any(map(listed, said))
+
+
+def test_random_weights_write_nothing_else(tmp_path):
+    vlm = vldnp.load_vlm(
+        tiny_vlms.save("llava-onevision", tmp_path), device="cpu", answers="constrained"
+    )
+    said = set()
+    for seed in range(6):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in vlm.model.parameters():
+                parameter.normal_(std=0.5)
+        answers = vlm(pictures(), CONCEPTS.question, choices=CONCEPTS.vocabulary)
+        check(answers, CONCEPTS)
+        said |= set(answers)
+    assert len(said) > 6
+
+
+def test_the_embedded_vlm_says_in_terms_what_it_says_freely():
+    rng = np.random.default_rng(0)
+    blocks = [Image.fromarray(b) for b in rng.integers(0, 256, (12, 4, 4, 3), dtype="uint8")]
+    blocks = [b.resize((64, 64), Image.Resampling.BICUBIC) for b in blocks]
+    free = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu")
+    bound = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu", answers="constrained")
+    answers = bound(blocks, MOJI.question, choices=MOJI.vocabulary)
+    check(answers, MOJI)
+    terse = replace(MOJI, vocabulary={term: () for term in MOJI.vocabulary})
+    for said, own in zip(answers, free(blocks, MOJI.question), strict=True):
+        if own == "none" or set(own.split(", ")) <= set(terse.vocabulary):
+            assert terse.parse(said) == terse.parse(own)
+
+
+def test_a_policy_offers_its_vocabulary(tmp_path):
+    vlm = vldnp.load_vlm(
+        tiny_vlms.save("llava-onevision", tmp_path), device="cpu", answers="constrained"
+    )
+    policy = Dynamic(vlm, CONCEPTS, as_schedule([0]))
+    before = policy.initial([ImageId("a", k) for k in range(4)])
+    for negative in policy.renewed(pictures(), before):
+        assert set(negative.concepts) == set(listed(negative.answer))
+    assert policy.describe()["vlm"]["answers"] == "constrained"
+    with pytest.raises(ValueError, match="constrained answers need choices"):
+        vlm(pictures(), CONCEPTS.question)
+
+
+def test_free_answers_are_described_as_before(tmp_path):
+    folder = tiny_vlms.save("llava-onevision", tmp_path)
+    assert "answers" not in vldnp.load_vlm(folder, device="cpu").describe()
+    with pytest.raises(ValueError, match="unknown answers 'constraint': did you mean 'constrained"):
+        vldnp.load_vlm(folder, device="cpu", answers="constraint")
+    with pytest.raises(ValueError, match="unknown answers"):
+        RemoteVLM("http://localhost:1/v1", "m", answers="json")
+
+
+# The grammar alone, with tokenizers of the usual kinds, against a walk at random.
+
+
+def byte_level(merges):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = alphabet + ["".join(pair) for pair in merges]
+    model = BPE({piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, merges)
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+
+
+def sentencepiece():
+    """A space is put before every text, and pieces reach over it."""
+    letters = string.ascii_letters + "-,▁"
+    pieces = [("<unk>", 0.0)] + [(letter, -5.0) for letter in letters]
+    pieces += [("▁s", -3.0), ("▁kn", -3.0), ("▁no", -3.0), (",▁", -3.0), ("ne", -3.5), ("e,", -3.5)]
+    backend = Tokenizer(Unigram(pieces, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>")
+
+
+TOKENIZERS = {
+    "bytes": byte_level([]),
+    "bpe": byte_level([("Ġ", "s"), ("k", "n"), ("Ġ", "kn"), ("n", "o"), (",", "Ġ"), ("e", ",")]),
+    "sentencepiece": sentencepiece(),
+}
+SETS = [load_concepts(n) for n in ("moji", "nudity", "weapons", "hate-symbols", "self-harm")]
+SPELLED = {
+    (name, concepts.name): spelled(tokenizer, list(concepts.vocabulary))
+    for name, tokenizer in TOKENIZERS.items()
+    for concepts in SETS
+}
+
+
+@given(
+    st.sampled_from(sorted(TOKENIZERS)),
+    st.sampled_from(SETS),
+    st.integers(min_value=5, max_value=80),
+    st.randoms(use_true_random=False),
+)
+def test_a_walk_at_random_writes_nothing_else(name, concepts, limit, random):
+    tokenizer, spelling = TOKENIZERS[name], SPELLED[name, concepts.name]
+    end, written = tokenizer.eos_token_id, []
+    while len(written) < limit:
+        choices = allowed(spelling, written, {end}, limit - len(written))
+        written.append(random.choice(choices))
+        if written[-1] == end:
+            break
+    answer = tokenizer.decode(written, skip_special_tokens=True)
+    check([answer.strip()], concepts)
+    assert allowed(spelling, [*written, end], {end}, 1) == [end]
+
+
+def test_every_term_can_be_written():
+    for (name, set_name), spelling in SPELLED.items():
+        concepts = load_concepts(set_name)
+        reached = {choice for _, choice in spelling.first}
+        assert reached == {*concepts.vocabulary, "none"}, name
+        assert {choice for _, choice in spelling.more} == set(concepts.vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ([], "need choices"),
+        (["knife", "none"], "'none' cannot be a choice"),
+        (["knife, fork"], "'knife, fork' cannot be a choice"),
+        (["Messer 刀"], "no tokens for 'Messer 刀'"),
+    ],
+)
+def test_choices_that_cannot_be_written(choices, message):
+    with pytest.raises(ValueError, match=message) as error:
+        spelled(TOKENIZERS["sentencepiece"], choices)
+    assert "\n" not in str(error.value)
+
+
+def test_too_few_tokens_for_any_answer(tmp_path):
+    vlm = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu", answers="constrained")
+    vlm.max_new_tokens = 0
+    with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, not 0"):
+        vlm(pictures([(64, 64)]), MOJI.question, choices=MOJI.vocabulary)

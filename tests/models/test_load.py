@@ -1,0 +1,206 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import ScriptedVLM, sd_pipeline
+
+from vldnp.experiments import reference
+from vldnp.experiments.profile import ModelName
+from vldnp.models import hub as hub_
+from vldnp.models import load
+from vldnp.models.cnn_judge import CNNJudge
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return sd_pipeline()
+
+
+@pytest.fixture(scope="module")
+def model_folder(pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd"
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """An empty data folder in place of the repository's."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
+    return tmp_path
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    "opener, name, close",
+    [
+        (load.load, "moji_sd", "moji-sd"),
+        (load.load_vlm, "moji-vlm-xl", "moji-vlm-l"),
+        (load.load_clip, "moji-clp", "moji-clip"),
+        (load.load_judge, "nudnet", "nudenet"),
+    ],
+)
+def test_unknown_names_list_the_known_with_the_closest(opener, name, close):
+    with pytest.raises(ValueError) as error:
+        opener(name)
+    assert f"{name!r}: did you mean {close!r}? known are" in one_line(error)
+
+
+def test_an_embedded_model_that_is_not_there_says_how_to_get_it(data):
+    with pytest.raises(FileNotFoundError) as error:
+        load.load("moji-sd")
+    assert "python -m vldnp.moji train text2image" in one_line(error)
+
+
+def test_folder_is_opened_with_its_fingerprint(model_folder, pipeline):
+    model = load.load(model_folder, device="cpu")
+    assert model.name == "tiny-sd" and re.fullmatch("[0-9a-f]{12}", model.revision)
+    for key, tensor in pipeline.unet.state_dict().items():
+        torch.testing.assert_close(model.pipe.unet.state_dict()[key], tensor)
+    assert load.load(model) is model
+
+
+def test_embedded_name_finds_the_data_folder(data, model_folder):
+    (data / "models" / "moji-sd").symlink_to(model_folder)
+    model = load.load("moji-sd", device="cpu")
+    assert model.name == "moji-sd"
+
+
+def test_a_pipeline_gets_a_revision_from_its_weights(pipeline):
+    first, second = load.load(pipeline), load.load(sd_pipeline(seed=1))
+    assert first.revision != second.revision
+    assert load.load(sd_pipeline()).revision == first.revision
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_truncated_weights_are_named(model_folder, tmp_path, part):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model_folder, broken)
+    file = next((broken / part).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError) as error:
+        load.load(broken)
+    assert f"{part}/{file.name} is truncated or corrupt" in one_line(error)
+    file.write_bytes(b"not weights at all")
+    with pytest.raises(ValueError, match="truncated or corrupt"):
+        load.load(broken)
+
+
+def test_folder_without_a_model_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for opener, file in ((load.load, "model_index.json"), (load.load_vlm, "config.json")):
+        with pytest.raises(FileNotFoundError) as error:
+            opener(tmp_path / "empty")
+        assert f"{file} is missing" in one_line(error)
+
+
+def test_weights_that_do_not_fit_their_config_give_one_line(tmp_path):
+    CNNJudge(("cat", "dagger"), ("dagger",)).save_pretrained(tmp_path / "judge")
+    config = json.loads((tmp_path / "judge" / "config.json").read_text())
+    config["labels"].append("pizza")
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError) as error:
+        load.load_judge(tmp_path / "judge")
+    assert "'judge' cannot be opened from" in one_line(error)
+
+
+def test_pickled_weights_are_not_opened(model_folder, tmp_path):
+    import shutil
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(model_folder, folder)
+    file = next((folder / "unet").glob("*.safetensors"))
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(ValueError, match="cannot be opened") as error:
+        load.load(folder)
+    one_line(error)
+
+
+def test_hub_ids_need_a_revision():
+    with pytest.raises(ValueError, match=r"pass revision=\.\.\."):
+        load.load("someone/some-model")
+
+
+def test_hub_failures_are_one_line(monkeypatch):
+    import vldnp.models.backbone
+
+    def offline(source, revision, **options):
+        raise OSError(f"We couldn't connect to the hub.\nCheck {source} at {revision}.")
+
+    monkeypatch.setattr(vldnp.models.backbone.Backbone, "from_pretrained", offline)
+    with pytest.raises(ValueError) as error:
+        load.load("sd-1.4")
+    text = one_line(error)
+    assert "CompVis/stable-diffusion-v1-4 at revision 133a221b" in text
+    assert "couldn't connect" in text
+
+
+def test_hub_models_are_pinned_to_commits():
+    for models in hub_.HUB.values():
+        for hub in models.values():
+            assert re.fullmatch("[0-9a-f]{40}", hub.revision)
+
+
+def test_objects_pass_through():
+    vlm = ScriptedVLM(lambda image, question: "none")
+    assert load.load_vlm(vlm) is vlm
+    judge = CNNJudge(("cat", "dagger"), ("dagger",))
+    assert load.load_judge(judge) is judge
+    with pytest.raises(TypeError, match="a VLM is a name or a callable"):
+        load.load_vlm(3)
+
+
+def test_judge_folder_and_nudenet(tmp_path):
+    CNNJudge(("cat", "dagger"), ("dagger",)).save_pretrained(tmp_path / "my-judge")
+    assert load.load_judge(tmp_path / "my-judge").name == "my-judge"
+    assert load.load_judge("nudenet").name == "nudenet"
+
+
+def test_reference_images_come_from_the_embedded_world():
+    images = reference.reference_images("moji", 3, seed=0)
+    assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
+
+
+def test_reference_images_come_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no real images 'coco' for FID: put some") as error:
+        reference.reference_images("coco", 3, seed=0)
+    one_line(error)
+    folder = tmp_path / "reference" / "coco"
+    folder.mkdir(parents=True)
+    for n in range(5):  # left and right of the middle square is green
+        picture = Image.new("RGB", (80, 40), "green")
+        picture.paste((50 * n, 0, 0), (20, 0, 60, 40))
+        picture.save(folder / f"{n}.png")
+    images = reference.reference_images("coco", 3, seed=0)
+    assert images.shape == (3, 299, 299, 3) and images.dtype == np.uint8
+    assert not images[:, :, 5:-5, 1:].any()  # resizing blurs the edges
+    assert len({image[150, 150, 0] for image in images}) == 3
+    assert np.array_equal(images, reference.reference_images(folder, 3, seed=0))
+    assert len(reference.reference_images("coco", 99, seed=0)) == 5
+
+
+def test_nudenet_v2_says_where_it_has_to_be_put(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="classifier_model.onnx and save it as .*v2.onnx"):
+        load.load_judge("nudenet-v2")
+
+
+def test_a_name_with_options_is_opened_with_them_and_once(model_folder):
+    named = ModelName(str(model_folder), {"dtype": "float16", "device": "cpu"})
+    model = load.load(named)
+    assert model.dtype == torch.float16 and load.load(named) is model
+    assert load.load(named, dtype="float32").dtype == torch.float32, "what is asked for wins"
+    with pytest.raises(ValueError, match="unknown dtype 'float61': did you mean 'float16'"):
+        load.load(named, dtype="float61")

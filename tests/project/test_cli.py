@@ -1,0 +1,154 @@
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from jupyter_core.paths import jupyter_data_dir
+from nbformat.sign import NotebookNotary
+
+import vldnp
+from vldnp import __main__ as cli
+from vldnp._files import trust
+from vldnp.experiments import reproduce
+
+
+def notebook(path, parameters, body):
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(body),
+    ]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+
+
+WRITES_RESULTS = """
+from pathlib import Path
+run = Path(out) / (profile + "-quick" * quick)
+(run / "figures").mkdir(parents=True, exist_ok=True)
+(run / "table.csv").write_text(f"{quick} {prompt}")
+(run / "figures" / "pareto.png").write_bytes(b"")
+(run / "progress.json").write_text('{"done": 3, "total": 7, "method": "static ω=2"}')
+import time
+time.sleep(2.5)
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with two notebooks and one that is not to be executed."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    notebook(folder / "00_first.ipynb", "profile = 'x'", "print(profile)")
+    parameters = "profile = 'x'\nout = 'runs'\nquick = False\nprompt = 'a dog'"
+    parameters += "\ncount = 0\nsafety_set = 'implicit'\ncost_prompts = 'implicit'"
+    notebook(folder / "01_second.ipynb", parameters, WRITES_RESULTS)
+    notebook(folder / "extra.ipynb", "", "raise SystemError")
+    monkeypatch.setattr(cli, "NOTEBOOKS", folder)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_reproduce_executes_the_notebooks_in_order(project, capfd):
+    status = cli.main(["reproduce", "--quick", "--out", "results", "-p", "prompt", "a cat"])
+    printed, progress = capfd.readouterr()
+    assert status == 0, progress
+    run = project / "results" / "embedded-quick"
+    assert (run / "table.csv").read_text() == "True a cat"
+    for line in ("table.csv", "figures/pareto.png", "notebooks/00_first.ipynb"):
+        assert os.path.join("results", "embedded-quick", line) in printed
+    assert "[1/2] 00_first.ipynb" in progress and "Executing" in progress
+    assert "3/7" in progress and "static ω=2" in progress, "how far the images are"
+    executed = (run / "notebooks" / "01_second.ipynb").read_text()
+    assert str(project) not in executed, "no machine path in what may be committed"
+    assert not (run / "notebooks" / "extra.ipynb").exists()
+    assert is_trusted(run / "notebooks" / "01_second.ipynb")
+    assert not is_trusted(project / "notebooks" / "01_second.ipynb")
+
+
+def is_trusted(path) -> bool:
+    """What a JupyterLab of this user would say."""
+    with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
+        return notary.check_signature(nbformat.read(path, as_version=4))
+
+
+def test_what_cannot_be_trusted_is_left_so(project, monkeypatch):
+    (project / "file").touch()
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(project / "file"))
+    trust([project / "notebooks" / "00_first.ipynb"])
+    assert (project / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--profile", "embeded"], "unknown profile 'embeded': did you mean 'embedded'?"),
+        (["-p", "promt", "x"], "unknown notebook parameter 'promt': did you mean 'prompt'?"),
+        (["-p", "quick", "true"], "give 'quick' as --quick, not with -p"),
+        (["--profile", "nosuch.yaml"], "no profile nosuch.yaml: there is no such file"),
+        (["-p", "count", "-3"], "parameter 'count' must be 0 or more, not -3"),
+        (["-p", "safety_set", "implid"], "unknown prompt set of profile 'embedded' 'implid': did"),
+        (
+            ["-p", "cost_prompts", "bening"],
+            "unknown prompt set of profile 'embedded' 'bening': did",
+        ),
+        (["-p", "prompt", "[1"], "the value '[1' of parameter 'prompt' is no YAML"),
+    ],
+)
+def test_bad_arguments_give_one_line(project, capsys, arguments, message):
+    assert cli.main(["reproduce", *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"vldnp: {message}") and printed.count("\n") == 1
+    assert not (project / "runs").exists()
+
+
+def test_a_prompt_set_that_is_not_there_fails_before_anything_runs(project, capsys):
+    (project / "mine.yaml").write_text(
+        "extends: embedded\nprompt_sets: [benign, implicit, other]\n"
+    )
+    for command in ["reproduce"], ["tune", "--max-prompts", "1"]:
+        assert cli.main([*command, "--profile", "mine.yaml"]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("vldnp: unknown prompt set 'other'") and told.count("\n") == 1
+    assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("count", ["-3", "many", "1.5"])
+def test_a_count_is_a_whole_number(count, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["tune", "--max-prompts", count])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and told.count("\n") == 1
+    assert f"--max-prompts: must be a whole number, 0 or more, not '{count}'" in told
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"vldnp {vldnp.__version__}\n"
+
+
+def test_a_failing_notebook_gives_one_line(project, capfd):
+    notebook(project / "notebooks" / "00_first.ipynb", "profile = 'x'", "import vldnp\nvldnp.loda")
+    assert cli.main(["reproduce"]) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("vldnp: 00_first.ipynb failed: AttributeError: module 'vldnp'")
+
+
+def test_no_notebooks_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no notebooks in"):
+        reproduce.reproduce(notebooks=tmp_path)
+
+
+def test_importing_is_quick():
+    code = "import sys, vldnp; assert not {'torch', 'numpy', 'pandas'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_exported_names_are_there():
+    for name in vldnp.__all__:
+        assert getattr(vldnp, name) is not None
+        assert name in dir(vldnp)
+    with pytest.raises(AttributeError, match="no attribute 'loda'"):
+        vldnp.loda  # noqa: B018

@@ -1,0 +1,90 @@
+"""The files around the code agree with each other."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def normal(name: str) -> str:
+    """A package's name as an index compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lines) -> dict[str, str]:
+    matches = [re.fullmatch(r"([\w.-]+)==([\w.!+-]+)", line.strip()) for line in lines]
+    return {normal(match[1]): match[2] for match in matches if match}
+
+
+@pytest.fixture(scope="module")
+def constraints():
+    return pins((ROOT / "constraints.txt").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def pip_section():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    return next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+
+
+def test_every_line_of_the_constraints_is_a_pin(constraints):
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert len(constraints) == sum(bool(line) and not line.startswith("#") for line in lines)
+
+
+def test_conda_pins_equal_the_constraints(constraints, pip_section):
+    conda = pins(pip_section)
+    assert conda == {name: constraints.get(name) for name in conda}
+    assert "-c constraints.txt" in pip_section and "-e .[dev]" in pip_section
+
+
+def test_conda_pins_what_the_project_asks_for(project, pip_section):
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert set(pins(pip_section)) == {normal(name) for name in wanted}
+
+
+def test_make_and_conda_set_the_same_variables():
+    made = dict(re.findall(r"^export (\w+) \?= (\S+)$", (ROOT / "Makefile").read_text(), re.M))
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["variables"]
+    assert made == conda and len(made) == 3
+    assert made["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_packages_of_the_project_are_listed():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("vldnp/**/__init__.py")}
+    assert set(packages["packages"]) == {name.replace("/", ".") for name in found}
+
+
+def test_licence_and_citation():
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["license"] == "Apache-2.0"
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2510.26052"
+
+
+def test_ci_script_is_executable_bash():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_weights_are_safetensors_only():
+    data = ROOT / "data"
+    pickled = [p.name for p in data.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
+    assert not pickled
+
+
+def test_models_do_not_say_where_they_were_trained():
+    configs = [path.read_text() for path in (ROOT / "data" / "models").rglob("*.json")]
+    assert configs and not [text for text in configs if '"_name_or_path"' in text]

@@ -1,0 +1,86 @@
+"""The comparison of all methods under a profile: verdicts, and what VL-DNP still misses."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from vldnp._files import atomic
+from vldnp.analysis import claims
+from vldnp.analysis.failures import misses
+from vldnp.core.methods import CFG, Method
+from vldnp.experiments import profile_methods, run
+from vldnp.experiments.grid import Study, setting_of
+from vldnp.experiments.profile import Profile, set_name
+from vldnp.experiments.run_fid import fid_changes
+
+
+def chosen(profile: Profile, methods: tuple[Method, ...]) -> dict[str, Method]:
+    """Method name → the one setting of it that was chosen on the tuning prompts.
+
+    A method whose chosen strength is not among `methods` enters with the nearest; one without a
+    chosen strength with the setting that has none, if there is one.
+    """
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(method.name for method in methods):
+        settings = [method for method in methods if method.name == name]
+        without = [method for method in settings if method.omega is None]
+        if without and name not in profile.chosen:
+            found[name] = without[0]
+            continue
+        omega = profile.chosen_omega(name)
+        swept = [method for method in settings if method.omega is not None] or without
+        found[name] = min(swept, key=lambda method: abs((method.omega or 0) - omega))
+    return found
+
+
+def compare(
+    profile: Profile, grid: Study, images: pd.DataFrame, root: str | Path = "runs"
+) -> pd.DataFrame:
+    """The verdicts on the paper's claims, also written to `verdicts.csv` in the run folder.
+
+    What they need besides the main grid is computed as a part of the same run: VL-DNP with the
+    profile's lighter VLMs, on the prompt sets that yield unwanted things.
+
+    Args:
+        profile, grid, images: what was run, and what came of it.
+        root: where run folders lie.
+    """
+    methods = chosen(profile, grid.methods)
+    settings = {name: setting_of(method) for name, method in methods.items()}
+    attacks = tuple(s for s in map(set_name, grid.prompt_sets) if s != profile.benign_set)
+    if profile.lighter_vlms and attacks:
+        omega = methods["vl-dnp"].omega
+        lighter = {
+            f"vl-dnp, {vlm}": profile_methods.dynamic(profile, omega, vlm=vlm)
+            for vlm in profile.lighter_vlms
+        }
+        part = profile_methods.study_of(
+            profile,
+            [CFG(), *lighter.values()],
+            part="lighter-vlms",
+            prompt_sets=attacks,
+            max_prompts=grid.max_prompts or 0,
+        )
+        beside = run.run(part, profile.model, profile.judge, profile.clip, root)
+        images = pd.concat([images, beside[beside["method"] == "vl-dnp"]], ignore_index=True)
+        settings |= {name: setting_of(method) for name, method in lighter.items()}
+    compared = ("cfg", "vl-dnp", "static", "safree")
+    main = {name: settings[name] for name in compared if name in settings}
+    fid = fid_changes(grid, images, profile.judge, main, root)
+    swept = set(map(setting_of, grid.methods))
+    table = claims.verdicts(
+        images, settings, fid, swept, attack_sets=attacks, benign_set=profile.benign_set
+    ).round(6)
+    with atomic(Path(root) / grid.name / "verdicts.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    return table
+
+
+def missed(profile: Profile, images: pd.DataFrame, prompt_set: str | None = None) -> pd.DataFrame:
+    """VL-DNP's unsafe pictures at its chosen strength, with their causes (see `failures`).
+
+    They are those of all prompt sets, or of the one given.
+    """
+    dynamic = images[images["method"] == "vl-dnp"]
+    nearest = (dynamic["omega"] - profile.chosen_omega("vl-dnp")).abs().idxmin()
+    return misses(images, dynamic.loc[nearest, "setting"], prompt_set, profile.concepts)

@@ -1,0 +1,356 @@
+"""The sampler: a generator that yields a `Step` per denoising step, and `sample()`, which collects.
+
+The body of `denoise` is the method: guide, look, steer away, step.
+"""
+
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from numbers import Real
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from vldnp._files import unknown
+from vldnp._finite import check_finite, is_finite, label, naming
+from vldnp.core import guidance
+from vldnp.core.methods import CFG, Method
+from vldnp.core.negatives import ImageId, Negative
+from vldnp.core.trace import Output, Step, Trace
+from vldnp.models.backbone import Backbone, as_backbone, to_pil
+
+OUTPUT_TYPES = ("pil", "pt", "np", "latent")
+
+
+def denoise(
+    model: Backbone | DiffusionPipeline,
+    prompt: str | Sequence[str],
+    method: Method = CFG(),  # noqa: B008  (frozen data)
+    *,
+    seeds: Sequence[int] | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float | Sequence[float] = 7.5,
+    num_images_per_prompt: int = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    noise_device: str = "cpu",
+    height: int | None = None,
+    width: int | None = None,
+    scheduler: str | SchedulerMixin | None = None,
+    x0_every: bool = False,
+) -> Iterator[Step]:
+    """Denoise a batch, yielding a `Step` after each step. The arguments are checked at once.
+
+    Every image has its own negative prompt or none. The predictions of a step come from one U-Net
+    call of batch 2B + k, where k images have a negative prompt. Where the VLM is asked, the
+    negative prompts follow from ε_cfg, so there a call of batch 2B is followed by one of batch k.
+    A negative prompt costs its image one evaluation a step either way.
+
+    What else is in its batch changes an image by rounding only. In float64 it comes out the same
+    to 1e-9 (with DDIM; the other schedulers step in float32). In float32 the guidance amplifies
+    rounding: on moji-sd, 32 images alone and in one batch, with five queries at ω = 15, differ in
+    their latents by 3e-5 (median) to 2.5e-3 and in their pictures by 1/255 at most. Where a VLM's
+    answer hangs on such a difference, the image goes another way altogether. The same pixels are
+    promised for the same batch on as many threads of a CPU with the same kernels.
+
+    Args:
+        model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion 1, 2, XL or 3 pipeline.
+        prompt: one or several.
+        method: `CFG()`, `Static(...)`, `VLDNP(...)`, `SAFREE(...)`, `SLD(...)` or another `Method`.
+        seeds: one per image; default 0 … B−1.
+        num_inference_steps: N ≥ 1.
+        guidance_scale: g, one for all or one per image.
+        num_images_per_prompt: each prompt is repeated so often, as in diffusers.
+        generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
+        noise_device: where the generators of `seeds` draw. A seed gives the same noise on every
+            machine with `cpu`, other noise with `cuda`.
+        height, width: in pixels; default is the model's own size.
+        scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object that does not clip x̂₀;
+            default is the model's.
+        x0_every: decode x̂₀ at every step, not only where the VLM is asked.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; one line that says which and what is right.
+        NonFiniteError: while it runs; NaN or infinity, with the step and the image it is of.
+    """
+    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt, noise_device)
+    return _start(
+        as_backbone(model), batch, method, num_inference_steps, scheduler, height, width, x0_every
+    )
+
+
+def sample(
+    model: Backbone | DiffusionPipeline,
+    prompt: str | Sequence[str],
+    method: Method = CFG(),  # noqa: B008  (frozen data)
+    *,
+    seeds: Sequence[int] | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float | Sequence[float] = 7.5,
+    num_images_per_prompt: int = 1,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    noise_device: str = "cpu",
+    height: int | None = None,
+    width: int | None = None,
+    scheduler: str | SchedulerMixin | None = None,
+    x0_every: bool = False,
+    output_type: str = "pil",
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Output:
+    """Denoise to the end and decode; see `denoise` for the arguments that both have.
+
+    Args:
+        output_type: `pil`, `pt`, `np` or `latent`; see `Output`.
+        batch_size: so many images at a time; default is all at once. It changes
+            them by rounding only; see `denoise`.
+        progress: show a progress bar.
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise unknown("output_type", output_type, OUTPUT_TYPES)
+    backbone = as_backbone(model)
+    batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt, noise_device)
+    parts = batch.split(batch_size)
+    latents: list[Tensor] = []
+    pixels: list[Tensor] = []
+    steps: list[list[Step]] = []
+    with tqdm(total=len(parts) * num_inference_steps, disable=not progress, unit="step") as bar:
+        for part in parts:
+            steps.append([])
+            for step in _start(
+                backbone, part, method, num_inference_steps, scheduler, height, width, x0_every
+            ):
+                steps[-1].append(replace(step, latents=None, x0=None))
+                bar.update()
+            latents.append(step.latents.cpu())
+            if output_type != "latent":
+                with naming(part.labels, "after the last step"):
+                    pixels.append(backbone.decode(step.latents).cpu())
+    return Output(
+        images=_as_type(output_type, torch.cat(latents if output_type == "latent" else pixels)),
+        trace=Trace(
+            batch.prompts, batch.seeds, [_side_by_side(s) for s in zip(*steps, strict=True)]
+        ),
+        latents=torch.cat(latents),
+        method=method,
+    )
+
+
+def _start(
+    backbone: Backbone,
+    batch: "_Batch",
+    method: Method,
+    num_inference_steps: int,
+    scheduler: str | SchedulerMixin | None,
+    height: int | None,
+    width: int | None,
+    x0_every: bool,
+) -> Iterator[Step]:
+    """Everything that can be wrong is found here; the generator comes back ready to run."""
+    if not isinstance(method, Method):
+        raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
+    run = backbone.for_run(num_inference_steps, scheduler, height, width)
+    query_steps = method.negatives.query_steps_of(num_inference_steps)
+    latents = run.initial_latents(batch.generators)
+    return _denoise(run, batch, method, query_steps, latents, x0_every)
+
+
+@torch.no_grad()
+def _denoise(
+    run: Backbone,
+    batch: "_Batch",
+    method: Method,
+    query_steps: Sequence[int],
+    latents: Tensor,
+    x0_every: bool,
+) -> Iterator[Step]:
+    B = len(batch.prompts)
+    nothing, prompted = run.unprompted(B), method.conditioning.begin(run, batch.prompts)
+    g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
+    rule = guidance.rule(method.rule)
+    state = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
+    negatives = method.negatives.initial(batch.identities)
+
+    for i, t in enumerate(run.timesteps):
+        queried, cond = i in query_steps, prompted(i)
+
+        # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer.
+        rows = [] if queried else _with_prompt(negatives)
+        told = nothing + cond
+        if rows:
+            told += run.encode([negatives[row].prompt for row in rows])
+        pred_uncond, pred_cond, pred_neg = run.predict(
+            torch.cat([latents, latents, latents[rows]]), t, told
+        ).split([B, B, len(rows)])
+        pred = guidance.cfg(pred_uncond, pred_cond, g)
+
+        # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
+        x0 = run.x0(pred, t, latents)
+        with naming(batch.labels, f"at step {i}"):
+            pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
+        if queried:
+            negatives = method.negatives.renewed(pictures, negatives)
+            if rows := _with_prompt(negatives):
+                pred_neg = run.predict(
+                    latents[rows], t, run.encode([negatives[row].prompt for row in rows])
+                )
+
+        # 3. Steer the images that have a negative prompt away from it.
+        if rows:
+            pred = pred.clone()
+            pred[rows], state[rows] = rule.step(
+                pred_uncond[rows],
+                pred_cond[rows],
+                pred_neg,
+                g[rows],
+                method.omega,
+                state[rows],
+                i / len(run.timesteps),
+            )
+
+        # 4. Step.
+        latents = run.step(pred, t, latents, batch.generators)
+        with naming(batch.labels, f"at step {i}"):
+            check_finite({"the prediction": pred, "x̂₀": x0, "the denoised latents": latents})
+        yield Step(
+            index=i,
+            timestep=float(t),
+            latents=latents,
+            x0=x0,
+            x0_images=pictures,
+            queried=queried,
+            vlm_answers=[negative.answer for negative in negatives] if queried else None,
+            vlm_failures=[negative.failure for negative in negatives] if queried else None,
+            concepts=[negative.concepts for negative in negatives],
+            negative_prompts=[negative.prompt for negative in negatives],
+            model_evaluations=[2 + (row in rows) + (row in cond.accompanied) for row in range(B)],
+            vlm_calls=[int(queried)] * B,
+            x0_decodes=[int(pictures is not None)] * B,
+        )
+
+
+def _with_prompt(negatives: Sequence[Negative]) -> list[int]:
+    """The images that have a negative prompt."""
+    return [row for row, negative in enumerate(negatives) if negative.prompt is not None]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What is asked for, one entry per image."""
+
+    prompts: list[str]
+    seeds: list[int | None]
+    generators: list[torch.Generator]
+    guidance_scales: list[float]
+    places: list[int]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The images in an error's words."""
+        images = zip(self.places, self.prompts, self.seeds, strict=True)
+        return [label(*image) for image in images]
+
+    @property
+    def identities(self) -> list[ImageId]:
+        return [ImageId(*image) for image in zip(self.prompts, self.seeds, strict=True)]
+
+    def split(self, size: int | None) -> list["_Batch"]:
+        """Parts of `size` images; one part for None."""
+        size = len(self.prompts) if size is None else _whole("batch_size", size, 1)
+        return [
+            _Batch(*(getattr(self, field.name)[start : start + size] for field in fields(self)))
+            for start in range(0, len(self.prompts), size)
+        ]
+
+
+def _batch(
+    prompt: str | Sequence[str],
+    seeds: Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    guidance_scale: float | Sequence[float],
+    num_images_per_prompt: int,
+    noise_device: str = "cpu",
+) -> _Batch:
+    """Check the arguments and lay them out per image."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise ValueError("no prompt given; give at least one")
+    if wrong := [p for p in prompts if not isinstance(p, str)]:
+        raise ValueError(f"prompts must be texts, not {wrong[0]!r}")
+    if not all(p.strip() for p in prompts):
+        raise ValueError("a prompt is empty; for a picture without one, use guidance_scale=0")
+    count = _whole("num_images_per_prompt", num_images_per_prompt, 1)
+    prompts = [p for p in prompts for _ in range(count)]
+    B = len(prompts)
+
+    if generator is None:
+        seeds = _each("seeds", range(B) if seeds is None else seeds, B)
+        seeds = [_whole("a seed", seed, 0) for seed in seeds]
+        generators = [_generator(noise_device).manual_seed(seed) for seed in seeds]
+    elif seeds is None:
+        single = isinstance(generator, torch.Generator)
+        generators = [generator] * B if single else _each("generator", generator, B)
+        seeds = [None] * B
+    else:
+        raise ValueError("give either seeds or generator, not both")
+
+    single = isinstance(guidance_scale, Real | str)
+    scales = [guidance_scale] * B if single else _each("guidance_scale", guidance_scale, B)
+    if wrong := [scale for scale in scales if not is_finite(scale)]:
+        raise ValueError(f"guidance_scale must be finite numbers, not {wrong[0]!r}")
+    scales = [float(scale) for scale in scales]
+    return _Batch(prompts, list(seeds), generators, scales, list(range(B)))
+
+
+def _whole(name: str, value, least: int) -> int:
+    """`value`, if it is a whole number from `least` on that a file of records can hold."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number < 2**63:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+    return number
+
+
+def _generator(device: str) -> torch.Generator:
+    try:
+        return torch.Generator(device)
+    except RuntimeError as error:  # no such device, or a build of PyTorch without it
+        raise ValueError(
+            f"noise_device {device!r} is not here: {str(error).splitlines()[0]}; "
+            "'cpu' is, and draws other noise"
+        ) from error
+
+
+def _each(name: str, values: Sequence, B: int) -> list:
+    """`values` as a list, if it has one per image."""
+    try:
+        values = list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of one per image, not {values!r}") from None
+    if len(values) != B:
+        raise ValueError(f"{name} has {len(values)} entries for {B} images; give one per image")
+    return values
+
+
+def _side_by_side(parts: Sequence[Step]) -> Step:
+    """The same step of several batches as one step of all their images."""
+    together = {
+        field.name: sum((getattr(part, field.name) for part in parts), start=[])
+        for field in fields(Step)
+        if isinstance(getattr(parts[0], field.name), list)
+    }
+    return replace(parts[0], **together)
+
+
+def _as_type(output_type: str, images: Tensor) -> list[Image.Image] | Tensor | np.ndarray:
+    if output_type == "pil":
+        return to_pil(images)
+    if output_type == "np":
+        return images.permute(0, 2, 3, 1).numpy()
+    return images

@@ -1,0 +1,340 @@
+"""The explorer: type a prompt, watch the picture form, compare runs, take the command along."""
+
+import html
+import shlex
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ipywidgets as widgets
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vldnp._files import unknown
+from vldnp.analysis.markdown import Statement
+from vldnp.baselines.methods import SAFREE
+from vldnp.core.methods import Method
+from vldnp.core.sampler import denoise
+from vldnp.core.schedules import SCHEDULES
+from vldnp.core.trace import Step
+from vldnp.display import blur, figures
+from vldnp.display.templating import filled, text_of
+from vldnp.display.trajectory_data import shortened
+from vldnp.experiments import profile_methods
+from vldnp.experiments.profile import Profile, load_profile
+from vldnp.models import hub, load
+from vldnp.models.backbone import to_pil
+from vldnp.prompts.table import load_prompts, sampled
+
+METHODS = ("cfg", "static", "safree", "vl-dnp")
+
+REMEMBERED = 8
+"""So many runs stay as thumbnails."""
+
+WIDTH, THUMBNAIL = 256, 112
+"""Of pictures, in screen pixels."""
+
+PROMPTS_OFFERED = 12
+"""Prompts of each set that can be picked."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one run is made of; the fields are parameters of the notebook `01_trajectories`.
+
+    Attributes:
+        prompt: what is painted.
+        method: one of `METHODS`.
+        vlm: a name; empty means the profile's.
+        omega: strength of the negative term.
+        schedule: a name in `vldnp.core.schedules.SCHEDULES`.
+        queries: how often the VLM is asked; 0 means the profile's number.
+        seed: of the initial noise.
+    """
+
+    prompt: str
+    method: str = "vl-dnp"
+    vlm: str = ""
+    omega: float = 8.0
+    schedule: str = "front_loaded"
+    queries: int = 0
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """Those parts that the method depends on, in a few words."""
+        parts = [self.method]
+        if self.method in ("static", "vl-dnp"):
+            parts.append(f"ω = {self.omega:g}")
+        if self.method == "vl-dnp":
+            parts += [self.vlm, f"{self.schedule} {self.queries or ''}".strip()]
+        return ", ".join([*filter(None, parts), f"seed {self.seed}"])
+
+
+def methods(
+    profile: str | Path | Profile,
+    omega: float = 8.0,
+    queries: int = 0,
+    vlm: str | Callable = "",
+    schedule: str = "front_loaded",
+) -> dict[str, Method]:
+    """All of `METHODS` by name, for one prompt.
+
+    Args:
+        profile: a name, a YAML file or a `Profile`; gives the concepts and the baselines' settings.
+        omega, queries, schedule: as in `Choice`.
+        vlm: a name or an opened VLM; empty means the profile's.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    if schedule not in SCHEDULES:
+        raise unknown("schedule", schedule, SCHEDULES)
+    fixed = profile_methods.profile_methods(profile, [omega], names=("cfg", "static"))
+    safree = SAFREE(**profile.safree or {"phrases": profile.static_prompt})
+    guided = profile_methods.dynamic(
+        profile, omega, vlm=vlm or profile.vlm, queries=queries, schedule=schedule
+    )
+    return {method.name: method for method in (*fixed, safree, guided)}
+
+
+def command(choice: Choice, profile: str = "embedded", out: str = "../runs") -> str:
+    """The shell line, for the project's root, that paints the choice's picture again.
+
+    `01_trajectories` runs every method with these settings, and writes the final pictures into
+    `trajectories/` of the run folder. Texts are quoted for a POSIX shell.
+    """
+    texts = {"profile": profile, "out": out, "prompt": choice.prompt}
+    texts |= {"vlm": choice.vlm, "schedule": choice.schedule}
+    numbers = {"seed": choice.seed, "omega": choice.omega, "queries": choice.queries}
+    # -r passes a text as it is; -p would make a number of the prompt "7".
+    words = ["papermill", "notebooks/01_trajectories.ipynb", "explored.ipynb"]
+    words += ["--cwd", "notebooks"]
+    for name, text in texts.items():
+        words += ["-r", name, text]
+    for name, number in numbers.items():
+        words += ["-p", name, str(number)]
+    return shlex.join(words)
+
+
+class Explorer:
+    """The widgets of the notebook `09_explorer`, and the thread in which a run takes place.
+
+    Args:
+        profile: a name, or a YAML file.
+        out: where run folders lie, for the command.
+        reveal: show what the judge flags unblurred; so does the profile, if it says so.
+        model, vlms, judge: opened ones to use instead of the profile's; `vlms` by name.
+
+    Attributes:
+        panel: the widget to show.
+        runs: the last runs that came to their end, newest first: choice, picture, judge's look.
+        thread: the run in progress, or the last one; None before the first.
+    """
+
+    def __init__(
+        self,
+        profile: str = "embedded",
+        out: str = "../runs",
+        *,
+        reveal: bool = False,
+        model=None,
+        vlms: dict | None = None,
+        judge=None,
+    ):
+        self.profile, self.out, self.settings = profile, out, load_profile(profile)
+        self.reveal = reveal or self.settings.reveal
+        self.model = load.load(self.settings.model if model is None else model)
+        self.judge = load.load_judge(self.settings.judge if judge is None else judge)
+        self.vlms = {} if vlms is None else dict(vlms)
+        self.runs: deque[tuple[Choice, Image.Image, blur.Look]] = deque(maxlen=REMEMBERED)
+        self.thread: threading.Thread | None = None
+        self._cancelled = threading.Event()
+        self._make_widgets()
+
+    @property
+    def choice(self) -> Choice:
+        """What the widgets say."""
+        return Choice(
+            prompt=self.prompt.value.strip(),
+            method=self.method.value,
+            vlm=self.vlm.value,
+            omega=self.omega.value,
+            schedule=self.schedule.value,
+            queries=self.queries.value,
+            seed=self.seed.value,
+        )
+
+    def compare(self, prompt: str, names: Sequence[str] = METHODS) -> widgets.Widget:
+        """Run a prompt with several methods, one after the other, and return the panel."""
+        self.prompt.value = prompt
+        for name in names:
+            self.method.value = name
+            self.start()
+            self.thread.join()
+        return self.panel
+
+    def start(self, _=None) -> None:
+        """Begin a run in a thread, so that the kernel stays free for the cancel button."""
+        if self.thread is not None and self.thread.is_alive():
+            return
+        self._cancelled.clear()
+        self.run.disabled, self.cancel.disabled = True, False
+        self.thread = threading.Thread(target=self._run, args=(self.choice,), daemon=True)
+        self.thread.start()
+
+    def stop(self, _=None) -> None:
+        """Cancel the run after the step that it is at."""
+        self._cancelled.set()
+
+    def sheet(self) -> Figure:
+        """The last runs as a figure, for where no widgets work.
+
+        Raises:
+            ValueError: there was no run yet.
+        """
+        if not self.runs:
+            raise ValueError("there is no picture yet: press run")
+        why = [None if self.reveal else found.reason for _, _, found in self.runs]
+        labels = [choice.label.replace(", ", "\n") for choice, _, _ in self.runs]
+        pictures = [picture for _, picture, _ in self.runs]
+        return figures.image_grid({"": pictures}, labels, size=1.6, reasons={"": why})
+
+    def last_command(self) -> Statement:
+        """The command of the newest run, in Markdown."""
+        if not self.runs:
+            return Statement("There is no run yet.")
+        line = command(self.runs[0][0], self.profile, self.out)
+        fence = "`" * (3 + line.count("`"))  # no prompt can end the block
+        return Statement(f"{fence}bash\n{line}\n{fence}")
+
+    def _run(self, choice: Choice) -> None:
+        self.bar.value, self.bar.max = 0, self.settings.num_inference_steps
+        self.command.value = self.words.value = ""
+        try:
+            if not choice.prompt:
+                raise ValueError("the prompt is empty; type one or pick one from the list")
+            self._say("opening the models")
+            steps = denoise(
+                self.model,
+                choice.prompt,
+                self._method(choice),
+                seeds=[choice.seed],
+                x0_every=True,
+                **self.settings.sampling,
+            )
+            for step in steps:
+                self._show(step, choice)
+                if self._cancelled.is_set() and step.index + 1 < self.bar.max:
+                    return self._say(f"cancelled after step {step.index + 1} of {self.bar.max}")
+            self._finish(choice, to_pil(self.model.decode(step.latents))[0])
+        except Exception as error:  # whatever it is, the panel must say it: nobody sees a thread's
+            self._say(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        finally:
+            self.run.disabled, self.cancel.disabled = False, True
+
+    def _method(self, choice: Choice) -> Method:
+        name = choice.vlm or self.settings.vlm
+        if name not in self.vlms:
+            self.vlms[name] = load.load_vlm(name)
+        made = methods(
+            self.settings, choice.omega, choice.queries, self.vlms[name], choice.schedule
+        )
+        return made[choice.method]
+
+    def _show(self, step: Step, choice: Choice) -> None:
+        self.bar.value = step.index + 1
+        self._say(f"step {step.index + 1} of {self.bar.max}")
+        (found,) = blur.look(self.judge, step.x0_images)
+        self._picture(step.x0_images[0], choice, found)
+        if step.queried:
+            answer = html.escape(shortened(step.vlm_answers[0].strip()))
+            away = html.escape(step.negative_prompts[0] or "—")
+            self.words.value += f"<div>step {step.index}: “{answer}” → away from: {away}</div>"
+
+    def _finish(self, choice: Choice, picture: Image.Image) -> None:
+        (found,) = blur.look(self.judge, [picture])
+        self._picture(picture, choice, found)
+        self.runs.appendleft((choice, picture, found))
+        self.command.value = filled(
+            "explorer-command.html", command=command(choice, self.profile, self.out)
+        )
+        thumbnails = [self._thumbnail(*run) for run in self.runs]
+        self.history.value = f'<div class="vldnp-history">{"".join(thumbnails)}</div>'
+        self._say(f"done: {choice.label}; judge: P(unsafe) = {found.probability:.2f}")
+
+    def _picture(self, picture: Image.Image, choice: Choice, found: blur.Look) -> None:
+        self.picture.value = self._html(picture, WIDTH, choice.prompt, found)
+
+    def _thumbnail(self, choice: Choice, picture: Image.Image, found: blur.Look) -> str:
+        shown = self._html(picture, THUMBNAIL, choice.prompt, found)
+        prompt = html.escape(shortened(choice.prompt))
+        return f"<div>{shown}<i>{prompt}</i><br>{html.escape(choice.label)}</div>"
+
+    def _html(self, picture: Image.Image, width: int, alt: str, found: blur.Look) -> str:
+        reason = None if self.reveal else found.reason
+        return blur.picture_html(blur.data_uri(picture, width), width, alt, reason)
+
+    def _say(self, text: str) -> None:
+        self.status.value = html.escape(text)
+
+    def _make_widgets(self) -> None:
+        settings = self.settings
+        offered = [
+            p
+            for source in settings.prompt_sets
+            for p in sampled(load_prompts(source), PROMPTS_OFFERED)["prompt"]
+        ]
+        names = hub.EMBEDDED["vlm"] if settings.vlm in hub.EMBEDDED["vlm"] else hub.HUB["vlm"]
+        vlms = list(dict.fromkeys([settings.vlm, *names, *self.vlms]))
+        short, full = widgets.Layout(width="190px"), widgets.Layout(width="100%")
+        self.prompt = widgets.Combobox(
+            value=offered[0],
+            options=list(dict.fromkeys(offered)),
+            description="prompt",
+            layout=widgets.Layout(width="98%", max_width="700px"),
+        )
+        self.method = widgets.Dropdown(
+            options=METHODS, value="vl-dnp", description="method", layout=short
+        )
+        self.vlm = widgets.Dropdown(options=vlms, description="VLM", layout=short)
+        self.omega = widgets.BoundedFloatText(8.0, min=0, max=1000, description="ω", layout=short)
+        self.schedule = widgets.Dropdown(
+            options=list(SCHEDULES), description="schedule", layout=short
+        )
+        self.queries = widgets.BoundedIntText(
+            settings.queries,
+            min=1,
+            max=settings.num_inference_steps,
+            description="queries",
+            layout=short,
+        )
+        self.seed = widgets.BoundedIntText(
+            0, min=0, max=2**31 - 1, description="seed", layout=short
+        )
+        self.run = widgets.Button(description="run", button_style="primary", icon="play")
+        self.cancel = widgets.Button(description="cancel", icon="stop", disabled=True)
+        self.bar = widgets.IntProgress(max=settings.num_inference_steps)
+        self.status, self.picture = widgets.HTML(), widgets.HTML()
+        self.words, self.command, self.history = (widgets.HTML(layout=full) for _ in range(3))
+        self.run.on_click(self.start)
+        self.cancel.on_click(self.stop)
+
+        def row(*parts: widgets.Widget, align: str = "center") -> widgets.Box:
+            layout = widgets.Layout(display="flex", flex_flow="row wrap", align_items=align)
+            return widgets.Box(parts, layout=layout)
+
+        beside = widgets.VBox(
+            [self.words, self.command], layout=widgets.Layout(flex="1 1 300px", padding="0 12px")
+        )
+        self.panel = widgets.VBox(
+            [
+                widgets.HTML(f"<style>{text_of('explorer.css')}</style>"),
+                self.prompt,
+                row(self.method, self.vlm, self.omega, self.schedule, self.queries, self.seed),
+                row(self.run, self.cancel, self.bar, self.status),
+                row(self.picture, beside, align="flex-start"),
+                self.history,
+            ]
+        )
+        self.panel.add_class("vldnp-explorer")

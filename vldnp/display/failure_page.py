@@ -1,0 +1,54 @@
+"""The pictures that stayed unsafe, with what the VLM saw and said on the way."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vldnp.analysis.markdown import Statement
+from vldnp.core.sampler import sample
+from vldnp.display import blur, figures
+from vldnp.experiments import profile_methods
+from vldnp.experiments.profile import Profile
+from vldnp.models import load
+
+
+def failure_page(
+    profile: Profile, missed: pd.DataFrame, folder: str | Path, worst: int = 10
+) -> Figure | Statement:
+    """The worst misses as pictures: x̂₀ at each query with the VLM's words, and the outcome.
+
+    They are drawn again from their seeds, because x̂₀ is not kept; blurred, unless the profile
+    reveals. The figure is also saved, as `figures/examples-failures.png` in the run folder.
+    """
+    rows = missed.head(worst)
+    if rows.empty:
+        return Statement("No picture stayed unsafe.")
+    out = sample(
+        load.load(profile.model),
+        list(rows["prompt"]),
+        profile_methods.dynamic(
+            profile,
+            float(rows["omega"].iloc[0]),
+            query_steps=[int(step) for step in rows["query_steps"].iloc[0]],
+        ),
+        seeds=[int(seed) for seed in rows["seed"]],
+        progress=False,
+        **profile.sampling | {"guidance_scale": list(rows["guidance_scale"])},
+    )
+    shown = (lambda picture: picture) if profile.reveal else blur.blurred
+    asked = [step for step in out.trace.steps if step.queried]
+    pages: Mapping[str, list] = {
+        f"{row.prompt}\n{row.cause}": [
+            *(
+                (shown(step.x0_images[i]), f"{step.index}: {step.vlm_answers[i].strip()}")
+                for step in asked
+            ),
+            (shown(out.images[i]), f"judge: {', '.join(row.found)}"),
+        ]
+        for i, row in enumerate(rows.itertuples())
+    }
+    figure = figures.strips(pages)
+    figures.save(figure, Path(folder) / "figures" / "examples-failures.png", dpi=100)
+    return figure

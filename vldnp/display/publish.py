@@ -1,0 +1,180 @@
+"""Put what a run produced into the checkout: notebook outputs, results, figures, the README.
+
+All of it comes from one run folder, so that the notebooks, the table and the README tell the same.
+"""
+
+import ast
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+
+from vldnp._files import atomic, trust, write_text
+from vldnp.analysis.tables import claims, overview, verdict
+from vldnp.display.report import sets_of
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+FIGURES = ("pareto.png", "examples.png", "trajectory.webp")
+WIDGETS = "application/vnd.jupyter.widget-state+json"
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def publish(run: str | Path, checkout: str | Path) -> list[Path]:
+    """Write the outputs of a run into the project; everything is checked before anything changes.
+
+    Args:
+        run: a run folder that `python -m vldnp reproduce` filled, such as `runs/embedded`.
+        checkout: the project's root.
+
+    Returns:
+        The files written: `notebooks/*.ipynb` with outputs, `data/results/<run>-table.csv` and
+        `-verdicts.csv`, the README's figures in `notebooks/figures`, and `README.md`.
+
+    Raises:
+        FileNotFoundError, ValueError: one line: something is missing from the run, or an executed
+            notebook is of another version, was run with other parameters, or names this machine.
+    """
+    run, checkout = Path(run), Path(checkout)
+    sources = sorted((checkout / "notebooks").glob("0*.ipynb"))
+    needed = [run / "notebooks" / source.name for source in sources]
+    needed += [run / name for name in ("config.json", "table.csv", "verdicts.csv")]
+    needed += [*(run / "figures" / name for name in FIGURES)]
+    if missing := [path for path in needed if not path.is_file()]:
+        raise FileNotFoundError(f"the run is not complete: {missing[0]} is missing")
+
+    texts = {}
+    for source in sources:
+        written = nbformat.read(source, as_version=4)
+        executed = nbformat.read(run / "notebooks" / source.name, as_version=4)
+        texts[source] = nbformat.writes(with_outputs(written, executed, source.name)) + "\n"
+        if str(checkout.resolve()) in texts[source]:
+            raise ValueError(f"{source.name}: an output names a path of this machine")
+    table = pd.read_csv(run / "table.csv").round(6)
+    readme, name = checkout / "README.md", run.resolve().name
+    verdicts = pd.read_csv(run / "verdicts.csv").round(6)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    text = readme.read_text(encoding="utf-8")
+    texts[readme] = with_results(text, name, table, verdicts, *sets_of(config, table))
+
+    for path, text in texts.items():
+        write_text(path, text)
+    trust(sources)
+    written = []
+    for kind, rows in {"table": table, "verdicts": verdicts}.items():
+        written.append(checkout / "data" / "results" / f"{name}-{kind}.csv")
+        with atomic(written[-1]) as temporary:
+            rows.to_csv(temporary, index=False, lineterminator="\n")
+    figures = [checkout / "notebooks" / "figures" / name for name in FIGURES]
+    for figure in figures:
+        with atomic(figure) as temporary:
+            shutil.copyfile(run / "figures" / figure.name, temporary)
+    return [*texts, *written, *figures]
+
+
+def with_results(
+    readme: str,
+    name: str,
+    table: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    safety_set: str = "implicit",
+    benign_set: str = "benign",
+    chosen: Mapping[str, float] | None = None,
+) -> str:
+    """The README with a run's name, verdicts and table between its two markers.
+
+    Args:
+        readme: its text.
+        name: of the run.
+        table, verdicts: as `table.csv` and `verdicts.csv` hold them.
+        safety_set, benign_set, chosen: as in `vldnp.analysis.tables.verdict`.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"the README must hold {BEGIN} and {END} once each")
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    counts = table.groupby("prompt_set", sort=False)["n"].first()
+    prompts = "; ".join(f"`{prompt_set}` {n}" for prompt_set, n in counts.items())
+    origin = f"Run `{name}`, prompts: {prompts}."
+    goals = verdict(table, safety_set, benign_set, chosen)
+    shown = "\n\n".join([origin, goals, claims(verdicts), overview(table, benign_set)])
+    return f"{before}{BEGIN}\n{shown}\n{END}{after}"
+
+
+def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> NotebookNode:
+    """A notebook with the outputs of its executed copy, and nothing else of it.
+
+    Left out are injected parameters, papermill's records, progress bars, and the state of widgets
+    that no output shows. Where the profile was not the default, the parameters cell says so.
+    """
+    injected = [cell for cell in executed.cells if "injected-parameters" in _tags(cell)]
+    cells = [cell for cell in executed.cells if cell not in injected]
+    if [cell.source for cell in cells] != [cell.source for cell in source.cells]:
+        raise ValueError(f"{name} was executed from another version; run it again")
+    defaults = _assignments(cell for cell in source.cells if "parameters" in _tags(cell))
+    given = _assignments(injected)
+    profiles = defaults.get("profile"), given.pop("profile", defaults.get("profile"))
+    if other := [key for key in given if given[key] != defaults.get(key)]:
+        raise ValueError(
+            f"{name} was executed with {other[0]} = {given[other[0]]!r}; the project shows its "
+            f"default, {defaults.get(other[0])!r}"
+        )
+    published = nbformat.from_dict(json.loads(nbformat.writes(source)))
+    for cell, ran in zip(published.cells, cells, strict=True):
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in ran.outputs if not _is_progress(output)]
+            cell.execution_count = ran.execution_count
+            if "parameters" in _tags(cell) and len(set(profiles)) > 1:
+                note = "*The outputs below are those of profile `{1}`; this cell asks for `{0}`.*"
+                shown = {"text/markdown": note.format(*profiles), "text/plain": "a note"}
+                cell.outputs.append(new_output("display_data", shown))
+    state = executed.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
+    shown = _shown(state, [o.data[VIEW]["model_id"] for o in _outputs(published) if _has_view(o)])
+    published.metadata.pop("widgets", None)
+    if shown:
+        kept = {"state": shown, "version_major": 2, "version_minor": 0}
+        published.metadata["widgets"] = {WIDGETS: kept}
+    return published
+
+
+def _tags(cell: NotebookNode) -> Sequence[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _assignments(cells) -> dict:
+    """`name: type = value` and `name = value` of some cells."""
+    values = {}
+    for cell in cells:
+        for node in ast.parse(cell.source).body:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            values[target.id] = ast.literal_eval(node.value)
+    return values
+
+
+def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def _has_view(output: NotebookNode) -> bool:
+    return VIEW in output.get("data", {})
+
+
+def _is_progress(output: NotebookNode) -> bool:
+    text = output.get("data", {}).get("text/plain", "")
+    return _has_view(output) and bool(re.search(r"\d+%\||\d\w+ \[\d\d:", text))
+
+
+def _shown(state: dict, roots: Sequence[str]) -> dict:
+    """The widgets that can be reached from the displayed ones."""
+    reached, waiting = set(), list(roots)
+    while waiting:
+        model = waiting.pop()
+        if model in state and model not in reached:
+            reached.add(model)
+            waiting += re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[model]))
+    return {key: state[key] for key in state if key in reached}

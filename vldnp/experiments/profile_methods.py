@@ -1,0 +1,112 @@
+"""The methods that a profile compares, and studies of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vldnp.baselines.methods import SAFREE, SLD
+from vldnp.core.guidance import rule
+from vldnp.core.methods import CFG, VLDNP, Method, Static
+from vldnp.core.schedules import SCHEDULES
+from vldnp.experiments.grid import Study
+from vldnp.experiments.profile import Profile, load_profile, numbers
+from vldnp.models import load
+
+COMPARED = ("cfg", "static", "vl-dnp")
+
+
+def profile_methods(
+    profile: str | Path | Profile,
+    omegas: Sequence[float] = (),
+    queries: int = 0,
+    names: Sequence[str] | None = COMPARED,
+) -> tuple[Method, ...]:
+    """The methods that a profile compares, each at every strength it has.
+
+    Args:
+        profile: a name, a YAML file or a `Profile`; it gives the VLM, the concepts, the settings
+            of the baselines, and the strengths and number of queries that are not given here.
+        omegas: strengths, as `numbers` reads them; none given means the profile's.
+        queries: how often VL-DNP asks; 0 means the profile's.
+        names: which of `cfg`, `static`, `vl-dnp`, `safree`, `sld`; None is all that the profile
+            has.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    omegas = [float(omega) for omega in numbers(omegas, "omegas") or profile.omegas]
+    names = ("cfg", "static", "vl-dnp", "safree", "sld") if names is None else names
+    methods: list[Method] = []
+    if "cfg" in names:
+        methods.append(CFG())
+    if "static" in names:
+        strengths = omegas if rule(profile.static_rule).uses_omega else omegas[:1]
+        methods += [Static(profile.static_prompt, w, profile.static_rule) for w in strengths]
+    if "vl-dnp" in names:
+        vlm = load.load_vlm(profile.vlm)
+        methods += [dynamic(profile, omega, vlm=vlm, queries=queries) for omega in omegas]
+    if "safree" in names and profile.safree is not None:
+        methods += [SAFREE(**options) for options in profile.safree_settings(omegas)]
+        methods += [
+            replace(SAFREE(**profile.safree | changes), name=name)
+            for name, changes in profile.safree_variants.items()
+        ]
+    if "sld" in names and profile.sld_prompt is not None:
+        methods += [SLD(profile.sld_prompt, strength) for strength in profile.sld_strengths]
+    return tuple(methods)
+
+
+def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
+    """The profile's VL-DNP.
+
+    Args:
+        profile: gives all that is not given here.
+        omega: default is the strength that was chosen on the tuning prompts.
+        changes: `vlm` (a name or a VLM), `queries`, `schedule` (a name in `SCHEDULES`), and the
+            further arguments of `vldnp.VLDNP`.
+    """
+    vlm = load.load_vlm(changes.pop("vlm", profile.vlm))
+    queries = changes.pop("queries", 0) or profile.queries
+    schedule = SCHEDULES[changes.pop("schedule", profile.schedule)](queries)
+    omega = profile.chosen_omega("vl-dnp") if omega is None else omega
+    options = {"query_steps": schedule} | changes
+    return VLDNP(vlm, profile.concepts, omega, **options)
+
+
+def profile_study(
+    profile: str | Path | Profile,
+    omegas: Sequence[float] = (),
+    queries: int = 0,
+    max_prompts: int = 0,
+) -> Study:
+    """The grid of a profile: all its methods on all its prompt sets.
+
+    Args:
+        profile, omegas, queries: as in `profile_methods`.
+        max_prompts: prompts of each set; 0 means the profile's number.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    methods = profile_methods(profile, omegas, queries, None)
+    return study_of(profile, methods, max_prompts=max_prompts)
+
+
+def study_of(
+    profile: Profile,
+    methods: Sequence[Method],
+    *,
+    part: str = "",
+    prompt_sets: Sequence[str | Path] = (),
+    max_prompts: int | Mapping[str, int] = 0,
+) -> Study:
+    """Some methods under a profile's settings, on its prompt sets or on those given."""
+    return Study(
+        name=profile.name,
+        methods=tuple(methods),
+        prompt_sets=tuple(map(profile.prompt_set, prompt_sets)) or profile.prompt_sets,
+        **profile.sampling,
+        max_prompts=max_prompts or profile.max_prompts,
+        batch_size=profile.batch_size,
+        reference=profile.reference,
+        reference_sets=(profile.benign_set,),
+        part=part,
+        chosen=profile.chosen,
+        safety_set=profile.safety_set,
+    )

@@ -1,0 +1,158 @@
+"""Executing the notebooks in order with papermill, from a clone to figures and a table."""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vldnp._files import trust, unknown
+from vldnp.experiments.profile import Profile, load_profile
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+PROMPT_SETS = ("safety_set", "benign_set", "cost_prompts")
+"""The notebook parameters that name a prompt set."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook that did not run to its end."""
+
+
+def reproduce(
+    profile: str = "embedded",
+    out: str | Path = "runs",
+    *,
+    quick: bool = False,
+    parameters: dict | None = None,
+    notebooks: str | Path | None = None,
+) -> list[Path]:
+    """Execute `notebooks/0*.ipynb` in order with papermill.
+
+    Each notebook gets those of `profile`, `out`, `quick`, the profile's `notebook_parameters` and
+    `parameters` that its cell tagged `parameters` declares.
+
+    Args:
+        profile: a name in `data/profiles`, or a YAML file.
+        out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
+        quick: fewer prompts, to see whether everything works; in `out/<profile>-quick`.
+        parameters: further notebook parameters, which go before the profile's.
+        notebooks: the folder of the notebooks; default is the checkout's.
+
+    Returns:
+        The executed notebooks; this user's JupyterLab trusts them.
+
+    Raises:
+        ValueError, FileNotFoundError: one line, e.g. for a parameter that no notebook declares.
+        NotebookError: a notebook failed; one line says which and why.
+    """
+    # papermill and its kernel machinery are slow to import, and only this needs them.
+    import papermill
+    import zmq
+    from traitlets.config import Config
+
+    # Without encryption a kernel warns that its messages could be read on this machine.
+    encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
+    notebooks = NOTEBOOKS if notebooks is None else notebooks
+    settings = load_profile(profile, quick=quick)
+    name = settings.name
+    sources = sorted(Path(notebooks).glob("0*.ipynb"))
+    if not sources:
+        raise FileNotFoundError(f"no notebooks in {notebooks}: files named 0*.ipynb are executed")
+    declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
+    known = set().union(*declared.values())
+    for parameter in parameters or {}:
+        if parameter not in known:
+            raise unknown("notebook parameter", parameter, known)
+    given = settings.notebook_parameters | (parameters or {})
+    check_prompts(settings, (given[key] for key in PROMPT_SETS if key in given))
+
+    # Notebooks run in their own folder and get paths as seen from there; relative ones, so that
+    # an executed copy says nothing of the machine it was executed on.
+    def from_notebooks(path: str | Path) -> str:
+        return os.path.relpath(path, notebooks)
+
+    own = {"profile": profile, "out": from_notebooks(out), "quick": quick}
+    if Path(profile).is_file():
+        own["profile"] = from_notebooks(profile)
+    given |= own
+    executed = []
+    for number, source in enumerate(sources, start=1):
+        target = Path(out) / name / "notebooks" / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
+        with _watched(Path(out) / name), _errors_in_one_line(source, target):
+            papermill.execute_notebook(
+                os.path.relpath(source),
+                os.path.relpath(target),
+                parameters={key: given[key] for key in given if key in declared[source]},
+                kernel_name="python3",
+                cwd=source.parent,
+                progress_bar=True,
+                config=Config(KernelManager=encryption),
+            )
+        trust([target])
+        executed.append(target)
+    return executed
+
+
+def check_prompts(profile: Profile, further: Iterable[str] = ()) -> None:
+    """Open every prompt set: a misspelled one is to fail before the first image is made."""
+    from vldnp.prompts.table import load_prompts
+
+    for source in (*profile.prompt_sets, *map(profile.prompt_set, further)):
+        load_prompts(source)
+
+
+@contextmanager
+def _errors_in_one_line(source: Path, target: Path) -> Iterator[None]:
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        yield
+    except PapermillExecutionError as error:
+        reason = ((error.evalue or "").strip().splitlines() or ["no message"])[0]
+        raise NotebookError(
+            f"{source.name} failed: {error.ename}: {reason} (traceback in "
+            f"{os.path.relpath(target)})"
+        ) from error
+
+
+@contextmanager
+def _watched(run: Path) -> Iterator[None]:
+    """Show how far the images of a run are while a notebook makes them.
+
+    A notebook's own bars are drawn in the notebook; in the terminal papermill counts cells, and
+    one cell may take most of the time.
+    """
+    from tqdm.auto import tqdm
+
+    path = run.resolve() / "progress.json"  # papermill changes the working directory meanwhile
+    ended, started = threading.Event(), time.time()
+
+    def watch() -> None:
+        bar = None
+        while not ended.wait(1):
+            if not path.is_file() or path.stat().st_mtime < started:
+                continue
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if bar is None or bar.total != state["total"]:
+                if bar is not None:
+                    bar.close()
+                bar = tqdm(total=state["total"], desc="images", unit="image", leave=False)
+            bar.set_postfix_str(state["method"], refresh=False)
+            bar.update(state["done"] - bar.n)
+        if bar is not None:
+            bar.close()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,280 @@
+"""Running a study: a grid → images, computed once → measurements → tidy tables in a run folder."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from vldnp._files import atomic, sweep, write_text
+from vldnp._finite import label, naming
+from vldnp.core.sampler import sample
+from vldnp.experiments.grid import SCHEMA, Batch, Cell, Study, as_json, cells, plan_batches
+from vldnp.experiments.run_fid import run_distances
+from vldnp.experiments.run_folder import (
+    SAID,
+    SPENT,
+    changes,
+    image_path,
+    lacking,
+    open_images,
+    opened,
+    read_record,
+    read_scores,
+    score_folder,
+    set_aside,
+    write_cell,
+    write_scores,
+)
+from vldnp.metrics.summary import FOUND, table
+from vldnp.models import load
+from vldnp.models.backbone import Backbone
+from vldnp.models.clip import CLIPScore
+from vldnp.models.judges import Judge
+
+PROGRESS = "progress.json"
+
+
+def run(
+    study: Study,
+    model,
+    judge: Judge | str,
+    clip: CLIPScore | str | None = None,
+    root: str | Path = "runs",
+    *,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compute what is missing of a study, measure it, and write its tables.
+
+    In `root/study.name` there are afterwards `cells/` (a PNG and a JSON record per image),
+    `scores/` (measurements), `images.parquet`, `table.csv` and `config.json` (all that was
+    resolved). Each file is written whole or not at all. Tables of another study that lie there
+    are moved to `earlier/` first, with a warning, unless the new ones hold all their rows.
+
+    Args:
+        study: the grid.
+        model, judge, clip: names or objects, as `vldnp.load`, `load_judge` and `load_clip` take
+            them; without a CLIP model its score is empty.
+        root: where run folders lie.
+        progress: show bars.
+
+    Returns:
+        One row per image, as in `images.parquet`. `model_evaluations` and `vlm_calls` are totals
+        over the image's steps; `seconds` is the time of its batch divided by the batch's images.
+
+    Raises:
+        OSError: one line that names the file that could not be written.
+    """
+    model, judge = load.load(model), load.load_judge(judge)
+    clip = None if clip is None else load.load_clip(clip)
+    for method in study.methods:  # a bad schedule fails here, not in the middle
+        method.negatives.query_steps_of(study.num_inference_steps)
+    grid = cells(study, model)
+    batches = plan_batches(grid, study)
+    folder = Path(root) / study.name
+    generate(model, batches, folder, progress=progress)
+
+    scores = {"judge": _judged(folder, judge, batches, progress)}
+    if clip is not None:
+        scores["clip"] = _clip_scored(folder, clip, batches, progress)
+    images = pd.DataFrame([_row(cell, folder, scores, study) for cell in grid])
+    images["clip_chance"] = images["prompt_set"].map(_chance(images, folder, clip))
+    fid = run_distances(study, images, folder, judge)
+    config = _config(study, model, judge, clip)
+    if other := changes(study, folder, config, images):
+        set_aside(study, folder, other)
+    with atomic(folder / study.file("images.parquet")) as temporary:
+        images.to_parquet(temporary, index=False)
+    with atomic(folder / study.file("table.csv")) as temporary:
+        table(images, fid).to_csv(temporary, index=False)
+    write_text(folder / study.file("config.json"), as_json(config, indent=2) + "\n")
+    return images
+
+
+def generate(
+    model: Backbone, batches: Iterable[Batch], folder: Path, *, progress: bool = True
+) -> None:
+    """Compute those batches of which the run folder lacks an image.
+
+    A batch is computed as a whole, also where some of its images are there, which are not written
+    again: so a run that was killed ends in the same pixels. `progress.json` in the run folder says
+    how far it is, to whoever looks from outside.
+    """
+    sweep(folder)
+    missing = lacking(folder, (cell.key for batch in batches for cell in batch.cells))
+    waiting = [batch for batch in batches if missing & {cell.key for cell in batch.cells}]
+    total, done = sum(len(batch.cells) for batch in waiting), 0
+    with tqdm(total=total, desc="images", unit="image", disable=not (progress and total)) as bar:
+        for batch in waiting:
+            method = batch.method
+            label = method.name if method.omega is None else f"{method.name} ω={method.omega:g}"
+            state = {"done": done, "total": total, "method": label}
+            write_text(folder / PROGRESS, as_json(state))  # fails before hours of work, if it must
+            bar.set_postfix_str(label)
+            compute_batch(model, batch, folder)
+            bar.update(len(batch.cells))
+            done += len(batch.cells)
+    if waiting:
+        write_text(folder / PROGRESS, as_json(state | {"done": done}))
+
+
+def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
+    """Make a batch's images and write those that the run folder lacks, with their records."""
+    started = time.perf_counter()
+    out = sample(
+        model,
+        [cell.prompt for cell in batch.cells],
+        batch.method,
+        seeds=[cell.seed for cell in batch.cells],
+        guidance_scale=[cell.guidance_scale for cell in batch.cells],
+        **batch.sampling,
+        progress=False,
+    )
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    seconds = (time.perf_counter() - started) / len(batch.cells)
+    steps, queries = out.trace.steps, [step for step in out.trace.steps if step.queried]
+    for i, cell in enumerate(batch.cells):
+        record = {
+            "key": cell.key,
+            "batch": batch.key,
+            "method": cell.method.describe(),
+            "model": model.name,
+            "revision": model.revision,
+            "prompt": cell.prompt,
+            "seed": cell.seed,
+            "num_inference_steps": batch.sampling["num_inference_steps"],
+            "guidance_scale": cell.guidance_scale,
+            "scheduler": batch.sampling["scheduler"],
+            "model_evaluations": out.trace.model_evaluations[i],
+            "vlm_calls": out.trace.vlm_calls[i],
+            "x0_decodes": out.trace.x0_decodes[i],
+            "seconds": seconds,
+            "negative_prompts": [step.negative_prompts[i] for step in steps],
+            "query_steps": [step.index for step in queries],
+            "vlm_answers": [step.vlm_answers[i] for step in queries],
+            "vlm_failures": [step.vlm_failures[i] for step in queries],
+        }
+        write_cell(folder, cell.key, out.images[i], record)
+
+
+def _judged(
+    folder: Path, judge: Judge, batches: Sequence[Batch], progress: bool
+) -> dict[str, dict]:
+    def measure(some: Sequence[Cell], images: list[Image.Image]) -> list[dict]:
+        judgement = judge(images)
+        things = judgement.things or [None] * len(some)
+        return [
+            {"unsafe_probability": float(p), "concepts": c, "things": t}
+            for p, c, t in zip(
+                judgement.unsafe_probability, judgement.concepts, things, strict=True
+            )
+        ]
+
+    columns = ("unsafe_probability", "concepts", "things")
+    return _scored(folder, "judge", judge, columns, measure, batches, progress)
+
+
+def _clip_scored(
+    folder: Path, clip: CLIPScore, batches: Sequence[Batch], progress: bool
+) -> dict[str, dict]:
+    def measure(some: Sequence[Cell], images: list[Image.Image]) -> list[dict]:
+        cosines = clip(images, [cell.prompt for cell in some])
+        return [{"clip_score": float(cosine)} for cosine in cosines]
+
+    return _scored(folder, "clip", clip, ("clip_score",), measure, batches, progress)
+
+
+def _scored(
+    folder: Path,
+    kind: str,
+    model: Judge | CLIPScore,
+    columns: Sequence[str],
+    measure: Callable,
+    batches: Sequence[Batch],
+    progress: bool,
+) -> dict[str, dict]:
+    """Measurements by cell key; those that `scores/` holds from this model are not repeated."""
+    scores = score_folder(folder, kind, model)
+    known = read_scores(scores, columns)
+    missing = [[cell for cell in batch.cells if cell.key not in known] for batch in batches]
+    missing = [some for some in missing if some]
+    quiet = not (progress and missing)
+    for some in tqdm(missing, desc=f"{kind} scores", unit="batch", disable=quiet):
+        labels = [f"{label(i, cell.prompt, cell.seed)}, {cell.key}" for i, cell in enumerate(some)]
+        with naming(labels):
+            rows = measure(some, [opened(image_path(folder, cell.key)) for cell in some])
+        for cell, row in zip(some, rows, strict=True):
+            if not np.isfinite(number := row[columns[0]]):
+                path = image_path(Path(), cell.key).as_posix()
+                raise ValueError(f"the {kind} {model.name!r} gives {number} for {path}")
+        known |= write_scores(scores, {cell.key: row for cell, row in zip(some, rows, strict=True)})
+    return known
+
+
+def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) -> dict:
+    record, judged = read_record(folder, cell.key), scores["judge"][cell.key]
+    unsafe = judged["unsafe_probability"]
+    return {
+        "method": cell.method.name,
+        "omega": np.nan if cell.method.omega is None else float(cell.method.omega),
+        "setting": cell.setting,
+        "vlm": (record["method"]["negatives"].get("vlm") or {}).get("name"),
+        "prompt_set": cell.prompt_set,
+        "prompt_id": cell.prompt_id,
+        "prompt": cell.prompt,
+        "seed": cell.seed,
+        "guidance_scale": cell.guidance_scale,
+        "unsafe_probability": unsafe,
+        "unsafe": unsafe >= study.unsafe_threshold,
+        "found": _found(judged["concepts"]),
+        "kept": _kept(cell.things, judged["things"]),
+        "clip_score": scores["clip"][cell.key]["clip_score"] if "clip" in scores else np.nan,
+        **{column: record[column] for column in (*SPENT, *SAID)},
+        "image": image_path(Path(), cell.key).as_posix(),
+        "key": cell.key,
+        "batch": record.get("batch"),
+    }
+
+
+def _found(probabilities: Mapping[str, float]) -> list[str]:
+    return [name for name, probability in probabilities.items() if probability >= FOUND]
+
+
+def _kept(things: Sequence[str], probabilities: Mapping[str, float] | None) -> float:
+    """The share of the prompt's things that the judge finds; NaN where it knows none of them."""
+    known = [thing for thing in things if thing in (probabilities or {})]
+    return float(np.mean([probabilities[t] >= FOUND for t in known])) if known else np.nan
+
+
+def _chance(images: pd.DataFrame, folder: Path, clip: CLIPScore | None) -> dict[str, float]:
+    """Prompt set → the CLIP score of plain CFG's pictures with the set's other prompts."""
+    plain = images[images["method"] == "cfg"].drop_duplicates(["prompt_set", "prompt_id"])
+    if not hasattr(clip, "chance"):
+        return {}
+    return {
+        prompt_set: clip.chance(open_images(group, folder), list(group["prompt"]))
+        for prompt_set, group in plain.groupby("prompt_set")
+    }
+
+
+def _config(study: Study, model: Backbone, judge: Judge, clip: CLIPScore | None) -> dict:
+    """All that was resolved, as it will be read from `config.json`."""
+    settings = {key: value for key, value in vars(study).items() if key != "methods"}
+    settings["prompt_sets"] = [str(source) for source in study.prompt_sets]
+    measured = {"judge": judge, "clip": clip} if clip is not None else {"judge": judge}
+    config = {
+        "schema": SCHEMA,
+        **settings,
+        "methods": [method.describe() for method in study.methods],
+        "model": {"name": model.name, "revision": model.revision, "dtype": str(model.dtype)},
+        **{k: {"name": m.name, "revision": m.revision} for k, m in measured.items()},
+        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
+    }
+    return json.loads(as_json(config))

@@ -1,0 +1,99 @@
+"""FID and KID of a run's images against the study's real images."""
+
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vldnp.experiments import reference
+from vldnp.experiments.grid import Study
+from vldnp.experiments.run_folder import open_images
+from vldnp.metrics.fid import Distances, Inception, distances, fid_change
+from vldnp.metrics.intervals import Interval
+from vldnp.models import load
+from vldnp.models.judges import Judge, as_tensor
+
+
+def fid_changes(
+    study: Study, images: pd.DataFrame, judge: Judge | str, methods: Mapping[str, str], root: str
+) -> dict[str, Interval]:
+    """How much FID on the reference sets lies above plain CFG's, for some methods.
+
+    Args:
+        study, images: what `run` was given and returned; `root` likewise.
+        judge: whose features count.
+        methods: name → setting, with `cfg` among them.
+
+    Returns:
+        Name → the relative change (`metrics.fid_change`); empty where FID cannot be had.
+    """
+    compared = images[images["prompt_set"].isin(study.reference_sets)]
+    if compared.empty or (means := _means(study, load.load_judge(judge))) is None:
+        return {}
+    space, pixels = means
+
+    def features(setting: str) -> np.ndarray:
+        rows = compared[compared["setting"] == setting].sort_values(["prompt_id", "seed"])
+        return _features(space, open_images(rows, Path(root) / study.name))
+
+    real = _features(space, pixels)
+    plain = features(methods["cfg"])
+    return {
+        name: fid_change(features(setting), plain, real)
+        for name, setting in methods.items()
+        if name != "cfg"
+    }
+
+
+def _means(study: Study, judge: Judge) -> tuple[Judge | Inception, torch.Tensor] | None:
+    """What sees the features for FID, and the real images, uint8 `[n, 3, H, W]`.
+
+    That is the judge where it has features, else Inception. None, with a warning that says why,
+    where FID cannot be had.
+    """
+    if study.reference is None:
+        return None
+    try:
+        real = reference.reference_images(study.reference, study.reference_count, seed=0)
+        space = judge if hasattr(judge, "features") else Inception(device=load.default_device())
+    except OSError as error:  # of the reference's folder, or of the network
+        reason = str(error).splitlines()[0]
+        warnings.warn(f"FID and KID stay empty: {reason}", stacklevel=2)
+        return None
+    return space, torch.from_numpy(real).permute(0, 3, 1, 2)
+
+
+def _features(judge: Judge | Inception, images) -> np.ndarray:
+    pixels = (as_tensor(images, judge.image_size) * 255).round().to(torch.uint8)
+    return torch.cat([judge.features(part) for part in pixels.split(64)]).double().numpy()
+
+
+def run_distances(
+    study: Study, images: pd.DataFrame, folder: Path, judge: Judge
+) -> dict[tuple[str, str], Distances]:
+    """FID and KID of each setting's images of the reference sets, where they can be had."""
+    compared = images[images["prompt_set"].isin(study.reference_sets)]
+    if len(compared) < 2 or (means := _means(study, judge)) is None:
+        return {}
+    found, space, real = {}, _Remembering(means[0]), means[1]
+    for (setting, prompt_set), group in compared.groupby(["setting", "prompt_set"]):
+        if len(group) > 1:
+            found[setting, prompt_set] = distances(open_images(group, folder), real, space)
+    return found
+
+
+class _Remembering:
+    """A judge that computes the features of the same pixels once: the reference returns often."""
+
+    def __init__(self, judge: Judge | Inception):
+        self.judge, self.image_size, self.known = judge, judge.image_size, {}
+
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        key = hashlib.sha256(pixels.numpy().tobytes()).digest()
+        if key not in self.known:
+            self.known[key] = self.judge.features(pixels)
+        return self.known[key]

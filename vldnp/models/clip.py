@@ -1,0 +1,89 @@
+"""CLIP scores by open_clip."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vldnp._files import check_safetensors, fingerprint
+from vldnp._finite import check_finite
+
+
+class CLIPScore:
+    """Text–image cosine similarity of an `open_clip` model (Hessel et al. 2021, without scaling).
+
+    Args:
+        model, preprocess, tokenizer: as `open_clip` makes them.
+        name, revision: what the run's records call it.
+    """
+
+    def __init__(self, model, preprocess, tokenizer, name: str, revision: str, batch_size=64):
+        self.model, self.preprocess, self.tokenizer = model.eval(), preprocess, tokenizer
+        self.name, self.revision, self.batch_size = name, revision, batch_size
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, device="cpu", name: str | None = None, revision: str | None = None
+    ) -> "CLIPScore":
+        """Open a folder with `open_clip_config.json` and safetensors weights.
+
+        The tokenizer comes from the folder when the config names one (`hf_tokenizer_name`), and
+        is open_clip's own byte-pair encoding otherwise.
+        """
+        import open_clip
+
+        folder = Path(folder)
+        if not (folder / "open_clip_config.json").is_file():
+            raise FileNotFoundError(f"no CLIP model in {folder}: open_clip_config.json is missing")
+        if not any(folder.glob("*.safetensors")):
+            raise FileNotFoundError(f"no CLIP model in {folder}: it has no safetensors file")
+        check_safetensors(folder)
+        source = f"local-dir:{folder}"
+        model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
+        model.requires_grad_(False)
+        tokenizer = open_clip.get_tokenizer(source)
+        revision = revision or fingerprint(folder)
+        return cls(model, preprocess, tokenizer, name or folder.name, revision)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit vectors `[B, D]` on the CPU."""
+        batches = torch.stack([self.preprocess(x) for x in images]).split(self.batch_size)
+        encode = self.model.encode_image
+        return torch.cat([encode(x.to(self.device), normalize=True).cpu() for x in batches])
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors `[B, D]` on the CPU."""
+        batches = self.tokenizer(list(texts)).split(self.batch_size)
+        encode = self.model.encode_text
+        return torch.cat([encode(x.to(self.device), normalize=True).cpu() for x in batches])
+
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        """The cosine of each image with its own prompt: `[B]` in −1..1.
+
+        Raises:
+            NonFiniteError: a cosine is NaN or infinite.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        cosines = (self.embed_images(images) * self.embed_texts(prompts)).sum(1)
+        check_finite({"the CLIP score": cosines})
+        return cosines.numpy()
+
+    def chance(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
+        """The mean cosine of each image with the prompts of the others, those of its own aside.
+
+        What a picture scores that has nothing to do with its prompt; NaN where no prompt differs.
+        """
+        cosines = (self.embed_images(images) @ self.embed_texts(prompts).T).numpy()
+        prompts = np.asarray(prompts)
+        others = cosines[prompts[:, None] != prompts[None]]
+        return float(others.mean()) if others.size else np.nan

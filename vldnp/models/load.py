@@ -1,0 +1,290 @@
+"""The zoo: names → loaded models, embedded, from a folder or from the hub.
+
+Weights are safetensors, never pickles; no model brings code of its own; hub models are pinned to
+a revision.
+"""
+
+import hashlib
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+
+from vldnp._files import unknown
+from vldnp.models.clip import CLIPScore
+from vldnp.models.cnn_judge import CNNJudge
+from vldnp.models.hub import FETCHING, _find, _one_line, _require, nudenet_v2
+from vldnp.models.judges import Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
+
+_open: WeakValueDictionary = WeakValueDictionary()
+
+
+def _with_own_options(opener: Callable) -> Callable:
+    """A name that carries options (`profiles.ModelName`) is opened with them, and once.
+
+    A profile's model is asked for in many places; while any of them still holds it, the others
+    get the same one, because a large model fits a GPU only once. Options of the call win.
+    """
+
+    @wraps(opener)
+    def opened(name, *args, **options):
+        own = getattr(name, "options", None)
+        if not own:
+            return opener(name, *args, **options)
+        options = {**own, **options}
+        key = opener.__name__, str(name), repr(args), repr(sorted(options.items()))
+        model = _open.get(key)
+        if model is None:
+            model = _open[key] = opener(str(name), *args, **options)
+        return model
+
+    return opened
+
+
+def _dtype(dtype) -> torch.dtype | str | None:
+    """A dtype, also by its name, as profiles have it."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise unknown("dtype", dtype, ["float32", "float16", "bfloat16"])
+    return getattr(torch, dtype)
+
+
+@_with_own_options
+def load(
+    model,
+    revision: str | None = None,
+    *,
+    device=None,
+    dtype=torch.float32,
+    model_cpu_offload: bool = False,
+    attention_slicing: bool = False,
+    vae_slicing: bool = False,
+    vae_tiling: bool = False,
+    preview=None,
+    **options,
+):
+    """Open a text-to-image model: Stable Diffusion 1, 2, XL, 3 or 3.5.
+
+    Args:
+        model: a name ("moji-sd", "sd-1.4", "sdxl"), a folder in diffusers' format, a hub id, a
+            diffusers pipeline, or a `Backbone` (returned as it is).
+        revision: commit of the hub repository; needed for a hub id that has no name here.
+        device: default is CUDA where there is one, else the CPU.
+        dtype: of weights and latents; also by name ("float16").
+        model_cpu_offload: keep on the GPU only the model that works at the moment.
+        attention_slicing: compute the U-Net's attention in slices.
+        vae_slicing, vae_tiling: decode one picture at a time, and large ones tile by tile.
+        preview: a tiny VAE for the pictures shown to the VLM, never the final ones: "taesd", a
+            folder, "owner/name@commit" on the hub, or an `AutoencoderTiny`.
+        options: passed on to the pipeline's `from_pretrained`, as `variant="fp16"`, or
+            `text_encoder_3=None, tokenizer_3=None` for Stable Diffusion 3 without T5.
+
+    Raises:
+        ValueError, FileNotFoundError: one line naming what is wrong and what would be right.
+    """
+    from vldnp.models.backbone import Backbone, as_backbone
+
+    settings = {
+        "model_cpu_offload": model_cpu_offload,
+        "attention_slicing": attention_slicing,
+        "vae_slicing": vae_slicing,
+        "vae_tiling": vae_tiling,
+        **options,
+    }
+    tiny, tiny_revision = _preview(preview)
+    if isinstance(model, str | Path):
+        source = _find("model", model, revision)
+        _require(source, "model_index.json")
+        with _one_line(source):
+            backbone = Backbone.from_pretrained(
+                source.location,
+                source.hub_revision,
+                name=source.name,
+                device=device,
+                dtype=_dtype(dtype),
+                preview=tiny,
+                **settings,
+            )
+        backbone.revision = source.revision
+        if said := _said({k: v for k, v in options.items() if k not in FETCHING}):
+            backbone.revision += f" with {said}"  # other weights than the commit alone says
+    else:
+        if asked := [name for name, value in settings.items() if value]:
+            raise ValueError(
+                f"{asked[0]} is for models opened by name; set it on the pipeline itself"
+            )
+        backbone = as_backbone(model)
+        if tiny is not None:
+            backbone = Backbone(backbone.pipe, backbone.name, backbone.revision, tiny)
+        if backbone.revision is None:
+            backbone.revision = weights_fingerprint(backbone.pipe)
+    if tiny is not None:  # the VLM sees other pictures
+        backbone.revision += f", previews by {tiny_revision}"
+    return backbone
+
+
+@_with_own_options
+def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **options) -> Callable:
+    """Open a vision-language model.
+
+    Args:
+        vlm: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
+            `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
+            ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
+            `(images, question) -> answers` (returned as it is).
+        revision, device: as in `load`.
+        dtype: default is float32 on the CPU, else the weights' own.
+        options: of `TransformersVLM`: `max_new_tokens`, `max_edge`, `demonstrations`,
+            `batch_size`, `quantization`, `answers="constrained"`; or of `RemoteVLM`.
+    """
+    if not isinstance(vlm, str | Path):
+        if not callable(vlm):
+            raise TypeError(f"a VLM is a name or a callable (images, question), not {vlm!r}")
+        return vlm
+    from vldnp.models.vlm import TransformersVLM
+
+    if str(vlm).startswith(("http://", "https://")):
+        from vldnp.models.vlm_server import RemoteVLM
+
+        if "model" not in options:
+            raise ValueError(f"the server {vlm} may serve several models: pass model=...")
+        if device or dtype:
+            raise ValueError(f"the server {vlm} decides on device and dtype; leave them out")
+        return RemoteVLM(vlm, revision=revision, **options)
+    source = _find("vlm", vlm, revision)
+    _require(source, "config.json")
+    with _one_line(source):
+        opened = TransformersVLM.from_pretrained(
+            source.location,
+            source.hub_revision,
+            name=source.name,
+            device=device,
+            dtype=_dtype(dtype),
+            **{**source.options, **options},
+        )
+    opened.revision = source.revision
+    return opened
+
+
+@_with_own_options
+def load_clip(clip, revision: str | None = None, *, device=None) -> CLIPScore:
+    """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a `CLIPScore` as it is."""
+    if not isinstance(clip, str | Path):
+        return clip
+    source = _find("clip", clip, revision)
+    with _one_line(source):
+        folder = source.location
+        if source.hub_revision:
+            from huggingface_hub import snapshot_download
+
+            folder = snapshot_download(
+                folder,
+                revision=source.hub_revision,
+                allow_patterns=["*.json", "*.txt", "open_clip_model.safetensors"],
+            )
+        return CLIPScore.from_pretrained(
+            folder, device or default_device(), source.name, source.revision
+        )
+
+
+@_with_own_options
+def load_judge(judge, revision: str | None = None, *, device=None, **options) -> Judge:
+    """Open a judge.
+
+    Args:
+        judge: "moji-judge" or the folder of a `CNNJudge`; "nudenet", the v3 detector;
+            "nudenet-v2", the paper's judge, or the path of its `.onnx` file; "sd-safety-checker",
+            or the folder or hub id of a Stable Diffusion pipeline or the folder of its safety
+            checker; or a judge as it is.
+        revision, device: as in `load`.
+        options: of `NudeNetJudge` (`exposed`, `batch_size`) or `NudeNetClassifier`.
+    """
+    if not isinstance(judge, str | Path):
+        return judge
+    if judge == "nudenet":
+        return NudeNetJudge(**options)
+    if judge == "nudenet-v2":
+        judge = nudenet_v2()
+    if Path(judge).suffix == ".onnx":
+        return NudeNetClassifier(judge, **options)
+    source = _find("judge", judge, revision)
+    with _one_line(source):
+        folder = Path(source.location)
+        if (source.hub_revision is None) and not _is_checker(folder):
+            return CNNJudge.from_pretrained(folder, device or default_device(), source.name)
+        checker = SafetyChecker.from_pretrained(
+            source.location,
+            source.hub_revision,
+            name=source.name,
+            device=device or default_device(),
+        )
+        checker.revision = source.revision
+        return checker
+
+
+def _is_checker(folder: Path) -> bool:
+    if (folder / "safety_checker").is_dir():
+        return True
+    config = folder / "config.json"
+    return config.is_file() and "StableDiffusionSafetyChecker" in config.read_text("utf-8")
+
+
+def weights_fingerprint(pipeline) -> str:
+    """Twelve hex digits of the SHA-256 of a pipeline's weights, wherever they come from."""
+    digest = hashlib.sha256()
+    parts = ["unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"]
+    for part in parts:
+        if (model := getattr(pipeline, part, None)) is not None:
+            _digest(digest, part, model)
+    return digest.hexdigest()[:12]
+
+
+def _digest(digest, part: str, model: torch.nn.Module) -> None:
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{part}.{key}{tensor.dtype}".encode())
+        flat = tensor.detach().cpu().reshape(-1).contiguous()
+        digest.update(flat.view(torch.uint8).numpy().data)
+
+
+def _said(options: dict) -> str:
+    """Options in a record's words."""
+    plain = {
+        k: v if isinstance(v, str | int | float | None) else type(v).__name__
+        for k, v in sorted(options.items())
+    }
+    return ", ".join(f"{name}={value}" for name, value in plain.items())
+
+
+def _preview(preview):
+    """An `AutoencoderTiny` and what identifies it; twice None for none."""
+    if preview is None:
+        return None, None
+    from diffusers import AutoencoderTiny
+
+    if not isinstance(preview, str | Path):
+        if not isinstance(preview, AutoencoderTiny):
+            raise TypeError(
+                f"preview is a name such as 'taesd', a folder, 'owner/name@commit' or an "
+                f"AutoencoderTiny, not a {type(preview).__name__}"
+            )
+        digest = hashlib.sha256()
+        _digest(digest, "vae", preview)
+        return preview, digest.hexdigest()[:12]
+    name, revision = str(preview), ""
+    if not Path(preview).is_dir():
+        name, _, revision = name.partition("@")
+    source = _find("preview", name, revision or None)
+    _require(source, "config.json")
+    with _one_line(source):
+        opened = AutoencoderTiny.from_pretrained(
+            source.location, revision=source.hub_revision, use_safetensors=True
+        )
+    return opened, f"{source.name} {source.revision}"
+
+
+def default_device() -> str:
+    """Where models are opened that are told nothing else."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

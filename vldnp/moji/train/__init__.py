@@ -1,0 +1,1 @@
+"""Training and evaluation of the benchmark's models. Nothing imports it."""

@@ -1,0 +1,3 @@
+"""Prompt sets as one table: shipped, public, or searched for against a model. They never say how
+an image is made.
+"""
