@@ -1,6 +1,7 @@
 """The Moji benchmark's judges: a convolutional network that names what it sees."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vldnp._files import atomic, check_safetensors, fingerprint, unknown, write_text
-from vldnp.models.judges import NETWORKS, Images, Judgement, as_tensor
+from vldnp.models.judges import Images, Judgement, as_tensor
 
 
 class ResidualBlock(nn.Module):
@@ -74,6 +75,53 @@ class JudgeNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """`[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`."""
         return self.head(self.dropout(self.features(pixels)))
+
+
+class PlacesNetwork(nn.Module):
+    """A plain CNN whose places vote: it gives a logit per label *and place*, then a soft maximum.
+
+    Unlike `JudgeNetwork` it has no shortcuts and no features of the whole picture: stacked 3×3
+    convolutions with batch normalisation, ReLU and maximum pooling (VGG's, arXiv 1409.1556), and
+    for each label log Σ exp over the places of the last map less the log of their number (arXiv
+    1411.6228, eq. 6 with r = 1).
+
+    Args:
+        labels: number of labels.
+        widths, convolutions: channels and number of convolutions of each level; between levels
+            the resolution halves.
+    """
+
+    def __init__(
+        self,
+        labels: int,
+        widths: Sequence[int] = (24, 48, 96, 144),
+        convolutions: Sequence[int] = (1, 2, 2, 2),
+    ):
+        super().__init__()
+        layers: list[nn.Module] = []
+        inner = 3
+        for level, (width, count) in enumerate(zip(widths, convolutions, strict=True)):
+            layers += [nn.MaxPool2d(2)] if level else []
+            for _ in range(count):
+                layers += [nn.Conv2d(inner, width, 3, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(width), nn.ReLU()]
+                inner = width
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Conv2d(inner, labels, 1)
+        nn.init.constant_(self.head.bias, -4.0)  # things are rare: begin with "not here"
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, 64, 64]` in 0..1 → `[B, widths[-1]]`, the mean over places."""
+        return self.layers(pixels * 2 - 1).mean((2, 3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """`[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`."""
+        votes = self.head(self.layers(pixels * 2 - 1)).flatten(2)
+        return votes.logsumexp(dim=2) - math.log(votes.shape[2])
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "places": PlacesNetwork}
+"""What a `CNNJudge` may be made of, by the name in its `config.json`."""
 
 
 class CNNJudge:

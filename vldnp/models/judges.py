@@ -7,7 +7,6 @@ Images are a sequence of PIL images, or a tensor `[B, 3, H, W]` (float in 0..1, 
 import hashlib
 import importlib.metadata
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from vldnp._finite import check_finite
-from vldnp.models.cnn_judge import JudgeNetwork
 
 Images = Sequence[Image.Image] | Tensor
 
@@ -82,53 +80,6 @@ def as_tensor(images: Images, size: int | None = None) -> Tensor:
     if size is not None and pixels.shape[-2:] != (size, size):
         pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
     return pixels.clamp(0, 1)
-
-
-class PlacesNetwork(nn.Module):
-    """A plain CNN whose places vote: it gives a logit per label *and place*, then a soft maximum.
-
-    Unlike `JudgeNetwork` it has no shortcuts and no features of the whole picture: stacked 3×3
-    convolutions with batch normalisation, ReLU and maximum pooling (VGG's, arXiv 1409.1556), and
-    for each label log Σ exp over the places of the last map less the log of their number (arXiv
-    1411.6228, eq. 6 with r = 1).
-
-    Args:
-        labels: number of labels.
-        widths, convolutions: channels and number of convolutions of each level; between levels
-            the resolution halves.
-    """
-
-    def __init__(
-        self,
-        labels: int,
-        widths: Sequence[int] = (24, 48, 96, 144),
-        convolutions: Sequence[int] = (1, 2, 2, 2),
-    ):
-        super().__init__()
-        layers: list[nn.Module] = []
-        inner = 3
-        for level, (width, count) in enumerate(zip(widths, convolutions, strict=True)):
-            layers += [nn.MaxPool2d(2)] if level else []
-            for _ in range(count):
-                layers += [nn.Conv2d(inner, width, 3, padding=1, bias=False)]
-                layers += [nn.BatchNorm2d(width), nn.ReLU()]
-                inner = width
-        self.layers = nn.Sequential(*layers)
-        self.head = nn.Conv2d(inner, labels, 1)
-        nn.init.constant_(self.head.bias, -4.0)  # things are rare: begin with "not here"
-
-    def features(self, pixels: Tensor) -> Tensor:
-        """`[B, 3, 64, 64]` in 0..1 → `[B, widths[-1]]`, the mean over places."""
-        return self.layers(pixels * 2 - 1).mean((2, 3))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """`[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`."""
-        votes = self.head(self.layers(pixels * 2 - 1)).flatten(2)
-        return votes.logsumexp(dim=2) - math.log(votes.shape[2])
-
-
-NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "places": PlacesNetwork}
-"""What a `CNNJudge` may be made of, by the name in its `config.json`."""
 
 
 EXPOSED = (

@@ -26,8 +26,8 @@ SCENES = 24_000
 class Variant:
     """One judge: how it is trained, of what it is made, on which pictures.
 
-    `damaged` pictures hold icons as `vldnp.moji.train.damage` leaves them; one in `through_vae` pictures
-    goes through the autoencoder. `network` are the arguments of `CNNJudge` that make the network.
+    `damaged` pictures hold icons as `damage` leaves them; one in `through_vae` pictures goes
+    through the autoencoder. `network` are the arguments of `CNNJudge` that make the network.
     """
 
     recipe: Recipe
