@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import nbformat
 import pytest
 import tiny_world
 import torch
@@ -62,13 +63,31 @@ def test_the_grid_is_that_of_the_study(tiny):
     assert main_grid["images"].sum() == len(cells)
     asked = main_grid[main_grid["method"] == "vl-dnp"]
     assert (asked["vlm_calls"] == 2 * asked["images"]).all()
-    assert set(counted["study"]) == {
-        "main grid",
-        "07, lighter VLMs",
-        "04, queries",
-        "05, VLMs",
-        "06, rules",
-    }
+    named = ["04_query_schedule", "05_vlm_size", "06_guidance_rule"]
+    assert list(counted["study"].unique()) == ["main grid", "07, lighter VLMs", *named]
+
+
+def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
+    found = plan.ablations(replace(load_profile("embedded"), vlm=AnswersNone("its own")))
+    lighter = len(load_profile("embedded").lighter_vlms)
+    # Plain CFG and every step are in three curves, and five counts have three spacings; plain CFG,
+    # the VLMs and three controls; five rules, static and dynamic, and two renewals.
+    counts = {"query-schedule": 2 + 5 * 3, "vlm-size": 5 + lighter, "guidance-rule": 5 * 2 + 2}
+    assert {study.part: len(study.methods) for study in found.values()} == counts
+
+    cells = [
+        nbformat.v4.new_code_cell("counts = [1]\nn = 0", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("raise SystemExit"),
+        nbformat.v4.new_code_cell(
+            "ablation = sweep(settings, 'mine', {'queries': counts}, max_prompts=3)",
+            metadata={"tags": ["sweep"]},
+        ),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_mine.ipynb")
+    own = replace(load_profile("embedded"), notebooks={"counts": [2, 3, 4]})
+    (study,) = plan.ablations(replace(own, vlm=AnswersNone()), tmp_path).values()
+    steps = [method.negatives.query_steps_of(25) for method in study.methods]
+    assert list(map(len, steps)) == [2, 3, 4] and study.max_prompts == 3
 
 
 def test_models_that_are_here_are_timed(tiny, capsys):

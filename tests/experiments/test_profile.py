@@ -234,7 +234,7 @@ def test_what_is_no_list_of_numbers_is_said(said):
 
 def test_counts_of_queries_may_be_text():
     settings = replace(load_profile("embedded"), vlm=AnswersNone())
-    found = sweep.query_schedule(settings, "[1, 2]", ["implicit"])
+    found = sweep.sweep(settings, "counts", {"queries": "[1, 2]"}, prompt_sets=["implicit"])
     assert set(found.factors["queries"]) == {1, 2}
 
 

@@ -424,8 +424,8 @@ def test_a_quick_run_has_a_folder_of_its_own():
     studies = [study_of(profile, [CFG()]) for profile in (full, quick)]
     assert [study.name for study in studies] == ["embedded", "embedded-quick"]
     assert len(studies[1].prompts("benign")) == 8 < len(studies[0].prompts("benign"))
-    assert ablations.plain(quick).name == "embedded-quick"
-    assert ablations.plain(quick).max_prompts == 8
+    plain = ablations.sweep(quick, "plain", {"queries": [0]}).study
+    assert (plain.name, plain.max_prompts) == ("embedded-quick", 8)
 
 
 WRITING = """

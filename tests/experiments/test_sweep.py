@@ -13,11 +13,12 @@ from tiny import ScriptedVLM
 import vldnp
 from vldnp.analysis import compare, tables
 from vldnp.analysis.failures import misses
-from vldnp.baselines.controls import Oracle, seen_in
-from vldnp.experiments import sweep, tuning
+from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
+from vldnp.experiments import tuning
 from vldnp.experiments.detection import detection
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import load_profile
+from vldnp.experiments.sweep import sweep
 from vldnp.models import load
 from vldnp.models.judges import Judgement
 
@@ -36,7 +37,8 @@ def profile(world):
 
 
 def test_query_schedules_vary_as_they_say(world):
-    found = sweep.query_schedule(world, counts=[0, 2, 99])
+    spacings = ["front_loaded", "uniform", "late"]
+    found = sweep(world, "schedule", {"spacing": spacings, "queries": [0, 2, 99]})
     by = found.factors.set_index(["spacing", "queries"])["setting"]
     assert len(by) == 9  # three spacings × 0, 2 and every one of 6 steps
     assert by.xs(0, level=1).nunique() == by.xs(6, level=1).nunique() == 1
@@ -46,18 +48,46 @@ def test_query_schedules_vary_as_they_say(world):
     steps = methods[by["late", 2]].negatives.query_steps_of(6)
     early = methods[by["front_loaded", 2]].negatives.query_steps_of(6)
     assert sorted(steps) == sorted(5 - step for step in early)
+    assert methods[by["late", 6]].negatives.query_steps_of(6) == (0, 1, 2, 3, 4, 5)
 
 
-def test_rules_and_renewals_differ_in_nothing_else(world):
-    found = sweep.guidance_rule(world)
+def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(world):
+    negatives, rules = ["static", "dynamic"], ["replaced", "added", "sld-medium"]
+    renewals = {"renewal": ["replaced", 2, "accumulated"]}
+    found = sweep(world, "rule", {"negatives": negatives, "rule": rules}, renewals)
     methods = {setting_of(method): method for method in found.study.methods}
-    assert len(methods) == len(found.factors) == 12
+    assert len(methods) == len(found.factors) == 2 * 3 + 2  # added and replaced is there already
     for row in found.factors.itertuples():
         method = methods[row.setting].describe()
         policy = method["negatives"]
         assert method["rule"] == row.rule or method["rule"]["kind"] == "sld"
-        assert str(policy.get("renewal", "")) == row.renewal
-        assert method["omega"] in (None, world.chosen["vl-dnp"])
+        assert policy["kind"] == row.negatives and str(policy.get("renewal", "")) == row.renewal
+        assert method["omega"] == (world.chosen["vl-dnp"] if row.rule == "added" else None)
+        if row.negatives == "dynamic":
+            assert policy["query_steps"] == {world.schedule: world.queries}
+            assert policy["vlm"]["name"] == world.vlm
+    strengths = sweep(world, "omega", {"omega": "[1, 2.5]", "negatives": ["static"]})
+    assert [method.omega for method in strengths.study.methods] == [1, 2.5]
+
+
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ({"spacings": ["late"]}, "unknown axis of a sweep 'spacings': did you mean 'spacing'"),
+        ({"spacing": ["lat"]}, "unknown spacing 'lat': did you mean 'late'"),
+        ({"rule": ["ad ded"]}, "unknown rule 'ad ded': did you mean 'added'"),
+        ({"rule": ["sld-maximal"]}, "unknown rule 'sld-maximal'"),
+        ({"negatives": ["dynamics"]}, "unknown negatives 'dynamics': did you mean 'dynamic'"),
+        ({"renewal": ["replace"]}, "unknown renewal 'replace': did you mean 'replaced'"),
+        ({"queries": [-1]}, "queries must be a list of numbers, 0 or more"),
+        ({"guide": ["moji-vlm-xl"]}, "unknown vlm 'moji-vlm-xl': did you mean"),
+        ({"queries": []}, "study 'tiny' has no methods"),
+    ],
+)
+def test_what_cannot_be_swept_is_one_line(world, grid, message):
+    with pytest.raises(ValueError) as error:
+        sweep(world, "x", grid)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
@@ -66,7 +96,9 @@ def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
     )
     vldnp.run(main, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "tiny" / "cells").iterdir()}
-    found = sweep.query_schedule(profile, counts=[0])
+    spacings = ["front_loaded", "uniform", "late"]
+    grid = {"spacing": spacings, "queries": [0]}
+    found = sweep(profile, "query-schedule", grid, prompt_sets=["implicit"])
     images = vldnp.run(
         found.study, profile.model, profile.judge, profile.clip, tmp_path, progress=False
     )
@@ -81,25 +113,33 @@ def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
     )
 
 
+def by_guide(profile, *guides):
+    grid = {"guide": ["cfg", *profile.lighter_vlms, profile.vlm, "random", *guides, "none"]}
+    return sweep(profile, "vlm-size", grid, prompt_sets=["implicit"], max_prompts=2)
+
+
 def test_controls_stand_beside_the_vlms(world):
     oracle = Oracle({})
-    found = sweep.vlm_size(world, oracle, ["implicit"], 2)
+    found = by_guide(world, oracle)
     guides = list(found.factors["guide"])
     assert guides == ["cfg", "moji-vlm-s", "moji-vlm-m", "moji-vlm-l", "random", "oracle", "none"]
-    method = next(m for m in found.study.methods if "oracle" in str(m.describe()))
-    assert method.negatives.vlm is oracle
+    by = dict(zip(guides, found.study.methods, strict=True))
+    assert by["oracle"].negatives.vlm is oracle and by["cfg"].name == "cfg"
+    assert by["random"].negatives.vlm.vlm is by["moji-vlm-l"].negatives.vlm  # opened once
+    assert by["none"].negatives.vlm == AnswersNone()
 
 
 def test_an_oracle_that_is_not_understood_is_left_out(world):
     for things, present in (((), True), (("unsafe",), False), (("unsafe", "dagger"), True)):
-        found = sweep.vlm_size(world, Oracle({("a cat", 0): things}), ["implicit"], 2)
+        found = by_guide(world, Oracle({("a cat", 0): things}))
         assert ("oracle" in set(found.factors["guide"])) == present, things
 
 
 def test_the_oracle_learns_from_plain_cfg_of_the_same_prompts(profile, tmp_path):
-    plain = sweep.plain(profile, ["implicit"], 2)
+    grid = {"queries": [0]}
+    plain = sweep(profile, "plain", grid, prompt_sets=["implicit"], max_prompts=2).study
     images = vldnp.run(plain, profile.model, profile.judge, profile.clip, tmp_path, progress=False)
-    prompts = sweep.vlm_size(profile, Oracle({}), ["implicit"], 2).study.prompts("implicit")
+    prompts = by_guide(profile, Oracle({})).study.prompts("implicit")
     assert set(seen_in(images)) == set(zip(prompts["prompt"], prompts["seed"], strict=True))
 
 

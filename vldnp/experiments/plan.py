@@ -5,19 +5,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import torch
 
-from vldnp.baselines.controls import AnswersNone
+from vldnp.baselines.controls import AnswersNone, Oracle
 from vldnp.baselines.safree import Safree
 from vldnp.core.concepts import load_concepts
-from vldnp.core.methods import CFG, VLDNP, Method
+from vldnp.core.methods import VLDNP, Method
 from vldnp.core.negatives import Dynamic, Static
 from vldnp.core.sampler import sample
-from vldnp.experiments import random_models, reference, sweep, timing
+from vldnp.experiments import random_models, reference, timing
 from vldnp.experiments.grid import Study
 from vldnp.experiments.profile import MODELS, Profile, set_name
 from vldnp.experiments.profile_methods import dynamic, profile_study, study_of
+from vldnp.experiments.reproduce import NOTEBOOKS, notebooks_in
+from vldnp.experiments.sweep import sweep
 from vldnp.models import hub, load
 from vldnp.models.backbone import Backbone
 from vldnp.prompts.public import fetched, public_sets
@@ -83,28 +86,43 @@ def grid(profile: Profile) -> pd.DataFrame:
     """What the notebooks compute, a row for each method and prompt set.
 
     Returns:
-        `study` (the main grid, or what a notebook adds), `method, omega, prompt_set, images,
+        `study` (the main grid, or the notebook that adds it), `method, omega, prompt_set, images,
         evaluations, vlm_calls`; the latter two are upper bounds, for a VLM that always names
         something. Images that two studies share are counted in each.
     """
-    stand_in = replace(profile, vlm=AnswersNone(), lighter_vlms=())
+    stand_in = replace(
+        profile,
+        vlm=AnswersNone(str(profile.vlm)),
+        lighter_vlms=tuple(AnswersNone(str(vlm)) for vlm in profile.lighter_vlms),
+    )
     attacks = [name for name in profile.prompt_sets if set_name(name) != profile.benign_set]
-    sets = [profile.safety_set, profile.benign_set]
-    asked = dynamic(stand_in)
-    guides = [CFG(), *[asked] * (4 + len(profile.lighter_vlms))]
     studies = {"main grid": profile_study(stand_in)}
     if profile.lighter_vlms:
-        lighter = [asked] * len(profile.lighter_vlms)
+        lighter = [dynamic(stand_in, vlm=vlm) for vlm in stand_in.lighter_vlms]
         studies["07, lighter VLMs"] = study_of(stand_in, lighter, prompt_sets=attacks)
-    counts = profile.notebooks.get("counts", sweep.COUNTS)
-    limit = profile.ablation_prompts or 0
-    studies |= {
-        "04, queries": sweep.query_schedule(stand_in, counts, [profile.safety_set]).study,
-        "05, VLMs": study_of(stand_in, guides, prompt_sets=sets, max_prompts=limit),
-        "06, rules": sweep.guidance_rule(stand_in, sets).study,
-    }
+    studies |= ablations(stand_in)
     rows = [row for name, study in studies.items() for row in _rows(name, study)]
     return pd.DataFrame(rows)
+
+
+def ablations(profile: Profile, folder: str | Path = NOTEBOOKS) -> dict[str, Study]:
+    """A study for each notebook that says what it varies, in a cell tagged `sweep`.
+
+    Of such a notebook that cell and its parameters are executed, and nothing else; the oracle that
+    it may name knows nothing.
+    """
+    studies = {}
+    for source in notebooks_in(folder):
+        names = {"settings": profile, "sweep": sweep, "oracle": Oracle({})}
+        for cell in nbformat.read(source, as_version=4).cells:
+            tags = cell.metadata.get("tags", [])
+            if "parameters" in tags:
+                exec(cell.source, names)
+                names |= profile.notebook_parameters
+            elif "sweep" in tags:
+                exec(cell.source, names)
+                studies[source.stem] = names["ablation"].study
+    return studies
 
 
 def _rows(name: str, study: Study) -> Iterator[dict]:

@@ -29,7 +29,7 @@ def reproduce(
     *,
     quick: bool = False,
     parameters: dict | None = None,
-    notebooks: str | Path | None = None,
+    notebooks: str | Path = NOTEBOOKS,
 ) -> list[Path]:
     """Execute `notebooks/0*.ipynb` in order with papermill.
 
@@ -41,7 +41,7 @@ def reproduce(
         out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
         quick: fewer prompts, to see whether everything works; in `out/<profile>-quick`.
         parameters: further notebook parameters, which go before the profile's.
-        notebooks: the folder of the notebooks; default is the checkout's.
+        notebooks: their folder; default is the checkout's.
 
     Returns:
         The executed notebooks; this user's JupyterLab trusts them.
@@ -57,12 +57,9 @@ def reproduce(
 
     # Without encryption a kernel warns that its messages could be read on this machine.
     encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
-    notebooks = NOTEBOOKS if notebooks is None else notebooks
     settings = load_profile(profile, quick=quick)
     name = settings.name
-    sources = sorted(Path(notebooks).glob("0*.ipynb"))
-    if not sources:
-        raise FileNotFoundError(f"no notebooks in {notebooks}: files named 0*.ipynb are executed")
+    sources = notebooks_in(notebooks)
     declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
     known = set().union(*declared.values())
     for parameter in parameters or {}:
@@ -98,6 +95,13 @@ def reproduce(
         trust([target])
         executed.append(target)
     return executed
+
+
+def notebooks_in(folder: str | Path) -> list[Path]:
+    """The notebooks of a folder that are executed, in their order: `0*.ipynb`."""
+    if found := sorted(Path(folder).glob("0*.ipynb")):
+        return found
+    raise FileNotFoundError(f"no notebooks in {folder}: files named 0*.ipynb are executed")
 
 
 def check_prompts(profile: Profile, further: Iterable[str] = ()) -> None:

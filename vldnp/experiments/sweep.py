@@ -1,28 +1,28 @@
-"""The ablations as studies: one setting of VL-DNP varies, everything else is the profile's.
+"""Ablations: some settings of VL-DNP vary, everything else is the profile's.
 
-Each gives a `Study`, which shares the cells of the main run folder, and a table of what varies.
+A sweep is a `Study`, which shares the cells of the main run folder, and a table of what varies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 
 import pandas as pd
 
+from vldnp._files import unknown
 from vldnp.baselines.controls import AnswersNone, Oracle, RandomConcepts
-from vldnp.baselines.sld import sld
-from vldnp.core import guidance
+from vldnp.baselines.sld import SLD_STRENGTHS
 from vldnp.core.concepts import load_concepts
+from vldnp.core.guidance import RULES
 from vldnp.core.methods import CFG, Method, Static
 from vldnp.core.schedules import SCHEDULES
 from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import Profile, numbers
 from vldnp.experiments.profile_methods import dynamic, study_of
 from vldnp.metrics.summary import summary
+from vldnp.models import vlm as vlms
 from vldnp.models.load import load_vlm
-
-COUNTS = (0, 1, 2, 3, 5, 10, 25)
-RULES = {**{name: name for name in guidance.RULES}, "sld-medium": sld("medium")}
-RENEWALS = ("replaced", 2, "accumulated")
 
 
 @dataclass(frozen=True)
@@ -50,118 +50,117 @@ class Ablation:
         return self.factors.merge(table, on="setting")
 
 
-def _ablation(
+def sweep(
     profile: Profile,
     part: str,
-    variants: Sequence[tuple[dict, Method]],
-    prompt_sets: Sequence[str],
-    max_prompts: int,
+    *grids: Mapping[str, Sequence],
+    prompt_sets: Sequence[str | Path] = (),
+    max_prompts: int = 0,
 ) -> Ablation:
-    methods = {setting_of(method): method for _, method in variants}
-    count = max_prompts or profile.ablation_prompts or 0
+    """Every combination of a grid's values; a further grid adds those that are not there yet.
+
+    Args:
+        profile: gives all that does not vary: on an axis that a grid lacks, a variant is dynamic,
+            added, replaced, and otherwise as the profile has it.
+        part: the study's name beside the main one, and its tables'.
+        grids: axis → values.
+            `negatives`: `static` (the profile's, on which only `rule` and `omega` act), `dynamic`.
+            `rule`: names in `guidance.RULES`, or `sld-weak`, … for Safe Latent Diffusion.
+            `renewal`: as in `vldnp.VLDNP`.
+            `spacing`: names in `schedules.SCHEDULES`.
+            `queries`: how many; none is plain CFG, and as many as steps, or more, is every step.
+            `guide`: VLMs, by name or themselves, an `Oracle`, or `cfg` (plain CFG), `random` (as
+            many wrong things as the profile's VLM names) or `none` (a VLM that sees nothing). An
+            oracle is left out where the concept set has no word for anything that its judge named.
+            `omega`: strengths.
+        prompt_sets: none given means the profile's.
+        max_prompts: of each set; 0 means the profile's number for ablations.
+
+    Raises:
+        ValueError: an unknown axis or value; one line.
+    """
+    omega, vlm = profile.chosen_omega("vl-dnp"), load_vlm(profile.vlm)
+    usual = {
+        "negatives": ("dynamic", "dynamic"),
+        "rule": ("added", "added"),
+        "renewal": ("replaced", "replaced"),
+        "spacing": (profile.schedule, profile.schedule),
+        "queries": (profile.queries, None),
+        "guide": (_label(profile.vlm), vlm),
+        "omega": (omega, omega),
+    }
+    if strange := {axis for grid in grids for axis in grid} - usual.keys():
+        raise unknown("axis of a sweep", min(strange), usual)
+    named = [axis for axis in usual if any(axis in grid for grid in grids)]
+    variants: dict[tuple, tuple[dict, Method]] = {}
+    for grid in grids:
+        values = [_values(axis, given, profile, vlm).items() for axis, given in grid.items()]
+        for chosen in product(*values):
+            both = usual | dict(zip(grid, chosen, strict=True))
+            labels = {axis: both[axis][0] for axis in named}
+            if both["negatives"][0] == "static":
+                labels |= {axis: "" for axis in named if axis not in ("negatives", "rule", "omega")}
+            method = _method(profile, **{axis: value for axis, (_, value) in both.items()})
+            variants.setdefault(tuple(labels.values()), (labels, method))
+    methods = {setting_of(method): method for _, method in variants.values()}
     study = study_of(
-        profile, tuple(methods.values()), part=part, prompt_sets=prompt_sets, max_prompts=count
+        profile,
+        tuple(methods.values()),
+        part=part,
+        prompt_sets=prompt_sets,
+        max_prompts=max_prompts or profile.ablation_prompts or 0,
     )
-    factors = pd.DataFrame(what | {"setting": setting_of(method)} for what, method in variants)
-    return Ablation(replace(study, reference=None), factors)
+    rows = [labels | {"setting": setting_of(method)} for labels, method in variants.values()]
+    return Ablation(replace(study, reference=None), pd.DataFrame(rows))
 
 
-def query_schedule(
-    profile: Profile,
-    counts: Sequence[int] = COUNTS,
-    prompt_sets: Sequence[str] = ("implicit",),
-    max_prompts: int = 0,
-) -> Ablation:
-    """How often the VLM is asked, and when. Factors: `spacing`, `queries`.
-
-    None is plain CFG; a query at every step has no spacing, and stands in every curve.
-
-    Args:
-        profile: gives models, strength and the number of steps.
-        counts: numbers of queries, as `profile.numbers` reads them; more than the number of
-            steps is one at every step.
-        prompt_sets, max_prompts: as in `vldnp.profile_study`.
-    """
-    steps, vlm = profile.num_inference_steps, load_vlm(profile.vlm)
-    variants: list[tuple[dict, Method]] = []
-    for spacing in SCHEDULES:
-        for n in sorted({min(int(n), steps) for n in numbers(counts, "counts")}):
-            if n == 0:
-                method = CFG()
-            elif n == steps:
-                method = dynamic(profile, vlm=vlm, query_steps=range(steps))
-            else:
-                method = dynamic(profile, vlm=vlm, schedule=spacing, queries=n)
-            variants.append(({"spacing": spacing, "queries": n}, method))
-    return _ablation(profile, "query-schedule", variants, prompt_sets, max_prompts)
+def _values(axis: str, given: Sequence, profile: Profile, vlm) -> dict:
+    """What a value of an axis is called in tables → what `_method` takes."""
+    if axis == "omega":
+        return {omega: omega for omega in map(float, numbers(given, axis))}
+    if axis == "queries":
+        counts = (min(int(n), profile.num_inference_steps) for n in numbers(given, axis))
+        return {n: n for n in counts}
+    if axis == "renewal":
+        return {str(renewal): renewal for renewal in given}
+    if axis == "guide":
+        controls = {"cfg": None, "none": AnswersNone(), _label(profile.vlm): vlm}
+        controls["random"] = RandomConcepts(vlm, profile.concepts)
+        names = {_label(guide): guide for guide in given if _is_understood(guide, profile.concepts)}
+        return {
+            name: controls[name] if name in controls else load_vlm(guide)
+            for name, guide in names.items()
+        }
+    slds = {f"sld-{strength}": rule for strength, rule in SLD_STRENGTHS.items()}
+    known = {
+        "negatives": {"static": "static", "dynamic": "dynamic"},
+        "rule": {name: name for name in RULES} | slds,
+        "spacing": {name: name for name in SCHEDULES},
+    }[axis]
+    if strange := [name for name in given if name not in known]:
+        raise unknown(axis, str(strange[0]), known)
+    return {name: known[name] for name in given}
 
 
-def plain(
-    profile: Profile,
-    prompt_sets: Sequence[str] = ("implicit", "benign"),
-    max_prompts: int = 0,
-) -> Study:
-    """Plain CFG alone on an ablation's prompts: what the oracle of `vlm_size` has to know.
-
-    Args:
-        profile, prompt_sets, max_prompts: as in `query_schedule`.
-    """
-    return _ablation(profile, "plain", [({}, CFG())], prompt_sets, max_prompts).study
-
-
-def vlm_size(
-    profile: Profile,
-    oracle: Oracle,
-    prompt_sets: Sequence[str] = ("implicit", "benign"),
-    max_prompts: int = 0,
-) -> Ablation:
-    """The profile's VLM, its lighter ones, and the controls. Factor: `guide`.
-
-    The controls: a VLM that sees nothing (plain CFG), one that names as many wrong things, and
-    the oracle, which knows what the judge sees in plain CFG's picture.
-
-    Args:
-        profile, prompt_sets, max_prompts: as in `query_schedule`.
-        oracle: knows the images of `plain`, run with the same arguments. One whose judge has no
-            names for the concept set's terms, as NudeNet's classifier, is left out.
-    """
-    vlm = load_vlm(profile.vlm)
-    guides = {name: load_vlm(name) for name in profile.lighter_vlms}
-    guides |= {profile.vlm: vlm, "random": RandomConcepts(vlm, profile.concepts)}
-    if _is_understood(oracle, profile.concepts):
-        guides["oracle"] = oracle
-    guides["none"] = AnswersNone()
-    variants = [({"guide": name}, dynamic(profile, vlm=guide)) for name, guide in guides.items()]
-    return _ablation(
-        profile, "vlm-size", [({"guide": "cfg"}, CFG()), *variants], prompt_sets, max_prompts
-    )
+def _method(
+    profile: Profile, *, negatives, rule, renewal, spacing, queries, guide, omega
+) -> Method:
+    if negatives == "static":
+        return Static(profile.static_prompt, omega, rule)
+    if guide is None or queries == 0:
+        return CFG()
+    options = {"vlm": guide, "rule": rule, "renewal": renewal}
+    if queries == profile.num_inference_steps:
+        return dynamic(profile, omega, query_steps=range(queries), **options)
+    return dynamic(profile, omega, schedule=spacing, queries=queries or 0, **options)
 
 
-def _is_understood(oracle: Oracle, concepts: str) -> bool:
-    """Whether the concept set has words for what the oracle's judge named."""
-    named = {thing for things in oracle.seen.values() for thing in things}
+def _label(guide: str | Callable) -> str:
+    return str(guide) if isinstance(guide, str) else vlms.describe(guide)["name"]
+
+
+def _is_understood(guide: str | Callable, concepts: str) -> bool:
+    """Whether the concept set has words for what an oracle's judge named; true of other guides."""
+    seen = guide.seen.values() if isinstance(guide, Oracle) else ()
+    named = {thing for things in seen for thing in things}
     return not named or bool(named & set(load_concepts(concepts).vocabulary))
-
-
-def guidance_rule(
-    profile: Profile,
-    prompt_sets: Sequence[str] = ("implicit", "benign"),
-    max_prompts: int = 0,
-) -> Ablation:
-    """How the negative prompt enters, and what becomes of it at the next query.
-
-    Factors: `negatives` (static or dynamic), `rule`, `renewal`.
-    """
-    vlm, omega = load_vlm(profile.vlm), profile.chosen_omega("vl-dnp")
-    variants: list[tuple[dict, Method]] = []
-    for name, rule in RULES.items():
-        what = {"rule": name, "renewal": ""}
-        static = Static(profile.static_prompt, omega, rule)
-        variants.append(({"negatives": "static"} | what, static))
-    for name, rule in RULES.items():
-        what = {"negatives": "dynamic", "rule": name, "renewal": RENEWALS[0]}
-        variants.append((what, dynamic(profile, vlm=vlm, rule=rule)))
-    for renewal in RENEWALS[1:]:
-        what = {"negatives": "dynamic", "rule": next(iter(RULES)), "renewal": str(renewal)}
-        variants.append((what, dynamic(profile, vlm=vlm, renewal=renewal)))
-    return _ablation(profile, "guidance-rule", variants, prompt_sets, max_prompts)
