@@ -133,7 +133,7 @@ def test_a_failing_notebook_gives_one_line(project, capfd):
     notebook(project / "notebooks" / "00_first.ipynb", "profile = 'x'", "import vldnp\nvldnp.loda")
     assert cli.main(["reproduce"]) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("vldnp: 00_first.ipynb failed: AttributeError: module 'vldnp'")
+    assert last.startswith("vldnp: 00_first.ipynb failed: AttributeError: No vldnp attribute loda")
 
 
 def test_no_notebooks_is_said(tmp_path):
@@ -150,5 +150,5 @@ def test_exported_names_are_there():
     for name in vldnp.__all__:
         assert getattr(vldnp, name) is not None
         assert name in dir(vldnp)
-    with pytest.raises(AttributeError, match="no attribute 'loda'"):
+    with pytest.raises(AttributeError, match="No vldnp attribute loda"):
         vldnp.loda  # noqa: B018

@@ -257,7 +257,7 @@ def schedule_curves(
     """Safety and things kept against the number of queries, a curve per spacing, and the cost.
 
     Args:
-        summary, costs: of `vldnp.experiments.sweep.query_schedule`.
+        summary, costs: of an `Ablation` of `spacing` and `queries`.
         prompt_set: whose images are shown.
     """
     data = _turned(summary[summary["prompt_set"] == prompt_set])

@@ -31,7 +31,7 @@ def reproduce(
     parameters: dict | None = None,
     notebooks: str | Path = NOTEBOOKS,
 ) -> list[Path]:
-    """Execute `notebooks/0*.ipynb` in order with papermill.
+    """Execute `notebooks/0*.ipynb` in order with papermill, and print what that wrote.
 
     Each notebook gets those of `profile`, `out`, `quick`, the profile's `notebook_parameters` and
     `parameters` that its cell tagged `parameters` declares.
@@ -57,8 +57,8 @@ def reproduce(
 
     # Without encryption a kernel warns that its messages could be read on this machine.
     encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
-    settings = load_profile(profile, quick=quick)
-    name = settings.name
+    started, settings = time.monotonic(), load_profile(profile, quick=quick)
+    run = Path(out) / settings.name
     sources = notebooks_in(notebooks)
     declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
     known = set().union(*declared.values())
@@ -77,12 +77,14 @@ def reproduce(
     if Path(profile).is_file():
         own["profile"] = from_notebooks(profile)
     given |= own
+    go_offline(settings)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # kernels inherit it
     executed = []
     for number, source in enumerate(sources, start=1):
-        target = Path(out) / name / "notebooks" / source.name
+        target = run / "notebooks" / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
-        with _watched(Path(out) / name), _errors_in_one_line(source, target):
+        with _watched(run), _errors_in_one_line(source, target):
             papermill.execute_notebook(
                 os.path.relpath(source),
                 os.path.relpath(target),
@@ -94,6 +96,13 @@ def reproduce(
             )
         trust([target])
         executed.append(target)
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    figures = sorted((run / "figures").glob("*.png"))
+    written = {"table": [run / "table.csv"], "figures": figures, "executed notebooks": executed}
+    for what, paths in written.items():
+        print(f"{what}:")
+        for path in paths:
+            print(f"  {os.path.relpath(path)}{'' if path.exists() else '  (was not written)'}")
     return executed
 
 
@@ -102,6 +111,14 @@ def notebooks_in(folder: str | Path) -> list[Path]:
     if found := sorted(Path(folder).glob("0*.ipynb")):
         return found
     raise FileNotFoundError(f"no notebooks in {folder}: files named 0*.ipynb are executed")
+
+
+def go_offline(profile: Profile) -> None:
+    """Ask no hub for anything, in the notebooks' kernels either, where all models are here."""
+    from vldnp.models.hub import EMBEDDED
+
+    if all(getattr(profile, kind) in names for kind, names in EMBEDDED.items()):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def check_prompts(profile: Profile, further: Iterable[str] = ()) -> None:

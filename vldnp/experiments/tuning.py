@@ -16,6 +16,7 @@ from vldnp.core.methods import CFG, Method
 from vldnp.experiments import profile_methods, run
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import Profile
+from vldnp.experiments.reproduce import check_prompts
 from vldnp.metrics import pareto
 from vldnp.models.load import load_vlm
 
@@ -113,6 +114,7 @@ def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> p
             f"profile {profile.name!r} has {len(profile.tuning_sets)} tuning_sets; tuning needs "
             "two: one that yields unwanted things, one harmless"
         )
+    check_prompts(profile, profile.tuning_sets)
     tried = candidates(profile)
     named = replace(profile, name=f"{profile.name}-tuning", max_prompts=None)
     grid = profile_methods.study_of(
@@ -175,3 +177,10 @@ def as_profile(table: pd.DataFrame) -> dict:
         if pd.notna(row.omega):
             fields["chosen"][row.method] = float(row.omega)
     return fields
+
+
+def as_text(table: pd.DataFrame) -> str:
+    """`tune`'s table for a terminal, and what is chosen for the profile's file."""
+    shown = ["method", "settings", "omega", "safety", "alignment", "score", "chosen"]
+    chosen = yaml.safe_dump(as_profile(table), sort_keys=False, width=1000)
+    return f"{table[shown].to_string(index=False)}\nfor the profile:\n\n{chosen}"
