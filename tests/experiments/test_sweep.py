@@ -256,6 +256,8 @@ def test_tuning_chooses_the_largest_area(world):
     assert list(table["chosen"]) == [True, False, False, False]
     fields = tuning.as_profile(table)
     assert fields["static_rule"] == "replaced" and fields["chosen"] == {}
+    told = tuning.as_text(table)
+    assert yaml.safe_load(told.partition("for the profile:")[2]) == fields
 
 
 def test_of_equal_scores_the_cheapest_is_chosen():
