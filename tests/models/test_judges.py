@@ -8,7 +8,14 @@ from tiny_judges import WEIGHTS, classifier
 
 from vldnp.models import load
 from vldnp.models.cnn_judge import CNNJudge, JudgeNetwork
-from vldnp.models.judges import EXPOSED, NudeNetClassifier, NudeNetJudge, SafetyChecker, as_tensor
+from vldnp.models.judges import (
+    EXPOSED,
+    Judgement,
+    NudeNetClassifier,
+    NudeNetJudge,
+    SafetyChecker,
+    as_tensor,
+)
 
 LABELS = ("cat", "dagger", "pizza", "skull")
 
@@ -28,6 +35,19 @@ def test_network_size_is_within_its_budget():
     network = JudgeNetwork(48)
     assert sum(p.numel() for p in network.parameters()) <= 600_000
     assert network.features(torch.zeros(2, 3, 64, 64)).shape == (2, 192)
+
+
+def test_what_is_found_and_kept():
+    said = Judgement(
+        np.array([0.9, 0.1, 0.2]),
+        [{"dagger": 0.5, "skull": 0.9}, {"dagger": 0.1, "skull": 0.49}, {"dagger": 0, "skull": 0}],
+        [{"cat": 0.5, "pizza": 0.49}, {"cat": 1.0, "pizza": 1.0}, {"cat": 0.0, "pizza": 0.0}],
+    )
+    assert said.found() == [("dagger", "skull"), (), ()]
+    assert said.found(0.6) == [("skull",), (), ()]
+    kept = said.kept([("pizza", "cat"), ("cat", "unheard of"), ("unheard of",)])
+    np.testing.assert_array_equal(kept, [0.5, 1.0, np.nan])
+    assert np.isnan(Judgement(np.zeros(1), [{}]).kept([("cat",)])).all()
 
 
 def test_judgement_separates_restricted_from_harmless():

@@ -21,7 +21,7 @@ from vldnp.core.negatives import ImageId
 from vldnp.core.sampler import sample
 from vldnp.models import vlm as vlms
 from vldnp.models.backbone import Backbone
-from vldnp.models.judges import Judge
+from vldnp.models.judges import FOUND, Judge
 
 NONE = "none"
 
@@ -134,7 +134,7 @@ def foresee(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
-    threshold: float = 0.5,
+    threshold: float = FOUND,
     **sampling,
 ) -> dict[tuple[str, int], tuple[str, ...]]:
     """What the judge sees in plain CFG's images, for `Oracle`.
@@ -145,13 +145,8 @@ def foresee(
         sampling: further arguments of `vldnp.sample`, those of the run to be guided.
     """
     out = sample(model, list(prompts), CFG(), seeds=seeds, **sampling)
-    judged = judge(out.images)
-    return {
-        image: tuple(thing for thing, p in probabilities.items() if p >= threshold)
-        for image, probabilities in zip(
-            zip(prompts, seeds, strict=True), judged.concepts, strict=True
-        )
-    }
+    images = zip(prompts, seeds, strict=True)
+    return dict(zip(images, judge(out.images).found(threshold), strict=True))
 
 
 def seen_in(images: pd.DataFrame) -> dict[tuple[str, int], tuple[str, ...]]:

@@ -38,16 +38,14 @@ def look(
     Args:
         judge: as `vldnp.load_judge` opens it.
         pictures: may be empty.
-        threshold: a picture is flagged from this probability on.
+        threshold: a picture is flagged, and what is in it named, from this probability on.
     """
     if not pictures:
         return []
     judged = judge(pictures)
     return [
-        Look(float(p), because(n for n, c in named.items() if c >= threshold))
-        if p >= threshold
-        else Look(float(p), None)
-        for p, named in zip(judged.unsafe_probability, judged.concepts, strict=True)
+        Look(float(p), because(named) if p >= threshold else None)
+        for p, named in zip(judged.unsafe_probability, judged.found(threshold), strict=True)
     ]
 
 

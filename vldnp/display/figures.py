@@ -19,6 +19,7 @@ from PIL import Image
 from vldnp._files import atomic
 from vldnp.display import blur
 from vldnp.metrics.pareto import front
+from vldnp.metrics.summary import MEANS
 
 PALETTE = sns.color_palette("colorblind")
 LOOKS = {
@@ -31,14 +32,6 @@ LOOKS = {
 MORE_LOOKS = [("D", PALETTE[4]), ("v", PALETTE[3]), ("P", PALETTE[7]), (">", PALETTE[9])]
 """For other methods, in the order of their names."""
 
-LARGER_IS_BETTER = {
-    "asr": ("Safety, 1 − ASR", lambda x: 1 - x),
-    "tr": ("1 − toxic rate", lambda x: 1 - x),
-    "clip": ("CLIP score", lambda x: x),
-    "kept": ("Named things kept", lambda x: x),
-}
-"""Metric → axis label, and how its values turn so that larger is better."""
-
 
 def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figure:
     """Each metric against ω: a column per metric, a row per prompt set, 95 % intervals.
@@ -47,10 +40,10 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
 
     Args:
         summary: as `vldnp.metrics.summary.summary` makes it.
-        metrics: of `LARGER_IS_BETTER`; default is all. Those that the summary lacks are left out.
+        metrics: of `summary.MEANS`; default is all. Those that the summary lacks are left out.
     """
     data = _turned(summary)
-    present = [metric for metric in LARGER_IS_BETTER if metric in set(data["metric"])]
+    present = [metric for metric in MEANS if metric in set(data["metric"])]
     metrics = [metric for metric in metrics or present if metric in present]
     sets = list(data["prompt_set"].unique())
     looks = _looks(data["method"])
@@ -69,7 +62,7 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
                 chosen = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
                 _omega_panel(axes, chosen, looks)
                 axes.set_title(prompt_set)
-                axes.set_ylabel(LARGER_IS_BETTER[metric][0])
+                axes.set_ylabel(MEANS[metric].gain)
         for axes in grid[-1]:
             axes.set_xlabel("strength ω")
         _legend(figure, grid[0, 0])
@@ -131,8 +124,8 @@ def pareto(
             if method != "cfg":
                 axes.fill(*corners.T, color=looks[method][1], alpha=0.07, linewidth=0, zorder=0)
         axes.set(xlim=(left, None), ylim=(bottom, None))
-        axes.set_xlabel(f"CLIP score on {clip_set!r} prompts →")
-        axes.set_ylabel(f"Safety, 1 − ASR, on {safety_set!r} prompts →")
+        axes.set_xlabel(f"{MEANS['clip'].gain} on {clip_set!r} prompts →")
+        axes.set_ylabel(f"{MEANS['asr'].gain}, on {safety_set!r} prompts →")
         _legend(figure, axes)
         _label_points(axes, points, {method: colour for method, (_, colour) in looks.items()})
     plt.close(figure)
@@ -276,7 +269,7 @@ def schedule_curves(
                 axes.fill_between(
                     group["queries"], group["low"], group["high"], color=look["color"], alpha=0.12
                 )
-            axes.set(xlabel="queries", ylabel=LARGER_IS_BETTER[metric][0])
+            axes.set(xlabel="queries", ylabel=MEANS[metric].gain)
             axes.set_xscale("symlog", linthresh=1)
             counts = sorted(chosen["queries"].unique())
             axes.set_xticks(counts, counts)
@@ -339,7 +332,7 @@ def factor_points(
                     elinewidth=1.2,
                     label=group,
                 )
-            axes.set_xlabel(f"{LARGER_IS_BETTER[metric][0]},\n{prompt_set!r} prompts")
+            axes.set_xlabel(f"{MEANS[metric].gain},\n{prompt_set!r} prompts")
         grid[0, 0].set_yticks(range(len(variants)), variants)
         grid[0, 0].set_ylim(len(variants) - 0.5, -0.5)
         if hue:
@@ -414,10 +407,11 @@ def _turned(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary with values and intervals such that larger is better."""
     parts = []
     for metric, part in summary.groupby("metric", sort=False):
-        turn = LARGER_IS_BETTER[metric][1]
-        bounds = turn(part[["low", "high"]].to_numpy())
+        turned = part[["value", "low", "high"]]
+        if MEANS[metric].better < 0:  # of a share, as ASR; its lower end becomes the upper one
+            turned = 1 - turned[["value", "high", "low"]]
         parts.append(
-            part.assign(value=turn(part["value"]), low=bounds.min(axis=1), high=bounds.max(axis=1))
+            part.assign(**dict(zip(("value", "low", "high"), turned.to_numpy().T, strict=True)))
         )
     if not parts:
         raise ValueError("there is nothing to draw: the summary is empty")

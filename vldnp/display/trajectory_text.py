@@ -7,7 +7,6 @@ import pandas as pd
 from vldnp.analysis.markdown import Statement, listed, literal
 from vldnp.core.trace import Output
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
-from vldnp.metrics.summary import FOUND
 from vldnp.models.judges import Judge
 
 
@@ -24,12 +23,7 @@ def side_by_side(
     rows = {}
     for label, output in outputs.items():
         judged = judge(output.images)
-        found = {
-            name
-            for concepts in judged.concepts
-            for name, probability in concepts.items()
-            if probability >= FOUND
-        }
+        found = set().union(*judged.found())
         trace = output.trace
         images = len(trace.prompts)
         rows[label] = {

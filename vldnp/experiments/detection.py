@@ -15,7 +15,6 @@ from vldnp.core.negatives import ImageId
 from vldnp.core.sampler import sample
 from vldnp.core.trace import Output
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
-from vldnp.metrics.summary import FOUND
 from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judge
 from vldnp.models.vlm import ask
@@ -85,7 +84,7 @@ def _counted(
     judged = judge(out.images)
     by_term = all(set(seen) & set(concepts.vocabulary) for seen in judged.concepts)
     if by_term:
-        truth = [{t for t, p in seen.items() if p >= FOUND} for seen in judged.concepts]
+        truth = [set(found) for found in judged.found()]
     else:
         truth = [{"any"} if p >= UNSAFE_THRESHOLD else set() for p in judged.unsafe_probability]
     identities = [ImageId(*image) for image in zip(out.trace.prompts, out.trace.seeds, strict=True)]

@@ -32,11 +32,11 @@ from vldnp.experiments.run_folder import (
     write_cell,
     write_scores,
 )
-from vldnp.metrics.summary import FOUND, table
+from vldnp.metrics.summary import table
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.clip import CLIPScore
-from vldnp.models.judges import Judge
+from vldnp.models.judges import Judge, Judgement
 
 PROGRESS = "progress.json"
 
@@ -219,8 +219,11 @@ def _scored(
 
 
 def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) -> dict:
-    record, judged = read_record(folder, cell.key), scores["judge"][cell.key]
-    unsafe = judged["unsafe_probability"]
+    record, score = read_record(folder, cell.key), scores["judge"][cell.key]
+    unsafe, things = score["unsafe_probability"], score["things"]
+    judged = Judgement(
+        np.array([unsafe]), [score["concepts"]], None if things is None else [things]
+    )
     return {
         "method": cell.method.name,
         "omega": np.nan if cell.method.omega is None else float(cell.method.omega),
@@ -233,24 +236,14 @@ def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) 
         "guidance_scale": cell.guidance_scale,
         "unsafe_probability": unsafe,
         "unsafe": unsafe >= study.unsafe_threshold,
-        "found": _found(judged["concepts"]),
-        "kept": _kept(cell.things, judged["things"]),
+        "found": list(judged.found()[0]),
+        "kept": float(judged.kept([cell.things])[0]),
         "clip_score": scores["clip"][cell.key]["clip_score"] if "clip" in scores else np.nan,
         **{column: record[column] for column in (*SPENT, *SAID)},
         "image": image_path(Path(), cell.key).as_posix(),
         "key": cell.key,
         "batch": record.get("batch"),
     }
-
-
-def _found(probabilities: Mapping[str, float]) -> list[str]:
-    return [name for name, probability in probabilities.items() if probability >= FOUND]
-
-
-def _kept(things: Sequence[str], probabilities: Mapping[str, float] | None) -> float:
-    """The share of the prompt's things that the judge finds; NaN where it knows none of them."""
-    known = [thing for thing in things if thing in (probabilities or {})]
-    return float(np.mean([probabilities[t] >= FOUND for t in known])) if known else np.nan
 
 
 def _chance(images: pd.DataFrame, folder: Path, clip: CLIPScore | None) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """FID and KID of a run's images against the study's real images."""
 
-import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,10 @@ import torch
 from vldnp.experiments import reference
 from vldnp.experiments.grid import Study
 from vldnp.experiments.run_folder import open_images
-from vldnp.metrics.fid import Distances, Inception, distances, fid_change
+from vldnp.metrics.fid import Distances, Inception, distances, features, fid_change
 from vldnp.metrics.intervals import Interval
 from vldnp.models import load
-from vldnp.models.judges import Judge, as_tensor
+from vldnp.models.judges import Judge
 
 
 def fid_changes(
@@ -36,14 +35,13 @@ def fid_changes(
         return {}
     space, pixels = means
 
-    def features(setting: str) -> np.ndarray:
+    def of(setting: str) -> np.ndarray:
         rows = compared[compared["setting"] == setting].sort_values(["prompt_id", "seed"])
-        return _features(space, open_images(rows, Path(root) / study.name))
+        return features(open_images(rows, Path(root) / study.name), space).numpy()
 
-    real = _features(space, pixels)
-    plain = features(methods["cfg"])
+    real, plain = features(pixels, space).numpy(), of(methods["cfg"])
     return {
-        name: fid_change(features(setting), plain, real)
+        name: fid_change(of(setting), plain, real)
         for name, setting in methods.items()
         if name != "cfg"
     }
@@ -67,11 +65,6 @@ def _means(study: Study, judge: Judge) -> tuple[Judge | Inception, torch.Tensor]
     return space, torch.from_numpy(real).permute(0, 3, 1, 2)
 
 
-def _features(judge: Judge | Inception, images) -> np.ndarray:
-    pixels = (as_tensor(images, judge.image_size) * 255).round().to(torch.uint8)
-    return torch.cat([judge.features(part) for part in pixels.split(64)]).double().numpy()
-
-
 def run_distances(
     study: Study, images: pd.DataFrame, folder: Path, judge: Judge
 ) -> dict[tuple[str, str], Distances]:
@@ -79,21 +72,10 @@ def run_distances(
     compared = images[images["prompt_set"].isin(study.reference_sets)]
     if len(compared) < 2 or (means := _means(study, judge)) is None:
         return {}
-    found, space, real = {}, _Remembering(means[0]), means[1]
-    for (setting, prompt_set), group in compared.groupby(["setting", "prompt_set"]):
-        if len(group) > 1:
-            found[setting, prompt_set] = distances(open_images(group, folder), real, space)
-    return found
-
-
-class _Remembering:
-    """A judge that computes the features of the same pixels once: the reference returns often."""
-
-    def __init__(self, judge: Judge | Inception):
-        self.judge, self.image_size, self.known = judge, judge.image_size, {}
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        key = hashlib.sha256(pixels.numpy().tobytes()).digest()
-        if key not in self.known:
-            self.known[key] = self.judge.features(pixels)
-        return self.known[key]
+    space, pixels = means
+    real = features(pixels, space)
+    return {
+        (setting, prompt_set): distances(features(open_images(group, folder), space), real)
+        for (setting, prompt_set), group in compared.groupby(["setting", "prompt_set"])
+        if len(group) > 1
+    }

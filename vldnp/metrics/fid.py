@@ -1,6 +1,5 @@
 """FID and KID by torch-fidelity, and the change of FID over pairs."""
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -55,40 +54,44 @@ class Distances(NamedTuple):
     kid: float
 
 
-def distances(images: Images, reference: Images, judge: CNNJudge | Inception) -> Distances:
-    """FID and KID by `torch_fidelity`, in a judge's feature space or Inception's.
+def features(images: Images, space: CNNJudge | Inception) -> Tensor:
+    """What a judge or Inception sees in images: `[n, D]`, float64, on the CPU.
+
+    Args:
+        images: any number of them.
+        space: has `image_size` and `features(uint8 images) -> [B, D]`, here of 64 images at a time.
+    """
+    pixels = (as_tensor(images, space.image_size) * 255).round().to(torch.uint8)
+    return torch.cat([space.features(part) for part in pixels.split(64)]).cpu().double()
+
+
+def distances(images: Tensor, reference: Tensor) -> Distances:
+    """FID and KID by `torch_fidelity` between the features of images and of real ones.
 
     FID (Heusel et al. 2017) is biased upwards for few images: compare only sets of equal size.
     KID (Bińkowski et al. 2018) is unbiased and may be slightly negative; up to 1,000 images
     enter in one piece, beyond that it is the mean over 100 subsets.
 
     Args:
-        images, reference: at least two images each.
-        judge: has `image_size` and `features(images) -> [B, D]`.
+        images, reference: `[n, D]` and `[m, D]`, as `features` gives them; at least two rows each.
     """
-    from torch_fidelity import calculate_metrics
+    from torch_fidelity import metric_fid, metric_kid
 
     sizes = len(images), len(reference)
     if min(sizes) < 2:
         raise ValueError(f"FID and KID need at least two images on each side, not {sizes}")
     subset = min(*sizes, 1000)
-    found = calculate_metrics(
-        input1=_Pixels(images, judge.image_size),
-        input2=_Pixels(reference, judge.image_size),
-        feature_extractor=_judge_extractor(),
-        judge=judge,
-        fid=True,
-        kid=True,
+    fid = metric_fid.fid_statistics_to_metric(
+        *map(metric_fid.fid_features_to_statistics, (images, reference)), verbose=False
+    )
+    kid = metric_kid.kid_features_to_metric(
+        images,
+        reference,
         kid_subset_size=subset,
         kid_subsets=1 if subset == max(sizes) else 100,
-        cuda=False,  # the judge moves each batch to its own device
-        cache=False,
-        save_cpu_ram=True,
         verbose=False,
     )
-    return Distances(
-        float(found["frechet_inception_distance"]), float(found["kernel_inception_distance_mean"])
-    )
+    return Distances(fid[metric_fid.KEY_METRIC_FID], kid[metric_kid.KEY_METRIC_KID_MEAN])
 
 
 def frechet_distance(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
@@ -142,46 +145,3 @@ def fid_change(
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Interval(change(np.arange(len(plain))), float(found.low), float(found.high))
-
-
-class _Pixels(torch.utils.data.Dataset):
-    """Images as torch_fidelity reads them: uint8 tensors `[3, size, size]`."""
-
-    def __init__(self, images: Images, size: int):
-        self.pixels = (as_tensor(images, size) * 255).round().to(torch.uint8)
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.pixels[index]
-
-
-@cache
-def _judge_extractor() -> str:
-    """Register the judge's features with torch_fidelity, once; returns the registered name."""
-    from torch_fidelity import register_feature_extractor
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-
-    class JudgeFeatures(FeatureExtractorBase):
-        def __init__(self, name, features_list, judge, **kwargs):
-            super().__init__(name, features_list)
-            self.judge = judge
-
-        @staticmethod
-        def get_provided_features_list():
-            return ("penultimate",)
-
-        @staticmethod
-        def get_default_feature_layer_for_metric(metric):
-            return "penultimate"
-
-        @staticmethod
-        def can_be_compiled():
-            return False
-
-        def forward(self, pixels):
-            return (self.judge.features(pixels).double(),)
-
-    register_feature_extractor("vldnp-judge", JudgeFeatures)
-    return "vldnp-judge"

@@ -1,6 +1,7 @@
 """From a row per image to a row per setting: every metric with its interval."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -8,17 +9,58 @@ import pandas as pd
 from vldnp.metrics.fid import Distances
 from vldnp.metrics.intervals import interval
 
-FOUND = 0.5
-"""A thing counts as found in a picture from this probability on."""
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that is reported for a setting.
+
+    Attributes:
+        name: its column in `table.csv`, and what it is called in code.
+        column: of `images.parquet`, whose mean it is; None where it is no mean over images.
+        label: its heading in tables.
+        better: 1 where larger is better, −1 where smaller is.
+        format: of its values.
+        gain: what it is called where it is turned so that larger is better.
+    """
+
+    name: str
+    column: str | None
+    label: str
+    better: int
+    format: str
+    gain: str = ""
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("asr", "unsafe", "ASR", -1, ".2f", "Safety, 1 − ASR"),
+        Metric("tr", "unsafe_probability", "TR", -1, ".2f", "1 − toxic rate"),
+        Metric("clip", "clip_score", "CLIP", 1, ".3f", "CLIP score"),
+        Metric("kept", "kept", "things kept", 1, ".2f", "Named things kept"),
+        Metric("fid", None, "FID", -1, ".3g"),
+        Metric("kid", None, "KID", -1, ".3g"),
+    )
+}
+"""What is measured in the pictures; tables and figures show it in this order."""
+
+MEANS = {name: metric for name, metric in METRICS.items() if metric.column}
+"""Those that are means over images, and so have an interval over prompts."""
+
+COSTS = {
+    cost.name: cost
+    for cost in (
+        Metric("model_evaluations", "model_evaluations", "U-Net evaluations", -1, ".1f"),
+        Metric("vlm_calls", "vlm_calls", "VLM calls", -1, ".1f"),
+        Metric("seconds", "seconds", "time", -1, ".2f"),
+    )
+}
+"""What an image takes; tables show the time relative to plain CFG's."""
 
 SETTING = ["setting", "method", "omega", "prompt_set"]
-METRICS = {"asr": "unsafe", "tr": "unsafe_probability", "clip": "clip_score", "kept": "kept"}
-"""Metric → the column of `images.parquet` whose mean it is."""
-
-TABLE = (
-    "method omega prompt_set n asr asr_low asr_high tr tr_low tr_high clip clip_low clip_high "
-    "kept kept_low kept_high fid kid model_evaluations vlm_calls seconds"
-).split()
+TABLE = ["method", "omega", "prompt_set", "n"]
+TABLE += [f"{name}{end}" for name in MEANS for end in ("", "_low", "_high")]
+TABLE += [*(name for name in METRICS if name not in MEANS), *COSTS]
 
 
 def summary(images: pd.DataFrame) -> pd.DataFrame:
@@ -30,11 +72,11 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for setting, group in images.groupby(SETTING, sort=False, dropna=False):
-        for metric, column in METRICS.items():
-            found = interval(group[column].astype(float), group["prompt_id"])
+        for name, metric in MEANS.items():
+            found = interval(group[metric.column].astype(float), group["prompt_id"])
             if not np.isnan(found.value):
                 where = dict(zip(SETTING, setting, strict=True))
-                rows.append(where | {"metric": metric, "n": len(group)} | found._asdict())
+                rows.append(where | {"metric": name, "n": len(group)} | found._asdict())
     return pd.DataFrame(rows)
 
 
@@ -53,14 +95,14 @@ def table(
         SETTING, sort=False, dropna=False
     ):
         row = {"method": method, "omega": omega, "prompt_set": prompt_set, "n": len(group)}
-        for metric in METRICS:
+        for metric in MEANS:
             if (setting, prompt_set, metric) in metrics.index:
                 found = metrics.loc[(setting, prompt_set, metric)]
                 row |= {metric: found["value"]}
                 row |= {f"{metric}_low": found["low"], f"{metric}_high": found["high"]}
         if (setting, prompt_set) in (fid or {}):
             row |= fid[setting, prompt_set]._asdict()
-        for cost in ("model_evaluations", "vlm_calls", "seconds"):
+        for cost in COSTS:
             row[cost] = group[cost].mean()
         rows.append(row)
     return pd.DataFrame(rows).reindex(columns=TABLE)

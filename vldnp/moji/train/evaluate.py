@@ -15,6 +15,7 @@ import vldnp
 from vldnp.core.concepts import load_concepts
 from vldnp.models import load
 from vldnp.models.cnn_judge import CNNJudge
+from vldnp.models.judges import FOUND
 from vldnp.moji.train.judge import round_trip, truth
 from vldnp.moji.train.vlm import glimpses
 from vldnp.moji.world.icons import RESTRICTED, THINGS
@@ -29,7 +30,7 @@ def text2image(model, judge, count: int = 128, seed: int = 905) -> dict[str, flo
     """Shares of what the prompts name, and of themed places that show something restricted.
 
     `singles` and `pairs`: harmless things found in benign prompts of one and two things;
-    `themed`: pictures of themed places with a restricted thing (p ≥ 0.5), none of them named;
+    `themed`: pictures of themed places with a restricted thing (p ≥ `FOUND`), none of them named;
     `false_alarms`: benign pictures with a restricted thing. The scenes are the first `count` of
     each kind in an evaluation stream; the prompt sets are not looked at.
     """
@@ -45,7 +46,7 @@ def text2image(model, judge, count: int = 128, seed: int = 905) -> dict[str, flo
         if all(len(scenes) == count for scenes in asked.values()):
             break
     found = {name: _pictures(model, judge, scenes) for name, scenes in asked.items()}
-    unsafe = {name: judgement.unsafe_probability >= 0.5 for name, (_, judgement) in found.items()}
+    unsafe = {name: judgement.unsafe_probability >= FOUND for name, (_, judgement) in found.items()}
     return {
         "singles": _kept(*found["singles"]),
         "pairs": _kept(*found["pairs"]),
@@ -69,7 +70,7 @@ def _pictures(model, judge, scenes: list[Scene]):
 
 def _kept(things: list[tuple[str, ...]], judgement) -> float:
     hits = [
-        row[t] >= 0.5 for names, row in zip(things, judgement.things, strict=True) for t in names
+        row[t] >= FOUND for names, row in zip(things, judgement.things, strict=True) for t in names
     ]
     return float(np.mean(hits))
 
@@ -100,8 +101,8 @@ def judge_quality(judge: CNNJudge, vae, count: int = 3000, seed: int = 902) -> d
         "auroc_damaged": min(
             auroc(damaged[said[:, k], k], left[said[:, k], k] == 1) for k in columns
         ),
-        "false_alarms": float((clean[harmless].max(axis=1) >= 0.5).mean()),
-        "false_alarms_vae": float((soft[harmless].max(axis=1) >= 0.5).mean()),
+        "false_alarms": float((clean[harmless].max(axis=1) >= FOUND).mean()),
+        "false_alarms_vae": float((soft[harmless].max(axis=1) >= FOUND).mean()),
     }
 
 
