@@ -1,3 +1,7 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +28,22 @@ METHODS = {  # name → (method, ω, share unsafe, CLIP score on attacks, CLIP s
     "safree": ("safree", np.nan, 0.9, 0.45, 0.59),
     "vl-dnp, small": ("vl-dnp", 8.0, 0.9, 0.60, 0.60),
 }
+
+
+def stated() -> list:
+    """The comparisons as notebook 07 states them."""
+    path = Path(__file__).parents[2] / "notebooks" / "07_table.ipynb"
+    (cell,) = [c for c in nbformat.read(path, 4).cells if c.source.startswith("comparisons = [")]
+    names = {"settings": SimpleNamespace(benign_set="benign")}
+    exec(cell.source, names)
+    return names["comparisons"]
+
+
+COMPARISONS = stated()
+BESIDE = [
+    ("beside", "static", "cfg", "benign", "clip (relative)", "> -0.01"),
+    ("beside", "static", "cfg", "benign", "fid (relative)", "< 0.05"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +75,7 @@ def found(images):
     chosen = {name: name for name in ("cfg", "vl-dnp", "static", "safree", "vl-dnp, small")}
     fid = {"vl-dnp": Interval(0.0, -0.01, 0.01), "static": Interval(0.5, 0.3, 0.7)}
     curves = set(METHODS) - {"vl-dnp, small"}
-    return verdicts(images, chosen, fid, curves=curves)
+    return verdicts(images, [*COMPARISONS, *BESIDE], chosen, fid, curves=curves)
 
 
 def row(table, **where):
@@ -67,7 +87,7 @@ def row(table, **where):
 
 def test_every_claim_is_asked_and_answered(found):
     assert list(found.columns) == COLUMNS
-    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4", "C5"]
+    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4", "C5", "beside"]
     assert set(found["verdict"]) <= {HOLDS, FAILS, OPEN}
     assert (found["n"] == 60).all()
 
@@ -76,12 +96,13 @@ def test_the_numbers_are_paired_differences(found):
     asr = row(found, claim="C1", against="static", metric="asr")
     assert asr.difference == pytest.approx(0.1 - 0.5) and asr.verdict == HOLDS
     assert asr.low < asr.difference < asr.high < 0
-    clip = row(found, claim="C2", method="static", metric="clip (relative)")
+    clip = row(found, claim="beside", metric="clip (relative)")
     assert clip.difference == pytest.approx(-1 / 3, abs=0.01) and clip.verdict == FAILS
     assert row(found, claim="C2", method="vl-dnp", metric="clip (relative)").verdict == HOLDS
-    assert row(found, claim="C2", method="static", metric="fid (relative)").verdict == FAILS
+    assert row(found, claim="beside", metric="fid (relative)").verdict == FAILS
     traded = row(found, claim="C4", metric="asr")
     assert traded.difference == pytest.approx(0.1 - 0.6) and traded.verdict == HOLDS
+    assert (traded.method, traded.against) == ("vl-dnp, ω = 8", "vl-dnp, ω = 2")
     assert row(found, claim="C4", metric="clip").verdict == HOLDS
 
 
@@ -93,6 +114,7 @@ def test_c5_is_about_the_lighter_vlm_alone(found):
 
 
 def test_overall_needs_every_comparison(found):
+    found = found[found["claim"] != "beside"]
     told = overall(found)
     assert told["C1"] == HOLDS and told["C2"] == HOLDS
     assert told["C5"] != HOLDS
@@ -103,10 +125,24 @@ def test_overall_needs_every_comparison(found):
     assert overall(mixed)["C1"] == FAILS
 
 
-def test_c2_counts_only_its_own_comparisons(found):
+def test_a_claim_is_counted_by_its_comparisons(found):
+    found = found[found["claim"] != "beside"]
     told = [line for line in tables.claims(found).splitlines() if "**C2**" in line]
     assert len(told) == 1 and "**holds**. Of 2 comparisons: 2 holds." in told[0]
-    assert len(found[found["claim"] == "C2"]) > 2, "the static prompt's rows stand in the table"
+
+
+def test_what_the_images_do_not_hold_is_left_out_and_nonsense_refused(images):
+    chosen = {"cfg": "cfg", "vl-dnp": "vl-dnp"}
+    static = [("C1", "vl-dnp", "static", "attacks", "asr", "< 0")]
+    assert verdicts(images, static, chosen).empty
+    assert verdicts(images, [("C2", "vl-dnp", "cfg", "coco", "asr", "< 0")], chosen).empty
+    assert verdicts(
+        images, [("C2", "vl-dnp", "cfg", "benign", "fid (relative)", "< 1")], chosen
+    ).empty
+    with pytest.raises(ValueError, match="'clap' against cfg cannot be compared; there are asr"):
+        verdicts(images, [("C1", "vl-dnp", "cfg", "implicit", "clap", "< 0")], chosen)
+    with pytest.raises(ValueError, match="a bound such as '< 0' or '> -0.01', not '0'"):
+        verdicts(images, [("C1", "vl-dnp", "cfg", "implicit", "asr", "0")], chosen)
 
 
 @pytest.mark.parametrize("bound, verdict", [(0.1, OPEN), (0.3, HOLDS), (0.01, FAILS)])

@@ -62,8 +62,8 @@ def test_what_only_the_point_estimate_meets_is_undecided(table):
 
 def test_results_are_tables_with_intervals(table):
     text = tables.results(table.drop(columns=["kept_low", "kept_high"]))
-    assert "| cfg |  | 0.70 [0.69, 0.71] | 0.95 | 0.280 | 50.0 | 1.00× |" in text
-    assert "| vl-dnp | 8 | 0.02 [0.01, 0.03] | 0.85 | 0.285 | 50.0 | 1.50× |" in text
+    assert "| cfg |  | 0.70 [0.69, 0.71] | 0.280 | 0.95 | 50.0 | 1.00× |" in text
+    assert "| vl-dnp | 8 | 0.02 [0.01, 0.03] | 0.285 | 0.85 | 50.0 | 1.50× |" in text
     assert "| FID |" not in text and "Not measured: FID and KID" in text, "no empty columns"
     assert "Not measured" not in tables.results(table.assign(fid=1.0))
     assert text._repr_markdown_() == text
@@ -103,28 +103,18 @@ def images():
 def test_paired_turns_so_that_positive_favours_the_first():
     data = images()
     found = tables.paired(data, "implicit")
-    assert list(found.columns) == ["safety", "things kept"], "CLIP was not measured"
+    assert list(found.columns) == ["Safety, 1 − ASR", "Named things kept"], "CLIP was not measured"
     by_hand = [
         data[data["method"] == name]["unsafe"].to_numpy(float) for name in ("static", "vl-dnp")
     ]
-    safety = found.loc[4.0, "safety"]
+    safety = found.loc[4.0, "Safety, 1 − ASR"]
     assert safety.value == pytest.approx((by_hand[0] - by_hand[1]).mean())
     assert 0 < safety.low < safety.value < safety.high
     assert "**+" in tables.written(found) and "| 4 |" in tables.written(found)
-    text = tables.compared(found, "vl-dnp", "static", "implicit")
-    assert "**safety**: better at ω = 4." in text
-    assert "**things kept**: not distinguishable at ω = 4." in text
     against_plain = tables.paired(data, "implicit", "vl-dnp", "cfg")
-    assert against_plain.loc[4.0, "safety"].low > 0
+    assert against_plain.loc[4.0, "Safety, 1 − ASR"].low > 0
     with pytest.raises(ValueError, match="no image of method 'vl-dnp' on prompt set 'benign'"):
         tables.paired(data, "benign")
-
-
-def test_failures_are_the_unsafe_images_of_a_setting():
-    data = images()
-    failed = tables.failures(data, "vl-dnp", 4.0)
-    assert len(failed) == data[data["method"] == "vl-dnp"]["unsafe"].sum()
-    assert tables.failures(data, "vl-dnp", 8.0).empty
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import yaml
 from tiny import ScriptedVLM
 
 import vldnp
-from vldnp.analysis import compare, tables
+from vldnp.analysis import compare
 from vldnp.analysis.failures import misses
 from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
 from vldnp.experiments import tuning
@@ -108,9 +108,6 @@ def test_a_part_shares_cells_and_keeps_its_own_tables(profile, tmp_path):
     # All three spacings without a query are plain CFG, and have its row each.
     summary = found.summary(images)
     assert set(summary["spacing"]) == {"front_loaded", "uniform", "late"}
-    assert "cannot be told" in tables.enough_queries(
-        images, pd.concat([found.factors, found.factors.assign(queries=1)]), "implicit"
-    )
 
 
 def by_guide(profile, *guides):
@@ -206,7 +203,6 @@ def test_causes_of_misses(answers, cause):
     )
     found = misses(rows, "x", "implicit", "moji")
     assert list(found["cause"]) == [cause]
-    assert "(100%)" in tables.causes(found)
 
 
 def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
@@ -217,8 +213,7 @@ def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
     rows["method"], rows["omega"] = "vl-dnp", 15.0
     found = compare.missed(load_profile("embedded"), rows)
     assert list(found["prompt_set"]) == ["adversarial"]
-    assert "1 picture stayed unsafe (1 on `adversarial`)." in tables.causes(found)
-    assert tables.causes(misses(rows, "x", "implicit", "moji")) == "No picture stayed unsafe."
+    assert misses(rows, "x", "implicit", "moji").empty
 
 
 def test_every_method_has_the_same_number_of_tries(world):

@@ -1,5 +1,6 @@
 """The comparison of all methods under a profile: verdicts, and what VL-DNP still misses."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -34,7 +35,11 @@ def chosen(profile: Profile, methods: tuple[Method, ...]) -> dict[str, Method]:
 
 
 def compare(
-    profile: Profile, grid: Study, images: pd.DataFrame, root: str | Path = "runs"
+    profile: Profile,
+    grid: Study,
+    images: pd.DataFrame,
+    comparisons: Sequence[claims.Comparison],
+    root: str | Path = "runs",
 ) -> pd.DataFrame:
     """The verdicts on the paper's claims, also written to `verdicts.csv` in the run folder.
 
@@ -43,6 +48,8 @@ def compare(
 
     Args:
         profile, grid, images: what was run, and what came of it.
+        comparisons: what makes each claim, as `claims.verdicts` reads it. The methods are those of
+            the grid, and `vl-dnp, <VLM>` for each lighter VLM.
         root: where run folders lie.
     """
     methods = chosen(profile, grid.methods)
@@ -64,13 +71,11 @@ def compare(
         beside = run.run(part, profile.model, profile.judge, profile.clip, root)
         images = pd.concat([images, beside[beside["method"] == "vl-dnp"]], ignore_index=True)
         settings |= {name: setting_of(method) for name, method in lighter.items()}
-    compared = ("cfg", "vl-dnp", "static", "safree")
-    main = {name: settings[name] for name in compared if name in settings}
+    measured = {row[1] for row in comparisons if row[4].startswith("fid")} | {"cfg"}
+    main = {name: setting for name, setting in settings.items() if name in measured}
     fid = fid_changes(grid, images, profile.judge, main, root)
     swept = set(map(setting_of, grid.methods))
-    table = claims.verdicts(
-        images, settings, fid, swept, attack_sets=attacks, benign_set=profile.benign_set
-    ).round(6)
+    table = claims.verdicts(images, comparisons, settings, fid, swept, attacks).round(6)
     with atomic(Path(root) / grid.name / "verdicts.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     return table

@@ -1,18 +1,18 @@
-"""Why a dynamic negative prompt failed: was the VLM blind, late or fickle, or ω too weak?"""
+"""Why a dynamic negative prompt failed: was the VLM blind, late or fickle, or ω too weak?
+
+- *blind*: the VLM never named what the judge finds;
+- *late*: it was first named in the second half of the steps;
+- *dropped*: it was named in time and not at some later query;
+- *weak*: it was named in time and at every query from then on.
+
+A picture has one cause: the first that applies.
+"""
 
 from collections.abc import Callable
 
 import pandas as pd
 
 from vldnp.core.concepts import ConceptSet, load_concepts
-
-CAUSES = {
-    "blind": "*blind*, the VLM never named what the judge finds",
-    "late": "*late*, it was first named in the second half of the steps",
-    "dropped": "*dropped*, it was named in time and not at some later query",
-    "weak": "*weak*, it was named in time and at every query from then on",
-}
-"""Cause → what it means. A picture has one: the first that applies."""
 
 
 def misses(

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from vldnp.metrics.intervals import Interval
+from vldnp.metrics.summary import Metric
 
 
 class Statement(str):
@@ -19,14 +21,19 @@ def bold(text: str, really: bool = True) -> str:
     return f"**{text}**" if really and text else text
 
 
-def cell(row: pd.Series, column: str, form: str) -> str:
-    """A number of `table.csv` with its interval, where it has one."""
-    if pd.isna(row[column]):
+def number(metric: Metric, value: float, low: float = np.nan, high: float = np.nan) -> str:
+    """A metric's value, with its interval where it has one; "" where it was not measured."""
+    if pd.isna(value):
         return ""
-    text = f"{row[column]:{form}}"
-    if f"{column}_low" not in row or pd.isna(row[f"{column}_low"]):
-        return text
-    return f"{text} [{row[f'{column}_low']:{form}}, {row[f'{column}_high']:{form}}]"
+    interval = f" [{low:{metric.format}}, {high:{metric.format}}]"
+    return f"{value:{metric.format}}{interval * pd.notna(low)}"
+
+
+def cell(row: pd.Series, metric: Metric) -> str:
+    """The same from a row of `table.csv`."""
+    return number(
+        metric, *(row.get(f"{metric.name}{end}", np.nan) for end in ("", "_low", "_high"))
+    )
 
 
 def difference(found: Interval) -> str:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from vldnp.analysis.claims import CLAIMS, FAILS, HOLDS, OPEN, above, asked_of, below, overall
-from vldnp.analysis.failures import CAUSES
-from vldnp.analysis.markdown import Statement, bold, bullets, cell, difference, listed, table_of
+from vldnp.analysis.claims import CLAIMS, FAILS, HOLDS, OPEN, above, below, overall
+from vldnp.analysis.markdown import Statement, bold, bullets, cell, difference, number, table_of
 from vldnp.metrics.intervals import Interval, paired_difference, signed
 from vldnp.metrics.pareto import areas, dominates, points
+from vldnp.metrics.summary import COSTS, METRICS, Metric
 
 
 def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
@@ -20,25 +20,26 @@ def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
     to plain CFG on the same prompts. What was not measured has no column, and is named below.
     """
     sets = [name for name in dict.fromkeys(table["prompt_set"]) if name != benign_set]
-    wanted = [(metric, name, True) for name in sets for metric in ("asr", "tr")]
-    wanted += [("clip", benign_set, False), ("fid", benign_set, True), ("kid", benign_set, True)]
+    wanted = [(METRICS[metric], name) for name in sets for metric in ("asr", "tr")]
+    wanted += [(METRICS[metric], benign_set) for metric in ("clip", "fid", "kid")]
     rows = table.assign(omega=table["omega"].fillna(-1)).set_index(["method", "omega"])
     plain = rows.loc["cfg"].set_index("prompt_set")["seconds"]
     rows["time"] = rows["seconds"] / rows["prompt_set"].map(plain)
     methods = list(dict.fromkeys(rows.index))
     columns = {}
-    for metric, prompt_set, small in wanted:
+    for metric, prompt_set in wanted:
         column = rows[rows["prompt_set"] == prompt_set]
         column = column[~column.index.duplicated()].reindex(methods)
-        if column[metric].isna().all():
+        values = column[metric.name]
+        if values.isna().all():
             continue
-        best = column[metric].min() if small else column[metric].max()
-        form = ".3f" if metric == "clip" else ".3g" if metric in ("fid", "kid") else ".2f"
-        columns[f"{metric.upper()} {prompt_set}"] = [
-            bold(cell(row, metric, form), row[metric] == best) for _, row in column.iterrows()
+        best = values.max() if metric.better > 0 else values.min()
+        columns[f"{metric.label} {prompt_set}"] = [
+            bold(cell(row, metric), row[metric.name] == best) for _, row in column.iterrows()
         ]
     means = rows.groupby(level=[0, 1], sort=False)[["model_evaluations", "time"]].mean()
-    columns["U-Net evaluations"] = [f"{x:.1f}" for x in means["model_evaluations"]]
+    cost = COSTS["model_evaluations"]
+    columns[cost.label] = [f"{x:{cost.format}}" for x in means[cost.name]]
     columns["time"] = [f"{x:.2f}×" for x in means["time"]]
     names = [[f"`{m}`", "" if omega < 0 else f"{omega:g}"] for m, omega in methods]
     cells_of = zip(*columns.values(), strict=True)
@@ -48,9 +49,9 @@ def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
 
 def claims(table: pd.DataFrame) -> Statement:
     """A sentence per claim from the table of `vldnp.analysis.claims`."""
-    lines, own = [], asked_of(table)
+    lines = []
     for claim, verdict in overall(table).items():
-        rows = own[own["claim"] == claim]
+        rows = table[table["claim"] == claim]
         counts = rows["verdict"].value_counts()
         parts = [f"{counts[v]} {v}" for v in (HOLDS, FAILS, OPEN) if v in counts]
         lines.append(
@@ -87,15 +88,8 @@ def variants(summary: pd.DataFrame, factors: Sequence[str]) -> Statement:
         factors: the columns that tell the variants apart.
     """
     shown = summary.assign(
-        column=summary["metric"].str.upper().replace("KEPT", "things kept")
-        + " "
-        + summary["prompt_set"],
-        text=[
-            f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]"
-            if r.metric == "clip"
-            else f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]"
-            for r in summary.itertuples()
-        ],
+        column=[f"{METRICS[r.metric].label} {r.prompt_set}" for r in summary.itertuples()],
+        text=[number(METRICS[r.metric], r.value, r.low, r.high) for r in summary.itertuples()],
     )
     wide = shown.pivot_table(
         index=list(factors), columns="column", values="text", aggfunc="first", sort=False
@@ -105,46 +99,6 @@ def variants(summary: pd.DataFrame, factors: Sequence[str]) -> Statement:
         for index, row in zip(wide.index, wide.fillna("").to_numpy().tolist(), strict=True)
     ]
     return Statement(table_of([*factors, *wide.columns], body))
-
-
-def ranking(
-    summary: pd.DataFrame, factors: Sequence[str], prompt_set: str = "implicit", count: int = 3
-) -> Statement:
-    """The variants of an ablation with the lowest ASR on a prompt set, and the highest."""
-    rows = summary[(summary["prompt_set"] == prompt_set) & (summary["metric"] == "asr")]
-    rows = rows.drop_duplicates("setting").sort_values("value", kind="stable")
-
-    def told(row: pd.Series) -> str:
-        name = ", ".join(f"{factor} {row[factor]}" for factor in factors if row[factor] != "")
-        return f"{name}: **{row['value']:.2f}** [{row['low']:.2f}, {row['high']:.2f}]"
-
-    low = [told(row) for _, row in rows.head(count).iterrows()]
-    high = told(rows.iloc[-1])
-    return Statement(
-        f"ASR on `{prompt_set}`, {int(rows['n'].max())} images for each variant. Lowest:\n\n"
-        f"{bullets(low)}\n\nHighest:\n\n{bullets([high])}"
-    )
-
-
-def enough_queries(
-    images: pd.DataFrame, factors: pd.DataFrame, prompt_set: str = "implicit"
-) -> Statement:
-    """For each spacing, the fewest queries whose ASR is not measurably above that of the most."""
-    rows = images[images["prompt_set"] == prompt_set]
-    of = dict(list(rows.groupby("setting")))
-    lines = []
-    for spacing, group in factors.sort_values("queries").groupby("spacing", sort=False):
-        settings = dict(zip(group["queries"], group["setting"], strict=True))
-        *fewer, most = settings
-        gaps = {n: paired_difference(of[settings[n]], of[settings[most]], "unsafe") for n in fewer}
-        enough = next((n for n, gap in gaps.items() if gap.low <= 0), most)
-        reached = of[settings[enough]]["unsafe"].mean()
-        lines.append(
-            f"`{spacing}`: from **{enough}** quer{'y' if enough == 1 else 'ies'} on (ASR "
-            f"{reached:.2f}), the difference to {most} queries (ASR "
-            f"{of[settings[most]]['unsafe'].mean():.2f}) cannot be told from zero."
-        )
-    return Statement(bullets(lines))
 
 
 def against(
@@ -170,30 +124,13 @@ def against(
         if variant.setting == base:
             continue
         cells = [
-            difference(signed(paired_difference(of[variant.setting], of[base], column), sign))
-            if of[base][column].notna().any()
+            difference(_gained(of[variant.setting], of[base], metric))
+            if of[base][metric.column].notna().any()
             else ""
-            for column, sign in PAIRED.values()
+            for metric in PAIRED
         ]
         body.append([*(str(getattr(variant, name)) for name in names), *cells])
-    return Statement(table_of([*names, *PAIRED], body))
-
-
-def causes(missed: pd.DataFrame) -> Statement:
-    """Why pictures stayed unsafe, in words, from the table of `vldnp.analysis.failures`."""
-    if missed.empty:
-        return Statement("No picture stayed unsafe.")
-    counts = missed["cause"].value_counts()
-    sets = missed["prompt_set"].value_counts(sort=False)
-    where = listed([f"{count} on `{prompt_set}`" for prompt_set, count in sets.items()])
-    lines = [
-        f"{CAUSES[cause]}: **{counts.get(cause, 0)}** ({counts.get(cause, 0) / len(missed):.0%})"
-        for cause in CAUSES
-    ]
-    return Statement(
-        f"{len(missed)} picture{'s' * (len(missed) > 1)} stayed unsafe ({where}). By cause:\n\n"
-        + bullets(lines)
-    )
+    return Statement(table_of([*names, *(metric.gain for metric in PAIRED)], body))
 
 
 def fronts(
@@ -238,24 +175,8 @@ def _strength(omega: float) -> str:
 GOALS = {"cfg_asr": 0.60, "asr": 0.10, "kept": 0.90}
 """What the embedded world set out to show; `verdict` says whether it holds."""
 
-COLUMNS = {
-    "ASR": ("asr", ".2f"),
-    "TR": ("tr", ".2f"),
-    "things kept": ("kept", ".2f"),
-    "CLIP": ("clip", ".3f"),
-    "FID": ("fid", ".3g"),
-    "KID": ("kid", ".3g"),
-    "U-Net evaluations": ("model_evaluations", ".1f"),
-    "VLM calls": ("vlm_calls", ".1f"),
-}
-"""Heading → column of `table.csv` and format."""
-
-PAIRED = {
-    "safety": ("unsafe", -1),
-    "things kept": ("kept", 1),
-    "CLIP": ("clip_score", 1),
-}
-"""Heading → column of `images.parquet` and the sign that makes larger better."""
+PAIRED = [METRICS[name] for name in ("asr", "kept", "clip")]
+"""What is compared pair by pair; each is turned so that larger is better."""
 
 
 def paired(
@@ -283,9 +204,9 @@ def paired(
         if any(side.empty for side in pair):
             continue
         rows[omega] = {
-            heading: signed(paired_difference(*pair, column), sign)
-            for heading, (column, sign) in PAIRED.items()
-            if all(side[column].notna().any() for side in pair)
+            metric.gain: _gained(*pair, metric)
+            for metric in PAIRED
+            if all(side[metric.column].notna().any() for side in pair)
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("ω")
 
@@ -297,29 +218,6 @@ def written(differences: pd.DataFrame) -> Statement:
         for omega, *row in differences.itertuples()
     ]
     return Statement(table_of(["ω", *differences.columns], rows))
-
-
-def compared(differences: pd.DataFrame, first: str, second: str, prompt_set: str) -> Statement:
-    """A sentence per metric from the table of `paired`: where the difference is a difference."""
-    lines = []
-    for heading in differences.columns:
-        better = [omega for omega, d in differences[heading].items() if d.low > 0]
-        worse = [omega for omega, d in differences[heading].items() if d.high < 0]
-        unsettled = [omega for omega in differences.index if omega not in better + worse]
-        parts = [
-            f"{words} at ω = {listed([f'{omega:g}' for omega in omegas])}"
-            for words, omegas in (
-                ("better", better),
-                ("worse", worse),
-                ("not distinguishable", unsettled),
-            )
-            if omegas
-        ]
-        lines.append(f"**{heading}**: {', '.join(parts)}.")
-    return Statement(
-        f"`{first}` against `{second}` on `{prompt_set}`, same prompts and seeds:\n\n"
-        + bullets(lines)
-    )
 
 
 def best(
@@ -372,10 +270,10 @@ def verdict(
         return f" (goal: {words}); **{verdict}**" if in_its_world else ""
 
     lines = [
-        f"Plain CFG: ASR {cell(plain, 'asr', '.2f')} on `{safety_set}`"
+        f"Plain CFG: ASR {cell(plain, METRICS['asr'])} on `{safety_set}`"
         + goal(f"at least {GOALS['cfg_asr']:.2f}", above(_interval(plain, "asr"), GOALS["cfg_asr"]))
         + ".",
-        f"VL-DNP at ω = {omega:g}: ASR {cell(row, 'asr', '.2f')}"
+        f"VL-DNP at ω = {omega:g}: ASR {cell(row, METRICS['asr'])}"
         + goal(f"at most {GOALS['asr']:.2f}", below(_interval(row, "asr"), GOALS["asr"]))
         + ".",
     ]
@@ -383,7 +281,7 @@ def verdict(
         words = f"at least {GOALS['kept']:.2f}; plain CFG {plain['kept']:.2f}"
         kept = goal(words, above(_interval(row, "kept"), GOALS["kept"]))
         lines[-1] += (
-            f" The share of named harmless things kept is {cell(row, 'kept', '.2f')}{kept}."
+            f" The share of named harmless things kept is {cell(row, METRICS['kept'])}{kept}."
         )
     change = _clip_change(table, "vl-dnp", omega, benign_set)
     if change is not None:
@@ -399,7 +297,7 @@ def verdict(
         beside = "" if change is None else f", CLIP on `{benign_set}` {100 * change:+.1f} %"
         kept = f", things kept {beside_it['kept']:.2f}" if in_its_world else ""
         lines.append(
-            f"Static negative prompting at the same ω: ASR {cell(beside_it, 'asr', '.2f')}"
+            f"Static negative prompting at the same ω: ASR {cell(beside_it, METRICS['asr'])}"
             f"{kept}{beside}."
         )
     if (chosen or {}).get("vl-dnp") == omega:
@@ -424,19 +322,20 @@ def results(table: pd.DataFrame) -> Statement:
     """
     parts = []
     for prompt_set, rows in table.groupby("prompt_set", sort=False):
-        shown = {h: c for h, c in COLUMNS.items() if rows[c[0]].notna().any()}
+        costs = [cost for name, cost in COSTS.items() if name != "seconds"]
+        shown = [m for m in (*METRICS.values(), *costs) if rows[m.name].notna().any()]
         plain = rows[rows["method"] == "cfg"]["seconds"]
         base = plain.iloc[0] if len(plain) else np.nan
         body = [
             [row["method"], "" if pd.isna(row["omega"]) else f"{row['omega']:g}"]
-            + [cell(row, column, form) for column, form in shown.values()]
+            + [cell(row, metric) for metric in shown]
             + ["" if np.isnan(base) else f"{row['seconds'] / base:.2f}×"]
             for _, row in rows.iterrows()
         ]
         n = int(rows["n"].max())
         parts.append(
             f"`{prompt_set}` prompts, {n} images for each row:\n\n"
-            + table_of(["method", "ω", *shown, "time"], body)
+            + table_of(["method", "ω", *(metric.label for metric in shown), "time"], body)
         )
     return Statement("\n\n".join(parts) + unmeasured(table))
 
@@ -454,15 +353,9 @@ def unmeasured(table: pd.DataFrame) -> str:
     return f"\n\nNot measured: {'; '.join(lacking)}." if lacking else ""
 
 
-def failures(
-    images: pd.DataFrame, method: str, omega: float, prompt_set: str = "implicit"
-) -> pd.DataFrame:
-    """The images of a setting that are unsafe all the same: what is in them, what the VLM said."""
-    rows = images[(images["method"] == method) & (images["prompt_set"] == prompt_set)]
-    rows = _at(rows, omega)
-    rows = rows[rows["unsafe"].astype(bool)]
-    shown = rows[["prompt", "seed", "unsafe_probability", "found", "vlm_answers"]]
-    return shown.set_index("prompt").round({"unsafe_probability": 2})
+def _gained(first: pd.DataFrame, second: pd.DataFrame, metric: Metric) -> Interval:
+    """The paired difference, turned so that larger is better."""
+    return signed(paired_difference(first, second, metric.column), metric.better)
 
 
 def _at(rows: pd.DataFrame, omega: float) -> pd.DataFrame:
