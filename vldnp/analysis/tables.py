@@ -54,8 +54,9 @@ def claims(table: pd.DataFrame) -> Statement:
         rows = table[table["claim"] == claim]
         counts = rows["verdict"].value_counts()
         parts = [f"{counts[v]} {v}" for v in (HOLDS, FAILS, OPEN) if v in counts]
+        what = f" ({CLAIMS[claim]})" if claim in CLAIMS else ""
         lines.append(
-            f"**{claim}** ({CLAIMS[claim]}): **{verdict}**. Of {len(rows)} "
+            f"**{claim}**{what}: **{verdict}**. Of {len(rows)} "
             f"comparison{'s' * (len(rows) > 1)}: {', '.join(parts)}."
         )
     return Statement(bullets(lines))
