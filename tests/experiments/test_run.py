@@ -430,7 +430,7 @@ def test_a_quick_run_has_a_folder_of_its_own():
 
 WRITING = """
     import sys, time
-    from vldnp.files import atomic
+    from vldnp._files import atomic
     with atomic(sys.argv[1]) as temporary:
         temporary.write_bytes(b"half")
         print(temporary, flush=True)
@@ -501,14 +501,14 @@ def test_atomic_leaves_other_errors_alone(tmp_path):
 KILLED = """
     import sys
     from tiny import sd_pipeline
-    from vldnp import zoo
-    from vldnp.methods import CFG
+    from vldnp.core.methods import CFG
+    from vldnp.models import load
     from vldnp.experiments.grid import Study, cells, plan_batches
     from vldnp.experiments.run import generate
     from pathlib import Path
     folder, prompts = Path(sys.argv[1]), sys.argv[2]
     study = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, batch_size=2)
-    model = zoo.load(sd_pipeline())
+    model = load.load(sd_pipeline())
     generate(model, plan_batches(cells(study, model), study), folder)
 """
 

@@ -60,10 +60,23 @@ def test_make_and_conda_set_the_same_variables():
     assert made["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-def test_packages_of_the_project_are_listed():
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    found = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("vldnp/**/__init__.py")}
-    assert set(packages["packages"]) == {name.replace("/", ".") for name in found}
+def test_packages_and_assets_are_found():
+    from setuptools import find_packages
+
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = set(find_packages(ROOT, **setup["packages"]["find"]))
+    folders = {p.parent.relative_to(ROOT) for p in ROOT.glob("vldnp/**/*.py")}
+    assert found == {".".join(folder.parts) for folder in folders}
+    others = {
+        p for p in (ROOT / "vldnp").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")
+    }
+    listed = {
+        p
+        for package, patterns in setup["package-data"].items()
+        for pattern in patterns
+        for p in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    assert listed == others
 
 
 def test_licence_and_citation():
