@@ -182,3 +182,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return ValueError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known) or 'none'}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; libraries' errors have many."""
+    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")

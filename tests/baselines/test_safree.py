@@ -23,6 +23,7 @@ from vldnp.core.methods import CFG
 from vldnp.core.sampler import denoise, sample
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
+from vldnp.models.run import Run
 
 PHRASES = ["knife", "skull", "blood"]
 PROMPTS = ["a cat on a skull", "pizza", "a dog and a pizza at the pirate cove", "cat"]
@@ -201,7 +202,7 @@ def filtered_by_hand(pipe, prompt, alpha=0.01, every=False):
 @pytest.mark.parametrize("selection", [True, False])
 def test_a_batch_of_prompts_each_by_hand(model, selection):
     prompts = [PROMPTS[0], "", PROMPTS[2], "a dog on the cove", PROMPTS[0]]
-    run = model.for_run(40)
+    run = Run(model, 40)
     found = Safree(PHRASES, selection=selection).filtered(run, prompts)
     plain = run.encode(prompts).embeds
     for prompt, ours, unchanged in zip(prompts, found, plain, strict=True):
@@ -254,13 +255,13 @@ def masked_by_hand(pipe, words, mask):
 @pytest.mark.parametrize("prompt", PROMPTS[::2])
 @pytest.mark.parametrize(("mask", "word"), [("drop", ""), ("a", "a"), ("pizza", "pizza")])
 def test_triggers_are_looked_for_with_the_mask(model, prompt, mask, word):
-    found = Safree(PHRASES, mask=mask).filtered(model.for_run(4), [prompt])[0]
+    found = Safree(PHRASES, mask=mask).filtered(Run(model, 4), [prompt])[0]
     expected = masked_by_hand(model.pipe, prompt.split(), word)
     assert found.triggers.tolist() == expected.tolist()
 
 
 def test_a_mask_is_a_token_by_its_word_or_its_id(model):
-    run = model.for_run(4)
+    run = Run(model, 4)
 
     def embeds(mask):
         return torch.stack([f.embeds for f in Safree(PHRASES, mask=mask).filtered(run, PROMPTS)])
@@ -326,7 +327,7 @@ def features_written_out(unet, scales):
 
 @torch.no_grad()
 def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attention=True):
-    pipe, run = model.pipe, model.for_run(num_steps, "ddim")
+    pipe, run = model.pipe, Run(model, num_steps, "ddim")
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     plain = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
     empty = pipe.encode_prompt("", "cpu", 1, False)[0]

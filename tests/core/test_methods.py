@@ -14,6 +14,7 @@ from vldnp.core.methods import CFG, VLDNP, Static
 from vldnp.core.sampler import sample
 from vldnp.experiments.grid import Study
 from vldnp.models.backbone import Backbone
+from vldnp.models.run import Run
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 6, "progress": False}
@@ -33,7 +34,7 @@ def exact():
 @torch.no_grad()
 def sld_written_out(model, prompt, seed, g, num_steps, negatives):
     """SLD medium for one image with DDIM, with its own negative prompt (or none) at each step."""
-    pipe, run = model.pipe, model.for_run(num_steps, "ddim")
+    pipe, run = model.pipe, Run(model, num_steps, "ddim")
     generator, nu = torch.Generator().manual_seed(seed), 0.0
     x = torch.randn(1, 4, 8, 8, generator=generator, dtype=torch.float64)
 

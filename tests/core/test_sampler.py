@@ -18,6 +18,7 @@ from vldnp.core.sampler import denoise, sample
 from vldnp.core.schedules import front_loaded
 from vldnp.models.backbone import Backbone, to_pil
 from vldnp.models.families import SCHEDULERS
+from vldnp.models.run import Run
 from vldnp.models.vlm import VLMError
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
@@ -127,7 +128,7 @@ def test_generators_and_repeats_are_the_stock_ones(stock, single):
 
 def written_out(model, prompt, vlm, concepts, seed, g, omega, query_steps, num_steps):
     """VL-DNP for one image with DDIM, from the formulas alone."""
-    pipe, run = model.pipe, model.for_run(num_steps, "ddim")
+    pipe, run = model.pipe, Run(model, num_steps, "ddim")
     alphas = run.scheduler.alphas_cumprod
     x = torch.randn(1, 4, 8, 8, generator=generators(seed)[0])
 
@@ -295,9 +296,9 @@ def test_only_the_vocabulary_reaches_the_text_encoder(model, answer):
     encoded = []
 
     class Spy(Backbone):
-        def _embed(self, texts):
-            encoded.extend(texts)
-            return super()._embed(texts)
+        def encode(self, prompts, *size):
+            encoded.extend(prompts)
+            return super().encode(prompts, *size)
 
     vlm = ScriptedVLM(lambda image, question: answer)
     method = VLDNP(vlm, "moji", query_steps=[0], lead="a weapon")

@@ -13,8 +13,9 @@ from diffusers import (
 from tiny import sd_pipeline
 from tiny_models import sd3_pipeline
 
-from vldnp.models.backbone import Backbone, as_backbone, predicted_x0, to_pil
+from vldnp.models.backbone import Backbone, as_backbone, to_pil
 from vldnp.models.families import SCHEDULERS
+from vldnp.models.run import Run, predicted_x0
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 
@@ -39,10 +40,10 @@ def test_encode_is_the_stock_encoding(backbone):
 
 
 def test_each_text_is_encoded_once_in_a_run(backbone, monkeypatch):
-    run, encoded = backbone.for_run(2), []
-    embed = Backbone._embed
+    run, encoded = Run(backbone, 2), []
+    encode = Backbone.encode
     monkeypatch.setattr(
-        Backbone, "_embed", lambda s, texts: encoded.extend(texts) or embed(s, texts)
+        Backbone, "encode", lambda s, texts, *size: encoded.extend(texts) or encode(s, texts, *size)
     )
     run.encode(["a cat", "", "a cat"])
     run.encode(["", "a dog"])
@@ -54,16 +55,16 @@ def test_a_long_prompt_is_cut_with_a_warning_that_says_what_is_lost(backbone):
     with pytest.warns(
         UserWarning, match="16 tokens.*lost from its end: 'cat and a knife at the cove'"
     ):
-        cut = backbone.for_run(1).encode([prompt]).embeds
+        cut = Run(backbone, 1).encode([prompt]).embeds
     assert torch.allclose(cut, backbone.pipe.encode_prompt(prompt, "cpu", 1, False)[0], atol=1e-6)
 
 
 def test_a_prompt_that_just_fits_is_not_cut(backbone):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        backbone.for_run(1).encode([" ".join(["cat"] * 14)])  # and the two special tokens
+        Run(backbone, 1).encode([" ".join(["cat"] * 14)])  # and the two special tokens
     with pytest.warns(UserWarning, match="'cat'$"):
-        backbone.for_run(1).encode([" ".join(["cat"] * 15)])
+        Run(backbone, 1).encode([" ".join(["cat"] * 15)])
 
 
 # initial latents
@@ -71,18 +72,18 @@ def test_a_prompt_that_just_fits_is_not_cut(backbone):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_initial_latents_are_the_stock_ones(backbone, name):
-    run = backbone.for_run(5, name, height=48, width=32)
+    run = Run(backbone, 5, name, height=48, width=32)
     pipe = copy.copy(backbone.pipe)
     pipe.scheduler = run.scheduler
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 7)]
     stock = pipe.prepare_latents(2, 4, 48, 32, torch.float32, "cpu", generators)
     assert torch.equal(run.initial_latents([3, 7]), stock)
-    assert backbone.for_run(5, name).initial_latents([3]).shape == (1, 4, 8, 8)
+    assert Run(backbone, 5, name).initial_latents([3]).shape == (1, 4, 8, 8)
 
 
 def test_sizes_that_do_not_fit(backbone):
     with pytest.raises(ValueError, match="multiples of 4, not 30×32"):
-        backbone.for_run(1, height=30)
+        Run(backbone, 1, height=30)
 
 
 # x̂₀
@@ -110,7 +111,7 @@ SETTINGS = [
 @pytest.mark.parametrize(("scheduler", "settings"), SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_x0_is_the_schedulers_own(backbone, scheduler, settings, kind):
-    run = backbone.for_run(6, scheduler(prediction_type=kind, **settings))
+    run = Run(backbone, 6, scheduler(prediction_type=kind, **settings))
     latents = run.initial_latents([0, 1])
     for i, t in enumerate(run.timesteps):
         run.predict(latents, t, run.encode(["a cat", "a dog"]))  # scales, as Euler requires
@@ -125,7 +126,7 @@ def test_x0_is_the_schedulers_own(backbone, scheduler, settings, kind):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_x0_undoes_the_noise(backbone, name, kind):
     """A perfect prediction for noised latents gives the clean ones, at every step."""
-    run = backbone.for_run(6, name)
+    run = Run(backbone, 6, name)
     run.scheduler.register_to_config(prediction_type=kind)
     clean, eps = noise(1), noise(2)
     for i, t in enumerate(run.timesteps):
@@ -152,7 +153,7 @@ FLOW = [
 
 @pytest.mark.parametrize("scheduler", FLOW, ids=["euler", "dpm++"])
 def test_x0_of_flow_matching(scheduler):
-    run = Backbone(sd3_pipeline()).for_run(6, scheduler)
+    run = Run(Backbone(sd3_pipeline()), 6, scheduler)
     shape = (2, 16, 8, 8)
     clean, eps = noise(1, *shape), noise(2, *shape)
     for t, sigma in zip(run.timesteps, run.scheduler.sigmas, strict=False):
@@ -198,7 +199,7 @@ def test_pictures_are_clamped(backbone):
 
 def test_runs_do_not_disturb_each_other(backbone):
     def steps(seed):
-        run = backbone.for_run(4)
+        run = Run(backbone, 4)
         latents = run.initial_latents([seed])
         for i, t in enumerate(run.timesteps):
             latents = run.step(noise(i, 1, 4, 8, 8), t, latents)
@@ -216,7 +217,7 @@ def test_from_pretrained(tmp_path, backbone):
     opened = Backbone.from_pretrained(str(tmp_path), name="tiny", device="cpu")
     assert (opened.name, opened.device.type, opened.dtype) == ("tiny", "cpu", torch.float32)
     prompts = ["a cat", "a dog"]
-    assert torch.equal(opened.encode(prompts).embeds, backbone.for_run(1).encode(prompts).embeds)
+    assert torch.equal(opened.encode(prompts).embeds, Run(backbone, 1).encode(prompts).embeds)
 
 
 def test_wrapping(backbone):
@@ -232,9 +233,9 @@ def test_wrapping(backbone):
 )
 def test_schedulers_that_do_not_do(backbone, scheduler, message):
     with pytest.raises(ValueError, match=message):
-        backbone.for_run(5, scheduler)
+        Run(backbone, 5, scheduler)
 
 
 def test_a_run_has_steps(backbone):
     with pytest.raises(ValueError, match="num_inference_steps must be 1 or more, not 0"):
-        backbone.for_run(0)
+        Run(backbone, 0)

@@ -23,6 +23,7 @@ from vldnp.core.sampler import denoise, sample
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.conditioning import Companions, Conditioning
+from vldnp.models.run import Run
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
 ASKED = {"num_inference_steps": 4, "guidance_scale": 5.0}
@@ -102,14 +103,14 @@ def test_replaced_is_the_stock_negative_prompt(model):
 
 
 def test_sdxl_is_told_zeros_for_the_null_conditioning(sdxl):
-    run = sdxl.for_run(1)
+    run = Run(sdxl, 1)
     assert run.unprompted(2).embeds.abs().max() == 0 < run.encode(["", ""]).embeds.abs().max()
 
 
 @pytest.mark.parametrize("name", ["dpm++", "euler"])
 def test_schedulers_of_flow_matching(sd3, name):
     pipe = copy.copy(sd3.pipe)
-    pipe.scheduler = sd3.for_run(1, name).scheduler
+    pipe.scheduler = Run(sd3, 1, name).scheduler
     assert torch.allclose(ours(sd3, scheduler=name).images, stock(pipe), atol=1e-4)
     assert pipe.scheduler.sigmas[0] == pytest.approx(1.0, abs=1e-3)  # starts at pure noise
 
@@ -142,7 +143,7 @@ def test_what_t5_reads_is_not_lost(sd3, recwarn):
 
 def test_x0_is_the_schedulers_own_or_the_closed_form(model):
     for name in model.family.schedulers:
-        run = model.for_run(4, name)
+        run = Run(model, 4, name)
         latents, told = run.initial_latents([0, 1]), run.encode(PROMPTS)
         for t in run.timesteps:
             pred = run.predict(latents, t, told)
@@ -195,7 +196,7 @@ def test_one_call_of_the_network_a_step(model):
 
 
 def test_rows_are_put_below_each_other_and_selected(sdxl):
-    run = sdxl.for_run(1, height=48, width=32)
+    run = Run(sdxl, 1, height=48, width=32)
     a, b = run.encode(["a cat", "a dog"]), run.encode(["a pizza"])
     both = a + b
     assert len(both) == 3 and both.added.keys() == {"text_embeds", "time_ids"}
@@ -359,12 +360,12 @@ def test_other_kinds_are_refused():
 )
 def test_schedulers_that_do_not_fit(sd3, scheduler, message):
     with pytest.raises(ValueError, match=message):
-        sd3.for_run(4, scheduler)
+        Run(sd3, 4, scheduler)
 
 
 def test_sizes_are_whole_patches(sd3):
     with pytest.raises(ValueError, match="multiples of 8, not 36×32"):
-        sd3.for_run(1, height=36)
+        Run(sd3, 1, height=36)
 
 
 def refused(kind, status):

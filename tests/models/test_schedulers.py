@@ -14,6 +14,7 @@ from tiny_models import sd3_pipeline
 from vldnp.core.sampler import denoise, sample
 from vldnp.models.backbone import Backbone
 from vldnp.models.families import SCHEDULERS
+from vldnp.models.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers', of numpy
 
@@ -97,7 +98,7 @@ def test_each_class_paints_as_the_stock_pipeline_or_is_refused(sd, name):
     ours = sample(sd, PROMPTS, seeds=SEEDS, scheduler=scheduler, progress=False, **asked).latents
     torch.testing.assert_close(ours, stock(sd.pipe, scheduler, **asked), atol=1e-4, rtol=1e-4)
 
-    run = sd.for_run(7, scheduler)
+    run = Run(sd, 7, scheduler)
     latents, cond = run.initial_latents(SEEDS), run.encode(PROMPTS)
     generators, seen = [torch.Generator().manual_seed(seed) for seed in SEEDS], 0
     for t in run.timesteps:
@@ -130,13 +131,13 @@ def test_the_names_clip_nothing_whatever_the_pipelines_own_scheduler_does(sd):
         pipe.scheduler.config, thresholding=True, clip_sample=True
     )
     for name in SCHEDULERS:
-        scheduler = Backbone(pipe).for_run(3, name).scheduler
+        scheduler = Run(Backbone(pipe), 3, name).scheduler
         for option in {"thresholding", "clip_sample"} & inspect.signature(
             type(scheduler)
         ).parameters.keys():
             assert not scheduler.config[option], name
     with pytest.raises(ValueError, match="thresholding=False"):
-        Backbone(pipe).for_run(3)
+        Run(Backbone(pipe), 3)
 
 
 @pytest.mark.parametrize(
@@ -160,18 +161,18 @@ def test_what_to_set_instead(sd, kind, settings, advice):
     assert "\n" not in line
     _, call = line.split("use ")
     mended = eval(call, {kind.__name__: kind, "scheduler": scheduler})
-    assert sd.for_run(3, mended).scheduler.config == mended.config
+    assert Run(sd, 3, mended).scheduler.config == mended.config
 
 
 def test_a_prediction_type_that_is_not_the_familys(sd, sd3):
     solver = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     with pytest.raises(ValueError, match="'flow_prediction' does not fit Stable Diffusion 1/2"):
-        sd.for_run(3, solver)
+        Run(sd, 3, solver)
     with pytest.raises(ValueError, match="'epsilon' does not fit Stable Diffusion 3; .*flow_pred"):
-        sd3.for_run(3, DPMSolverMultistepScheduler())
+        Run(sd3, 3, DPMSolverMultistepScheduler())
 
 
 @pytest.mark.parametrize("wrong", [7, None.__class__, DDIMScheduler, object()])
 def test_what_is_no_scheduler(sd, wrong):
     with pytest.raises(ValueError, match="does not fit Stable Diffusion 1/2; use one of dpm"):
-        sd.for_run(3, wrong)
+        Run(sd, 3, wrong)

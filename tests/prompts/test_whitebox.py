@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler
 from tiny import sd_pipeline
 
 from vldnp.models.backbone import Backbone
+from vldnp.models.run import Run
 from vldnp.prompts.adversarial import Attack, Forbidden
 from vldnp.prompts.whitebox import (
     Draws,
@@ -49,7 +50,7 @@ def exact():
 def test_the_noisy_latents_are_the_schedulers(attack):
     model, clean = attack.model, latents(1)
     draws = draw(model, clean, 4, (900, 100), rng())
-    expected = DDPMScheduler.from_config(model.scheduler.config).add_noise(
+    expected = DDPMScheduler.from_config(model.pipe.scheduler.config).add_noise(
         clean.expand(4, -1, -1, -1), draws.noise, draws.timesteps
     )
     assert torch.allclose(draws.noisy, expected, atol=1e-6)
@@ -59,12 +60,12 @@ def test_the_noisy_latents_are_the_schedulers(attack):
 
 
 def test_the_loss_by_hand(attack):
-    model = attack.model
+    model, run = attack.model, Run(attack.model, 1)
     draws, prompts = draw(model, latents(), 3, (900, 100), rng()), ["a cat", "dog on the cove"]
     by_hand = [
         np.mean(
             [
-                (model.predict(noisy[None], t, model.encode([prompt])) - noise).square().mean()
+                (run.predict(noisy[None], t, model.encode([prompt])) - noise).square().mean()
                 for noisy, noise, t in zip(draws.noisy, draws.noise, draws.timesteps, strict=True)
             ]
         )

@@ -40,9 +40,10 @@ from vldnp._finite import check_finite, is_finite, label, naming
 from vldnp.core import guidance
 from vldnp.core.methods import CFG, Method
 from vldnp.core.negatives import ImageId, Negative
-from vldnp.models.backbone import decoded, exact, scheduled_x0, to_pil
+from vldnp.models.backbone import decoded, exact, to_pil
 from vldnp.models.conditioning import AsWritten
 from vldnp.models.families import SDXL, check_scheduler
+from vldnp.models.run import scheduled_x0
 
 Tell = Callable[[ModularPipeline, BlockState, list[str]], dict[str, Tensor]]
 

@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vldnp._finite import is_finite
-from vldnp.models.backbone import Backbone
 from vldnp.models.conditioning import Companions, Conditioning
 from vldnp.models.families import SD
+from vldnp.models.run import Run
 
 STEPS = 50
 """The step count to which the paper's U refers."""
@@ -227,12 +227,12 @@ class Safree:
             if not is_finite(value):
                 raise ValueError(f"SAFREE's {name} must be a finite number, not {value!r}")
 
-    def begin(self, run: Backbone, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
+    def begin(self, run: Run, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
         """See `vldnp.models.conditioning.Prompting`."""
-        if run.family is not SD:
+        if run.backbone.family is not SD:
             raise ValueError(
                 f"SAFREE is defined for one text encoder and a U-Net, which {SD.name} has; "
-                f"{run.name!r} is {run.family.name}: use another method with it"
+                f"{run.backbone.name!r} is {run.backbone.family.name}: use another method with it"
             )
         plain = run.encode(prompts)
         if not self.projection:
@@ -254,19 +254,20 @@ class Safree:
         return at
 
     @torch.no_grad()
-    def filtered(self, run: Backbone, prompts: Sequence[str]) -> list[Filtered]:
+    def filtered(self, run: Run, prompts: Sequence[str]) -> list[Filtered]:
         """What becomes of each prompt in this run (its step count counts)."""
-        concept = projector(run.pooled(run.tokenize(self.phrases).input_ids))
+        model = run.backbone
+        concept = projector(model.pooled(model.tokenize(self.phrases).input_ids))
         texts = list(dict.fromkeys(prompts))
-        tokens, embeds = run.tokenize(texts), run.encode(texts).embeds
+        tokens, embeds = model.tokenize(texts), run.encode(texts).embeds
         lengths = (tokens.attention_mask.sum(dim=1) - 2).tolist()  # without begin and end marks
-        tokenizer = run.pipe.tokenizer
+        tokenizer = model.pipe.tokenizer
         mask, pad = self._mask_token(tokenizer), tokenizer.pad_token_id
         masked = [
             masked_prompts(ids, n, mask, pad)
             for ids, n in zip(tokens.input_ids, lengths, strict=True)
         ]
-        pooled = run.pooled(torch.cat(masked)) if sum(lengths) else concept.new_zeros(0, 0)
+        pooled = model.pooled(torch.cat(masked)) if sum(lengths) else concept.new_zeros(0, 0)
         found = {
             text: self._filtered(e, m, concept, len(run.timesteps))
             for text, e, m in zip(texts, embeds, pooled.split(lengths), strict=True)

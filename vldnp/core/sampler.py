@@ -23,6 +23,7 @@ from vldnp.core.methods import CFG, Method
 from vldnp.core.negatives import ImageId, Negative
 from vldnp.core.trace import Output, Step, Trace
 from vldnp.models.backbone import Backbone, as_backbone, to_pil
+from vldnp.models.run import Run
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
 
@@ -153,7 +154,7 @@ def _start(
     """Everything that can be wrong is found here; the generator comes back ready to run."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
-    run = backbone.for_run(num_inference_steps, scheduler, height, width)
+    run = Run(backbone, num_inference_steps, scheduler, height, width)
     query_steps = method.negatives.query_steps_of(num_inference_steps)
     latents = run.initial_latents(batch.generators)
     return _denoise(run, batch, method, query_steps, latents, x0_every)
@@ -161,7 +162,7 @@ def _start(
 
 @torch.no_grad()
 def _denoise(
-    run: Backbone,
+    run: Run,
     batch: "_Batch",
     method: Method,
     query_steps: Sequence[int],

@@ -26,6 +26,7 @@ from vldnp.experiments import random_models
 from vldnp.experiments.profile import Profile
 from vldnp.models import load
 from vldnp.models.backbone import Backbone, to_pil
+from vldnp.models.run import Run
 from vldnp.models.vlm import TransformersVLM
 
 
@@ -254,7 +255,7 @@ def plain_loop(
     Returns:
         The clean latents, `[1, C, h, w]`, the same that `vldnp.sample` ends in.
     """
-    run = model.for_run(num_inference_steps, **sampling)
+    run = Run(model, num_inference_steps, **sampling)
     latents, negative = run.initial_latents([torch.Generator(noise_device).manual_seed(seed)]), None
     for i, t in enumerate(run.timesteps):
         pred_uncond = run.predict(latents, t, run.unprompted(1))

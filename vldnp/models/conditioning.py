@@ -89,7 +89,7 @@ class Prompting(Protocol):
     """A policy for a batch of images."""
 
     def begin(self, run, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
-        """For this run (a `Backbone`) and its prompts: step index i → a row for each prompt."""
+        """For this `models.run.Run` and its prompts: step index i → a row for each prompt."""
 
     def describe(self) -> dict:
         """JSON-able; everything that decides the conditioning."""

@@ -1,6 +1,7 @@
 """Model families: what the network of each is told of a prompt, and how it is called.
 
-Everything else about a diffusers pipeline is the same for all of them; see `vldnp.models.backbone`.
+Everything else about a diffusers pipeline is the same for all of them; see `vldnp.models.backbone`
+and `vldnp.models.run`.
 """
 
 import inspect

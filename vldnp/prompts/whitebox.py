@@ -91,7 +91,7 @@ def draw(
     timesteps = torch.from_numpy((span[1] + (span[0] - span[1]) * places).astype(np.int64))
     clean = latents[torch.from_numpy(rows)]
     noise = torch.from_numpy(rng.standard_normal(clean.shape)).to(clean.dtype)
-    alpha_bar = model.scheduler.alphas_cumprod[timesteps].to(clean.dtype).view(-1, 1, 1, 1)
+    alpha_bar = model.pipe.scheduler.alphas_cumprod[timesteps].to(clean.dtype).view(-1, 1, 1, 1)
     return Draws(alpha_bar**0.5 * clean + (1 - alpha_bar) ** 0.5 * noise, noise, timesteps)
 
 
