@@ -8,7 +8,6 @@ from PIL import Image
 from tiny import ScriptedVLM, sd_pipeline
 
 from vldnp.experiments import reference
-from vldnp.experiments.profile import ModelName
 from vldnp.models import hub as hub_
 from vldnp.models import load
 from vldnp.models.cnn_judge import CNNJudge
@@ -198,7 +197,7 @@ def test_nudenet_v2_says_where_it_has_to_be_put(tmp_path, monkeypatch):
 
 
 def test_a_name_with_options_is_opened_with_them_and_once(model_folder):
-    named = ModelName(str(model_folder), {"dtype": "float16", "device": "cpu"})
+    named = load.ModelSpec(str(model_folder), {"dtype": "float16", "device": "cpu"})
     model = load.load(named)
     assert model.dtype == torch.float16 and load.load(named) is model
     assert load.load(named, dtype="float32").dtype == torch.float32, "what is asked for wins"

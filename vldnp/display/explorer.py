@@ -234,9 +234,10 @@ class Explorer:
             self.run.disabled, self.cancel.disabled = False, True
 
     def _method(self, choice: Choice) -> Method:
-        name = choice.vlm or self.settings.vlm
+        own = self.settings.vlm
+        name = choice.vlm or str(own)
         if name not in self.vlms:
-            self.vlms[name] = load.load_vlm(name)
+            self.vlms[name] = load.load_vlm(own if name == str(own) else name)
         made = methods(
             self.settings, choice.omega, choice.queries, self.vlms[name], choice.schedule
         )
@@ -285,8 +286,9 @@ class Explorer:
             for source in settings.prompt_sets
             for p in sampled(load_prompts(source), PROMPTS_OFFERED)["prompt"]
         ]
-        names = hub.EMBEDDED["vlm"] if settings.vlm in hub.EMBEDDED["vlm"] else hub.HUB["vlm"]
-        vlms = list(dict.fromkeys([settings.vlm, *names, *self.vlms]))
+        own, names = str(settings.vlm), hub.EMBEDDED["vlm"]
+        names = names if own in names else hub.HUB["vlm"]
+        vlms = list(dict.fromkeys([own, *names, *self.vlms]))
         short, full = widgets.Layout(width="190px"), widgets.Layout(width="100%")
         self.prompt = widgets.Combobox(
             value=offered[0],

@@ -259,19 +259,19 @@ def _calibrated(profile: Profile) -> Rates:
         return measured(model, vlm, profile, how)
     known = random_models.known()
     for kind in ("model", "vlm"):
-        if getattr(profile, kind) not in known:
+        if str(getattr(profile, kind)) not in known:
             raise ValueError(
                 f"the plan cannot be timed: not all models are here, and the shapes of the {kind} "
                 f"{str(getattr(profile, kind))!r} are not in data/architectures.yaml; fetch it"
             )
-    if not torch.cuda.is_available() or not profile.vlm.startswith("qwen2.5-vl"):
+    if not torch.cuda.is_available() or not str(profile.vlm).startswith("qwen2.5-vl"):
         return reckoned(profile)
-    pipe = random_models.stable_diffusion(profile.model, "cuda", torch.float16)
+    pipe = random_models.stable_diffusion(str(profile.model), "cuda", torch.float16)
     vlm = random_models.qwen(
-        profile.vlm, "cuda", torch.bfloat16, max_new_tokens=ANSWER_TOKENS, max_edge=448
+        str(profile.vlm), "cuda", torch.bfloat16, max_new_tokens=ANSWER_TOKENS, max_edge=448
     )
     how = f"timed on {where} with random weights of the same size"
-    return measured(Backbone(pipe, profile.model, "0"), vlm, profile, how)
+    return measured(Backbone(pipe, str(profile.model), "0"), vlm, profile, how)
 
 
 def measured(model: Backbone, vlm, profile: Profile, how: str) -> Rates:

@@ -20,6 +20,7 @@ from pydantic import (
 
 from vldnp._files import data_folder, unknown
 from vldnp.core.schedules import SCHEDULES
+from vldnp.models.hub import ModelSpec
 
 QUICK = "-quick"
 """Ends the names of quick runs' folders."""
@@ -30,39 +31,23 @@ QUICK_PROMPTS = 8
 MODELS = ("model", "vlm", "judge", "clip")
 
 
-class ModelName(str):
-    """A model's name, folder or hub id with the options that it is opened with.
-
-    It is a text, so it serves wherever a name does; `vldnp.load`, `load_vlm`, `load_judge` and
-    `load_clip` read its `options`.
-    """
-
-    options: dict
-
-    def __new__(cls, name: str, options: Mapping):
-        made = super().__new__(cls, name)
-        made.options = dict(options)
-        return made
-
-    def __getnewargs__(self):
-        return str(self), self.options
-
-
 class _Shot(BaseModel, extra="forbid"):
     image: str
     answer: str
 
 
-def _model(said: object, info: ValidationInfo) -> str:
+def _model(said: object, info: ValidationInfo) -> ModelSpec:
     """A model as the file has it: a name, or a mapping of a name and options."""
-    if isinstance(said, str):
+    if isinstance(said, ModelSpec):  # of the profile that is extended
         return said
+    if isinstance(said, str):
+        return ModelSpec(said)
     if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
         raise ValueError(f"must be a name, or a mapping with a name and options, not {said!r}")
     options = {key: value for key, value in said.items() if key != "name"}
     if (shots := options.get("demonstrations")) is not None:
         options["demonstrations"] = _demonstrations(shots, info.context)
-    return ModelName(said["name"], options)
+    return ModelSpec(said["name"], options)
 
 
 def _demonstrations(shots: object, folder: Path) -> tuple[tuple[str, str], ...]:
@@ -77,7 +62,7 @@ def _demonstrations(shots: object, folder: Path) -> tuple[tuple[str, str], ...]:
 
 
 # YAML has types of its own: a text is no number here, and true is not 1.
-Model = Annotated[str, PlainValidator(_model)]
+Model = Annotated[ModelSpec, PlainValidator(_model)]
 Count = Annotated[int, Field(strict=True, ge=0)]
 Positive = Annotated[int, Field(strict=True, ge=1)]
 Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -89,8 +74,8 @@ class Profile:
 
     Attributes:
         name: of the run folder, `runs/<name>`.
-        model, vlm, judge, clip: names, folders or hub ids; in the file also a mapping with a
-            `name` and the options of `vldnp.load`, `load_vlm`, `load_judge` or `load_clip`.
+        model, vlm, judge, clip: in the file a name, folder or hub id, or a mapping with a `name`
+            and the options of `vldnp.load`, `load_vlm`, `load_judge` or `load_clip`.
         concepts: the concept set that the VLM is asked about.
         prompt_sets: names or CSV paths.
         safety_set: of them, the one whose prompts yield unwanted things unnamed, which the

@@ -22,6 +22,7 @@ from vldnp.experiments.profile import Profile, numbers
 from vldnp.experiments.profile_methods import dynamic, study_of
 from vldnp.metrics.summary import summary
 from vldnp.models import vlm as vlms
+from vldnp.models.hub import ModelSpec
 from vldnp.models.load import load_vlm
 
 
@@ -155,8 +156,8 @@ def _method(
     return dynamic(profile, omega, schedule=spacing, queries=queries or 0, **options)
 
 
-def _label(guide: str | Callable) -> str:
-    return str(guide) if isinstance(guide, str) else vlms.describe(guide)["name"]
+def _label(guide: str | ModelSpec | Callable) -> str:
+    return str(guide) if isinstance(guide, str | ModelSpec) else vlms.describe(guide)["name"]
 
 
 def _is_understood(guide: str | Callable, concepts: str) -> bool:

@@ -19,6 +19,20 @@ class HubModel:
     options: dict = field(default_factory=dict, hash=False)
 
 
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as a profile has it: a name, folder or hub id, and the options it is opened with.
+
+    `vldnp.load`, `load_vlm`, `load_judge` and `load_clip` take it in place of a name.
+    """
+
+    name: str
+    options: dict = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 EMBEDDED = {
     "model": ("moji-sd",),
     "vlm": ("moji-vlm-s", "moji-vlm-m", "moji-vlm-l"),
@@ -98,7 +112,7 @@ def names(kind: str) -> list[str]:
     return [*EMBEDDED.get(kind, ()), *HUB[kind], *(NUDENET if kind == "judge" else ())]
 
 
-def whereabouts(kind: str, name: str | Path) -> tuple[str, bool]:
+def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
     """Where a model named in a profile comes from, and whether it is here; nothing is fetched.
 
     Args:
@@ -120,8 +134,8 @@ def whereabouts(kind: str, name: str | Path) -> tuple[str, bool]:
             return NUDENET[text], False
     if kind == "judge" and Path(text).suffix == ".onnx":
         return text, Path(text).is_file()
-    options = getattr(name, "options", {})
-    source = _find(kind, text, options.get("revision"))
+    revision = name.options.get("revision") if isinstance(name, ModelSpec) else None
+    source = _find(kind, text, revision)
     if source.hub_revision is None:
         return source.location, True
     place = f"{source.location} at {source.hub_revision[:8]}"

@@ -15,30 +15,30 @@ import torch
 from vldnp._files import unknown
 from vldnp.models.clip import CLIPScore
 from vldnp.models.cnn_judge import CNNJudge
-from vldnp.models.hub import FETCHING, _find, _one_line, _require, nudenet_v2
+from vldnp.models.hub import FETCHING, ModelSpec, _find, _one_line, _require, nudenet_v2
 from vldnp.models.judges import Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
 
 _open: WeakValueDictionary = WeakValueDictionary()
 
 
 def _with_own_options(opener: Callable) -> Callable:
-    """A name that carries options (`profiles.ModelName`) is opened with them, and once.
+    """A `ModelSpec` is opened with its options, and once; options of the call win.
 
     A profile's model is asked for in many places; while any of them still holds it, the others
-    get the same one, because a large model fits a GPU only once. Options of the call win.
+    get the same one, because a large model fits a GPU only once.
     """
 
     @wraps(opener)
-    def opened(name, *args, **options):
-        own = getattr(name, "options", None)
-        if not own:
-            return opener(name, *args, **options)
-        options = {**own, **options}
-        key = opener.__name__, str(name), repr(args), repr(sorted(options.items()))
-        model = _open.get(key)
-        if model is None:
-            model = _open[key] = opener(str(name), *args, **options)
-        return model
+    def opened(model, *args, **options):
+        if not isinstance(model, ModelSpec):
+            return opener(model, *args, **options)
+        if not model.options:
+            return opener(model.name, *args, **options)
+        options = {**model.options, **options}
+        key = opener.__name__, model.name, repr(args), repr(sorted(options.items()))
+        if (known := _open.get(key)) is None:
+            known = _open[key] = opener(model.name, *args, **options)
+        return known
 
     return opened
 
@@ -70,7 +70,7 @@ def load(
 
     Args:
         model: a name ("moji-sd", "sd-1.4", "sdxl"), a folder in diffusers' format, a hub id, a
-            diffusers pipeline, or a `Backbone` (returned as it is).
+            `ModelSpec`, a diffusers pipeline, or a `Backbone` (returned as it is).
         revision: commit of the hub repository; needed for a hub id that has no name here.
         device: default is CUDA where there is one, else the CPU.
         dtype: of weights and latents; also by name ("float16").
