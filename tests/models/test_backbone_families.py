@@ -375,30 +375,31 @@ def refused(kind, status):
 
 PAGE = "https://huggingface.co/stabilityai/stable-diffusion-3.5-medium"
 TROUBLES = [
-    (refused(errors.GatedRepoError, 401), None, "no token: accept its terms at " + PAGE),
-    (refused(errors.GatedRepoError, 401), None, "`hf auth login` or set HF_TOKEN"),
-    (refused(errors.GatedRepoError, 403), "hf_x", "your token has no access yet: accept its"),
-    (refused(errors.RepositoryNotFoundError, 404), None, "there is no 'stabilityai/stable-diff"),
-    (refused(errors.RevisionNotFoundError, 404), None, "has no revision 'b940f670f0eda2d07f"),
-    (refused(errors.HfHubHTTPError, 401), "hf_x", "the hub refuses .* to this token"),
-    (refused(errors.RemoteEntryNotFoundError, 404), None, "lacks a file that this model needs"),
-    (errors.LocalEntryNotFoundError("many\nlines"), None, "is not in the local cache, and"),
-    (errors.OfflineModeIsEnabled("many\nlines"), None, "is not in the local cache, and"),
-    (errors.RevisionResolutionError("many\nlines"), None, "is not in the local cache, and"),
-    (ConnectError("many\nlines"), None, "go online once to fetch it, or pass a folder"),
+    (refused(errors.GatedRepoError, 401), f"accept its terms at {PAGE} if it has any, and log in"),
+    (refused(errors.GatedRepoError, 403), "`hf auth login` or set HF_TOKEN"),
+    (refused(errors.RepositoryNotFoundError, 404), "check its name"),
+    (refused(errors.HfHubHTTPError, 401), "`hf auth login` or set HF_TOKEN"),
+    (refused(errors.RevisionNotFoundError, 404), f"{PAGE}/commits"),
+    (refused(errors.RemoteEntryNotFoundError, 404), f"{PAGE}/commits"),
+    (errors.LocalEntryNotFoundError("many\nlines"), "once to fetch it, or pass a folder"),
+    (errors.LocalEntryNotFoundError("one line"), "once to fetch it, or pass a folder"),
+    (errors.OfflineModeIsEnabled("many\nlines"), "once to fetch it, or pass a folder"),
+    (errors.RevisionResolutionError("many\nlines"), "once to fetch it, or pass a folder"),
+    (ConnectError("many\nlines"), "once to fetch it, or pass a folder"),
 ]
 
 
-@pytest.mark.parametrize(("trouble", "token", "message"), TROUBLES)
-def test_what_the_hub_says_is_one_line(monkeypatch, trouble, token, message):
+@pytest.mark.parametrize(("trouble", "hint"), TROUBLES)
+def test_what_the_hub_says_is_one_line_with_what_helps(monkeypatch, trouble, hint):
     def download(*args, **options):
         raise trouble
 
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(
+        ValueError, match="'sd-3.5-medium' cannot be opened from stab.* at rev"
+    ) as e:
         load.load("sd-3.5-medium")
-    assert "\n" not in str(error.value) and "hf_x" not in str(error.value)
+    assert "\n" not in str(e.value) and hint in str(e.value)
 
 
 def test_no_network_is_said_by_what_keeps_it_away(monkeypatch):
@@ -406,7 +407,7 @@ def test_no_network_is_said_by_what_keeps_it_away(monkeypatch):
         raise errors.LocalEntryNotFoundError("nothing here")
 
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
-    for offline, message in [(True, "HF_HUB_OFFLINE is set"), (False, "cannot be reached")]:
+    for offline, message in [(True, "unset HF_HUB_OFFLINE once"), (False, "go online once")]:
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         with pytest.raises(ValueError, match=message):
             load.load("sd-3.5-medium")
@@ -417,26 +418,23 @@ def out_of_memory(*args, **options):
 
 
 def test_too_little_memory_to_open(folders, monkeypatch):
-    monkeypatch.setattr("vldnp.models.backbone.GIB", 2**10)  # the weights are small
-    kind = type(sd_pipeline())
-    needed = sum(p.numel() * 4 for p in sd_pipeline().unet.parameters()) / 2**10
-    monkeypatch.setattr(kind, "to", out_of_memory)
-    message = r"StableDiffusionPipeline needs (\S+) GiB of GPU memory for its weights in torch.flo"
+    monkeypatch.setattr(type(sd_pipeline()), "to", out_of_memory)
+    message = (
+        "'sd-1.*' cannot be opened .*: CUDA out of memory; .*dtype='float16'.*cpu_offload=True"
+    )
     with pytest.raises(ValueError, match=message) as error:
         load.load(folders("sd-1"), device="cpu")
-    text = str(error.value)
-    assert "\n" not in text and "load it with dtype=torch.float16 (" in text
-    assert f"model_cpu_offload=True ({needed:.1f} GiB)" in text  # the U-Net is the largest
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_too_little_memory_to_run(sdxl, monkeypatch, part):
     forward = "forward" if part == "unet" else "decode"
     monkeypatch.setattr(getattr(sdxl.pipe, part), forward, out_of_memory)
-    message = "memory for . rows of 48×32 pixels beside 0.0 GiB of weights; lower batch_size, or"
+    message = f"{sdxl.name!r}: CUDA out of memory; lower batch_size, or load .*vae_slicing=True"
     with pytest.raises(torch.OutOfMemoryError, match=message) as error:
         ours(sdxl, height=48, width=32)
-    assert "\n" not in str(error.value) and "attention_slicing=True" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_weights_of_every_part_count_in_the_revision():

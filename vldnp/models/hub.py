@@ -1,11 +1,7 @@
 """Names of models, where they come from, and the revisions that are pinned."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from huggingface_hub.errors import HTTPError, RevisionResolutionError
 
 from vldnp._files import check_safetensors, data_folder, fingerprint, unknown, user_cache
 
@@ -135,7 +131,7 @@ def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
     if kind == "judge" and Path(text).suffix == ".onnx":
         return text, Path(text).is_file()
     revision = name.options.get("revision") if isinstance(name, ModelSpec) else None
-    source = _find(kind, text, revision)
+    source = find(kind, text, revision)
     if source.hub_revision is None:
         return source.location, True
     place = f"{source.location} at {source.hub_revision[:8]}"
@@ -153,7 +149,7 @@ WEIGHTS = (
 """Files of which a model that was fetched has one."""
 
 
-def _is_cached(source: "_Source") -> bool:
+def _is_cached(source: "Source") -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     found = (
@@ -179,7 +175,7 @@ def nudenet_v2() -> Path:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Where a model lies. `hub_revision` is None for a folder."""
 
     name: str
@@ -189,7 +185,7 @@ class _Source:
     options: dict = field(default_factory=dict, hash=False)
 
 
-def _find(kind: str, name: str | Path, revision: str | None) -> _Source:
+def find(kind: str, name: str | Path, revision: str | None) -> Source:
     text = str(name)
     if text in EMBEDDED.get(kind, ()):
         folder = data_folder() / "models" / text
@@ -202,7 +198,7 @@ def _find(kind: str, name: str | Path, revision: str | None) -> _Source:
     for short, hub in HUB[kind].items():
         if text in (short, hub.repository):
             pinned = revision or hub.revision
-            return _Source(text, hub.repository, pinned, pinned, hub.options)
+            return Source(text, hub.repository, pinned, pinned, hub.options)
     if Path(text).is_dir():
         return _folder(Path(text).resolve().name, Path(text))
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
@@ -213,89 +209,15 @@ def _find(kind: str, name: str | Path, revision: str | None) -> _Source:
                 f"{kind} {text!r} is no folder here, and as a hub id it needs a commit: "
                 f"{how}, so that the same weights are used again"
             )
-        return _Source(text, text, revision, revision)
+        return Source(text, text, revision, revision)
     raise unknown(kind, text, names(kind))
 
 
-def _folder(name: str, folder: Path) -> _Source:
+def _folder(name: str, folder: Path) -> Source:
     check_safetensors(folder)
-    return _Source(name, str(folder), fingerprint(folder))
+    return Source(name, str(folder), fingerprint(folder))
 
 
-def _require(source: _Source, file: str) -> None:
+def require(source: Source, file: str) -> None:
     if source.hub_revision is None and not (Path(source.location) / file).is_file():
         raise FileNotFoundError(f"no model to open in {source.location}: {file} is missing")
-
-
-@contextmanager
-def _one_line(source: _Source):
-    """Turn the libraries' many-line errors into one that names the model.
-
-    Shapes that do not fit are RuntimeErrors in torch, and so is too little memory; what is missing
-    on disk or on the hub is an OSError in transformers, diffusers and huggingface_hub, but for
-    some troubles of the network; a package that a model needs and that is not installed is an
-    ImportError.
-    """
-    troubles = (ImportError, OSError, ValueError, RuntimeError, HTTPError, RevisionResolutionError)
-    try:
-        yield
-    except troubles as error:
-        if source.hub_revision and (trouble := _hub_trouble(error, source)):
-            raise ValueError(trouble) from error
-        reason = next((line for line in str(error).splitlines() if line.strip()), "unknown reason")
-        if "\n" not in str(error) and isinstance(error, FileNotFoundError | ValueError):
-            raise
-        where = f"{source.location} at revision {source.revision}"
-        raise ValueError(f"{source.name!r} cannot be opened from {where}: {reason}") from error
-
-
-def _hub_trouble(error: BaseException, source: _Source) -> str | None:
-    """What the hub refused, or that it cannot be reached, and what to do; None if it is not that.
-
-    The libraries raise errors of their own about the hub's, which are found behind them.
-    """
-    from huggingface_hub import constants, errors, get_token
-
-    behind = list(_behind(error))
-
-    def any_is(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(e, kinds) for e in behind)
-
-    name, page = source.location, f"{constants.ENDPOINT}/{source.location}"
-    login = "log in with `hf auth login` or set HF_TOKEN"
-    status = [getattr(getattr(e, "response", None), "status_code", None) for e in behind]
-    if any_is(errors.GatedRepoError):
-        if get_token() is None:
-            return (
-                f"{name!r} is gated and there is no token: accept its terms at {page}, then {login}"
-            )
-        return f"{name!r} is gated and your token has no access yet: accept its terms at {page}"
-    if any_is(errors.RevisionNotFoundError):
-        return (
-            f"{name!r} has no revision {source.hub_revision!r}; its commits are at {page}/commits"
-        )
-    if any_is(errors.RepositoryNotFoundError):
-        return f"there is no {name!r} on the hub; check the name, or if it is private, {login}"
-    if 401 in status or 403 in status:
-        return f"the hub refuses {name!r} to this token: {login} with one that has access to {page}"
-    if any_is(errors.RemoteEntryNotFoundError):
-        return f"{name!r} at revision {source.hub_revision} lacks a file that this model needs"
-    unreachable = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    if any_is(*unreachable, HTTPError, RevisionResolutionError):
-        why = (
-            "HF_HUB_OFFLINE is set"
-            if constants.HF_HUB_OFFLINE
-            else f"{constants.ENDPOINT} cannot be reached"
-        )
-        return (
-            f"{name!r} at revision {source.hub_revision} is not in the local cache, and {why}; "
-            "go online once to fetch it, or pass a folder that holds it"
-        )
-    return None
-
-
-def _behind(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, the one that it came from, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -15,7 +15,8 @@ import torch
 from vldnp._files import unknown
 from vldnp.models.clip import CLIPScore
 from vldnp.models.cnn_judge import CNNJudge
-from vldnp.models.hub import FETCHING, ModelSpec, _find, _one_line, _require, nudenet_v2
+from vldnp.models.errors import opening
+from vldnp.models.hub import FETCHING, ModelSpec, find, nudenet_v2, require
 from vldnp.models.judges import Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
 
 _open: WeakValueDictionary = WeakValueDictionary()
@@ -96,9 +97,9 @@ def load(
     }
     tiny, tiny_revision = _preview(preview)
     if isinstance(model, str | Path):
-        source = _find("model", model, revision)
-        _require(source, "model_index.json")
-        with _one_line(source):
+        source = find("model", model, revision)
+        require(source, "model_index.json")
+        with opening(source):
             backbone = Backbone.from_pretrained(
                 source.location,
                 source.hub_revision,
@@ -154,9 +155,9 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
         if device or dtype:
             raise ValueError(f"the server {vlm} decides on device and dtype; leave them out")
         return RemoteVLM(vlm, revision=revision, **options)
-    source = _find("vlm", vlm, revision)
-    _require(source, "config.json")
-    with _one_line(source):
+    source = find("vlm", vlm, revision)
+    require(source, "config.json")
+    with opening(source):
         opened = TransformersVLM.from_pretrained(
             source.location,
             source.hub_revision,
@@ -174,8 +175,8 @@ def load_clip(clip, revision: str | None = None, *, device=None) -> CLIPScore:
     """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a `CLIPScore` as it is."""
     if not isinstance(clip, str | Path):
         return clip
-    source = _find("clip", clip, revision)
-    with _one_line(source):
+    source = find("clip", clip, revision)
+    with opening(source):
         folder = source.location
         if source.hub_revision:
             from huggingface_hub import snapshot_download
@@ -210,8 +211,8 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options) ->
         judge = nudenet_v2()
     if Path(judge).suffix == ".onnx":
         return NudeNetClassifier(judge, **options)
-    source = _find("judge", judge, revision)
-    with _one_line(source):
+    source = find("judge", judge, revision)
+    with opening(source):
         folder = Path(source.location)
         if (source.hub_revision is None) and not _is_checker(folder):
             return CNNJudge.from_pretrained(folder, device or default_device(), source.name)
@@ -276,9 +277,9 @@ def _preview(preview):
     name, revision = str(preview), ""
     if not Path(preview).is_dir():
         name, _, revision = name.partition("@")
-    source = _find("preview", name, revision or None)
-    _require(source, "config.json")
-    with _one_line(source):
+    source = find("preview", name, revision or None)
+    require(source, "config.json")
+    with opening(source):
         opened = AutoencoderTiny.from_pretrained(
             source.location, revision=source.hub_revision, use_safetensors=True
         )

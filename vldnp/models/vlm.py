@@ -8,15 +8,15 @@ ones that its answers may hold.
 
 import hashlib
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from vldnp._files import unknown
+from vldnp._files import first_line, unknown
 from vldnp.models import constrained
+from vldnp.models.errors import out_of_memory
 
 ANSWERS = ("free", "constrained")
 """How a VLM answers: in its own words, or with "none" or the terms that it is offered."""
@@ -205,24 +205,20 @@ class TransformersVLM:
                 package bitsandbytes.
             options: of the constructor: `max_new_tokens`, `max_edge`, `demonstrations`,
                 `batch_size`, `answers`.
-
-        Raises:
-            torch.OutOfMemoryError: one line that says what is needed and what lowers it.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        with _memory_to_load(source, revision, dtype, name or str(source)):
-            model = AutoModelForImageTextToText.from_pretrained(
-                source,
-                revision=revision,
-                dtype=dtype,
-                device_map={"": device},  # quantized weights cannot be moved afterwards
-                use_safetensors=True,
-                trust_remote_code=False,
-                **({"quantization_config": quantization} if quantization else {}),
-            )
+        model = AutoModelForImageTextToText.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            device_map={"": device},  # quantized weights cannot be moved afterwards
+            use_safetensors=True,
+            trust_remote_code=False,
+            **({"quantization_config": quantization} if quantization else {}),
+        )
         processor = AutoProcessor.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
@@ -273,7 +269,8 @@ class TransformersVLM:
             )
         # Greedy: the sampling settings that a model's generation config may bring are switched
         # off too, because transformers warns about each that has no effect.
-        try:
+        hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
+        with out_of_memory(self.name, hint):
             tokens = self.model.generate(
                 **inputs,
                 do_sample=False,
@@ -286,12 +283,6 @@ class TransformersVLM:
                 pad_token_id=self.processor.tokenizer.pad_token_id,
                 **only,
             )
-        except torch.OutOfMemoryError as error:
-            raise torch.OutOfMemoryError(
-                f"not enough GPU memory for VLM {self.name!r} to look at {len(images)} pictures at "
-                f"once; lower its batch_size (now {self.batch_size}) or max_edge (now "
-                f"{self.max_edge})"
-            ) from error
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
@@ -307,10 +298,9 @@ class TransformersVLM:
             ).to(self.model.device, dtype=self.model.dtype)
         except ValueError as error:
             sizes = sorted({"×".join(map(str, image.size)) for image in images})
-            reason = next(iter(str(error).splitlines()), "no reason given")
             raise ValueError(
                 f"the processor of VLM {self.name!r} refuses pictures of {', '.join(sizes)} "
-                f"pixels: {reason}; max_edge (now {self.max_edge}) makes them smaller"
+                f"pixels: {first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
             ) from error
 
     @property
@@ -320,26 +310,6 @@ class TransformersVLM:
         listed = self.model.generation_config.eos_token_id
         listed = listed if isinstance(listed, list) else [listed]
         return sorted({*listed, self.processor.tokenizer.eos_token_id} - {None})
-
-
-@contextmanager
-def _memory_to_load(source: str, revision: str | None, dtype, name: str) -> Iterator[None]:
-    """Where the GPU's memory does not last, say what is needed and which setting lowers it."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        from transformers import AutoConfig, AutoModelForImageTextToText
-
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        kind = getattr(config, "dtype", None) if dtype == "auto" else dtype
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, dtype=kind or torch.float32)
-        needed = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**30
-        raise torch.OutOfMemoryError(
-            f"VLM {name!r} needs {needed:.1f} GiB of GPU memory for its weights in {model.dtype}; "
-            'load it with quantization={"load_in_4bit": True}, which needs the package '
-            "bitsandbytes, or take a smaller one"
-        ) from error
 
 
 def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
