@@ -71,17 +71,10 @@ class Backbone:
         The class is looked up before any weights are fetched.
 
         Args:
-            source: folder or hub id.
-            revision: hub revision.
+            source, revision: folder or hub id, and the hub's revision.
             name: default is `source`.
-            device: default is CUDA where there is one, else the CPU.
-            dtype: of all weights and of the latents.
-            model_cpu_offload: keep on the GPU only the model that works at the moment.
-            attention_slicing: compute attention in slices; U-Nets only.
-            vae_slicing, vae_tiling: decode one picture at a time, and large ones tile by tile.
             preview: see `Backbone`.
-            options: passed on to the pipeline's `from_pretrained`, as `variant="fp16"` or
-                `text_encoder_3=None`.
+            device, dtype, …: as in `vldnp.load`.
 
         Raises:
             ValueError: a pipeline of another family, or a setting that does not fit.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from vldnp._files import atomic, data_folder, unknown, user_cache, write_text
+from vldnp._files import atomic, data_folder, first_line, unknown, user_cache, write_text
 
 LIMIT = 60
 """Seconds to wait for a server."""
@@ -202,7 +202,7 @@ def _download(where: str, revision: str | None, target: Path, name: str, known: 
 
 
 def _no_access(name: str, known: dict, error: Exception, where: str = "hub:") -> str:
-    reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+    reason = first_line(error)
     if not where.startswith("hub:"):
         return f"{name!r} cannot be fetched from {where}: {reason}"
     return (
