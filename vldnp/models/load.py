@@ -30,7 +30,7 @@ def _with_own_options(opener: Callable) -> Callable:
     """
 
     @wraps(opener)
-    def opened(model, *args, **options):
+    def opened(model, /, *args, **options):  # a server has a `model` among its options
         if not isinstance(model, ModelSpec):
             return opener(model, *args, **options)
         if not model.options:
