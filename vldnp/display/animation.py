@@ -11,6 +11,7 @@ from PIL import Image
 
 from vldnp._files import atomic
 from vldnp.display import figures
+from vldnp.display.picture_grid import show_picture
 
 COLUMN, HEIGHT, EDGE = 3.3, 5.0, 2.9
 """Inches: a column's and the whole frame's size, the edge of a picture."""
@@ -85,7 +86,7 @@ def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
         if here is not None:
             data = base64.b64decode(column["pictures"][here].split(",", 1)[1])
             reason = None if reveal else column["reasons"][here]
-            figures.show_picture(axes, Image.open(io.BytesIO(data)), reason)
+            show_picture(axes, Image.open(io.BytesIO(data)), reason)
         told = "\n".join(_short(line, WRAP * MOST_LINES, WRAP) for line in _told(column, place))
         figure.text(left, (top - EDGE - 0.08) / HEIGHT, told, fontsize=9, linespacing=1.3, **plain)
     bar = figure.add_axes((margin / width, 0.12 / HEIGHT, 1 - 2 * margin / width, 0.2 / HEIGHT))

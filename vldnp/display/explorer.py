@@ -19,7 +19,8 @@ from vldnp.core.methods import Method
 from vldnp.core.sampler import denoise
 from vldnp.core.schedules import SCHEDULES
 from vldnp.core.trace import Step
-from vldnp.display import blur, figures
+from vldnp.display import blur
+from vldnp.display.picture_grid import image_grid
 from vldnp.display.templating import filled, text_of
 from vldnp.display.trajectory_data import shortened
 from vldnp.experiments import profile_methods
@@ -198,7 +199,7 @@ class Explorer:
         why = [None if self.reveal else found.reason for _, _, found in self.runs]
         labels = [choice.label.replace(", ", "\n") for choice, _, _ in self.runs]
         pictures = [picture for _, picture, _ in self.runs]
-        return figures.image_grid({"": pictures}, labels, size=1.6, reasons={"": why})
+        return image_grid({"": pictures}, labels, size=1.85, reasons={"": why})
 
     def last_command(self) -> Statement:
         """The command of the newest run, in Markdown."""

@@ -1,6 +1,5 @@
 """The pictures that stayed unsafe, with what the VLM saw and said on the way."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +8,7 @@ from matplotlib.figure import Figure
 from vldnp.analysis.markdown import Statement
 from vldnp.core.sampler import sample
 from vldnp.display import blur, figures
+from vldnp.display.picture_grid import image_grid
 from vldnp.experiments import profile_methods
 from vldnp.experiments.profile import Profile
 from vldnp.models import load
@@ -39,16 +39,21 @@ def failure_page(
     )
     shown = (lambda picture: picture) if profile.reveal else blur.blurred
     asked = [step for step in out.trace.steps if step.queried]
-    pages: Mapping[str, list] = {
-        f"{row.prompt}\n{row.cause}": [
-            *(
-                (shown(step.x0_images[i]), f"{step.index}: {step.vlm_answers[i].strip()}")
-                for step in asked
-            ),
-            (shown(out.images[i]), f"judge: {', '.join(row.found)}"),
-        ]
-        for i, row in enumerate(rows.itertuples())
-    }
-    figure = figures.strips(pages)
+    labels = [f"{row.prompt}\n{row.cause}" for row in rows.itertuples()]
+    figure = image_grid(
+        {
+            label: [shown(step.x0_images[i]) for step in asked] + [shown(out.images[i])]
+            for i, label in enumerate(labels)
+        },
+        captions={
+            label: [
+                *(f"{step.index}: {step.vlm_answers[i].strip()}" for step in asked),
+                f"judge: {', '.join(found)}",
+            ]
+            for i, (label, found) in enumerate(zip(labels, rows["found"], strict=True))
+        },
+        size=1.1,
+        between=0.4,
+    )
     figures.save(figure, Path(folder) / "figures" / "examples-failures.png", dpi=100)
     return figure

@@ -3,8 +3,8 @@
 All functions return a closed `Figure`, which a notebook shows by naming it and `save` writes.
 """
 
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image
 
 from vldnp._files import atomic
-from vldnp.display import blur
 from vldnp.metrics.pareto import front
 from vldnp.metrics.summary import MEANS
 
@@ -31,6 +29,26 @@ LOOKS = {
 """Method → marker and colour."""
 MORE_LOOKS = [("D", PALETTE[4]), ("v", PALETTE[3]), ("P", PALETTE[7]), (">", PALETTE[9])]
 """For other methods, in the order of their names."""
+
+
+@contextmanager
+def panels(
+    inches: tuple[float, float], rows: int = 1, columns: int = 1, **shared
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure and its panels `[rows, columns]` in the one style of all figures.
+
+    It is closed at the end: a notebook would show it twice.
+    """
+    style = sns.axes_style("whitegrid") | sns.plotting_context("notebook", font_scale=0.8)
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(style | {"figure.dpi": 100, "grid.linewidth": 0.6}):
+        figure, grid = plt.subplots(
+            rows, columns, figsize=inches, squeeze=False, layout="constrained", **shared
+        )
+        try:
+            yield figure, grid
+        finally:
+            plt.close(figure)
 
 
 def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figure:
@@ -47,16 +65,8 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
     metrics = [metric for metric in metrics or present if metric in present]
     sets = list(data["prompt_set"].unique())
     looks = _looks(data["method"])
-    with _style():
-        figure, grid = plt.subplots(
-            len(sets),
-            len(metrics),
-            figsize=(3.3 * len(metrics), 2.7 * len(sets) + 0.4),
-            squeeze=False,
-            sharex=True,
-            sharey="col",
-            layout="constrained",
-        )
+    size = (3.3 * len(metrics), 2.7 * len(sets) + 0.4)
+    with panels(size, len(sets), len(metrics), sharex=True, sharey="col") as (figure, grid):
         for row, prompt_set in zip(grid, sets, strict=True):
             for axes, metric in zip(row, metrics, strict=True):
                 chosen = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
@@ -66,7 +76,6 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
         for axes in grid[-1]:
             axes.set_xlabel("strength ω")
         _legend(figure, grid[0, 0])
-    plt.close(figure)
     return figure
 
 
@@ -90,26 +99,17 @@ def pareto(
     points = safety.merge(clip, on="setting", suffixes=("", "_clip"))
     looks = _looks(data["method"])
     points["best"] = front(points[["value_clip", "value"]].to_numpy())
-    with _style():
-        figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    with panels((7, 5)) as (figure, ((axes,),)):
         for method, group in points.groupby("method", sort=False):
             marker, colour = looks[method]
             group = group.sort_values("omega")
             swept = group[group["omega"].notna()]
             axes.plot(swept["value_clip"], swept["value"], color=colour, alpha=0.4, linewidth=1)
-            axes.errorbar(
-                group["value_clip"],
-                group["value"],
-                xerr=_reach(group, "_clip"),
-                yerr=_reach(group),
-                fmt="none",
-                ecolor=colour,
-                elinewidth=1,
-                alpha=0.5,
-            )
+            at = group["value_clip"], group["value"]
+            bars = {"xerr": _reach(group, "_clip"), "yerr": _reach(group), "fmt": "none"}
+            axes.errorbar(*at, **bars, ecolor=colour, elinewidth=1, alpha=0.5)
             axes.scatter(
-                group["value_clip"],
-                group["value"],
+                *at,
                 s=64,
                 marker=marker,
                 facecolors=[colour if best else "white" for best in group["best"]],
@@ -120,116 +120,17 @@ def pareto(
             )
         left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
         for method, group in points.groupby("method", sort=False):
-            corners = _staircase(group[["value_clip", "value"]].to_numpy(), left, bottom)
             if method != "cfg":
-                axes.fill(*corners.T, color=looks[method][1], alpha=0.07, linewidth=0, zorder=0)
+                best = group[front(group[["value_clip", "value"]].to_numpy())]
+                x, y = best.sort_values("value_clip")[["value_clip", "value"]].to_numpy().T
+                shade = {"color": looks[method][1], "alpha": 0.07, "linewidth": 0, "zorder": 0}
+                axes.fill_between([left, *x], [y[0], *y], bottom, step="pre", **shade)
         axes.set(xlim=(left, None), ylim=(bottom, None))
         axes.set_xlabel(f"{MEANS['clip'].gain} on {clip_set!r} prompts →")
         axes.set_ylabel(f"{MEANS['asr'].gain}, on {safety_set!r} prompts →")
         _legend(figure, axes)
         _label_points(axes, points, {method: colour for method, (_, colour) in looks.items()})
-    plt.close(figure)
     return figure
-
-
-def image_grid(
-    rows: Mapping[str, Sequence[Image.Image]],
-    columns: Sequence[str] = (),
-    size: float = 1.3,
-    reasons: Mapping[str, Sequence[str | None]] | None = None,
-) -> Figure:
-    """Pictures in labelled rows.
-
-    Args:
-        rows: row label → its pictures; rows may differ in length.
-        columns: labels above the columns.
-        size: edge of a picture in inches.
-        reasons: row label → for each picture why it is shown blurred, None for one that is not;
-            as `vldnp.display.blur.reasons` finds them.
-    """
-    width = max(map(len, rows.values()), default=0)
-    if not width:
-        raise ValueError("an image grid needs at least one picture")
-    with _style():
-        figure, grid = plt.subplots(
-            len(rows),
-            width,
-            figsize=(size * width + 1, (size + 0.12) * len(rows) + 0.3 * bool(columns)),
-            squeeze=False,
-            layout="constrained",
-        )
-        for cells, (label, pictures) in zip(grid, rows.items(), strict=True):
-            for axes in cells:
-                axes.set(xticks=[], yticks=[])
-                sns.despine(ax=axes, left=True, bottom=True)
-            why = (reasons or {}).get(label) or [None] * len(pictures)
-            if len(why) != len(pictures):
-                raise ValueError(f"{len(why)} reasons for the {len(pictures)} pictures of {label}")
-            for axes, picture, reason in zip(cells, pictures, why, strict=False):
-                show_picture(axes, picture, reason)
-            beside = {"rotation": 0, "ha": "right", "va": "center"}
-            cells[0].set_ylabel(label, fontsize=9, parse_math=False, **beside)
-        for axes, label in zip(grid[0], columns, strict=False):
-            axes.set_title(label, fontsize=8, parse_math=False)
-    plt.close(figure)
-    return figure
-
-
-def strips(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], size: float = 1.1) -> Figure:
-    """Rows of pictures with a caption under each; the row's label stands at its left."""
-    width = max(map(len, rows.values()))
-    with _style():
-        figure, grid = plt.subplots(
-            len(rows),
-            width,
-            figsize=(size * width + 1.6, (size + 0.4) * len(rows)),
-            squeeze=False,
-            layout="constrained",
-        )
-        for cells, (label, pictures) in zip(grid, rows.items(), strict=True):
-            for axes in cells:
-                axes.set_axis_off()
-            for axes, (picture, caption) in zip(cells, pictures, strict=False):
-                axes.imshow(picture, interpolation="nearest")
-                below = {"transform": axes.transAxes, "ha": "center", "va": "top"}
-                axes.text(0.5, -0.04, _wrapped(caption, 18), fontsize=6, parse_math=False, **below)
-            cells[0].text(
-                -0.1,
-                0.5,
-                _wrapped(label, 22),
-                transform=cells[0].transAxes,
-                ha="right",
-                va="center",
-                fontsize=7,
-                parse_math=False,
-            )
-    plt.close(figure)
-    return figure
-
-
-def _wrapped(text: str, width: int) -> str:
-    lines = [textwrap.fill(line, width, max_lines=3, placeholder=" …") for line in text.split("\n")]
-    return "\n".join(lines)
-
-
-def show_picture(axes: Axes, picture: Image.Image, reason: str | None = None) -> None:
-    """A picture into a panel, pixel by pixel; one with a reason blurred, the reason upon it."""
-    if reason is None:
-        axes.imshow(picture, interpolation="nearest")
-        return
-    axes.imshow(blur.blurred(picture), interpolation="nearest")
-    axes.text(
-        0.5,
-        0.5,
-        "\n".join(textwrap.wrap(reason, 16, max_lines=4, placeholder=" …")),
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        fontsize=7,
-        color="white",
-        bbox={"facecolor": "black", "alpha": 0.7, "linewidth": 0, "pad": 1.5},
-        parse_math=False,
-    )
 
 
 def colours(methods: Iterable[str]) -> dict[str, str]:
@@ -256,19 +157,11 @@ def schedule_curves(
     data = _turned(summary[summary["prompt_set"] == prompt_set])
     spent = costs[costs["prompt_set"] == prompt_set]
     metrics = [metric for metric in ("asr", "kept", "clip") if metric in set(data["metric"])]
-    with _style():
-        figure, grid = plt.subplots(
-            1, len(metrics), figsize=(4 * len(metrics), 3.4), squeeze=False, layout="constrained"
-        )
+    with panels((4 * len(metrics), 3.4), 1, len(metrics)) as (figure, grid):
         for axes, metric in zip(grid[0], metrics, strict=True):
             chosen = data[data["metric"] == metric]
             for place, (spacing, group) in enumerate(chosen.groupby("spacing", sort=False)):
-                group = group.sort_values("queries")
-                look = {"color": PALETTE[place], "marker": "osD^"[place]}
-                axes.plot(group["queries"], group["value"], label=spacing, **look)
-                axes.fill_between(
-                    group["queries"], group["low"], group["high"], color=look["color"], alpha=0.12
-                )
+                _curve(axes, group, "queries", label=spacing, **_look(place))
             axes.set(xlabel="queries", ylabel=MEANS[metric].gain)
             axes.set_xscale("symlog", linthresh=1)
             counts = sorted(chosen["queries"].unique())
@@ -280,7 +173,6 @@ def schedule_curves(
         beside.set_ylabel("U-Net evaluations an image (dotted)", color="0.4")
         beside.grid(visible=False)
         _legend(figure, grid[0, 0])
-    plt.close(figure)
     return figure
 
 
@@ -307,53 +199,32 @@ def factor_points(
     shown = [pair for pair in metrics if pair in there]
     variants = list(dict.fromkeys(data[factor]))
     groups = list(dict.fromkeys(data[hue])) if hue else [None]
-    with _style():
-        figure, grid = plt.subplots(
-            1,
-            len(shown),
-            figsize=(3.4 * len(shown) + 1, 0.42 * len(variants) + 1.4),
-            squeeze=False,
-            sharey=True,
-            layout="constrained",
-        )
+    size = (3.4 * len(shown) + 1, 0.42 * len(variants) + 1.4)
+    with panels(size, 1, len(shown), sharey=True) as (figure, grid):
         for axes, (metric, prompt_set) in zip(grid[0], shown, strict=True):
             rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
             for place, group in enumerate(groups):
                 part = rows if group is None else rows[rows[hue] == group]
                 shift = 0.22 * (place - (len(groups) - 1) / 2)
                 heights = [variants.index(name) + shift for name in part[factor]]
-                reach = [part["value"] - part["low"], part["high"] - part["value"]]
-                axes.errorbar(
-                    part["value"],
-                    heights,
-                    xerr=np.clip(reach, 0, None),
-                    fmt="osD^"[place],
-                    color=PALETTE[place],
-                    elinewidth=1.2,
-                    label=group,
-                )
+                bars = {"xerr": _reach(part), "elinewidth": 1.2, "linestyle": "none"}
+                axes.errorbar(part["value"], heights, label=group, **bars, **_look(place))
             axes.set_xlabel(f"{MEANS[metric].gain},\n{prompt_set!r} prompts")
         grid[0, 0].set_yticks(range(len(variants)), variants)
         grid[0, 0].set_ylim(len(variants) - 0.5, -0.5)
         if hue:
             _legend(figure, grid[0, 0])
-    plt.close(figure)
     return figure
 
 
 def detection_curves(table: pd.DataFrame) -> Figure:
     """F1, precision and recall by step, a curve per VLM (see `detection`)."""
-    with _style():
-        figure, grid = plt.subplots(
-            1, 3, figsize=(11, 3.2), squeeze=False, sharey=True, layout="constrained"
-        )
+    with panels((11, 3.2), 1, 3, sharey=True) as (figure, grid):
         for axes, score in zip(grid[0], ("f1", "precision", "recall"), strict=True):
             for place, (vlm, group) in enumerate(table.groupby("vlm", sort=False)):
-                look = {"color": PALETTE[place % 10], "marker": "osD^vP"[place % 6]}
-                axes.plot(group["step"], group[score], label=vlm, **look)
+                axes.plot(group["step"], group[score], label=vlm, **_look(place))
             axes.set(xlabel="step", ylabel=score.capitalize(), ylim=(-0.02, 1.02))
         _legend(figure, grid[0, 0])
-    plt.close(figure)
     return figure
 
 
@@ -363,8 +234,7 @@ def cost_parts(shares: pd.DataFrame) -> Figure:
     Args:
         shares: as `vldnp.experiments.timing.relative` makes it.
     """
-    with _style():
-        figure, axes = plt.subplots(figsize=(8, 0.6 * len(shares) + 1.2), layout="constrained")
+    with panels((8, 0.6 * len(shares) + 1.2)) as (figure, ((axes,),)):
         left = np.zeros(len(shares))
         for place, part in enumerate(shares.columns.drop("all")):
             axes.barh(list(shares.index), shares[part], left=left, color=PALETTE[place], label=part)
@@ -373,19 +243,7 @@ def cost_parts(shares: pd.DataFrame) -> Figure:
         axes.set_xlabel("time of an image, plain CFG's being 1")
         axes.grid(visible=False, axis="y")
         _legend(figure, axes)
-    plt.close(figure)
     return figure
-
-
-def _staircase(points: np.ndarray, left: float, bottom: float) -> np.ndarray:
-    """The corners of the area that points dominate, down to (left, bottom): `[m, 2]`."""
-    best = points[front(points)]
-    best = best[np.argsort(best[:, 0])]
-    corners, edge = [(left, bottom)], left
-    for x, y in best:
-        corners += [(edge, y), (x, y)]
-        edge = x
-    return np.array([*corners, (edge, bottom)])
 
 
 def _omega_panel(axes: Axes, data: pd.DataFrame, looks: Mapping) -> None:
@@ -396,11 +254,21 @@ def _omega_panel(axes: Axes, data: pd.DataFrame, looks: Mapping) -> None:
             axes.axhline(level.value, color=colour, linestyle="--", linewidth=1, label=label)
             if method == "cfg":  # bands of all would hide the curves
                 axes.axhspan(level.low, level.high, color=colour, alpha=0.1)
-        group = group[group["omega"].notna()].sort_values("omega")
-        if group.empty:
-            continue
-        axes.plot(group["omega"], group["value"], marker=marker, color=colour, label=method)
-        axes.fill_between(group["omega"], group["low"], group["high"], color=colour, alpha=0.15)
+        group = group[group["omega"].notna()]
+        if len(group):
+            _curve(axes, group, "omega", marker=marker, color=colour, label=method)
+
+
+def _curve(axes: Axes, group: pd.DataFrame, x: str, *, color, **look) -> None:
+    """Values over a column, with the band of their intervals."""
+    group = group.sort_values(x)
+    axes.plot(group[x], group["value"], color=color, **look)
+    axes.fill_between(group[x], group["low"], group["high"], color=color, alpha=0.15)
+
+
+def _look(place: int) -> dict:
+    """Colour and marker of what is no method, by its place among its like."""
+    return {"color": PALETTE[place % len(PALETTE)], "marker": "osD^vP"[place % 6]}
 
 
 def _turned(summary: pd.DataFrame) -> pd.DataFrame:
@@ -484,17 +352,3 @@ def _looks(methods: pd.Series) -> dict:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-
-
-def _style():
-    """The one style of all figures."""
-    return plt.rc_context(
-        sns.axes_style("whitegrid")
-        | sns.plotting_context("notebook", font_scale=0.8)
-        | {
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "figure.dpi": 100,
-            "grid.linewidth": 0.6,
-        }
-    )

@@ -3,12 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
 from vldnp.core.trace import Output, Step
-from vldnp.display import blur, figures
+from vldnp.display import blur
+from vldnp.display.picture_grid import image_grid
 from vldnp.display.trajectory_data import (
     Outputs,
     caption_lines,
@@ -55,7 +55,7 @@ def side_by_side(
         pictures = [output.trace.steps[i].x0_images[image] for i in places]
         rows[label] = pictures + ([final] if final else [])
         why[label] = _reasons(judge, rows[label], reveal)
-    return figures.image_grid(rows, [f"step {i}" for i in places] + ["final image"], reasons=why)
+    return image_grid(rows, [f"step {i}" for i in places] + ["final image"], reasons=why)
 
 
 def contact_sheet(
@@ -92,20 +92,18 @@ def contact_sheet(
     pictures = [step.x0_images[image] for step in seen] + ([final] if final else [])
     captions = [_caption(step, image) for step in seen] + ["final image"]
     columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.2 * columns, 2.9 * rows), squeeze=False, layout="constrained"
-    )
-    plt.close(figure)  # a notebook would show it twice
-    for axis in axes.flat:
-        axis.set_axis_off()
     reasons = _reasons(judge, pictures, reveal)
-    for axis, picture, reason, caption in zip(axes.flat, pictures, reasons, captions, strict=False):
-        figures.show_picture(axis, picture, reason)
-        # An answer is text, not mathematics: a lone $ must not break the figure.
-        axis.set_title(caption, fontsize=10, loc="left", parse_math=False)
-    figure.suptitle(shortened(output.trace.prompts[image]), fontsize=11, parse_math=False)
-    return figure
+    starts = range(0, len(pictures), columns)
+    return image_grid(
+        {" " * start: pictures[start : start + columns] for start in starts},
+        captions,
+        2.2,
+        {" " * start: reasons[start : start + columns] for start in starts},
+        heading=shortened(output.trace.prompts[image]),
+        between=0.6,
+        fontsize=10,
+        loc="left",
+    )
 
 
 def _caption(step: Step, image: int) -> str:
