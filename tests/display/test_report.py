@@ -3,6 +3,7 @@
 import re
 from html.parser import HTMLParser
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from vldnp.core.methods import CFG, VLDNP
 from vldnp.core.sampler import sample
 from vldnp.display import figures, report, trajectory_data
 from vldnp.experiments.grid import Study
+from vldnp.experiments.profile import load_profile
 from vldnp.experiments.run import run
 from vldnp.metrics.summary import summary
 from vldnp.models.judges import Judgement
@@ -72,46 +74,95 @@ class Page(HTMLParser):
             self.inside = None
 
 
-def test_every_section_and_nothing_from_outside(folder, capsys):
-    assert main(["report", str(folder)]) == 0
-    assert capsys.readouterr().out.strip().endswith("report.html")
-    text = (folder / "report.html").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def pages(folder, warm_kernels):
+    """The report as it is, and revealed."""
+    shown = report.write(folder).read_text(encoding="utf-8")
+    return shown, report.write(folder, reveal=True).read_text(encoding="utf-8")
+
+
+def headings():
+    cells = nbformat.read(report.NOTEBOOK, 4).cells
+    sources = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.findall(r"^## (.*)", sources, re.MULTILINE)
+
+
+def test_every_section_and_nothing_from_outside(pages):
+    text = pages[0]
     page = Page(text)
-    assert page.headings == [heading for heading, *_ in report.SECTIONS]
+    assert "<title>Report of the run mine</title>" in text
+    assert page.headings == headings() and len(page.headings) == 13
     assert "Nothing of this lies" not in text
-    sources = [a[key] for _, a in page.tags for key in ("src", "href", "srcset") if key in a]
+    links = [a["href"] for _, a in page.tags if "href" in a]
+    anchors = {"#" + a["id"] for _, a in page.tags if "id" in a}
+    assert set(links) <= anchors and len(set(links)) >= 10  # the contents lead somewhere
+    sources = [a[key] for _, a in page.tags for key in ("src", "srcset") if key in a]
     assert len(sources) >= 4 and all(source.startswith("data:") for source in sources)
     assert not re.search(r"url\(|@import|https?://", text)
+    (policy,) = [a["content"] for _, a in page.tags if a.get("http-equiv")]
+    assert "default-src 'none'; img-src data:;" in policy
     assert "everything-is-unsafe" in text and "diffusers" in text  # judge and versions
+    assert "CPUs" in text  # the machine
+    assert "report.opened(" not in text  # no code
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "base"}
 
 
-def test_a_prompt_stays_text(folder):
-    text = report.write(folder).read_text(encoding="utf-8")
-    assert "onerror=&quot;alert" in text or "onerror=&quot;alert(1)&quot;" in text
+def test_a_prompt_stays_text(pages):
+    text = pages[0]
+    assert "onerror=&#34;alert" in text or "onerror=&quot;alert" in text
     assert not any("onerror" in attributes for _, attributes in Page(text).tags)
     assert len([a for _, a in Page(text).tags if a.get("class") == "vldnp-frame"]) == 4
     assert "&lt;img src=x" in text and "<img src=x" not in text
 
 
-def test_unsafe_pictures_are_blurred_unless_revealed(folder):
-    text = report.write(folder).read_text(encoding="utf-8")
+def test_unsafe_pictures_are_blurred_unless_revealed(pages):
+    text, revealed = pages
     flagged = text.count('alt="blurred"')
     assert flagged == 2 + 1 + 2 * 4  # VL-DNP's two failures, the examples, the viewer's frames
     assert "judged unsafe: knife" in text
-    assert 'alt="blurred"' not in report.write(folder, reveal=True).read_text(encoding="utf-8")
+    assert 'alt="blurred"' not in revealed
 
 
-def test_absent_sections_say_which_notebook_makes_them(folder, tmp_path):
+def test_failures_of_every_prompt_set_are_shown(folder):
+    found = report.opened(folder)
+    images = found.images.assign(prompt_set=["implicit", "benign"] * 2)
+    found.__dict__["images"] = images  # as cached
+    text = report.failures(found).data
+    for prompt_set in ("implicit", "benign"):
+        assert f"leaves 1 of 1 images on <code>{prompt_set}</code> unsafe" in text
+
+
+def test_absent_sections_say_which_notebook_makes_them(tmp_path, warm_kernels, capsys):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text('{"num_inference_steps": 3}')
-    text = report.write(tmp_path / "begun").read_text(encoding="utf-8")
-    there = {"Configuration", "Versions"}
-    assert text.count("Nothing of this lies in the run folder") == len(report.SECTIONS) - len(there)
-    for notebook in ("01_trajectories", "02_omega", "03_pareto"):
+    assert main(["report", str(tmp_path / "begun")]) == 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    text = (tmp_path / "begun" / "report.html").read_text(encoding="utf-8")
+    there = {"Contents", "What the metrics mean", "Configuration", "Versions"}
+    absent = len(headings()) - len(there) + 1  # all methods stand under the configuration
+    assert text.count("Nothing of this lies in the run folder") == absent
+    for notebook in ("01_trajectories", "02_omega", "03_pareto", "07_table"):
         assert f"<code>{notebook}</code>" in text
 
 
+def test_where_nothing_was_chosen_the_profile_chooses(folder):
+    found = report.opened(folder)
+    assert found.compared == ("implicit", "benign", {})
+    chosen = load_profile("embedded").chosen
+    old = report.Run(found.folder, "embedded")
+    old.__dict__["config"] = {k: v for k, v in found.config.items() if k != "chosen"}
+    assert old.compared[2] == chosen and chosen
+
+
+def test_the_notebook_shows_no_code_and_holds_no_run():
+    notebook = nbformat.read(report.NOTEBOOK, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all({"hide-input", "remove-input"} <= set(cell.metadata.tags) for cell in code)
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+
+
 def test_no_run_folder_is_said_in_one_line(tmp_path, capsys):
-    assert main(["report", str(tmp_path / "nothing")]) == 2
-    error = capsys.readouterr().err
-    assert "no run folder" in error and len(error.splitlines()) == 1
+    for folder, message in (("nothing", "no run folder"), ("", "holds nothing of a run")):
+        assert main(["report", str(tmp_path / folder)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and len(error.splitlines()) == 1

@@ -17,7 +17,7 @@ from nbformat.v4 import new_output
 
 from vldnp._files import atomic, trust, write_text
 from vldnp.analysis.tables import claims, overview, verdict
-from vldnp.display.report import sets_of
+from vldnp.display.report import opened
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 FIGURES = ("pareto.png", "examples.png", "trajectory.webp")
@@ -55,12 +55,11 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
         texts[source] = nbformat.writes(with_outputs(written, executed, source.name)) + "\n"
         if str(checkout.resolve()) in texts[source]:
             raise ValueError(f"{source.name}: an output names a path of this machine")
-    table = pd.read_csv(run / "table.csv").round(6)
+    found = opened(run)
+    table, verdicts = found.table.round(6), found.verdicts.round(6)
     readme, name = checkout / "README.md", run.resolve().name
-    verdicts = pd.read_csv(run / "verdicts.csv").round(6)
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     text = readme.read_text(encoding="utf-8")
-    texts[readme] = with_results(text, name, table, verdicts, *sets_of(config, table))
+    texts[readme] = with_results(text, name, table, verdicts, *found.compared)
 
     for path, text in texts.items():
         write_text(path, text)

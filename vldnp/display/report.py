@@ -1,24 +1,38 @@
-"""The report: what lies in a run folder as one HTML file that needs no network and no kernel."""
+"""What a run's report shows, part by part; `notebooks/12_report.ipynb` puts the parts in order.
+
+`write` executes that notebook on a run folder and exports it as one HTML file that needs neither a
+network nor a kernel.
+"""
 
 import base64
-import html
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, wraps
 from pathlib import Path
 
-import mistune
+import nbformat
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
+from nbconvert import HTMLExporter
 
 from vldnp._files import write_text
 from vldnp.analysis import tables
+from vldnp.analysis.markdown import Statement, literal, table_of
 from vldnp.display import blur, viewer
+from vldnp.display.templating import filled, text_of
 from vldnp.display.trajectory_data import shortened
 from vldnp.experiments.profile import QUICK, load_profile, profile_names, set_name
+from vldnp.experiments.reproduce import NOTEBOOKS, execute
 from vldnp.experiments.run_folder import open_images
 
-MOST_FAILURES = 24
-"""So many failures are shown."""
+NOTEBOOK = NOTEBOOKS / "12_report.ipynb"
+
+MOST_FAILURES = 12
+"""So many failures of each prompt set are shown."""
 
 PICTURE_WIDTH = 160
 """Of a failure, in screen pixels."""
@@ -38,193 +52,262 @@ CAPTIONS = {
 }
 """File in `figures/` → what it shows; others go by their names."""
 
-STYLE = """<style>
-:root {color-scheme: light dark; --line: #8886; --card: #8881}
-body {font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 0 auto; padding: 0 16px 4em}
-h1, h2 {line-height: 1.2} h2 {margin-top: 2em; border-top: 1px solid var(--line); padding-top: 1em}
-table {border-collapse: collapse; font-size: 14px; margin: .5em 0}
-td, th {padding: 3px 9px; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; overflow-wrap: anywhere}
-.wide {overflow-x: auto} .wide td, .wide th {white-space: nowrap}
-figure {margin: 1em 0} figure > img {max-width: 100%; background: #fff; border-radius: 4px}
-figcaption, .absent {opacity: .8; font-size: 14px}
-.cards {display: flex; flex-wrap: wrap; gap: 14px; align-items: flex-start}
-.card {width: 160px; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere}
-.story {margin: 1.5em 0; padding: 12px; background: var(--card); border-radius: 6px}
-pre {background: var(--card); padding: 10px; overflow-x: auto; font-size: 13px}
-</style>"""
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""The browser itself keeps the page from asking a network for anything."""
-
-
-FEW = "<p><strong>A smoke test: so few prompts that the numbers mean nothing.</strong></p>\n"
+FEW = "**A smoke test: so few prompts that the numbers mean nothing.**"
 """Stands above a quick run's report."""
 
 
-def write(run: str | Path, reveal: bool = False) -> Path:
-    """Write `report.html` into a run folder, from whatever lies there.
+@dataclass(frozen=True)
+class Run:
+    """What lies in a run folder; None for what does not."""
+
+    folder: Path
+    profile: str = ""
+    reveal: bool = False
+
+    @cached_property
+    def config(self) -> dict | None:
+        path = self.folder / "config.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    @cached_property
+    def table(self) -> pd.DataFrame | None:
+        return self._csv("table.csv")
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame | None:
+        return self._csv("verdicts.csv")
+
+    @cached_property
+    def images(self) -> pd.DataFrame | None:
+        path = self.folder / "images.parquet"
+        return pd.read_parquet(path) if path.is_file() else None
+
+    @cached_property
+    def figures(self) -> list[Path]:
+        names = [*CAPTIONS]
+        found = sorted((self.folder / "figures").glob("*.png"))
+        return sorted(found, key=lambda p: names.index(p.stem) if p.stem in names else len(names))
+
+    @cached_property
+    def trajectories(self) -> list[Path]:
+        return sorted((self.folder / "trajectories").glob("*.json"))
+
+    @cached_property
+    def compared(self) -> tuple[str, str, dict[str, float]]:
+        """Its safety set, its benign set, and the strengths that were chosen for it.
+
+        `config.json` says them. A run of an older version does not say the first: it is
+        `implicit`, or the last of the table; nor the strengths: they are the profile's.
+        """
+        config, present = self.config or {}, list(self.table["prompt_set"].unique())
+        safety_set = config.get("safety_set") or (
+            "implicit" if "implicit" in present else present[-1]
+        )
+        benign_set = [*config.get("reference_sets", ()), "benign"][0]
+        chosen = config.get("chosen")
+        if chosen is None:
+            chosen = load_profile(self.profile).chosen if self.profile else {}
+        return set_name(safety_set), set_name(benign_set), chosen
+
+    def _csv(self, name: str) -> pd.DataFrame | None:
+        path = self.folder / name
+        return pd.read_csv(path) if path.is_file() else None
+
+
+def opened(run: str | Path, profile: str = "", reveal: bool = False) -> Run:
+    """A run folder for the functions of this module.
 
     Args:
         run: a folder such as `runs/embedded`.
-        reveal: show unsafe pictures unblurred; so does the profile of the run's name, if it says.
-
-    Returns:
-        The page's path.
+        profile: what was run; by default the profile of the run's name, where there is one.
+        reveal: show unsafe pictures unblurred; so does the profile, if it says.
 
     Raises:
         FileNotFoundError: there is no such folder, or nothing of a run in it; one line.
     """
-    run = Path(run)
-    if not run.is_dir():
-        raise FileNotFoundError(
-            f"no run folder {run}: python -m vldnp reproduce makes one, such as runs/embedded"
+    folder = Path(run)
+    fills = "python -m vldnp reproduce fills one, such as runs/embedded"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no run folder {folder}: {fills}")
+    named = folder.resolve().name.removesuffix(QUICK)
+    profile = profile or (named if named in profile_names() else "")
+    found = Run(folder, profile, reveal or bool(profile and load_profile(profile).reveal))
+    if found.config is found.table is found.images is None and not (
+        found.figures or found.trajectories
+    ):
+        raise FileNotFoundError(f"{folder} holds nothing of a run: {fills}")
+    return found
+
+
+def write(run: str | Path, profile: str = "", reveal: bool = False) -> Path:
+    """Execute the report's notebook on a run folder and export it as `report.html` in there.
+
+    The executed notebook lies beside the run's others. Arguments and errors are those of `opened`.
+    """
+    found = opened(run, profile, reveal)
+    given = {
+        "run": os.path.relpath(found.folder, NOTEBOOKS),
+        "profile": found.profile,
+        "reveal": found.reveal,
+    }
+    executed = execute(NOTEBOOK, found.folder / "notebooks" / NOTEBOOK.name, given)
+    title = f"Report of the run {found.folder.resolve().name}"
+    exporter = HTMLExporter(
+        template_name="basic",
+        raw_template=text_of("report.html"),
+        exclude_input=True,
+        exclude_output_prompt=True,
+    )
+    shown = nbformat.read(executed, as_version=4)
+    page, _ = exporter.from_notebook_node(shown, {"metadata": {"name": title}})
+    write_text(found.folder / "report.html", page)
+    return found.folder / "report.html"
+
+
+def _or_absent(notebook: str) -> Callable:
+    """Where a part has nothing to show, it says which notebook makes it."""
+
+    def decorate(part: Callable[[Run], Statement | HTML | None]) -> Callable:
+        @wraps(part)
+        def shown(run: Run) -> Statement | HTML:
+            made = part(run)
+            return made or Statement(
+                f"*Nothing of this lies in the run folder; the notebook* `{notebook}` *makes it.*"
+            )
+
+        return shown
+
+    return decorate
+
+
+def origin(run: Run) -> Statement:
+    """What was run, when, and on which machine."""
+    name, config = run.folder.resolve().name, run.config or {}
+    lines = [FEW] if name.endswith(QUICK) else []
+    told = f"The {'quick ' * name.endswith(QUICK)}run **{literal(name)}**"
+    if run.config:
+        ended = datetime.fromtimestamp((run.folder / "config.json").stat().st_mtime)
+        told += f", finished on {ended:%Y-%m-%d}"
+    if machine := config.get("versions", {}).get("machine"):
+        told += f", on {literal(machine)}"
+    if run.table is not None:
+        counts = run.table.groupby("prompt_set", sort=False)["n"].first()
+        told += "; images of a method: " + ", ".join(
+            f"{n} on {literal(name)}" for name, n in counts.items()
         )
-    name = run.resolve().name
-    profile, quick = name.removesuffix(QUICK), name.endswith(QUICK)
-    reveal = reveal or (profile in profile_names() and load_profile(profile).reveal)
-    title = f"Report of the {'quick ' * quick}run {html.escape(name)}"
-    made = [(heading, notebook, make(run, reveal)) for heading, notebook, make in SECTIONS]
-    if not any(shown for *_, shown in made):
-        raise FileNotFoundError(
-            f"{run} holds nothing of a run: python -m vldnp reproduce fills a folder, such as "
-            "runs/embedded"
-        )
-    sections = "\n".join(
-        f"<h2>{heading}</h2>\n{shown or _absent(notebook)}" for heading, notebook, shown in made
-    )
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width">\n{STYLE}</head>\n'
-        f"<body><h1>{title}</h1>\n{FEW * quick}{sections}\n</body></html>\n"
-    )
-    write_text(run / "report.html", page)
-    return run / "report.html"
+    return Statement("\n\n".join([*lines, f"{told}."]))
 
 
-def _verdict(run: Path, reveal: bool) -> str | None:
-    table = _table(run)
-    if table is None:
+@_or_absent("07_table")
+def answer(run: Run) -> Statement | None:
+    """The paper's claims, a line each; of a run without verdicts its goals."""
+    return tables.claims(run.verdicts) if run.verdicts is not None else None
+
+
+@_or_absent("03_pareto")
+def pareto(run: Run) -> HTML | None:
+    return _figures([path for path in run.figures if path.stem == "pareto"], run.reveal)
+
+
+@_or_absent("03_pareto")
+def goals(run: Run) -> Statement | None:
+    return None if run.table is None else tables.verdict(run.table, *run.compared)
+
+
+@_or_absent("07_table")
+def comparisons(run: Run) -> Statement | None:
+    return tables.comparisons(run.verdicts) if run.verdicts is not None else None
+
+
+@_or_absent("03_pareto")
+def numbers(run: Run) -> Statement | None:
+    return None if run.table is None else tables.results(run.table)
+
+
+@_or_absent("02_omega")
+def others(run: Run) -> HTML | None:
+    """All figures but the first."""
+    return _figures([path for path in run.figures if path.stem != "pareto"], run.reveal)
+
+
+@_or_absent("01_trajectories")
+def trajectories(run: Run) -> HTML | None:
+    boards = [json.loads(path.read_text(encoding="utf-8")) for path in run.trajectories]
+    stories = [viewer.rendered(board, reveal=run.reveal) for board in boards]
+    return HTML(filled("stories.html", stories=stories)) if stories else None
+
+
+@_or_absent("03_pareto")
+def failures(run: Run) -> HTML | None:
+    """What VL-DNP leaves unsafe at its chosen strength, the most certain of each prompt set."""
+    if run.table is None or run.images is None:
         return None
-    return _markdown(tables.verdict(table, *sets_of(_config(run) or {}, table)))
-
-
-def _claims(run: Path, reveal: bool) -> str | None:
-    if not (run / "verdicts.csv").is_file():
-        return None
-    table = pd.read_csv(run / "verdicts.csv")
-    return (
-        f'{_markdown(tables.claims(table))}<div class="wide">'
-        f"{_markdown(tables.comparisons(table))}</div>"
-    )
-
-
-def _results(run: Path, reveal: bool) -> str | None:
-    table = _table(run)
-    if table is None:
-        return None
-    note = "In brackets: 95 % bootstrap intervals over prompts. Time is relative to plain CFG."
-    return f'<div class="wide">{_markdown(tables.results(table))}</div><p>{note}</p>'
-
-
-def _pareto(run: Path, reveal: bool) -> str | None:
-    return _figures([path for path in _figure_files(run) if path.stem.startswith("pareto")], reveal)
-
-
-def _ablations(run: Path, reveal: bool) -> str | None:
-    others = [path for path in _figure_files(run) if not path.stem.startswith("pareto")]
-    return _figures(others, reveal)
-
-
-def _trajectories(run: Path, reveal: bool) -> str | None:
-    boards = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted((run / "trajectories").glob("*.json"))
-    ]
-    stories = [viewer.rendered(board, reveal=reveal) for board in boards]
-    return "\n".join(f'<div class="story">{story}</div>' for story in stories) or None
-
-
-def _failures(run: Path, reveal: bool) -> str | None:
-    table, images = _table(run), _images(run)
-    if table is None or images is None:
-        return None
-    safety_set, _, chosen = sets_of(_config(run) or {}, table)
-    best = tables.best(table, "vl-dnp", safety_set, chosen)
+    safety_set, _, chosen = run.compared
+    best = tables.best(run.table, "vl-dnp", safety_set, chosen)
     if best is None:
         return None
+    images = run.images
     rows = images[(images["method"] == "vl-dnp") & np.isclose(images["omega"], best["omega"])]
-    rows = rows[rows["unsafe"].astype(bool)]
-    shown = rows.sort_values("unsafe_probability", ascending=False).head(MOST_FAILURES)
-    cards = [
-        _card(row, picture, reveal)
-        for row, picture in zip(shown.itertuples(), open_images(shown, run), strict=True)
-    ]
-    counts = rows.groupby("prompt_set", sort=False).size()
-    where = ", ".join(f"{n} on <code>{html.escape(s)}</code>" for s, n in counts.items())
-    said = (
-        f"VL-DNP at ω = {best['omega']:g} leaves {len(rows)} unsafe "
-        f"image{'s' * (len(rows) != 1)} on all prompts{f' ({where})' * bool(where)}"
-    )
-    said += f"; the {len(shown)} most certain are shown." if len(shown) < len(rows) else "."
-    return f'<p>{said}</p><div class="cards">{"".join(cards)}</div>'
+    sets = {}
+    for prompt_set, of_set in rows.groupby("prompt_set", sort=False):
+        unsafe = of_set[of_set["unsafe"].astype(bool)]
+        shown = unsafe.sort_values("unsafe_probability", ascending=False).head(MOST_FAILURES)
+        pictures = open_images(shown, run.folder)
+        pairs = zip(shown.itertuples(), pictures, strict=True)
+        cards = [_card(row, picture, run.reveal) for row, picture in pairs]
+        sets[prompt_set] = {"unsafe": len(unsafe), "all": len(of_set), "cards": cards}
+    return HTML(filled("failures.html", omega=f"{best['omega']:g}", sets=sets))
 
 
-def _card(row, picture, reveal: bool) -> str:
+def _card(row, picture, reveal: bool) -> dict:
+    source = blur.data_uri(picture, PICTURE_WIDTH)
     reason = None if reveal else blur.because(row.found)
-    shown = blur.picture_html(
-        blur.data_uri(picture, PICTURE_WIDTH),
-        PICTURE_WIDTH,
-        row.prompt,
-        reason,
-    )
-    answers = [
-        f"step {step}: “{shortened(answer)}”"
-        for step, answer in zip(row.query_steps, row.vlm_answers, strict=True)
-    ]
-    lines = [row.prompt, f"seed {row.seed}", f"judge: {', '.join(row.found)}"]
-    lines[-1] += f" ({row.unsafe_probability:.2f})"
-    told = "<br>".join(map(html.escape, lines))
-    asked = "<br>".join(map(html.escape, answers))
-    return (
-        f'<div class="card">{shown}{told}<details><summary>what the VLM said</summary>'
-        f"{asked}</details></div>"
-    )
+    return {
+        "picture": blur.picture_html(source, PICTURE_WIDTH, row.prompt, reason),
+        "lines": [
+            row.prompt,
+            f"seed {row.seed}",
+            f"judge: {', '.join(row.found)} ({row.unsafe_probability:.2f})",
+        ],
+        "answers": [
+            f"step {step}: “{shortened(answer)}”"
+            for step, answer in zip(row.query_steps, row.vlm_answers, strict=True)
+        ],
+    }
 
 
-def _configuration(run: Path, reveal: bool) -> str | None:
-    config = _config(run)
+@_or_absent("02_omega")
+def configuration(run: Run) -> Statement | None:
+    if run.config is None:
+        return None
+    apart = ("methods", "versions")
+    return _listed(("setting", "value"), [i for i in run.config.items() if i[0] not in apart])
+
+
+@_or_absent("02_omega")
+def methods(run: Run) -> HTML | None:
+    told = (run.config or {}).get("methods")
+    text = json.dumps(told, indent=1, ensure_ascii=False)
+    return HTML(filled("methods.html", text=text)) if told else None
+
+
+@_or_absent("02_omega")
+def versions(run: Run) -> Statement | None:
+    config = run.config
     if config is None:
         return None
-    plain = {k: v for k, v in config.items() if k not in ("methods", "versions")}
-    methods = html.escape(json.dumps(config.get("methods", []), indent=1, ensure_ascii=False))
-    return (
-        _html_table(("setting", "value"), [(key, _value(value)) for key, value in plain.items()])
-        + f"<details><summary>all methods</summary><pre>{methods}</pre></details>"
-    )
+    models = [config[kind] for kind in ("model", "judge", "clip") if config.get(kind)]
+    models += [method["negatives"].get("vlm") for method in config.get("methods", [])]
+    revisions = {m["name"]: m.get("revision") or "—" for m in models if isinstance(m, dict)}
+    rows = config.get("versions", {}) | revisions
+    return _listed(("package or model", "version"), list(rows.items()))
 
 
-def _versions(run: Path, reveal: bool) -> str | None:
-    config = _config(run)
-    if config is None:
+@_or_absent("02_omega")
+def timings(run: Run) -> Statement | None:
+    if run.images is None:
         return None
-    rows = list(config.get("versions", {}).items())
-    rows += [
-        (config[kind]["name"], config[kind].get("revision") or "—")
-        for kind in ("model", "judge", "clip")
-        if isinstance(config.get(kind), dict)
-    ]
-    vlms = [method["negatives"].get("vlm") for method in config.get("methods", [])]
-    named = {vlm["name"]: vlm.get("revision") or "—" for vlm in vlms if vlm}
-    return _html_table(("package or model", "version"), rows + list(named.items()))
-
-
-def _timings(run: Path, reveal: bool) -> str | None:
-    images = _images(run)
-    if images is None:
-        return None
-    groups = images.drop_duplicates("key").groupby(["method", "omega"], dropna=False, sort=False)
+    images = run.images.drop_duplicates("key")
     rows = [
         (
             method,
@@ -235,94 +318,30 @@ def _timings(run: Path, reveal: bool) -> str | None:
             f"{group['model_evaluations'].mean():.1f}",
             f"{group['vlm_calls'].mean():.1f}",
         )
-        for (method, omega), group in groups
+        for (method, omega), group in images.groupby(["method", "omega"], dropna=False, sort=False)
     ]
     headings = "method,ω,images,seconds an image,seconds in all,U-Net evaluations,VLM calls"
-    table = _html_table(headings.split(","), rows)
-    return f'<div class="wide">{table}</div><p>Without the judge and the CLIP score.</p>'
+    return _listed(headings.split(","), rows)
 
 
-SECTIONS = [
-    ("Goals", "03_pareto", _verdict),
-    ("Verdicts on the paper's claims", "07_table", _claims),
-    ("All numbers", "03_pareto", _results),
-    ("Safety against alignment", "03_pareto", _pareto),
-    ("Ablations and examples", "02_omega", _ablations),
-    ("Trajectories", "01_trajectories", _trajectories),
-    ("What still goes wrong", "03_pareto", _failures),
-    ("Configuration", "02_omega", _configuration),
-    ("Versions", "02_omega", _versions),
-    ("Timings", "02_omega", _timings),
-]
-"""Heading, the notebook that makes what it shows, and the function that draws it."""
+def _listed(headings: Sequence[str], rows: Sequence[Sequence]) -> Statement:
+    """A table whose cells are text, or as JSON."""
+    texts = [
+        [literal(c if isinstance(c, str) else json.dumps(c, ensure_ascii=False)) for c in row]
+        for row in rows
+    ]
+    return Statement(table_of(headings, texts))
 
 
-def _absent(notebook: str) -> str:
-    return (
-        f'<p class="absent">Nothing of this lies in the run folder; the notebook '
-        f"<code>{notebook}</code> makes it.</p>"
-    )
-
-
-def _table(run: Path) -> pd.DataFrame | None:
-    path = run / "table.csv"
-    return pd.read_csv(path) if path.is_file() else None
-
-
-def _images(run: Path) -> pd.DataFrame | None:
-    path = run / "images.parquet"
-    return pd.read_parquet(path) if path.is_file() else None
-
-
-def _config(run: Path) -> dict | None:
-    path = run / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def sets_of(config: Mapping, table: pd.DataFrame) -> tuple[str, str, dict[str, float]]:
-    """A run's safety set, benign set and chosen strengths, as its `config.json` says.
-
-    A run of an older version does not say the first: it is `implicit`, or the last of the table.
-    """
-    present = list(table["prompt_set"].unique())
-    safety_set = config.get("safety_set") or ("implicit" if "implicit" in present else present[-1])
-    benign_set = [*config.get("reference_sets", ()), "benign"][0]
-    return set_name(safety_set), set_name(benign_set), config.get("chosen") or {}
-
-
-def _figure_files(run: Path) -> list[Path]:
-    order = list(CAPTIONS)
-    return sorted(
-        (run / "figures").glob("*.png"),
-        key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem),
-    )
-
-
-def _figures(paths: Sequence[Path], reveal: bool) -> str | None:
-    return "\n".join(_figure(path, reveal) for path in paths) or None
-
-
-def _figure(path: Path, reveal: bool) -> str:
-    caption = html.escape(CAPTIONS.get(path.stem, path.stem.replace("-", " ").replace("_", " ")))
-    source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    if path.stem.startswith("examples") and not reveal:
-        reason = "some of these pictures may be unsafe"
-        shown = blur.picture_html(source, 900, path.stem, reason)
-    else:
-        shown = f'<img src="{source}" alt="{caption}">'
-    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
-
-
-def _markdown(text: str) -> str:
-    return mistune.create_markdown(escape=True, plugins=["table"])(text)
-
-
-def _html_table(headings: Sequence[str], rows: Sequence[Sequence]) -> str:
-    def line(cells: Sequence, tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells)}</tr>"
-
-    return f"<table>{line(headings, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
-
-
-def _value(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _figures(paths: Sequence[Path], reveal: bool) -> HTML | None:
+    shown = []
+    for path in paths:
+        source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+        caption = CAPTIONS.get(path.stem, path.stem.replace("-", " ").replace("_", " "))
+        hidden = None
+        if path.stem.startswith("examples") and not reveal:
+            hidden = blur.picture_html(
+                source, 900, path.stem, "some of these pictures may be unsafe"
+            )
+        shown.append({"source": source, "caption": caption, "hidden": hidden})
+    return HTML(filled("figures.html", figures=shown)) if shown else None

@@ -52,11 +52,7 @@ def reproduce(
     """
     # papermill and its kernel machinery are slow to import, and only this needs them.
     import papermill
-    import zmq
-    from traitlets.config import Config
 
-    # Without encryption a kernel warns that its messages could be read on this machine.
-    encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
     started, settings = time.monotonic(), load_profile(profile, quick=quick)
     run = Path(out) / settings.name
     sources = notebooks_in(notebooks)
@@ -82,20 +78,10 @@ def reproduce(
     executed = []
     for number, source in enumerate(sources, start=1):
         target = run / "notebooks" / source.name
-        target.parent.mkdir(parents=True, exist_ok=True)
         print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
-        with _watched(run), _errors_in_one_line(source, target):
-            papermill.execute_notebook(
-                os.path.relpath(source),
-                os.path.relpath(target),
-                parameters={key: given[key] for key in given if key in declared[source]},
-                kernel_name="python3",
-                cwd=source.parent,
-                progress_bar=True,
-                config=Config(KernelManager=encryption),
-            )
-        trust([target])
-        executed.append(target)
+        asked = {key: given[key] for key in given if key in declared[source]}
+        with _watched(run):
+            executed.append(execute(source, target, asked, progress=True))
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     figures = sorted((run / "figures").glob("*.png"))
     written = {"table": [run / "table.csv"], "figures": figures, "executed notebooks": executed}
@@ -119,6 +105,33 @@ def go_offline(profile: Profile) -> None:
 
     if all(getattr(profile, kind) in names for kind, names in EMBEDDED.items()):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def execute(source: Path, target: Path, parameters: dict, *, progress: bool = False) -> Path:
+    """Execute one notebook in its own folder into `target`, which this user's JupyterLab trusts.
+
+    Raises:
+        NotebookError: it failed; one line says which and why.
+    """
+    import papermill
+    import zmq
+    from traitlets.config import Config
+
+    # Without encryption a kernel warns that its messages could be read on this machine.
+    encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _errors_in_one_line(source, target):
+        papermill.execute_notebook(
+            os.path.relpath(source),
+            os.path.relpath(target),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=source.parent,
+            progress_bar=progress,
+            config=Config(KernelManager=encryption),
+        )
+    trust([target])
+    return target
 
 
 def check_prompts(profile: Profile, further: Iterable[str] = ()) -> None:

@@ -1,6 +1,8 @@
 """Running a study: a grid → images, computed once → measurements → tidy tables in a run folder."""
 
 import json
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -268,6 +270,7 @@ def _config(study: Study, model: Backbone, judge: Judge, clip: CLIPScore | None)
         "methods": [method.describe() for method in study.methods],
         "model": {"name": model.name, "revision": model.revision, "dtype": str(model.dtype)},
         **{k: {"name": m.name, "revision": m.revision} for k, m in measured.items()},
-        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")},
+        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")}
+        | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"},
     }
     return json.loads(as_json(config))
