@@ -139,7 +139,7 @@ def opened(run: str | Path, profile: str = "", reveal: bool = False) -> Run:
     return found
 
 
-def write(run: str | Path, profile: str = "", reveal: bool = False) -> Path:
+def write(run: str | Path, reveal: bool = False, profile: str = "") -> Path:
     """Execute the report's notebook on a run folder and export it as `report.html` in there.
 
     The executed notebook lies beside the run's others. Arguments and errors are those of `opened`.
