@@ -103,7 +103,7 @@ def go_offline(profile: Profile) -> None:
     """Ask no hub for anything, in the notebooks' kernels either, where all models are here."""
     from vldnp.models.hub import EMBEDDED
 
-    if all(getattr(profile, kind) in names for kind, names in EMBEDDED.items()):
+    if all(str(getattr(profile, kind)) in names for kind, names in EMBEDDED.items()):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
