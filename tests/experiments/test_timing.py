@@ -53,7 +53,7 @@ def test_with_a_gpu_the_models_are_of_real_size(monkeypatch):
         return sd_pipeline() if arguments[0].startswith("sd") else "a VLM"
 
     for builder in ("stable_diffusion", "qwen"):
-        monkeypatch.setattr(timing.architectures, builder, built)
+        monkeypatch.setattr(timing.random_models, builder, built)
     bench = timing.bench(None, answer_tokens=5)
     assert bench.real_size and bench.vlm == "a VLM" and bench.label.endswith("on a GPU")
     vlm, model = made
