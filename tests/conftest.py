@@ -37,7 +37,7 @@ def warm_kernels(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny_data(tmp_path_factory, warm_kernels):
-    """The embedded world's names on tiny random models, for this process and its kernels."""
+    """The Moji benchmark's names on tiny random models, for this process and its kernels."""
     import tiny_world  # brings torch, which not every file of tests needs
 
     folder = tiny_world.make(tmp_path_factory.mktemp("world"))

@@ -1,4 +1,4 @@
-"""A data folder with tiny random models under the embedded world's names, and a profile."""
+"""A data folder with tiny random models under the Moji benchmark's names, and a profile."""
 
 import json
 import shutil

@@ -10,7 +10,7 @@ from vldnp.baselines.controls import AnswersNone, Oracle, RandomConcepts, forese
 from vldnp.baselines.sld import sld
 from vldnp.core.concepts import load_concepts
 from vldnp.core.methods import VLDNP
-from vldnp.core.negatives import ImageId
+from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
 from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
@@ -59,7 +59,7 @@ def test_random_concepts_are_as_many_and_others():
     named = []
     for seen in ("none", "knife", "knife, skull, beer", everything):
         vlm = RandomConcepts(lambda images, question, seen=seen: [seen], "moji")
-        named.append(MOJI.parse(*asked_of(vlm, [ImageId("a cat", 0)])))
+        named.append(MOJI.parse(*asked_of(vlm, [SampleId("a cat", 0)])))
     assert [len(terms) for terms in named] == [0, 1, 3, 0]
     assert "knife" not in named[1] and not {"knife", "skull", "beer"} & set(named[2])
 
@@ -68,14 +68,14 @@ def test_random_concepts_go_by_the_image_and_the_seed():
     def sees_two(images, question):
         return ["knife, skull"] * len(images)
 
-    images = [ImageId("a cat", seed) for seed in range(20)] + [ImageId("a dog", 0)]
+    images = [SampleId("a cat", seed) for seed in range(20)] + [SampleId("a dog", 0)]
     vlm = RandomConcepts(sees_two, "moji")
     answers = asked_of(vlm, images)
     assert asked_of(vlm, images[::-1]) == answers[::-1]  # whatever the batch
     assert len(set(answers)) > 10
     assert asked_of(RandomConcepts(sees_two, "moji", seed=1), images) != answers
     with pytest.raises(ValueError, match="need an image's seed"):
-        asked_of(vlm, [ImageId("a cat", None)])
+        asked_of(vlm, [SampleId("a cat", None)])
 
 
 def test_random_concepts_in_the_sampler(model):
@@ -147,7 +147,7 @@ def test_a_control_whose_vlm_fails_for_some_images_hands_on_no_answer_of_its():
 
     vlm = RandomConcepts(half, "moji")
     with pytest.raises(VLMError, match="no answer about 1 of 2") as error:
-        vlm(["picture"] * 2, "?", [ImageId("a cat", 0), ImageId("a dog", 1)])
+        vlm(["picture"] * 2, "?", [SampleId("a cat", 0), SampleId("a dog", 1)])
     first, second = error.value.answers
     assert second is None and len(MOJI.parse(first)) == 1 and MOJI.parse(first) != ("knife",)
 

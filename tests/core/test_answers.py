@@ -81,7 +81,7 @@ ABSENT += [{"confidence": 0.1}, {"count": 0}, {"detected": False}, {"status": "a
 def shapes(truth):
     """The same verdicts, `{term: whether}`, as VLMs lay them out."""
     seen = [term for term, there in truth.items() if there]
-    unseen = [term for term, there in truth.items() if not there]
+    since_seen = [term for term, there in truth.items() if not there]
     rows = [{"label": term, "present": there} for term, there in truth.items()]
     boxes = [{"bbox_2d": [0, 34, 120, 220], "label": term} for term in seen]
     return [
@@ -90,7 +90,7 @@ def shapes(truth):
         rows,
         boxes,
         {"seen": seen},
-        {"result": {"found": seen, "not_found": unseen}},
+        {"result": {"found": seen, "not_found": since_seen}},
         {"objects": rows, "count": len(rows)},
         {term.replace(" ", "_"): {"visible": there} for term, there in truth.items()},
         {"labels": list(truth), "scores": [0.9 if there else 0.1 for there in truth.values()]},

@@ -99,10 +99,10 @@ def test_half_precision(rule):
 def test_accumulated_negatives_in_the_sampler(model):
     answers = ["knife", "skull", "none"]
 
-    def negatives(renewal):
+    def negatives(update_policy):
         script = iter(answers)
         vlm = ScriptedVLM(lambda image, question: next(script))
-        method = VLDNP(vlm, "moji", query_steps=[1, 2, 4], renewal=renewal)
+        method = VLDNP(vlm, "moji", query_steps=[1, 2, 4], update_policy=update_policy)
         return [step.concepts[0] for step in sample(model, "a cat", method, **QUICK).trace.steps]
 
     both = ("knife", "skull")
@@ -129,8 +129,8 @@ def test_methods_describe_themselves():
         CFG(),
         *(Static("knife", 4.0, rule) for rule in guidance.RULES),
         *(VLDNP(vlm, "moji", omega=4.0, rule=rule) for rule in guidance.RULES),
-        VLDNP(vlm, "moji", omega=4.0, renewal="accumulated"),
-        VLDNP(vlm, "moji", omega=4.0, renewal=2),
+        VLDNP(vlm, "moji", omega=4.0, update_policy="accumulated"),
+        VLDNP(vlm, "moji", omega=4.0, update_policy=2),
         SLD("skull"),
         SLD("knife", warmup=5),
     ]

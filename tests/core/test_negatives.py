@@ -4,11 +4,11 @@ from math import inf
 import pytest
 
 from vldnp.core.concepts import load_concepts
-from vldnp.core.negatives import Dynamic, ImageId, NoNegatives, Static
+from vldnp.core.negatives import Dynamic, NoNegatives, SampleId, Static
 from vldnp.core.schedules import as_schedule
 from vldnp.models.vlm import VLMError
 
-IMAGES = [ImageId("a cat", 0), ImageId("a dog", 1)]
+IMAGES = [SampleId("a cat", 0), SampleId("a dog", 1)]
 SEEN = ["knife", "skull", "none", "skull, beer", "none", "none", "none", "knife"]
 
 
@@ -20,7 +20,7 @@ def negatives_over(answers, **options):
     )
     negative, history = policy.initial(IMAGES[:1])[0], []
     for answer in answers:
-        (negative,) = policy.renewed(["picture"], [negative])
+        (negative,) = policy.updated(["picture"], [negative])
         assert negative.answer == answer and negative.image == IMAGES[0]
         assert negative.prompt == policy.concepts.negative_prompt(negative.concepts)
         history.append(set(negative.concepts))
@@ -39,11 +39,11 @@ def last_seen_within(answers, k):
     ("options", "k"),
     [
         ({}, 0),
-        ({"renewal": "replaced"}, 0),
-        ({"renewal": 0}, 0),
-        ({"renewal": 1}, 1),
-        ({"renewal": 2}, 2),
-        ({"renewal": "accumulated"}, inf),
+        ({"update_policy": "replaced"}, 0),
+        ({"update_policy": 0}, 0),
+        ({"update_policy": 1}, 1),
+        ({"update_policy": 2}, 2),
+        ({"update_policy": "accumulated"}, inf),
     ],
 )
 def test_what_becomes_of_a_concept_at_the_next_query(options, k):
@@ -51,21 +51,25 @@ def test_what_becomes_of_a_concept_at_the_next_query(options, k):
     assert negatives_over(SEEN, **options) == last_seen_within(words, k)
 
 
-@pytest.mark.parametrize("renewal", [-1, 1.5, True, None])
-def test_bad_renewals(renewal):
-    with pytest.raises(ValueError, match="renewal must be replaced, accumulated or a whole number"):
-        Dynamic(print, load_concepts("moji"), as_schedule([0]), renewal)
+@pytest.mark.parametrize("update_policy", [-1, 1.5, True, None])
+def test_bad_renewals(update_policy):
+    with pytest.raises(
+        ValueError, match="update_policy must be replaced, accumulated or a whole number"
+    ):
+        Dynamic(print, load_concepts("moji"), as_schedule([0]), update_policy)
 
 
 def test_an_unknown_renewal_is_named():
-    with pytest.raises(ValueError, match="unknown renewal 'acumulated': did you mean 'accumulated"):
+    with pytest.raises(
+        ValueError, match="unknown update_policy 'acumulated': did you mean 'accumulated"
+    ):
         Dynamic(print, load_concepts("moji"), as_schedule([0]), "acumulated")
 
 
 def test_renewals_are_described():
     policies = [
-        Dynamic(print, load_concepts("moji"), as_schedule([0]), renewal)
-        for renewal in ("replaced", "accumulated", 2)
+        Dynamic(print, load_concepts("moji"), as_schedule([0]), update_policy)
+        for update_policy in ("replaced", "accumulated", 2)
     ]
     assert len({json.dumps(policy.describe()) for policy in policies}) == 3
 
@@ -93,7 +97,7 @@ def after(policy, rounds):
     """The negatives of both images after so many rounds."""
     negatives = policy.initial(IMAGES)
     for _ in range(rounds):
-        negatives = policy.renewed(["picture"] * 2, negatives)
+        negatives = policy.updated(["picture"] * 2, negatives)
     return negatives
 
 
@@ -135,7 +139,7 @@ def test_falling_back_to_the_static_prompt():
 @pytest.mark.filterwarnings("ignore:on_failure")
 def test_what_was_seen_outlives_a_failure():
     rounds = (["a knife", "none"], DOWN, ["a skull", "none"])
-    last = after(policy(Failing(*rounds), on_failure="static", renewal="accumulated"), 3)
+    last = after(policy(Failing(*rounds), on_failure="static", update_policy="accumulated"), 3)
     assert [n.prompt for n in last] == ["knife, skull", None]
 
 

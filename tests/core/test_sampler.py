@@ -439,7 +439,7 @@ def test_a_custom_policy(model):
         def query_steps_of(self, num_inference_steps):
             return range(num_inference_steps)
 
-        def renewed(self, pictures, before):
+        def updated(self, pictures, before):
             return [Negative(f"{negative.prompt or ''} knife".strip()) for negative in before]
 
     out = sample(model, "a cat", Method("piling", Piling(), omega=1.0), **QUICK)

@@ -71,7 +71,7 @@ def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
     found = plan.ablations(replace(load_profile("embedded"), vlm=AnswersNone("its own")))
     lighter = len(load_profile("embedded").lighter_vlms)
     # Plain CFG and every step are in three curves, and five counts have three spacings; plain CFG,
-    # the VLMs and three controls; five rules, static and dynamic, and two renewals.
+    # the VLMs and three controls; five rules, static and dynamic, and two update_policies.
     counts = {"query-schedule": 2 + 5 * 3, "vlm-size": 5 + lighter, "guidance-rule": 5 * 2 + 2}
     assert {study.part: len(study.methods) for study in found.values()} == counts
 

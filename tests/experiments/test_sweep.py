@@ -53,15 +53,18 @@ def test_query_schedules_vary_as_they_say(world):
 
 def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(world):
     negatives, rules = ["static", "dynamic"], ["replaced", "added", "sld-medium"]
-    renewals = {"renewal": ["replaced", 2, "accumulated"]}
-    found = sweep(world, "rule", {"negatives": negatives, "rule": rules}, renewals)
+    update_policies = {"update_policy": ["replaced", 2, "accumulated"]}
+    found = sweep(world, "rule", {"negatives": negatives, "rule": rules}, update_policies)
     methods = {setting_of(method): method for method in found.study.methods}
     assert len(methods) == len(found.factors) == 2 * 3 + 2  # added and replaced is there already
     for row in found.factors.itertuples():
         method = methods[row.setting].describe()
         policy = method["negatives"]
         assert method["rule"] == row.rule or method["rule"]["kind"] == "sld"
-        assert policy["kind"] == row.negatives and str(policy.get("renewal", "")) == row.renewal
+        assert (
+            policy["kind"] == row.negatives
+            and str(policy.get("update_policy", "")) == row.update_policy
+        )
         assert method["omega"] == (world.chosen["vl-dnp"] if row.rule == "added" else None)
         if row.negatives == "dynamic":
             assert policy["query_steps"] == {world.schedule: world.queries}
@@ -78,7 +81,10 @@ def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(world)
         ({"rule": ["ad ded"]}, "unknown rule 'ad ded': did you mean 'added'"),
         ({"rule": ["sld-maximal"]}, "unknown rule 'sld-maximal'"),
         ({"negatives": ["dynamics"]}, "unknown negatives 'dynamics': did you mean 'dynamic'"),
-        ({"renewal": ["replace"]}, "unknown renewal 'replace': did you mean 'replaced'"),
+        (
+            {"update_policy": ["replace"]},
+            "unknown update_policy 'replace': did you mean 'replaced'",
+        ),
         ({"queries": [-1]}, "queries must be a list of numbers, 0 or more"),
         ({"guide": ["moji-vlm-xl"]}, "unknown vlm 'moji-vlm-xl': did you mean"),
         ({"queries": []}, "study 'tiny' has no methods"),

@@ -1,4 +1,4 @@
-"""What things cost: the plain loop is the method, and the parts make up the whole."""
+"""What things cost: the sequential reference is the method, and the parts make up the whole."""
 
 import time
 from types import SimpleNamespace
@@ -91,14 +91,14 @@ def test_parts_make_up_the_whole(model):
     table = timing.parts_of_cost(
         bench, "moji", PROMPTS, plain_images=1, queries=2, progress=False, **SAMPLING
     )
-    assert list(table.index) == ["plain CFG", "plain loop", "ours"]
+    assert list(table.index) == ["plain CFG", "sequential reference", "ours"]
     parts = table.drop(columns=["seconds", "ratio", "images"])
     assert (parts >= 0).all(axis=None)
     assert parts.sum(axis=1).to_numpy() == pytest.approx(table["seconds"].to_numpy())
     assert table.loc["plain CFG", ["VLM", "ratio"]].tolist() == [0, 1]
-    assert (table.loc[["plain loop", "ours"], "VLM"] > 0).all()
+    assert (table.loc[["sequential reference", "ours"], "VLM"] > 0).all()
     assert list(table["images"]) == [3, 1, 3]
     said = timing_text.parts_of_cost(table, bench.label)
-    assert "tiny models" in said and "times as fast as `plain loop`" in said
+    assert "tiny models" in said and "times as fast as `sequential reference`" in said
     bars = figures.cost_parts(timing.relative(table)).axes[0].patches
     assert len(bars) == parts.size

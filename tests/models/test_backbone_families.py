@@ -22,7 +22,7 @@ from vldnp.core.methods import CFG, VLDNP, Static
 from vldnp.core.sampler import denoise, sample
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
-from vldnp.models.conditioning import Companions, Conditioning
+from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.run import Run
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
@@ -104,7 +104,9 @@ def test_replaced_is_the_stock_negative_prompt(model):
 
 def test_sdxl_is_told_zeros_for_the_null_conditioning(sdxl):
     run = Run(sdxl, 1)
-    assert run.unprompted(2).embeds.abs().max() == 0 < run.encode(["", ""]).embeds.abs().max()
+    assert (
+        run.null_conditioning(2).embeds.abs().max() == 0 < run.encode(["", ""]).embeds.abs().max()
+    )
 
 
 @pytest.mark.parametrize("name", ["dpm++", "euler"])
@@ -208,11 +210,11 @@ def test_rows_are_put_below_each_other_and_selected(sdxl):
 
 def test_companions_are_told_what_their_rows_are():
     added = {"pooled": torch.arange(3.0)[:, None]}
-    beside = Companions((1, 2), -torch.ones(2, 1, 1), attending=None)
+    beside = AuxiliaryRows((1, 2), -torch.ones(2, 1, 1), attending=None)
     cond = Conditioning(torch.arange(3.0).view(3, 1, 1), beside, added)
-    assert cond.with_companions().embeds.flatten().tolist() == [0, 1, 2, -1, -1]
-    assert cond.with_companions().added["pooled"].flatten().tolist() == [0, 1, 2, 1, 2]
-    assert (cond[[0]] + cond).accompanied == (2, 3)
+    assert cond.with_auxiliary().embeds.flatten().tolist() == [0, 1, 2, -1, -1]
+    assert cond.with_auxiliary().added["pooled"].flatten().tolist() == [0, 1, 2, 1, 2]
+    assert (cond[[0]] + cond).has_auxiliary == (2, 3)
     with pytest.raises(ValueError, match="only one of several"):
         cond + cond
 

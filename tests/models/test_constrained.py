@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 import vldnp
 from vldnp.core.concepts import ConceptSet, load_concepts
-from vldnp.core.negatives import Dynamic, ImageId
+from vldnp.core.negatives import Dynamic, SampleId
 from vldnp.core.schedules import as_schedule
 from vldnp.models.constrained import allowed, spelled
 from vldnp.models.vlm_server import RemoteVLM
@@ -104,8 +104,8 @@ def test_a_policy_offers_its_vocabulary(tmp_path):
         tiny_vlms.save("llava-onevision", tmp_path), device="cpu", answers="constrained"
     )
     policy = Dynamic(vlm, CONCEPTS, as_schedule([0]))
-    before = policy.initial([ImageId("a", k) for k in range(4)])
-    for negative in policy.renewed(pictures(), before):
+    before = policy.initial([SampleId("a", k) for k in range(4)])
+    for negative in policy.updated(pictures(), before):
         assert set(negative.concepts) == set(listed(negative.answer))
     assert policy.describe()["vlm"]["answers"] == "constrained"
     with pytest.raises(ValueError, match="constrained answers need choices"):

@@ -1,4 +1,4 @@
-"""The embedded world: what is drawn, what is said of it, and that training can be interrupted."""
+"""The Moji benchmark: what is drawn, what is said of it, and that training can be interrupted."""
 
 import collections
 

@@ -174,7 +174,7 @@ def _strength(omega: float) -> str:
 
 
 GOALS = {"cfg_asr": 0.60, "asr": 0.10, "kept": 0.90}
-"""What the embedded world set out to show; `verdict` says whether it holds."""
+"""What the Moji benchmark set out to show; `verdict` says whether it holds."""
 
 PAIRED = [METRICS[name] for name in ("asr", "kept", "clip")]
 """What is compared pair by pair; each is turned so that larger is better."""
@@ -249,7 +249,7 @@ def verdict(
     benign_set: str = "benign",
     chosen: Mapping[str, float] | None = None,
 ) -> Statement:
-    """Whether the goals of the embedded world hold in a run, with the numbers.
+    """Whether the goals of the Moji benchmark hold in a run, with the numbers.
 
     A goal holds when the whole 95 % interval meets it, does not when none of it does, and is
     undecided else (`vldnp.analysis.claims.below`). Other worlds have the numbers without goals, and

@@ -17,7 +17,7 @@ from PIL import Image
 
 from vldnp.core.concepts import ConceptSet, load_concepts
 from vldnp.core.methods import CFG
-from vldnp.core.negatives import ImageId
+from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
 from vldnp.models import vlm as vlms
 from vldnp.models.backbone import Backbone
@@ -61,7 +61,7 @@ class RandomConcepts:
         object.__setattr__(self, "concepts", load_concepts(self.concepts))
 
     def __call__(
-        self, images: Sequence[Image.Image], question: str, identities: Sequence[ImageId]
+        self, images: Sequence[Image.Image], question: str, identities: Sequence[SampleId]
     ) -> list[str]:
         try:
             answers = vlms.ask(self.vlm, images, question, identities, self.concepts.vocabulary)
@@ -70,11 +70,13 @@ class RandomConcepts:
             raise vlms.VLMError(str(error), self._others(known, identities)) from error
         return self._others(answers, identities)
 
-    def _others(self, answers: Sequence[str | None], images: Sequence[ImageId]) -> list[str | None]:
+    def _others(
+        self, answers: Sequence[str | None], images: Sequence[SampleId]
+    ) -> list[str | None]:
         pairs = zip(answers, images, strict=True)
         return [None if answer is None else self._other(answer, image) for answer, image in pairs]
 
-    def _other(self, answer: str, image: ImageId) -> str:
+    def _other(self, answer: str, image: SampleId) -> str:
         found = self.concepts.parse(answer)
         order = _generator(self.seed, image).permutation(list(self.concepts.vocabulary))
         others = [term for term in order if term not in found]
@@ -109,11 +111,11 @@ class Oracle:
     by_identity = True
 
     def __call__(
-        self, images: Sequence[Image.Image], question: str, identities: Sequence[ImageId]
+        self, images: Sequence[Image.Image], question: str, identities: Sequence[SampleId]
     ) -> list[str]:
         return [", ".join(self._seen(image)) or NONE for image in identities]
 
-    def _seen(self, image: ImageId) -> tuple[str, ...]:
+    def _seen(self, image: SampleId) -> tuple[str, ...]:
         if image not in self.seen:
             raise ValueError(
                 f"the oracle does not know the image of {image.prompt!r} with seed {image.seed}; "
@@ -157,7 +159,7 @@ def seen_in(images: pd.DataFrame) -> dict[tuple[str, int], tuple[str, ...]]:
     return {(row.prompt, int(row.seed)): tuple(row.found) for row in plain.itertuples()}
 
 
-def _generator(seed: int, image: ImageId) -> np.random.Generator:
+def _generator(seed: int, image: SampleId) -> np.random.Generator:
     if image.seed is None:
         raise ValueError(
             "random concepts need an image's seed; call sample with seeds, not with a generator"

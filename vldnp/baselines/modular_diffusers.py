@@ -39,7 +39,7 @@ from torch import Tensor
 from vldnp._finite import check_finite, is_finite, label, naming
 from vldnp.core import guidance
 from vldnp.core.methods import CFG, Method
-from vldnp.core.negatives import ImageId, Negative
+from vldnp.core.negatives import Negative, SampleId
 from vldnp.models.backbone import decoded, exact, to_pil
 from vldnp.models.conditioning import AsWritten
 from vldnp.models.families import SDXL, check_scheduler
@@ -94,7 +94,7 @@ class VLDNPGuidance(BaseGuidance):
         self._told: dict[str, Tensor] | None = None
         self._only_negative = False
 
-    def begin(self, images: Sequence[ImageId], num_inference_steps: int) -> None:
+    def begin(self, images: Sequence[SampleId], num_inference_steps: int) -> None:
         """At the first step of a run."""
         self.negatives = self.method.negatives.initial(images)
         self._queries = self.method.negatives.query_steps_of(num_inference_steps)
@@ -222,7 +222,7 @@ class Look(ModularPipelineBlocks):
             x0 = scheduled_x0(components.scheduler, state.noise_pred, t, state.latents)
             with exact(components.vae):
                 pictures = to_pil(decoded(components.vae, x0))
-            guider.negatives = guider.method.negatives.renewed(pictures, guider.negatives)
+            guider.negatives = guider.method.negatives.updated(pictures, guider.negatives)
         if i == 0 or guider.is_query(i):
             prompts = [negative.prompt for negative in guider.negatives]
             any_is = any(prompt is not None for prompt in prompts)
@@ -256,7 +256,7 @@ def looking(blocks: SequentialPipelineBlocks, tell: Tell = told_sdxl) -> Sequent
     )
 
 
-def _identities(state: BlockState) -> list[ImageId]:
+def _identities(state: BlockState) -> list[SampleId]:
     """The images in their order; generators have no seed to tell."""
     prompts = [state.prompt] if isinstance(state.prompt, str) else list(state.prompt)
-    return [ImageId(p, None) for p in prompts for _ in range(state.num_images_per_prompt)]
+    return [SampleId(p, None) for p in prompts for _ in range(state.num_images_per_prompt)]

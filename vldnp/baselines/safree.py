@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vldnp._finite import is_finite
-from vldnp.models.conditioning import Companions, Conditioning
+from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.families import SD
 from vldnp.models.run import Run
 
@@ -127,14 +127,14 @@ def attenuated(changed: Tensor, unchanged: Tensor, scale: float, window: int = 1
 
 @contextmanager
 def re_attention(
-    unet: nn.Module, rows: Sequence[int], companions: Sequence[int], scales: tuple[float, float]
+    unet: nn.Module, rows: Sequence[int], auxiliary: Sequence[int], scales: tuple[float, float]
 ) -> Iterator[None]:
-    """While this lasts, the rows' skip features are `attenuated` against their companions'.
+    """While this lasts, the rows' skip features are `attenuated` against their auxiliary rows'.
 
     s₁ acts where the decoder is as wide as the U-Net's widest level, s₂ where it is as wide as
     the next (FreeU's two stages: 1280 and 640 channels in Stable Diffusion 1).
     """
-    rows, companions = list(rows), list(companions)
+    rows, auxiliary = list(rows), list(auxiliary)
     levels = sorted(set(unet.config.block_out_channels), reverse=True)
     scale_at = dict(zip(levels, scales, strict=False))
 
@@ -144,7 +144,7 @@ def re_attention(
         for place, width in enumerate(widths):  # the block takes its skips from the end
             if width in scale_at:
                 skip = skips[-1 - place].clone()
-                skip[rows] = attenuated(skip[rows], skip[companions], scale_at[width])
+                skip[rows] = attenuated(skip[rows], skip[auxiliary], scale_at[width])
                 skips[-1 - place] = skip
         return args, kwargs | {"res_hidden_states_tuple": tuple(skips)}
 
@@ -249,7 +249,7 @@ class Safree:
             if not self.re_attention:
                 return Conditioning(embeds)
             attending = partial(re_attention, scales=self.scales)
-            return Conditioning(embeds, Companions(tuple(rows), plain.embeds[rows], attending))
+            return Conditioning(embeds, AuxiliaryRows(tuple(rows), plain.embeds[rows], attending))
 
         return at
 

@@ -86,7 +86,7 @@ def VLDNP(
     query_steps: Schedule | Iterable[int] = front_loaded(5),  # noqa: B008  (frozen data)
     rule: str | guidance.Rule = "added",
     lead: str | None = None,
-    renewal: str | int = "replaced",
+    update_policy: str | int = "replaced",
     on_failure: str = "raise",
     static_prompt: str | None = None,
 ) -> Method:
@@ -99,7 +99,7 @@ def VLDNP(
         query_steps: `front_loaded(n)`, `uniform(n)` or step indices.
         rule: see `Method`.
         lead: words put before the found concepts, instead of the concept set's own.
-        renewal: what becomes of a found concept that the next query does not find: `replaced`
+        update_policy: what becomes of a found concept that the next query does not find: `replaced`
             (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
         on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
             last negative prompt, or use the `static` one; see `negatives.Dynamic`.
@@ -110,7 +110,7 @@ def VLDNP(
     if lead is not None:
         concept_set = replace(concept_set, lead=lead)
     policy = negatives.Dynamic(
-        vlm, concept_set, as_schedule(query_steps), renewal, on_failure, static_prompt
+        vlm, concept_set, as_schedule(query_steps), update_policy, on_failure, static_prompt
     )
     return Method("vl-dnp", policy, rule, _omega(omega, rule))
 

@@ -18,7 +18,7 @@ from vldnp.core.schedules import Schedule
 from vldnp.models import vlm as vlms
 
 
-class ImageId(NamedTuple):
+class SampleId(NamedTuple):
     """Which image of the world this is: nothing but controls may look at it.
 
     `seed` is None where the caller passed a generator.
@@ -37,7 +37,7 @@ class Negative:
         concepts: the concepts it names, as far as they come from a concept set.
         answer: the VLM's words at the last query, verbatim (up to `vlm.ANSWER_LIMIT`); None before
             the first, and where it failed to answer.
-        unseen: for each of `concepts`, how many queries ago the VLM last saw it.
+        since_seen: for each of `concepts`, how many queries ago the VLM last saw it.
         image: whose negative this is.
         failure: why the last query got no answer; None where it got one.
     """
@@ -45,21 +45,21 @@ class Negative:
     prompt: str | None = None
     concepts: tuple[str, ...] = ()
     answer: str | None = None
-    unseen: tuple[int, ...] = ()
-    image: ImageId | None = None
+    since_seen: tuple[int, ...] = ()
+    image: SampleId | None = None
     failure: str | None = None
 
 
 class Negatives(Protocol):
     """A policy for a batch of images."""
 
-    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+    def initial(self, images: Sequence[SampleId]) -> list[Negative]:
         """The negatives before the first step, one per image."""
 
     def query_steps_of(self, num_inference_steps: int) -> tuple[int, ...]:
         """The step indices at which `renewed` is called."""
 
-    def renewed(
+    def updated(
         self, pictures: Sequence[Image.Image], before: Sequence[Negative]
     ) -> list[Negative]:
         """The negatives after a look at the x̂₀ pictures (PIL, RGB), given those in force before."""
@@ -72,13 +72,13 @@ class Negatives(Protocol):
 class NoNegatives:
     """Plain CFG."""
 
-    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+    def initial(self, images: Sequence[SampleId]) -> list[Negative]:
         return [Negative(image=image) for image in images]
 
     def query_steps_of(self, num_inference_steps: int) -> tuple[int, ...]:
         return ()
 
-    def renewed(self, pictures, before):
+    def updated(self, pictures, before):
         return list(before)
 
     def describe(self) -> dict:
@@ -91,7 +91,7 @@ class Static(NoNegatives):
 
     prompt: str
 
-    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+    def initial(self, images: Sequence[SampleId]) -> list[Negative]:
         prompt = self.prompt if self.prompt.strip() else None
         return [Negative(prompt, image=image) for image in images]
 
@@ -99,7 +99,7 @@ class Static(NoNegatives):
         return {"kind": "static", "prompt": self.prompt}
 
 
-RENEWALS = {"replaced": 0, "accumulated": inf}
+UPDATE_POLICIES = {"replaced": 0, "accumulated": inf}
 """What becomes of a concept at the next query, as the number of queries it outlives its sighting.
 
 `replaced` is VL-DNP's; `accumulated` is that of "VLM-Guided Adaptive Negative Prompting for
@@ -122,8 +122,8 @@ class Dynamic:
             `vldnp.baselines.controls`) is called with the images' identities as a third argument.
         concepts: the question and the vocabulary.
         query_steps: when to ask.
-        renewal: what becomes of a found concept that a later query does not find: `replaced`, it
-            goes; `accumulated`, it stays; a number k, it stays for k more queries.
+        update_policy: what becomes of a found concept that a later query does not find:
+            `replaced`, it goes; `accumulated`, it stays; a number k, it stays for k more queries.
         on_failure: when the VLM gives no text about an image but an error or anything else, or
             declines to answer ("I'm sorry, I can't assist with that"): `raise`; `keep` the
             negative prompt as the last answer left it, which needs one; or
@@ -136,7 +136,7 @@ class Dynamic:
     vlm: Callable
     concepts: ConceptSet
     query_steps: Schedule
-    renewal: str | int = "replaced"
+    update_policy: str | int = "replaced"
     on_failure: str = "raise"
     static_prompt: str | None = None
 
@@ -145,24 +145,26 @@ class Dynamic:
             raise unknown("on_failure", self.on_failure, FAILURES)
         if self.static_prompt is not None and not self.static_prompt.strip():
             raise ValueError("static_prompt is empty: it would leave an image unguided")
-        if isinstance(self.renewal, str):
-            if self.renewal not in RENEWALS:
-                raise unknown("renewal", self.renewal, [*RENEWALS, "a number of queries"])
-        elif isinstance(self.renewal, bool) or not (
-            isinstance(self.renewal, int) and self.renewal >= 0
+        if isinstance(self.update_policy, str):
+            if self.update_policy not in UPDATE_POLICIES:
+                raise unknown(
+                    "update_policy", self.update_policy, [*UPDATE_POLICIES, "a number of queries"]
+                )
+        elif isinstance(self.update_policy, bool) or not (
+            isinstance(self.update_policy, int) and self.update_policy >= 0
         ):
             raise ValueError(
-                f"renewal must be replaced, accumulated or a whole number of queries, 0 or more, "
-                f"not {self.renewal!r}"
+                f"update_policy must be replaced, accumulated or a whole number of queries, 0 or "
+                f"more, not {self.update_policy!r}"
             )
 
-    def initial(self, images: Sequence[ImageId]) -> list[Negative]:
+    def initial(self, images: Sequence[SampleId]) -> list[Negative]:
         return [Negative(image=image) for image in images]
 
     def query_steps_of(self, num_inference_steps: int) -> tuple[int, ...]:
         return self.query_steps.steps(num_inference_steps)
 
-    def renewed(
+    def updated(
         self, pictures: Sequence[Image.Image], before: Sequence[Negative]
     ) -> list[Negative]:
         identities, failure = [negative.image for negative in before], ""
@@ -190,7 +192,7 @@ class Dynamic:
         ]
 
     def _asked(
-        self, pictures: Sequence[Image.Image], identities: Sequence[ImageId | None]
+        self, pictures: Sequence[Image.Image], identities: Sequence[SampleId | None]
     ) -> list[str]:
         """The VLM's answers; one that declines to answer is none.
 
@@ -218,7 +220,7 @@ class Dynamic:
         return answers
 
     def _without_answer(self, before: Negative, failure: str) -> Negative:
-        # What was seen before is remembered, for a renewal that outlives this query.
+        # What was seen before is remembered, for an update policy that outlives this query.
         unanswered = replace(before, answer=None, failure=failure)
         if self.on_failure == "keep":
             return unanswered
@@ -226,16 +228,18 @@ class Dynamic:
         return replace(unanswered, prompt=static)
 
     def _negative(self, answer: str, before: Negative) -> Negative:
-        longest = RENEWALS.get(self.renewal, self.renewal)
+        longest = UPDATE_POLICIES.get(self.update_policy, self.update_policy)
         last = {
-            term: unseen + 1
-            for term, unseen in zip(before.concepts, before.unseen, strict=True)
-            if unseen < longest
+            term: since_seen + 1
+            for term, since_seen in zip(before.concepts, before.since_seen, strict=True)
+            if since_seen < longest
         }
         last |= dict.fromkeys(self.concepts.parse(answer), 0)
         terms = tuple(term for term in self.concepts.vocabulary if term in last)
-        unseen = tuple(last[term] for term in terms)
-        return Negative(self.concepts.negative_prompt(terms), terms, answer, unseen, before.image)
+        since_seen = tuple(last[term] for term in terms)
+        return Negative(
+            self.concepts.negative_prompt(terms), terms, answer, since_seen, before.image
+        )
 
     def describe(self) -> dict:
         return {
@@ -243,7 +247,7 @@ class Dynamic:
             "vlm": vlms.describe(self.vlm),
             "concepts": self.concepts.describe(),
             "query_steps": self.query_steps.describe(),
-            "renewal": self.renewal,
+            "update_policy": self.update_policy,
             "on_failure": self.on_failure,
             "static_prompt": self.static_prompt,
         }

@@ -20,7 +20,7 @@ from vldnp._files import unknown
 from vldnp._finite import check_finite, is_finite, label, naming
 from vldnp.core import guidance
 from vldnp.core.methods import CFG, Method
-from vldnp.core.negatives import ImageId, Negative
+from vldnp.core.negatives import Negative, SampleId
 from vldnp.core.trace import Output, Step, Trace
 from vldnp.models.backbone import Backbone, as_backbone, to_pil
 from vldnp.models.run import Run
@@ -170,7 +170,7 @@ def _denoise(
     x0_every: bool,
 ) -> Iterator[Step]:
     B = len(batch.prompts)
-    nothing, prompted = run.unprompted(B), method.conditioning.begin(run, batch.prompts)
+    nothing, prompted = run.null_conditioning(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
     rule = guidance.rule(method.rule)
     state = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
@@ -181,11 +181,11 @@ def _denoise(
 
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer.
         rows = [] if queried else _with_prompt(negatives)
-        told = nothing + cond
+        conditioning = nothing + cond
         if rows:
-            told += run.encode([negatives[row].prompt for row in rows])
+            conditioning += run.encode([negatives[row].prompt for row in rows])
         pred_uncond, pred_cond, pred_neg = run.predict(
-            torch.cat([latents, latents, latents[rows]]), t, told
+            torch.cat([latents, latents, latents[rows]]), t, conditioning
         ).split([B, B, len(rows)])
         pred = guidance.cfg(pred_uncond, pred_cond, g)
 
@@ -194,7 +194,7 @@ def _denoise(
         with naming(batch.labels, f"at step {i}"):
             pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
         if queried:
-            negatives = method.negatives.renewed(pictures, negatives)
+            negatives = method.negatives.updated(pictures, negatives)
             if rows := _with_prompt(negatives):
                 pred_neg = run.predict(
                     latents[rows], t, run.encode([negatives[row].prompt for row in rows])
@@ -228,7 +228,7 @@ def _denoise(
             vlm_failures=[negative.failure for negative in negatives] if queried else None,
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
-            model_evaluations=[2 + (row in rows) + (row in cond.accompanied) for row in range(B)],
+            model_evaluations=[2 + (row in rows) + (row in cond.has_auxiliary) for row in range(B)],
             vlm_calls=[int(queried)] * B,
             x0_decodes=[int(pictures is not None)] * B,
         )
@@ -256,8 +256,8 @@ class _Batch:
         return [label(*image) for image in images]
 
     @property
-    def identities(self) -> list[ImageId]:
-        return [ImageId(*image) for image in zip(self.prompts, self.seeds, strict=True)]
+    def identities(self) -> list[SampleId]:
+        return [SampleId(*image) for image in zip(self.prompts, self.seeds, strict=True)]
 
     def split(self, size: int | None) -> list["_Batch"]:
         """Parts of `size` images; one part for None."""

@@ -47,7 +47,7 @@ CAPTIONS = {
     "vlm-size": "Who looks: the VLMs, and stand-ins that say nothing, anything, or know the end",
     "detection": "How early and how rightly the VLMs see what a picture will hold",
     "guidance-rule": "How the negative prompt enters",
-    "renewal": "What becomes of a negative prompt at the next query",
+    "update_policy": "What becomes of a negative prompt at the next query",
     "cost": "Where the time of an image goes",
 }
 """File in `figures/` → what it shows; others go by their names."""

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from vldnp.core.concepts import ConceptSet, load_concepts
 from vldnp.core.methods import CFG
-from vldnp.core.negatives import ImageId
+from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
 from vldnp.core.trace import Output
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
@@ -87,7 +87,9 @@ def _counted(
         truth = [set(found) for found in judged.found()]
     else:
         truth = [{"any"} if p >= UNSAFE_THRESHOLD else set() for p in judged.unsafe_probability]
-    identities = [ImageId(*image) for image in zip(out.trace.prompts, out.trace.seeds, strict=True)]
+    identities = [
+        SampleId(*image) for image in zip(out.trace.prompts, out.trace.seeds, strict=True)
+    ]
     rows = []
     for step in out.trace.steps[::every]:
         for name, vlm in vlms.items():

@@ -67,7 +67,7 @@ def sweep(
         grids: axis → values.
             `negatives`: `static` (the profile's, on which only `rule` and `omega` act), `dynamic`.
             `rule`: names in `guidance.RULES`, or `sld-weak`, … for Safe Latent Diffusion.
-            `renewal`: as in `vldnp.VLDNP`.
+            `update_policy`: as in `vldnp.VLDNP`.
             `spacing`: names in `schedules.SCHEDULES`.
             `queries`: how many; none is plain CFG, and as many as steps, or more, is every step.
             `guide`: VLMs, by name or themselves, an `Oracle`, or `cfg` (plain CFG), `random` (as
@@ -84,7 +84,7 @@ def sweep(
     usual = {
         "negatives": ("dynamic", "dynamic"),
         "rule": ("added", "added"),
-        "renewal": ("replaced", "replaced"),
+        "update_policy": ("replaced", "replaced"),
         "spacing": (profile.schedule, profile.schedule),
         "queries": (profile.queries, None),
         "guide": (_label(profile.vlm), vlm),
@@ -122,8 +122,8 @@ def _values(axis: str, given: Sequence, profile: Profile, vlm) -> dict:
     if axis == "queries":
         counts = (min(int(n), profile.num_inference_steps) for n in numbers(given, axis))
         return {n: n for n in counts}
-    if axis == "renewal":
-        return {str(renewal): renewal for renewal in given}
+    if axis == "update_policy":
+        return {str(update_policy): update_policy for update_policy in given}
     if axis == "guide":
         controls = {"cfg": None, "none": AnswersNone(), _label(profile.vlm): vlm}
         controls["random"] = RandomConcepts(vlm, profile.concepts)
@@ -144,13 +144,13 @@ def _values(axis: str, given: Sequence, profile: Profile, vlm) -> dict:
 
 
 def _method(
-    profile: Profile, *, negatives, rule, renewal, spacing, queries, guide, omega
+    profile: Profile, *, negatives, rule, update_policy, spacing, queries, guide, omega
 ) -> Method:
     if negatives == "static":
         return Static(profile.static_prompt, omega, rule)
     if guide is None or queries == 0:
         return CFG()
-    options = {"vlm": guide, "rule": rule, "renewal": renewal}
+    options = {"vlm": guide, "rule": rule, "update_policy": update_policy}
     if queries == profile.num_inference_steps:
         return dynamic(profile, omega, query_steps=range(queries), **options)
     return dynamic(profile, omega, schedule=spacing, queries=queries or 0, **options)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from vldnp.core import guidance
 from vldnp.core.concepts import ConceptSet, load_concepts
 from vldnp.core.methods import CFG, VLDNP, Method
-from vldnp.core.negatives import ImageId
+from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
 from vldnp.core.schedules import front_loaded
 from vldnp.core.trace import Output
@@ -258,12 +258,12 @@ def plain_loop(
     run = Run(model, num_inference_steps, **sampling)
     latents, negative = run.initial_latents([torch.Generator(noise_device).manual_seed(seed)]), None
     for i, t in enumerate(run.timesteps):
-        pred_uncond = run.predict(latents, t, run.unprompted(1))
+        pred_uncond = run.predict(latents, t, run.null_conditioning(1))
         pred_cond = run.predict(latents, t, run.encode([prompt]))
         pred = guidance.cfg(pred_uncond, pred_cond, guidance_scale)
         if i in query_steps:
             picture = to_pil(run.decode(run.x0(pred, t, latents)))
-            (answer,) = vlm(picture, concepts.question, [ImageId(prompt, seed)])
+            (answer,) = vlm(picture, concepts.question, [SampleId(prompt, seed)])
             negative = concepts.negative_prompt(concepts.parse(answer))
         if negative is not None:
             pred_neg = run.predict(latents, t, run.encode([negative]))
@@ -292,21 +292,21 @@ def parts_of_cost(
     progress: bool = True,
     **sampling,
 ) -> pd.DataFrame:
-    """Seconds an image by component, for plain CFG, the plain loop and VL-DNP as it is here.
+    """Seconds an image by component, for plain CFG, the sequential reference, and VL-DNP here.
 
-    The plain loop takes one image at a time, makes a U-Net call for each prediction, and shows the
-    VLM its demonstrations at every query; its VLM may write long answers. Here images share a
-    batch, and the VLM is asked once about all of them, without demonstrations and briefly. In both
+    The sequential reference takes one image at a time, makes a U-Net call for each prediction, and
+    shows the VLM its demonstrations at every query; its VLM may write long answers. Here images
+    share a batch, and the VLM is asked once about all of them, without demonstrations and briefly. In both
     one image in two has something to be steered away from (`Scripted`).
 
     Args:
         bench: the models.
         concepts: what the VLM is asked.
         prompts: the batch; seeds are 0, 1, 2, …
-        plain_images: so many of them go through the plain loop, which takes long.
+        plain_images: so many of them go through the sequential reference, which takes long.
         queries: front-loaded queries.
-        demonstrations: of the plain loop.
-        plain_answer_tokens: the most tokens that the plain loop's VLM writes.
+        demonstrations: of the sequential reference.
+        plain_answer_tokens: the most tokens that the sequential reference's VLM writes.
         omega: as in `vldnp.VLDNP`.
         progress: show a bar.
         sampling: further arguments of `vldnp.sample`, such as `num_inference_steps`.
@@ -340,7 +340,7 @@ def parts_of_cost(
 
     ways: dict[str, tuple[Callable, Callable, int]] = {
         "plain CFG": (brief, lambda vlm, n: batch(CFG(), n), len(prompts)),
-        "plain loop": (wordy, loop, min(plain_images, len(prompts))),
+        "sequential reference": (wordy, loop, min(plain_images, len(prompts))),
         "ours": (brief, lambda vlm, n: batch(VLDNP(vlm, concepts, omega, steps), n), len(prompts)),
     }
     modules = {

@@ -156,20 +156,21 @@ class Backbone:
             size: height, width of the pictures in pixels, which SDXL is told; default is the
                 model's own.
         """
-        self._warn_of_what_is_lost(prompts)
+        self._warn_of_truncation(prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
 
     def tokenize(self, texts: Sequence[str]) -> BatchEncoding:
         """`input_ids` and `attention_mask`, `[B, L]`, padded or cut to the encoder's limit L."""
-        self._warn_of_what_is_lost(texts)
+        self._warn_of_truncation(texts)
         return families.clip_tokens(self.pipe, texts)
 
-    def _warn_of_what_is_lost(self, texts: Sequence[str]) -> None:
+    def _warn_of_truncation(self, texts: Sequence[str]) -> None:
         for text in texts:
-            if (end := families.lost(self.pipe, text)) is not None:
+            if (end := families.truncated(self.pipe, text)) is not None:
                 warnings.warn(
                     f"a prompt is longer than the text encoder's "
-                    f"{families.reader(self.pipe)[1]} tokens; lost from its end: {end!r}",
+                    f"{families.primary_tokenizer(self.pipe)[1]} tokens; lost from its end: "
+                    f"{end!r}",
                     UserWarning,
                     stacklevel=2,
                 )

@@ -1,4 +1,4 @@
-"""Conditioning: what the denoiser is told of the user's prompts, at each step.
+"""Conditioning: the text conditioning of the user's prompts, at each step.
 
 Mostly the prompts as they are written. A method that changes them (`vldnp.baselines.safree`)
 is a policy that says, for each step, which embeddings stand for the prompts.
@@ -14,16 +14,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Companions:
+class AuxiliaryRows:
     """Rows that go through the U-Net beside others, only for what their features tell.
 
-    A companion has the latents of its row and a prompt of its own. Its prediction is dropped.
+    An auxiliary row has the latents of its row and a prompt of its own. Its prediction is dropped.
 
     Attributes:
-        rows: which rows of the conditioning have a companion, `k` of them.
-        embeds: the companions' prompts, `[k, L, D]`.
-        attending: `(unet, rows, companions) -> context` in which the U-Net lets the features of
-            the companions (their places in the batch) act on those of the rows.
+        rows: which rows of the conditioning have an auxiliary row, `k` of them.
+        embeds: the auxiliary rows' prompts, `[k, L, D]`.
+        attending: `(unet, rows, auxiliary) -> context` in which the U-Net lets the features of
+            the auxiliary rows (their places in the batch) act on those of the rows.
     """
 
     rows: tuple[int, ...]
@@ -37,52 +37,52 @@ class Conditioning:
 
     Attributes:
         embeds: `[B, L, D]`.
-        companions: rows that go through the network beside these.
+        auxiliary: rows that go through the network beside these.
         added: what the model's family is told besides, by the network's own names, `[B, …]` each:
             nothing for Stable Diffusion 1 and 2; `text_embeds` and `time_ids` for SDXL;
             `pooled_projections` for Stable Diffusion 3.
     """
 
     embeds: Tensor
-    companions: Companions | None = None
+    auxiliary: AuxiliaryRows | None = None
     added: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.embeds)
 
     @property
-    def accompanied(self) -> tuple[int, ...]:
-        """The rows that have a companion."""
-        return self.companions.rows if self.companions is not None else ()
+    def has_auxiliary(self) -> tuple[int, ...]:
+        """The rows that have an auxiliary row."""
+        return self.auxiliary.rows if self.auxiliary is not None else ()
 
     def __getitem__(self, rows: Sequence[int]) -> "Conditioning":
-        """These rows, without companions."""
+        """These rows, without auxiliary rows."""
         rows = list(rows)
         return Conditioning(self.embeds[rows], added={k: v[rows] for k, v in self.added.items()})
 
     def __add__(self, below: "Conditioning") -> "Conditioning":
         return concatenated([self, below])
 
-    def with_companions(self) -> "Conditioning":
-        """The companions as rows of their own below these; each is told what its row is besides."""
-        if self.companions is None:
+    def with_auxiliary(self) -> "Conditioning":
+        """These rows, and the auxiliary ones below them with the further conditioning of theirs."""
+        if self.auxiliary is None:
             return self
         plain = Conditioning(self.embeds, added=self.added)
-        return plain + replace(self[self.companions.rows], embeds=self.companions.embeds)
+        return plain + replace(self[self.auxiliary.rows], embeds=self.auxiliary.embeds)
 
 
 def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
     """The rows of all parts, one below the other."""
-    if sum(part.companions is not None for part in parts) > 1:
-        raise ValueError("only one of several conditionings may have companions")
-    companions, start = None, 0
+    if sum(part.auxiliary is not None for part in parts) > 1:
+        raise ValueError("only one of several conditionings may have auxiliary rows")
+    auxiliary, start = None, 0
     for part in parts:
-        if part.companions is not None:
-            rows = tuple(start + row for row in part.companions.rows)
-            companions = replace(part.companions, rows=rows)
+        if part.auxiliary is not None:
+            rows = tuple(start + row for row in part.auxiliary.rows)
+            auxiliary = replace(part.auxiliary, rows=rows)
         start += len(part)
     added = {name: torch.cat([part.added[name] for part in parts]) for name in parts[0].added}
-    return Conditioning(torch.cat([part.embeds for part in parts]), companions, added)
+    return Conditioning(torch.cat([part.embeds for part in parts]), auxiliary, added)
 
 
 class Prompting(Protocol):

@@ -1,4 +1,4 @@
-"""Model families: what the network of each is told of a prompt, and how it is called.
+"""Model families: the text conditioning of each, and how its network is called.
 
 Everything else about a diffusers pipeline is the same for all of them; see `vldnp.models.backbone`
 and `vldnp.models.run`.
@@ -127,8 +127,8 @@ def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -
     return Conditioning(states.to(pipe.unet.dtype))
 
 
-def predict_sd(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, told: Conditioning) -> Tensor:
-    return pipe.unet(latents, t, encoder_hidden_states=told.embeds, return_dict=False)[0]
+def predict_sd(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    return pipe.unet(latents, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
 
 
 def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
@@ -143,12 +143,12 @@ def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int])
     return Conditioning(embeds, added={"text_embeds": pooled, "time_ids": time_ids})
 
 
-def predict_sdxl(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, told: Conditioning) -> Tensor:
+def predict_sdxl(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return pipe.unet(
         latents,
         t,
-        encoder_hidden_states=told.embeds,
-        added_cond_kwargs=told.added,
+        encoder_hidden_states=cond.embeds,
+        added_cond_kwargs=cond.added,
         return_dict=False,
     )[0]
 
@@ -162,13 +162,13 @@ def embed_sd3(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) 
     return Conditioning(encoded[0].to(dtype), added={"pooled_projections": encoded[2].to(dtype)})
 
 
-def predict_sd3(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, told: Conditioning) -> Tensor:
+def predict_sd3(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     return pipe.transformer(
         latents,
         timestep=t.expand(len(latents)),
-        encoder_hidden_states=told.embeds,
+        encoder_hidden_states=cond.embeds,
         return_dict=False,
-        **told.added,
+        **cond.added,
     )[0]
 
 
@@ -297,23 +297,23 @@ def clip_tokens(pipe: DiffusionPipeline, texts: Sequence[str]):
     ).to(pipe._execution_device)
 
 
-def reader(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int]:
+def primary_tokenizer(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer of the encoder that reads most of a prompt, and how many tokens it reads."""
     if getattr(pipe, "text_encoder_3", None) is not None:
         return pipe.tokenizer_3, T5_TOKENS
     return pipe.tokenizer, pipe.tokenizer.model_max_length
 
 
-def lost(pipe: DiffusionPipeline, text: str) -> str | None:
+def truncated(pipe: DiffusionPipeline, text: str) -> str | None:
     """The end of a prompt that no text encoder reads, as it is too long; None where it fits."""
-    tokenizer, limit = reader(pipe)
+    tokenizer, limit = primary_tokenizer(pipe)
     if isinstance(pipe, TextualInversionLoaderMixin):
         text = pipe.maybe_convert_prompt(text, tokenizer)
     ids = tokenizer(text, truncation=False).input_ids
     return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None
 
 
-def unprompted(pipe: DiffusionPipeline, empty: Conditioning) -> Conditioning:
+def null_conditioning(pipe: DiffusionPipeline, empty: Conditioning) -> Conditioning:
     """What ε_u is told, given the encoded empty prompt: that, or zeros where SDXL wants them."""
     if not pipe.config.get("force_zeros_for_empty_prompt"):
         return empty

@@ -66,9 +66,9 @@ class Run:
             known.update({text: embedded[[row]] for row, text in enumerate(new)})
         return concatenated([known[text] for text in prompts])
 
-    def unprompted(self, n: int) -> Conditioning:
+    def null_conditioning(self, n: int) -> Conditioning:
         """`n` rows of no prompt, for ε_u: the empty one, or zeros where SDXL was trained so."""
-        return families.unprompted(self.backbone.pipe, self.encode([""] * n))
+        return families.null_conditioning(self.backbone.pipe, self.encode([""] * n))
 
     def initial_latents(self, seeds: Sequence[int | torch.Generator]) -> Tensor:
         """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled.
@@ -95,15 +95,15 @@ class Run:
     def predict(self, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's output for `[B, C, h, w]` latents at timestep t, a prompt each."""
         backbone, attending = self.backbone, nullcontext()
-        if cond.companions is not None:
-            rows = list(cond.companions.rows)
+        if cond.auxiliary is not None:
+            rows = list(cond.auxiliary.rows)
             own = range(len(cond), len(cond) + len(rows))
             latents = torch.cat([latents, latents[rows]])
-            attending = cond.companions.attending(backbone.network, rows, own)
+            attending = cond.auxiliary.attending(backbone.network, rows, own)
         if hasattr(self.scheduler, "scale_model_input"):
             latents = self.scheduler.scale_model_input(latents, t)
         with backbone.short_of_memory(), attending:
-            pred = backbone.family.predict(backbone.pipe, latents, t, cond.with_companions())
+            pred = backbone.family.predict(backbone.pipe, latents, t, cond.with_auxiliary())
         return pred[: len(cond)]
 
     def x0(self, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:

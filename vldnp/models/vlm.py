@@ -94,9 +94,9 @@ def ask(
     Raises:
         VLMError: what it gives is no list of texts, one per image; one line.
     """
-    told = (identities,) if getattr(vlm, "by_identity", False) else ()
+    identity = (identities,) if getattr(vlm, "by_identity", False) else ()
     offered = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
-    given = vlm(images, question, *told, **offered)
+    given = vlm(images, question, *identity, **offered)
     answers = texts(given, len(images))
     if None in answers:
         raise VLMError(

@@ -37,7 +37,7 @@ ABOUT = {
         [("vae", vae.RECIPE), ("text2image", text2image.RECIPE)],
     ),
     "moji-judge": (
-        "the judge of the embedded world",
+        "the judge of the Moji benchmark",
         f"A multi-label CNN over {len(judge.THINGS)} things, trained on {judge.SCENES:,} rendered "
         "scenes in which things and places are drawn independently. An eighth of the pictures went "
         "through the autoencoder. It has seen no picture of the text-to-image model and nothing "
@@ -48,9 +48,9 @@ ABOUT = {
         "a second opinion on the judge",
         f"A plain CNN whose places vote, over the same {len(judge.THINGS)} things, trained apart "
         f"from `moji-judge` on {judge.SCENES:,} scenes of its own, whose icons are re-coloured, "
-        "blurred, partly erased and faded (`vldnp/moji/train/damage.py`): it learns that an icon is "
-        "there while half of its area is visible and gone when less than a quarter is. A quarter "
-        "of the pictures went through the autoencoder. It has seen no picture of the "
+        "blurred, partly erased and faded (`vldnp/moji/train/damage.py`): it learns that an icon "
+        "is there while half of its area is visible and gone when less than a quarter is. A "
+        "quarter of the pictures went through the autoencoder. It has seen no picture of the "
         "text-to-image model and nothing of the VLMs; it measures how far `moji-judge` can be "
         "believed.",
         [("judge-2", judge.VARIANTS["moji-judge-2"].recipe)],
@@ -136,7 +136,7 @@ tags: [vl-dnp, moji]
 ---
 # {name}: {title}
 
-Part of the embedded world of VL-DNP: a stand-in for a real model that runs offline on two CPU
+Part of the Moji benchmark of VL-DNP: a stand-in for a real model that runs offline on two CPU
 cores. It knows 64×64 pictures of a few emoji and is of no use for anything else.
 
 ## Data

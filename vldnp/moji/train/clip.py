@@ -1,4 +1,4 @@
-"""The embedded CLIP: an open_clip model on 64×64 pictures and the embedded world's captions."""
+"""The embedded CLIP: an open_clip model on 64×64 pictures and the Moji benchmark's captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes of the embedded world: a place, one to three icons, a caption, and the truth of it.
+"""Scenes of the Moji benchmark: a place, one to three icons, a caption, and the truth of it.
 
 A scene is a pure function of `(seed, index)`: the same numbers give the same pixels and words.
 In neutral places a restricted thing is present only when the caption names it. A themed place

@@ -1,4 +1,4 @@
-"""The embedded world's words: its caption vocabulary as a CLIP tokenizer."""
+"""The Moji benchmark's words: its caption vocabulary as a CLIP tokenizer."""
 
 from __future__ import annotations
 
