@@ -296,8 +296,8 @@ def parts_of_cost(
 
     The sequential reference takes one image at a time, makes a U-Net call for each prediction, and
     shows the VLM its demonstrations at every query; its VLM may write long answers. Here images
-    share a batch, and the VLM is asked once about all of them, without demonstrations and briefly. In both
-    one image in two has something to be steered away from (`Scripted`).
+    share a batch, and the VLM is asked once about all of them, without demonstrations and briefly.
+    In both one image in two has something to be steered away from (`Scripted`).
 
     Args:
         bench: the models.
