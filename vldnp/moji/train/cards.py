@@ -48,9 +48,9 @@ ABOUT = {
         "a second opinion on the judge",
         f"A plain CNN whose places vote, over the same {len(judge.THINGS)} things, trained apart "
         f"from `moji-judge` on {judge.SCENES:,} scenes of its own, whose icons are re-coloured, "
-        "blurred, partly erased and faded (`vldnp/moji/train/damage.py`): it learns that an icon is "
-        "there while half of its area is visible and gone when less than a quarter is. A quarter "
-        "of the pictures went through the autoencoder. It has seen no picture of the "
+        "blurred, partly erased and faded (`vldnp/moji/train/damage.py`): it learns that an icon "
+        "is there while half of its area is visible and gone when less than a quarter is. A "
+        "quarter of the pictures went through the autoencoder. It has seen no picture of the "
         "text-to-image model and nothing of the VLMs; it measures how far `moji-judge` can be "
         "believed.",
         [("judge-2", judge.VARIANTS["moji-judge-2"].recipe)],
