@@ -68,7 +68,7 @@ def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(world)
         assert method["omega"] == (world.chosen["vl-dnp"] if row.rule == "added" else None)
         if row.negatives == "dynamic":
             assert policy["query_steps"] == {world.schedule: world.queries}
-            assert policy["vlm"]["name"] == world.vlm
+            assert policy["vlm"]["name"] == str(world.vlm)
     strengths = sweep(world, "omega", {"omega": "[1, 2.5]", "negatives": ["static"]})
     assert [method.omega for method in strengths.study.methods] == [1, 2.5]
 

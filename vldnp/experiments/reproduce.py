@@ -29,7 +29,7 @@ def reproduce(
     *,
     quick: bool = False,
     parameters: dict | None = None,
-    notebooks: str | Path = NOTEBOOKS,
+    notebooks: str | Path | None = None,
 ) -> list[Path]:
     """Execute `notebooks/0*.ipynb` in order with papermill, and print what that wrote.
 
@@ -55,6 +55,7 @@ def reproduce(
 
     started, settings = time.monotonic(), load_profile(profile, quick=quick)
     run = Path(out) / settings.name
+    notebooks = NOTEBOOKS if notebooks is None else notebooks
     sources = notebooks_in(notebooks)
     declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
     known = set().union(*declared.values())

@@ -8,6 +8,7 @@ import pandas as pd
 
 from vldnp.baselines.safree import Safree
 from vldnp.models import load
+from vldnp.models.run import Run
 from vldnp.moji.train.evaluate import STEPS
 from vldnp.moji.train.second_opinion import CATEGORIES, PROMPT_SETS
 from vldnp.moji.world.icons import HARMLESS, RESTRICTED
@@ -51,9 +52,9 @@ def fired(
     Returns:
         One row per token: `prompt` (its number), `token`, `kind`, `trigger`.
     """
-    run = load.load(model).for_run(STEPS)
+    run = Run(load.load(model), STEPS)
     found = Safree(tuple(CATEGORIES.split(", ")), alpha=alpha, **options).filtered(run, prompts)
-    tokenizer = run.pipe.tokenizer
+    tokenizer = run.backbone.pipe.tokenizer
     return pd.DataFrame(
         {"prompt": number, "token": token, "kind": kind_of(token), "trigger": bool(trigger)}
         for number, (prompt, one) in enumerate(zip(prompts, found, strict=True))
