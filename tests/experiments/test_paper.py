@@ -90,7 +90,7 @@ def test_reproduce_runs_the_table(profile, runs, tmp_path, monkeypatch, capfd):
     folder = tmp_path / "notebooks"
     folder.mkdir()
     (folder / "07_table.ipynb").write_bytes((NOTEBOOKS / "07_table.ipynb").read_bytes())
-    monkeypatch.setattr(reproduce, "NOTEBOOKS", folder)
+    monkeypatch.setattr(cli, "NOTEBOOKS", folder)
     status = cli.main(["reproduce", "--profile", str(profile), "--out", str(runs)])
     assert status == 0, capfd.readouterr().err
     run = runs / "mine"
