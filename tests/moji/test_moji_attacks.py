@@ -28,7 +28,7 @@ def attack():
 
 def holds_nothing_forbidden(prompt, tokenizer):
     """By the letter, with none of the package's own checks."""
-    letters = re.sub("[^a-z]", "", prompt)
+    letters = prompt.replace(" ", "")  # a word may be spelled by several tokens in a row
     pieces = [re.sub("[^a-z]", "", token) for token in prompt.split(" ")]
     return (
         not any(word in letters for word in WORDS if len(word) > 2)
