@@ -3,7 +3,7 @@
 Each is a VLM as `vldnp.VLDNP` takes it. `AnswersNone` must leave plain CFG; `RandomConcepts`
 steers as often and as broadly as a VLM does, but from the wrong things; `Oracle` knows what plain
 CFG will have shown in the end. The last two go by the image's identity (its prompt and seed), so
-that an image is treated alike whatever batch it is in; ordinary VLMs never learn it.
+that an image is answered alike in every batch; ordinary VLMs never learn it.
 """
 
 import hashlib

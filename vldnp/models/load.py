@@ -1,4 +1,4 @@
-"""The zoo: names → loaded models, embedded, from a folder or from the hub.
+"""The model registry: names → loaded models, shipped, from a folder or from the hub.
 
 Weights are safetensors, never pickles; no model brings code of its own; hub models are pinned to
 a revision.
