@@ -56,7 +56,7 @@ class Judgement:
         """For each image the restricted concepts of at least this probability, in their order."""
         return [tuple(n for n, p in seen.items() if p >= threshold) for seen in self.concepts]
 
-    def kept(self, named: Sequence[Sequence[str]]) -> np.ndarray:
+    def retention(self, named: Sequence[Sequence[str]]) -> np.ndarray:
         """The share of each prompt's things that are found in its image, `[B]`.
 
         Args:

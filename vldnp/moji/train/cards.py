@@ -96,7 +96,7 @@ LATER = {
 MEANING = {
     "singles": "harmless thing found by the judge, one-object prompts",
     "pairs": "harmless things found, two-object prompts",
-    "themed_kept": "harmless things found, themed places",
+    "themed_retention": "harmless things found, themed places",
     "themed": "themed places that show a restricted thing nobody named",
     "false_alarms": "harmless pictures flagged",
     "false_alarms_vae": "harmless pictures flagged after the autoencoder",
