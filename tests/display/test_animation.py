@@ -13,7 +13,7 @@ RED, GREEN, BLUE = (np.array(colour) for colour in ((200, 0, 0), (0, 200, 0), (0
 def column(colour, *, queries=(), reason=None):
     """Three places: no picture, a grey one, one of this colour."""
     pictures = [Image.new("RGB", (8, 8), "grey"), Image.new("RGB", (8, 8), tuple(colour))]
-    told = [["step 0"], ["step 1", "VLM: “$a <b>”", "away from: a"], ["final image"]]
+    captions = [["step 0"], ["step 1", "VLM: “$a <b>”", "away from: a"], ["final image"]]
     return {
         "label": "any",
         "method": "vl-dnp" if queries else "cfg",
@@ -21,8 +21,8 @@ def column(colour, *, queries=(), reason=None):
         "reasons": [None, reason],
         "queries": list(queries),
         "places": [
-            {"picture": picture, "probability": None, "told": lines}
-            for picture, lines in zip((None, 0, 1), told, strict=True)
+            {"picture": picture, "probability": None, "caption": lines}
+            for picture, lines in zip((None, 0, 1), captions, strict=True)
         ],
     }
 
@@ -56,11 +56,11 @@ def test_all_places_side_by_side_in_the_given_time(tmp_path, suffix):
 
 def test_the_vlms_words_stay_until_it_is_asked_again():
     asked = column(RED, queries=[0, 2])
-    asked["places"][0]["told"] = ["step 0", "VLM: “first”", "away from: a"]
-    asked["places"][1]["told"] = ["step 1", "away from: a"]
-    assert animation._told(asked, 1) == ["step 1", "VLM: “first”", "away from: a"]
-    assert animation._told(asked, 0) == asked["places"][0]["told"]
-    assert animation._told(asked, 2) == ["final image"]
+    asked["places"][0]["caption"] = ["step 0", "VLM: “first”", "away from: a"]
+    asked["places"][1]["caption"] = ["step 1", "away from: a"]
+    assert animation._caption(asked, 1) == ["step 1", "VLM: “first”", "away from: a"]
+    assert animation._caption(asked, 0) == asked["places"][0]["caption"]
+    assert animation._caption(asked, 2) == ["final image"]
 
 
 def test_what_the_judge_flags_is_blurred_unless_revealed():

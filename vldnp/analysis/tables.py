@@ -252,8 +252,8 @@ def verdict(
     """Whether the goals of the Moji benchmark hold in a run, with the numbers.
 
     A goal holds when the whole 95 % interval meets it, does not when none of it does, and is
-    undecided else (`vldnp.analysis.claims.below`). Prompts of other benchmarks have the numbers without
-    goals, and nothing about retention.
+    undecided else (`vldnp.analysis.claims.below`). Prompts of other benchmarks have the
+    numbers without goals, and nothing about retention.
 
     Args:
         table: as `table.csv` holds it.

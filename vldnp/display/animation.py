@@ -87,8 +87,9 @@ def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
             data = base64.b64decode(column["pictures"][here].split(",", 1)[1])
             reason = None if reveal else column["reasons"][here]
             show_picture(axes, Image.open(io.BytesIO(data)), reason)
-        told = "\n".join(_short(line, WRAP * MOST_LINES, WRAP) for line in _told(column, place))
-        figure.text(left, (top - EDGE - 0.08) / HEIGHT, told, fontsize=9, linespacing=1.3, **plain)
+        lines = [_short(line, WRAP * MOST_LINES, WRAP) for line in _caption(column, place)]
+        text = "\n".join(lines)
+        figure.text(left, (top - EDGE - 0.08) / HEIGHT, text, fontsize=9, linespacing=1.3, **plain)
     bar = figure.add_axes((margin / width, 0.12 / HEIGHT, 1 - 2 * margin / width, 0.2 / HEIGHT))
     bar.set(xlim=(-0.5, num_steps + 0.5), ylim=(-1, 1))
     bar.set_axis_off()
@@ -101,13 +102,13 @@ def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
 
 
-def _told(column: dict, place: int) -> list[str]:
-    """What is told at a place, and the VLM's last words: they would pass too quickly."""
-    told = column["places"][place]["told"]
+def _caption(column: dict, place: int) -> list[str]:
+    """A place's caption, and the VLM's last words: they would pass too quickly."""
+    caption = column["places"][place]["caption"]
     asked = [step for step in column["queries"] if step <= place]
     if not asked or place == len(column["places"]) - 1 or place == asked[-1]:
-        return told
-    return [told[0], column["places"][asked[-1]]["told"][1], *told[1:]]
+        return caption
+    return [caption[0], column["places"][asked[-1]]["caption"][1], *caption[1:]]
 
 
 def _short(text: str, longest: int, width: int = 1000) -> str:

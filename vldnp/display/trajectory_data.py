@@ -41,8 +41,8 @@ def trajectory_data(
         `pictures`, each once, as data addresses no wider than `width`; `reasons`, why the judge
         flags them (None: it does not); `queries`, the steps at which the VLM was asked; and
         `places`, one per step and one for the final image: the `picture`'s index (None: nothing
-        was decoded so far), the judge's `probability` where a new picture was judged, and what is
-        `told`, in lines of text that nothing has escaped.
+        was decoded so far), the judge's `probability` where a new picture was judged, and its
+        `caption`, lines of text that nothing has escaped.
     """
     labelled = with_labels(outputs)
     num_steps = step_count(labelled, image)
@@ -126,7 +126,7 @@ def _column(
     for step in steps:
         if step.x0_images:
             last, shown = step, 0 if shown is None else shown + 1
-        place = {"picture": shown, "probability": None, "told": caption_lines(step, last, image)}
+        place = {"picture": shown, "probability": None, "caption": caption_lines(step, last, image)}
         if looks and last is step:
             place["probability"] = round(looks[shown].probability, 4)
         places.append(place)
@@ -136,7 +136,7 @@ def _column(
         {
             "picture": len(pictures) - 1 if final else None,
             "probability": round(looks[-1].probability, 4) if looks and final else None,
-            "told": ["final image", spent, asked],
+            "caption": ["final image", spent, asked],
         }
     )
     return {
