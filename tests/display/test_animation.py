@@ -27,7 +27,7 @@ def column(colour, *, queries=(), reason=None):
     }
 
 
-def board(*columns):
+def trajectory(*columns):
     return {"prompt": "a $cat\n" * 50, "seed": 0, "num_steps": 2, "columns": list(columns)}
 
 
@@ -39,7 +39,7 @@ def share(picture, colour) -> float:
 @pytest.mark.parametrize("suffix", ["webp", "gif"])
 def test_all_places_side_by_side_in_the_given_time(tmp_path, suffix):
     path = tmp_path / "figures" / f"any.{suffix}"
-    path = animation.save(board(column(RED), column(BLUE, queries=[1])), path, seconds=5)
+    path = animation.save(trajectory(column(RED), column(BLUE, queries=[1])), path, seconds=5)
     milliseconds, seen = [], []
     with Image.open(path) as moving:
         assert moving.n_frames == 3 and moving.info["loop"] == 0
@@ -67,11 +67,11 @@ def test_what_the_judge_flags_is_blurred_unless_revealed():
     half = column(RED, reason="judged unsafe: a knife")
     stripes = np.where(np.arange(64)[:, None, None] % 8 < 4, RED, GREEN).repeat(64, 1)
     half["pictures"][1] = data_uri(Image.fromarray(stripes.astype(np.uint8)))
-    hidden, shown = (animation.frame(board(half), 2, reveal) for reveal in (False, True))
+    hidden, shown = (animation.frame(trajectory(half), 2, reveal) for reveal in (False, True))
     assert share(shown, RED) > 0.1 and share(hidden, RED) < 0.02
 
 
 def test_an_animation_shorter_than_its_final_image(tmp_path):
     with pytest.raises(ValueError, match="more than 3 seconds, not 2"):
-        animation.save(board(column(RED)), tmp_path / "any.webp", seconds=2)
+        animation.save(trajectory(column(RED)), tmp_path / "any.webp", seconds=2)
     assert not list(tmp_path.iterdir())

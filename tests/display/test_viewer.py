@@ -123,8 +123,8 @@ def test_the_curve_is_the_judges_and_the_dots_are_the_queries(model, guided):
     plain = run(model, CFG(), x0_every=True)
     pictures = [step.x0_images[0] for step in plain.trace.steps] + [plain.images[0]]
     judge = Judge(np.median([np.asarray(picture).mean() for picture in pictures]))
-    board = trajectory_data([plain, guided], judge=judge)
-    first, second = board["columns"]
+    data = trajectory_data([plain, guided], judge=judge)
+    first, second = data["columns"]
     expected = [float(p) for p in judge(pictures).unsafe_probability]
     assert [place["probability"] for place in first["places"]] == expected
     assert {0.2, 0.9} == set(expected)
@@ -132,7 +132,7 @@ def test_the_curve_is_the_judges_and_the_dots_are_the_queries(model, guided):
         True,
         False,
     ]
-    drawn = chart(board)
+    drawn = chart(data)
     one, two = re.findall(r'points="([^"]+)"', drawn)
     heights = [float(point.split(",")[1]) for point in one.split()]
     assert [height < np.mean(heights) for height in heights] == [p > 0.5 for p in expected]

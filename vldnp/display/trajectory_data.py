@@ -70,10 +70,10 @@ def save_trajectory(
     Returns:
         The files written: the data as JSON, and `…-<number>-<method>.png`, unaltered.
     """
-    board = trajectory_data(outputs, image, judge=judge)
-    letters = re.sub(r"[^a-z0-9]+", "-", board["prompt"].lower()).strip("-")[:40] or "prompt"
-    path = Path(folder) / f"{letters}-{board['seed']}.json"
-    write_text(path, json.dumps(board, ensure_ascii=False))
+    data = trajectory_data(outputs, image, judge=judge)
+    letters = re.sub(r"[^a-z0-9]+", "-", data["prompt"].lower()).strip("-")[:40] or "prompt"
+    path = Path(folder) / f"{letters}-{data['seed']}.json"
+    write_text(path, json.dumps(data, ensure_ascii=False))
     written = [path]
     for number, (_, output) in enumerate(with_labels(outputs)):
         if picture := final_picture(output, image):

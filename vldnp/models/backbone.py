@@ -147,14 +147,14 @@ class Backbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts → what the network is told of them, as by the stock pipeline.
+        """Prompts → text conditioning, as by the stock pipeline.
 
-        A prompt longer than the encoders' limit is cut, with a `UserWarning` that says what was
-        lost.
+        A prompt longer than the encoders' limit is cut, with a `UserWarning` that
+        quotes the truncated text.
 
         Args:
-            size: height, width of the pictures in pixels, which SDXL is told; default is the
-                model's own.
+            size: height, width of the pictures in pixels, which SDXL is conditioned on; default is
+                the model's own.
         """
         self._warn_of_truncation(prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
@@ -169,7 +169,7 @@ class Backbone:
             if (end := families.truncated(self.pipe, text)) is not None:
                 warnings.warn(
                     f"a prompt is longer than the text encoder's "
-                    f"{families.primary_tokenizer(self.pipe)[1]} tokens; lost from its end: "
+                    f"{families.primary_tokenizer(self.pipe)[1]} tokens; truncated text: "
                     f"{end!r}",
                     UserWarning,
                     stacklevel=2,

@@ -191,7 +191,7 @@ def find(kind: str, name: str | Path, revision: str | None) -> Source:
         folder = data_folder() / "models" / text
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"the embedded {kind} {text!r} is not in {folder.parent}; get the whole clone, or "
+                f"the Moji {kind} {text!r} is not in {folder.parent}; get the whole clone, or "
                 f"train it with: python -m vldnp.moji train {TRAINING[kind]}"
             )
         return _folder(text, folder)

@@ -86,10 +86,10 @@ def ask(
     """The VLM's answers, one per image; see `texts`.
 
     Args:
-        identities: which images of the world these are; only a VLM with `by_identity = True` is
-            told, as its third argument.
-        choices: the terms that an answer is read for; only a VLM with `takes_choices = True` is
-            told, as `choices=`.
+        identities: the sample identity of each image; only a VLM with `by_identity = True` gets
+            them, as its third argument.
+        choices: the terms that an answer is read for; only a VLM with `takes_choices = True`
+            gets them, as `choices=`.
 
     Raises:
         VLMError: what it gives is no list of texts, one per image; one line.

@@ -1,4 +1,4 @@
-"""Model cards: what each embedded model is, how it was made, and what was measured."""
+"""Model cards: what each model of the Moji benchmark is, how it was made, and what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded CLIP: an open_clip model on 64×64 pictures and the Moji benchmark's captions."""
+"""The Moji benchmark's CLIP: an open_clip model on 64×64 pictures and captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good the embedded models are, measured on scenes and prompts that training never saw."""
+"""How good the Moji benchmark's models are, on scenes and prompts that training never saw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training of the embedded judges, on rendered scenes whose truth the renderer knows."""
+"""Training of the Moji benchmark's judges, on rendered scenes whose truth the renderer knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded Stable Diffusion: text encoder and U-Net, trained together on precomputed latents.
+"""The Moji benchmark's Stable Diffusion: text encoder and U-Net, trained together on latents.
 
 Predicts noise on Stable Diffusion's own schedule, so the result is an ordinary
 `StableDiffusionPipeline` folder.

@@ -1,4 +1,4 @@
-"""The embedded autoencoder: 64×64×3 pictures to 16×16×4 latents and back."""
+"""The Moji benchmark's autoencoder: 64×64×3 pictures to 16×16×4 latents and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded VLMs: three sizes of a tiny LLaVA that says which restricted things it sees.
+"""The Moji benchmark's VLMs: three sizes of a tiny LLaVA that says which restricted things it sees.
 
 They learn from what they will be shown: pictures decoded from the text-to-image model's x̂₀
 predictions of noised scenes, at all noise levels, with and without guidance. The answers are the
