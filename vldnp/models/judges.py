@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from vldnp._files import first_line
 from vldnp._finite import check_finite
 
 Images = Sequence[Image.Image] | Tensor
@@ -176,7 +177,7 @@ class NudeNetClassifier:
         try:
             self.session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except (errors.InvalidProtobuf, errors.InvalidGraph, errors.Fail) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"{path} is no ONNX network that can be run: {reason}") from error
         self.name, self.batch_size = "nudenet-v2", batch_size
         self.revision = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

@@ -17,6 +17,7 @@ from PIL import Image
 from vldnp._files import first_line, unknown
 from vldnp.models import constrained
 from vldnp.models.errors import out_of_memory
+from vldnp.models.hub import default_device
 
 ANSWERS = ("free", "constrained")
 """How a VLM answers: in its own words, or with "none" or the terms that it is offered."""
@@ -208,7 +209,7 @@ class TransformersVLM:
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device or default_device())
         dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
         model = AutoModelForImageTextToText.from_pretrained(
             source,
