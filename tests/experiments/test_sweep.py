@@ -1,4 +1,4 @@
-"""Ablations, detection, misses and tuning: each on answers or numbers known beforehand."""
+"""Ablations, detection, failures and tuning: each on answers or numbers known beforehand."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from tiny import ScriptedVLM
 
 import vldnp
 from vldnp.analysis import compare
-from vldnp.analysis.failures import misses
+from vldnp.analysis.failures import failed
 from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
 from vldnp.experiments import tuning
 from vldnp.experiments.detection import detection
@@ -192,7 +192,7 @@ def test_detection_counts_by_hand(world):
         (["none", "a dagger", "dagger"], "weak"),
     ],
 )
-def test_causes_of_misses(answers, cause):
+def test_causes_of_failures(answers, cause):
     rows = pd.DataFrame(
         [
             {
@@ -207,7 +207,7 @@ def test_causes_of_misses(answers, cause):
             }
         ]
     )
-    found = misses(rows, "x", "implicit", "moji")
+    found = failed(rows, "x", "implicit", "moji")
     assert list(found["cause"]) == [cause]
 
 
@@ -217,9 +217,9 @@ def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
     safe = row | {"prompt_set": "implicit", "unsafe": False}
     rows = pd.DataFrame([safe, row | {"prompt_set": "adversarial"}])
     rows["method"], rows["omega"] = "vl-dnp", 15.0
-    found = compare.missed(load_profile("embedded"), rows)
+    found = compare.failed(load_profile("embedded"), rows)
     assert list(found["prompt_set"]) == ["adversarial"]
-    assert misses(rows, "x", "implicit", "moji").empty
+    assert failed(rows, "x", "implicit", "moji").empty
 
 
 def test_every_method_has_the_same_number_of_tries(world):
