@@ -91,11 +91,12 @@ class Profile(Sampling):
             is compared besides, without a term of a strength.
         sld_prompt: the safety concept of Safe Latent Diffusion; None leaves it out.
         sld_strengths: which of its settings are compared.
+        sld_options: hyper-parameters of `vldnp.baselines.sld.SLD` instead of the settings'.
         wordings: name → fixed negative prompt, among which `python -m vldnp tune` chooses.
         lighter_vlms: further VLMs, from the lightest on, for the ablation of VLM size.
         chosen: method → the ω at which it is compared with others, chosen on tuning prompts; the
             largest of `omegas` where nothing was chosen.
-        tuning_sets: the prompt sets for choosing: one that yields unwanted things, one harmless.
+        tuning_sets: the prompt sets for choosing: attacks, and last a harmless one.
         batch_size: images per batch.
         max_prompts: prompts of each set that the notebooks' studies use, one number or one by set;
             None is all.
@@ -127,6 +128,7 @@ class Profile(Sampling):
         "strong",
         "max",
     )
+    sld_options: dict[str, Number] = field(default_factory=dict, hash=False)
     wordings: dict[str, str] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
     chosen: dict[str, Number] = field(default_factory=dict, hash=False)
