@@ -295,7 +295,7 @@ def reckoned(profile: Profile) -> Rates:
     tokens = 256 + QUESTION_TOKENS + ANSWER_TOKENS
     asked = 2 * tokens * sum(random_models.parameters(str(profile.vlm)).values())
     how = (
-        "an estimate, not timed: not all models are here, nor a GPU for stand-ins of their size; "
+        "an estimate, not timed: not all models are here, nor can stand-ins of their size be; "
         f"it takes a GPU to sustain {FLOP_RATE / 1e12:.0f} TFLOP/s and answers to have "
         f"{ANSWER_TOKENS} tokens"
     )
