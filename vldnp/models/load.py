@@ -26,11 +26,18 @@ def _with_own_options(opener: Callable) -> Callable:
     """A `ModelSpec` is opened with its options, and once; options of the call win.
 
     A profile's model is asked for in many places; while any of them still holds it, the others
-    get the same one, because a large model fits a GPU only once.
+    get the same one, because a large model fits a GPU only once. What was opened by name says how
+    (`opened_as`: opener, name, arguments, options), so that another process can open it too.
     """
 
     @wraps(opener)
     def opened(model, /, *args, **options):  # a server has a `model` among its options
+        found = from_spec(model, *args, **options)
+        if isinstance(model, str | Path | ModelSpec):
+            found.opened_as = opener.__name__, model, args, options
+        return found
+
+    def from_spec(model, /, *args, **options):
         if not isinstance(model, ModelSpec):
             return opener(model, *args, **options)
         if not model.options:
