@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from joblib.externals.loky import get_reusable_executor
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 from vldnp.core.methods import CFG, VLDNP, Static
@@ -65,6 +66,8 @@ def main(
     except OSError as error:
         (folder / "error.txt").write_text(str(error)[:largest_file])
         sys.exit(3)
+    if workers.get("backend") == "loky":
+        get_reusable_executor().shutdown()  # an interpreter's end does it, a child's end waits
 
 
 def start(folder: Path, root: str, largest_file: int | None = None, **options):

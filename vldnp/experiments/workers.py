@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cloudpickle
+import diffusers
 import joblib
 import torch
+import transformers
 from filelock import FileLock, Timeout
 
 from vldnp._files import first_line, unknown
@@ -186,16 +188,20 @@ def _begin(parent: int, gpus: tuple[str, ...], claims: str | None) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends its workers
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
-    while gpus and not _claimed:
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = claimed(gpus, Path(claims))
+
+
+def claimed(gpus: Sequence[str], claims: Path) -> str:
+    """The first GPU that no other worker has claimed; it stays claimed until this process ends."""
+    while True:
         for gpu in gpus:
+            lock = FileLock(claims / f"{gpu}.lock")
             with suppress(Timeout):
-                lock = FileLock(Path(claims) / f"{gpu}.lock")
                 lock.acquire(timeout=0)
                 _claimed.append(lock)
-                os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-                break
-        else:
-            time.sleep(0.1)  # the worker whose place this one takes is about to end
+                return gpu
+        time.sleep(0.1)  # the worker whose place this one takes is about to end
 
 
 def _end_after(parent: int) -> None:
@@ -282,6 +288,8 @@ def unpacked(pickled: bytes) -> tuple:
 
 @lru_cache(maxsize=OPEN)
 def _opened(how: bytes):
+    diffusers.utils.logging.disable_progress_bar()  # the parent's bar counts images
+    transformers.utils.logging.disable_progress_bar()
     (opener, model, args, options), identity = pickle.loads(how)
     found = getattr(load, opener)(model, *args, **options)
     if _identity(found) != identity:
