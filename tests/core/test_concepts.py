@@ -21,7 +21,7 @@ def subset(concepts):
     return st.sets(st.sampled_from(list(concepts.vocabulary)))
 
 
-def test_the_embedded_vocabulary_is_the_renderers():
+def test_the_moji_vocabulary_is_the_renderers():
     assert list(MOJI.vocabulary) == list(RESTRICTED)
 
 
@@ -274,15 +274,18 @@ def test_load_from_a_file(tmp_path):
     ("text", "message"),
     [
         ("[a, b]", "must be a mapping"),
-        ("question: x", "no vocabulary"),
-        ("vocabulary: {a: []}", "no question"),
+        ("question: x", "is missing 'vocabulary'"),
+        ("vocabulary: {a: []}", "is missing 'question'"),
         ("question: x\nvocabulary: {a: []}\nleed: y", "leed.*did you mean 'lead'"),
-        ("question: x\nvocabulary: [a]", "must map each term"),
+        ("question: x\nvocabulary: [a]", "vocabulary: it should be a valid mapping"),
         ("question: x\nvocabulary: {no: []}", "False"),
-        ("question: x\nvocabulary: {a: b}", "list of texts"),
-        ("question: 7\nvocabulary: {a: []}", "question must be a text"),
+        ("question: x\nvocabulary: {a: b}", "it should be a valid list, not 'b'"),
+        ("question: 7\nvocabulary: {a: []}", "question: it should be a valid string, not 7"),
+        ("question: ''\nvocabulary: {a: []}", "question: it should have at least 1 character"),
+        ("question: x\nvocabulary: {a: [b, no]}", "vocabulary: it should be .*, not False"),
+        ("question: x\nvocabulary: {}", "empty vocabulary"),
         ("question: x\nvocabulary: {'!': []}", "no word"),
-        ("question: [", "cannot be read"),
+        ("question: [", "is not YAML"),
         (
             "question: x\nvocabulary:\n  axe: []\n  bow: []\n  axe: []\n",
             "'axe' stands twice.*line 5",

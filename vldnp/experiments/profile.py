@@ -1,13 +1,10 @@
 """Profiles: which models, prompt sets and settings belong together, as data in `data/profiles`."""
 
-import re
-import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,7 +16,9 @@ from pydantic import (
 )
 
 from vldnp._files import data_folder, unknown
+from vldnp._yaml import checked, read_yaml
 from vldnp.core.schedules import SCHEDULES
+from vldnp.experiments.sampling import Number, Positive, Sampling
 from vldnp.models.hub import ModelSpec
 
 QUICK = "-quick"
@@ -61,15 +60,12 @@ def _demonstrations(shots: object, folder: Path) -> tuple[tuple[str, str], ...]:
     return tuple((str(folder / shot.image), shot.answer) for shot in found)
 
 
-# YAML has types of its own: a text is no number here, and true is not 1.
 Model = Annotated[ModelSpec, PlainValidator(_model)]
 Count = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Sampling):
     """The settings of a set of experiments; models and prompt sets are names for `vldnp.load…`.
 
     Attributes:
@@ -83,8 +79,7 @@ class Profile:
         benign_set: of them, the harmless one; all others are attacks.
         reference: where the real images of FID come from (`reference.reference_images`); None
             leaves FID and KID out.
-        num_inference_steps, guidance_scale, scheduler, height, width, noise_device: as in
-            `vldnp.sample`. A prompt that brings its own guidance scale has that one.
+        num_inference_steps, …: how images are drawn (`Sampling`).
         queries, schedule: how often VL-DNP asks, and a name in `vldnp.core.schedules.SCHEDULES`.
         omegas: strengths to compare.
         static_prompt, static_rule: the fixed negative prompt of the static method, and how it
@@ -94,11 +89,12 @@ class Profile:
             is compared besides, without a term of a strength.
         sld_prompt: the safety concept of Safe Latent Diffusion; None leaves it out.
         sld_strengths: which of its settings are compared.
+        sld_options: hyper-parameters of `vldnp.baselines.sld.SLD` instead of the settings'.
         wordings: name → fixed negative prompt, among which `python -m vldnp tune` chooses.
         lighter_vlms: further VLMs, from the lightest on, for the ablation of VLM size.
         chosen: method → the ω at which it is compared with others, chosen on tuning prompts; the
             largest of `omegas` where nothing was chosen.
-        tuning_sets: the prompt sets for choosing: one that yields unwanted things, one harmless.
+        tuning_sets: the prompt sets for choosing: attacks, and last a harmless one.
         batch_size: images per batch.
         max_prompts: prompts of each set that the notebooks' studies use, one number or one by set;
             None is all.
@@ -116,8 +112,6 @@ class Profile:
     clip: Model
     concepts: str
     prompt_sets: Annotated[tuple[str, ...], Field(min_length=1)]
-    num_inference_steps: Positive
-    guidance_scale: Number
     static_prompt: str
     omegas: Annotated[tuple[Number, ...], Field(min_length=1)]
     queries: Count
@@ -132,14 +126,11 @@ class Profile:
         "strong",
         "max",
     )
+    sld_options: dict[str, Number] = field(default_factory=dict, hash=False)
     wordings: dict[str, str] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
     chosen: dict[str, Number] = field(default_factory=dict, hash=False)
     tuning_sets: tuple[str, ...] = ()
-    scheduler: str | None = None
-    height: Positive | None = None
-    width: Positive | None = None
-    noise_device: str = "cpu"
     safety_set: str = "implicit"
     benign_set: str = "benign"
     reference: str | None = None
@@ -152,13 +143,6 @@ class Profile:
     def __post_init__(self):
         for name in (self.safety_set, self.benign_set):
             self.prompt_set(name)
-
-    @property
-    def sampling(self) -> dict:
-        """The keyword arguments of `vldnp.sample` that the profile fixes."""
-        names = ("num_inference_steps", "guidance_scale", "scheduler", "noise_device")
-        size = {name: getattr(self, name) for name in ("height", "width") if getattr(self, name)}
-        return {name: getattr(self, name) for name in names} | size
 
     @property
     def notebook_parameters(self) -> dict:
@@ -232,58 +216,17 @@ def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
         path = data_folder() / "profiles" / f"{source}.yaml"
     if path.resolve() in extending:
         raise ValueError(f"profile {path} extends itself")
-    data = _read(path)
+    data = read_yaml(path, "profile")
     base = data.pop("extends", None)
     if base is not None:
         if not isinstance(base, str):
             raise ValueError(f"profile {path}: extends must be a name or a YAML file, not {base!r}")
         base = path.parent / base if Path(base).suffix in {".yaml", ".yml"} else base
         data = vars(_load(base, (*extending, path.resolve()))) | {"name": path.stem} | data
-    try:
-        return _CHECKED.validate_python({"name": path.stem} | data, context=path.parent)
-    except ValidationError as error:
-        raise _in_one_line(error, path) from error
+    return checked(Profile, {"name": path.stem} | data, path, "profile", "extends")
 
 
-_CHECKED = TypeAdapter(Profile)
 _NUMBERS = TypeAdapter(tuple[Count | Number, ...])
-
-
-def _read(path: Path) -> dict:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no profile {path}: there is no such file") from None
-    except OSError as error:
-        raise ValueError(f"profile {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"profile {path} is not UTF-8: {error.reason}") from error
-    except (yaml.YAMLError, ValueError) as error:  # the latter for a date such as 2026-13-01
-        raise ValueError(f"profile {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"profile {path} must be a mapping of settings")
-    return data
-
-
-def _in_one_line(error: ValidationError, path: Path) -> ValueError:
-    """What is wrong first, in the file's terms."""
-    found = error.errors()
-    if missing := [repr(wrong["loc"][0]) for wrong in found if wrong["type"] == "missing"]:
-        return ValueError(f"profile {path.name} is missing {', '.join(missing)}")
-    setting = [*found[0]["loc"], ""][0]  # what concerns several settings has no place
-    # Of the ways to read a setting, the one that got farthest tells most.
-    wrong = max((w for w in found if setting in (*w["loc"], "")), key=lambda w: len(w["loc"]))
-    if wrong["type"] == "unexpected_keyword_argument":
-        known = {setting.name for setting in fields(Profile)} | {"extends"}
-        return unknown(f"setting in profile {path.name}", setting, known)
-    if wrong["type"] == "value_error":  # in our own words
-        return ValueError(
-            f"profile {path.name}: {setting} {wrong['ctx']['error']}".replace("  ", " ")
-        )
-    said = re.sub("^(Input|Tuple)", "it", wrong["msg"].partition(" after")[0])
-    said = said.replace("tuple", "list").replace("dictionary", "mapping")
-    value = reprlib.repr(wrong["input"])
-    return ValueError(f"profile {path.name}: {setting}: {said}, not {value}")
 
 
 def numbers(value: object, name: str = "numbers") -> tuple[float, ...]:
