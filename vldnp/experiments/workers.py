@@ -301,8 +301,9 @@ def _opened(how: bytes):
 
 
 def _identity(model) -> dict:
-    own = {"name": model.name, "revision": model.revision, "dtype": str(model.dtype)}
-    return own if isinstance(model, Backbone) else describe(model)
+    if not isinstance(model, Backbone):
+        return describe(model)
+    return {"name": model.name, "revision": model.revision, "dtype": str(model.dtype)}
 
 
 def _visible_gpus() -> tuple[str, ...]:
