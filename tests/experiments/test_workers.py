@@ -138,7 +138,7 @@ class Locked:
     ],
 )
 def test_refused_in_one_line_before_any_image(model, vlm, options, said, tmp_path):
-    methods = (vldnp.VLDNP(vlm, "moji"),) if vlm else (vldnp.CFG(),)
+    methods = (vldnp.VLDNP(vlm, "moji", query_steps=[0]),) if vlm else (vldnp.CFG(),)
     model = model or load.load(sd_pipeline())
     with pytest.raises(ValueError, match=said) as raised:
         vldnp.run(study(*methods), model, "moji-judge", root=tmp_path, progress=False, **options)
