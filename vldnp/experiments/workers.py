@@ -83,17 +83,17 @@ def finished(
     left = {i: packed((compute, model, batch, folder)) for i, batch in enumerate(batches)}
     died = 0
     while left:
+        with joblib.parallel_config(n_jobs=pool.workers, **pool.settings):
+            parallel = joblib.Parallel(
+                return_as="generator_unordered", batch_size=1, pre_dispatch=pool.workers
+            )
         try:
-            with joblib.parallel_config(n_jobs=pool.workers, **pool.settings):
-                parallel = joblib.Parallel(
-                    return_as="generator_unordered", batch_size=1, pre_dispatch=pool.workers
-                )
-                for i, error in parallel(joblib.delayed(_work)(*job) for job in list(left.items())):
-                    if error is not None:
-                        raise error
-                    del left[i]
-                    died = 0
-                    yield batches[i]
+            for i, error in parallel(joblib.delayed(_work)(*job) for job in list(left.items())):
+                if error is not None:
+                    raise error
+                del left[i]
+                died = 0
+                yield batches[i]
         except pool.deaths as error:
             died += 1
             if died == ATTEMPTS:
