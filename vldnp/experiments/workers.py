@@ -125,7 +125,6 @@ def _loky(workers: int | None) -> Pool:
 def _ray(workers: int | None) -> Pool:
     """Ray's workers, where `RAY_ADDRESS` says, or on this machine; Ray assigns the GPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # busy machines need over a minute
     ray, joined = _imported("ray", "ray"), _imported("ray.util.joblib.ray_backend", "ray")
 
     class Backend(joined.RayBackend):
