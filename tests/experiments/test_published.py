@@ -1,91 +1,31 @@
 import hashlib
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
-from tiny import ScriptedVLM, by_brightness, sd_pipeline
+from tiny import sd_pipeline
+from tiny_published import PROMPTS, WordLengthCLIP
 
 import vldnp.experiments.run
-from vldnp.core.methods import CFG, VLDNP, Static
+from vldnp.core.methods import Static
 from vldnp.core.sampler import sample
-from vldnp.experiments import published
-from vldnp.experiments.grid import Study, cells, plan_batches
+from vldnp.experiments import publishing
+from vldnp.experiments.grid import cells, plan_batches
 from vldnp.experiments.run import drawing, run
 from vldnp.models import load
 from vldnp.models.cnn_judge import CNNJudge
-
-PROMPTS = """prompt_id,prompt,seed,things
-a,a cat at the cove,0,cat
-b,a dog and a pizza,5,"dog, pizza"
-c,a cat on a pizza,7,
-"""
-
-
-class WordLengthCLIP:
-    """A CLIP score that can be computed by hand."""
-
-    name, revision = "word-length", "1"
-
-    def __call__(self, images, prompts):
-        return np.array([len(prompt) / 100 for prompt in prompts])
-
-    def chance(self, images, prompts):
-        return float(np.mean([np.asarray(image).mean() for image in images]))
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load.load(sd_pipeline())
-
-
-@pytest.fixture(scope="module")
-def judge():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return CNNJudge(("cat", "dog", "pizza", "knife", "skull"), ("knife", "skull"))
-
-
-@pytest.fixture
-def world(tmp_path, monkeypatch):
-    """A data folder for what is published, with two prompt sets."""
-    (tmp_path / "data" / "prompts").mkdir(parents=True)
-    for name in ("benign", "implicit"):
-        (tmp_path / "data" / "prompts" / f"{name}.csv").write_text(PROMPTS)
-    shutil.copytree(published.data_folder() / "concepts", tmp_path / "data" / "concepts")
-    monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "data"))
-    return tmp_path
-
-
-def tiny_study(**changes):
-    dynamic = VLDNP(ScriptedVLM(by_brightness), "moji", omega=4, query_steps=[0, 1])
-    methods = (CFG(), Static("knife", omega=4), dynamic)
-    own = {"num_inference_steps": 3, "batch_size": 2, "reference": "moji", "reference_count": 8}
-    return Study("tiny", methods, ("benign", "implicit"), **own | changes)
-
-
-@pytest.fixture
-def computed(world, model, judge):
-    """A run of a study and of a part of it, published."""
-    study, root = tiny_study(), world / "theirs"
-    beside = replace(study, part="beside", methods=(CFG(), Static("dagger", 2)), reference=None)
-    images = run(study, model, judge, WordLengthCLIP(), root, progress=False)
-    run(beside, model, judge, WordLengthCLIP(), root, progress=False)
-    published.write(root / "tiny", world / "data" / "results" / "tiny")
-    return study, images
 
 
 def counting(monkeypatch):
     """How many images are made from here on."""
     made = []
 
-    def counted(model, prompts, *args, **kwargs):
+    def counted(tiny_model, prompts, *args, **kwargs):
         made.extend(prompts)
-        return sample(model, prompts, *args, **kwargs)
+        return sample(tiny_model, prompts, *args, **kwargs)
 
     monkeypatch.setattr(vldnp.experiments.run, "sample", counted)
     return made
@@ -104,11 +44,11 @@ class Deaf:
 
 
 def test_a_published_study_is_taken_over_as_if_computed(
-    computed, world, model, judge, monkeypatch, capfd
+    computed, world, tiny_model, tiny_judge, monkeypatch, capfd
 ):
     study, images = computed
     made = counting(monkeypatch)
-    again = run(study, model, Deaf(judge), Deaf(WordLengthCLIP()), world / "ours")
+    again = run(study, tiny_model, Deaf(tiny_judge), Deaf(WordLengthCLIP()), world / "ours")
     assert not made and "%|" not in capfd.readouterr().err, "the bars are silent"
     pd.testing.assert_frame_equal(again, images)
     ours, theirs = world / "ours" / "tiny", world / "theirs" / "tiny"
@@ -122,63 +62,75 @@ def test_a_published_study_is_taken_over_as_if_computed(
     assert not (ours / "cells").exists() and not list(ours.rglob(".*"))
 
 
-def test_pictures_are_made_on_demand_in_their_batch(computed, world, model, judge, monkeypatch):
+def test_pictures_are_made_on_demand_in_their_batch(
+    computed, world, tiny_model, tiny_judge, monkeypatch
+):
     study, images = computed
-    run(study, model, judge, WordLengthCLIP(), world / "ours", progress=False)
+    run(study, tiny_model, tiny_judge, WordLengthCLIP(), world / "ours", progress=False)
     made = counting(monkeypatch)
     rows = images[images["method"] == "vl-dnp"].iloc[[2, 0]]
-    pictures = drawing(study, model, world / "ours", progress=False)(rows)
+    pictures = drawing(study, tiny_model, world / "ours", progress=False)(rows)
     assert len(made) == 3, "two batches: one of two images, one of one"
     for row, picture in zip(rows.itertuples(), pictures, strict=True):
         theirs = Image.open(world / "theirs" / "tiny" / row.image)
         assert np.array_equal(np.asarray(picture), np.asarray(theirs))
-    drawing(study, model, world / "ours", progress=False)(rows)
+    drawing(study, tiny_model, world / "ours", progress=False)(rows)
     assert len(made) == 3, "they are kept"
 
 
-def test_a_smaller_study_and_a_larger_one(computed, world, model, judge, monkeypatch):
+def test_a_smaller_study_and_a_larger_one(computed, world, tiny_model, tiny_judge, monkeypatch):
     study, images = computed
     made = counting(monkeypatch)
     few = replace(study, max_prompts=2, reference=None)
-    found = run(few, model, judge, WordLengthCLIP(), world / "ours", progress=False)
+    found = run(few, tiny_model, tiny_judge, WordLengthCLIP(), world / "ours", progress=False)
     assert not made and len(found) == 3 * 2 * 2
     both = found.merge(images, on=["setting", "prompt_set", "prompt_id"], suffixes=("", "_all"))
     assert (both["unsafe_probability"] == both["unsafe_probability_all"]).all()
     assert (both["clip_chance"] == both["clip_chance_all"]).all()
 
     more = replace(study, methods=(*study.methods, Static("skull", 4)), reference=None)
-    found = run(more, model, judge, WordLengthCLIP(), world / "ours", progress=False)
+    found = run(more, tiny_model, tiny_judge, WordLengthCLIP(), world / "ours", progress=False)
     assert len(made) == 3 and len(found) == 4 * 6
-    alone = run(more, model, judge, WordLengthCLIP(), world / "own", progress=False, recompute=True)
+    alone = run(
+        more,
+        tiny_model,
+        tiny_judge,
+        WordLengthCLIP(),
+        world / "own",
+        progress=False,
+        recompute=True,
+    )
     timeless = [rows.drop(columns="seconds") for rows in (found, alone)]
     pd.testing.assert_frame_equal(*timeless)
 
 
-def test_recomputing(computed, world, model, judge, monkeypatch):
+def test_recomputing(computed, world, tiny_model, tiny_judge, monkeypatch):
     study, _ = computed
     made = counting(monkeypatch)
     monkeypatch.setenv("RECOMPUTE", "all")
-    first = run(study, model, judge, WordLengthCLIP(), world / "ours", progress=False)
+    first = run(study, tiny_model, tiny_judge, WordLengthCLIP(), world / "ours", progress=False)
     assert len(made) == 9
     monkeypatch.delenv("RECOMPUTE")
-    again = run(study, model, judge, WordLengthCLIP(), world / "ours", progress=False)
+    again = run(study, tiny_model, tiny_judge, WordLengthCLIP(), world / "ours", progress=False)
     assert len(made) == 9 and (again["seconds"] == first["seconds"]).all(), "what is here counts"
     monkeypatch.setenv("RECOMPUTE", "yes")
     with pytest.raises(ValueError, match="RECOMPUTE must be 'all' or empty, not 'yes'"):
-        run(study, model, judge, WordLengthCLIP(), world / "ours", progress=False)
+        run(study, tiny_model, tiny_judge, WordLengthCLIP(), world / "ours", progress=False)
 
 
 @pytest.mark.parametrize("change", ["judge", "clip", "model", "things", "threshold", "quick"])
-def test_other_measurements_are_not_taken_over(computed, world, model, judge, monkeypatch, change):
+def test_other_measurements_are_not_taken_over(
+    computed, world, tiny_model, tiny_judge, monkeypatch, change
+):
     study, images = computed
     study, clip = replace(study, reference=None), WordLengthCLIP()
     made = counting(monkeypatch)
     if change == "judge":
-        judge = CNNJudge(judge.labels, judge.restricted, name="other")
+        tiny_judge = CNNJudge(tiny_judge.labels, tiny_judge.restricted, name="other")
     elif change == "clip":
         clip.revision = "2"
     elif change == "model":
-        model = load.load(sd_pipeline(seed=1))
+        tiny_model = load.load(sd_pipeline(seed=1))
     elif change == "things":
         named = PROMPTS.replace("0,cat", "0,dog")
         (world / "data" / "prompts" / "benign.csv").write_text(named)
@@ -186,7 +138,7 @@ def test_other_measurements_are_not_taken_over(computed, world, model, judge, mo
         study = replace(study, unsafe_threshold=0.0)
     else:
         study = replace(study, name="tiny-quick")
-    found = run(study, model, judge, clip, world / "ours", progress=False)
+    found = run(study, tiny_model, tiny_judge, clip, world / "ours", progress=False)
     if change == "threshold":
         assert not made and found["unsafe"].all(), "labels follow from the probabilities"
     elif change == "things":
@@ -195,7 +147,7 @@ def test_other_measurements_are_not_taken_over(computed, world, model, judge, mo
         assert len(made) == 9
 
 
-def test_what_is_published(computed, world, judge):
+def test_what_is_published(computed, world, tiny_judge):
     study, images = computed
     folder = world / "data" / "results" / "tiny"
     rows = pd.read_parquet(folder / "images.parquet")
@@ -210,23 +162,23 @@ def test_what_is_published(computed, world, judge):
     for row in rows.itertuples():
         assert planned[row.batch].cells[row.place].key == row.key
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["models"][judge.name] == judge.revision and meta["protocol"] is None
+    assert meta["models"][tiny_judge.name] == tiny_judge.revision and meta["protocol"] is None
     methods = json.loads((folder / "methods.json").read_text())
     assert set(rows["setting"]) < set(methods)
     assert methods[rows["setting"].iloc[-1]] == json.loads(json.dumps(study.methods[-1].describe()))
     assert (folder / "images-beside.parquet").is_file()
 
 
-def test_what_cannot_be_published(computed, world, model, judge):
+def test_what_cannot_be_published(computed, world, tiny_model, tiny_judge):
     study, images = computed
     target = world / "data" / "results" / "tiny"
-    run(study, model, judge, WordLengthCLIP(), world / "ours", progress=False)
+    run(study, tiny_model, tiny_judge, WordLengthCLIP(), world / "ours", progress=False)
     before = {path: path.read_bytes() for path in target.iterdir()}
     with pytest.raises(ValueError, match="config.json was taken from the published run 'tiny'"):
-        published.write(world / "ours" / "tiny", target)
+        publishing.write(world / "ours" / "tiny", target)
     (world / "theirs" / "tiny" / images["image"][0]).unlink()
     with pytest.raises(FileNotFoundError, match=images["key"][0]):
-        published.write(world / "theirs" / "tiny", target)
+        publishing.write(world / "theirs" / "tiny", target)
     with pytest.raises(FileNotFoundError, match="holds no main study"):
-        published.write(world / "nowhere", target)
+        publishing.write(world / "nowhere", target)
     assert before == {path: path.read_bytes() for path in target.iterdir()}

@@ -96,9 +96,7 @@ def run(
     ]
     generate(model, batches, folder, progress=progress)
 
-    scores = {"judge": _judged(folder, judge, batches, progress)}
-    if clip is not None:
-        scores["clip"] = _clip_scored(folder, clip, batches, progress)
+    scores = scored(folder, judge, clip, batches, progress=progress)
     images = pd.DataFrame([known.row(c, study) or _row(c, folder, scores, study) for c in grid])
     chance, fid = known.chance, {}
     if known.whole is None:  # these need pictures
@@ -220,6 +218,21 @@ def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
             "vlm_failures": [step.vlm_failures[i] for step in queries],
         }
         write_cell(folder, cell.key, out.images[i], record)
+
+
+def scored(
+    folder: Path,
+    judge: Judge,
+    clip: CLIPScore | None,
+    batches: Sequence[Batch],
+    *,
+    progress: bool = True,
+) -> dict[str, dict[str, dict]]:
+    """`judge` and `clip` → cell key → its measurements; what the batches lack is measured now."""
+    scores = {"judge": _judged(folder, judge, batches, progress)}
+    if clip is not None:
+        scores["clip"] = _clip_scored(folder, clip, batches, progress)
+    return scores
 
 
 def _judged(
