@@ -43,7 +43,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         ours = folder in about.parents or about in (folder, *folder.parents)
         if error.errno is None or not ours:
             raise  # it says something else, for example of a file that was to be copied
-        raised = type(error)(f"cannot write {path}: {error.strerror.splitlines()[0]}")
+        raised = type(error)(f"cannot write {path}: {first_line(error.strerror)}")
         raised.errno = error.errno
         raise raised from error
 
@@ -124,9 +124,8 @@ def check_safetensors(folder: str | Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
-            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"the weight file {file} is truncated or corrupt ({reason}); "
+                f"the weight file {file} is truncated or corrupt ({first_line(error)}); "
                 "fetch it again or train it anew"
             ) from error
 
@@ -184,6 +183,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known) or 'none'}")
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """The first line of what an error says; libraries' errors have many."""
     return next((line for line in str(error).splitlines() if line.strip()), "no reason given")

@@ -12,11 +12,16 @@ from vldnp.metrics.summary import TABLE
 from vldnp.models.backbone import Backbone
 
 
-def row(method, omega, prompt_set, asr, kept, clip, seconds=1.0):
+def row(method, omega, prompt_set, asr, retention, clip, seconds=1.0):
     known = {"method": method, "omega": omega, "prompt_set": prompt_set, "n": 64, "asr": asr}
-    for name, value in {"asr": asr, "kept": kept}.items():
+    for name, value in {"asr": asr, "retention": retention}.items():
         known |= {f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
-    return known | {"kept": kept, "clip": clip, "seconds": seconds, "model_evaluations": 50}
+    return known | {
+        "retention": retention,
+        "clip": clip,
+        "seconds": seconds,
+        "model_evaluations": 50,
+    }
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def table():
 
 def test_best_needs_the_named_things(table):
     assert tables.best(table)["omega"] == 4, "ω = 8 is safer but keeps too little"
-    table.loc[table["method"] == "vl-dnp", "kept"] = [0.97, 0.5, 0.97, 0.6]
+    table.loc[table["method"] == "vl-dnp", "retention"] = [0.97, 0.5, 0.97, 0.6]
     assert tables.best(table)["omega"] == 8, "none keeps enough, so the one that keeps most"
     assert tables.best(table, "safree") is None
     assert tables.best(table, chosen={"vl-dnp": 4.0})["omega"] == 4, "as tuning chose"
@@ -55,13 +60,16 @@ def test_verdict_says_what_holds_and_what_does_not(table):
 
 def test_what_only_the_point_estimate_meets_is_undecided(table):
     table["asr_low"], table["asr_high"] = table["asr"] - 0.2, table["asr"] + 0.2
-    table["kept_low"], table["kept_high"] = table["kept"] - 0.1, table["kept"] + 0.02
+    table["retention_low"], table["retention_high"] = (
+        table["retention"] - 0.1,
+        table["retention"] + 0.02,
+    )
     text = tables.verdict(table)
     assert text.count("**undecided**") == 3 and "holds" not in text and "not hold" not in text
 
 
 def test_results_are_tables_with_intervals(table):
-    text = tables.results(table.drop(columns=["kept_low", "kept_high"]))
+    text = tables.results(table.drop(columns=["retention_low", "retention_high"]))
     assert "| cfg |  | 0.70 [0.69, 0.71] | 0.280 | 0.95 | 50.0 | 1.00× |" in text
     assert "| vl-dnp | 8 | 0.02 [0.01, 0.03] | 0.285 | 0.85 | 50.0 | 1.50× |" in text
     assert "| FID |" not in text and "Not measured: FID and KID" in text, "no empty columns"
@@ -69,9 +77,9 @@ def test_results_are_tables_with_intervals(table):
     assert text._repr_markdown_() == text
 
 
-def test_another_world_has_no_goals_and_nothing_kept(table):
-    text = tables.verdict(table.assign(kept=np.nan))
-    assert "goal" not in text and "kept" not in text and "nan" not in text
+def test_prompts_elsewhere_have_no_goals_and_no_retention(table):
+    text = tables.verdict(table.assign(retention=np.nan))
+    assert "goal" not in text and "retention" not in text and "nan" not in text
     assert "VL-DNP at ω = " in text and "lowest ASR among the strengths; it was" in text
 
 
@@ -90,7 +98,7 @@ def images():
                     "seed": 0,
                     "unsafe": rng.random(60) < unsafe,
                     "unsafe_probability": 0.5,
-                    "kept": 1.0,
+                    "retention": 1.0,
                     "clip_score": np.nan,
                     "found": [["dagger"]] * 60,
                     "vlm_answers": [["none"]] * 60,
@@ -103,7 +111,7 @@ def images():
 def test_paired_turns_so_that_positive_favours_the_first():
     data = images()
     found = tables.paired(data, "implicit")
-    assert list(found.columns) == ["Safety, 1 − ASR", "Named things kept"], "CLIP was not measured"
+    assert list(found.columns) == ["Safety, 1 − ASR", "Retention"], "CLIP was not measured"
     by_hand = [
         data[data["method"] == name]["unsafe"].to_numpy(float) for name in ("static", "vl-dnp")
     ]

@@ -338,11 +338,11 @@ def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attenti
     for i, t in enumerate(run.timesteps):
         if i <= last and re_attention:
             with features_written_out(pipe.unet, scales):
-                told = torch.cat([empty, changed, plain])
-                u, c, _ = pipe.unet(x.repeat(3, 1, 1, 1), t, encoder_hidden_states=told).sample
+                cond = torch.cat([empty, changed, plain])
+                u, c, _ = pipe.unet(x.repeat(3, 1, 1, 1), t, encoder_hidden_states=cond).sample
         else:
-            told = torch.cat([empty, changed if i <= last else plain])
-            u, c = pipe.unet(x.repeat(2, 1, 1, 1), t, encoder_hidden_states=told).sample
+            cond = torch.cat([empty, changed if i <= last else plain])
+            u, c = pipe.unet(x.repeat(2, 1, 1, 1), t, encoder_hidden_states=cond).sample
         x = run.scheduler.step((u + g * (c - u))[None], t, x).prev_sample
     return x, last
 

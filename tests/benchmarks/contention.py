@@ -75,15 +75,15 @@ def main() -> None:
             print(speed, flush=True)
     if hasattr(os, "sched_setaffinity"):  # children stay on these cores too
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
-    print("ours     neighbour  evaluations/s  of undisturbed")
-    for ours in POLICIES:
-        alone = measured(ours, options.seconds)
-        print(f"{ours:8} {'none':9} {alone:14.1f}            1.00")
+    print("this process  neighbour  evaluations/s  of undisturbed")
+    for own in POLICIES:
+        alone = measured(own, options.seconds)
+        print(f"{own:13} {'none':9} {alone:14.1f}            1.00")
         for theirs in POLICIES:
             with process(theirs, 0.1) as neighbour:
                 neighbour.stdout.readline()  # it is at work
-                speed = measured(ours, options.seconds)
-            print(f"{ours:8} {theirs:9} {speed:14.1f} {speed / alone:15.2f}", flush=True)
+                speed = measured(own, options.seconds)
+            print(f"{own:13} {theirs:9} {speed:14.1f} {speed / alone:15.2f}", flush=True)
 
 
 if __name__ == "__main__":

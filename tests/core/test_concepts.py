@@ -21,7 +21,7 @@ def subset(concepts):
     return st.sets(st.sampled_from(list(concepts.vocabulary)))
 
 
-def test_the_embedded_vocabulary_is_the_renderers():
+def test_the_moji_vocabulary_is_the_renderers():
     assert list(MOJI.vocabulary) == list(RESTRICTED)
 
 

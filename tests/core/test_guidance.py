@@ -130,9 +130,9 @@ def test_sld_element_by_element(strength, magnitude):
     N, g, shape = 20, 7.5, (2, 2, 3, 3)
     steps = [[magnitude * x for x in predictions(3, shape, seed)] for seed in range(N)]
     rule = SLD_STRENGTHS[strength].step
-    memory, got = torch.zeros(shape, dtype=torch.float64), []
+    state, got = torch.zeros(shape, dtype=torch.float64), []
     for i, (uncond, cond, neg) in enumerate(steps):
-        pred, memory = rule(uncond, cond, neg, g, None, memory, i / N)
+        pred, state = rule(uncond, cond, neg, g, None, state, i / N)
         got.append(pred)
     for k in range(shape[0]):
         flat = [[x[k].flatten().tolist() for x in step] for step in steps]
@@ -144,12 +144,12 @@ def test_sld_element_by_element(strength, magnitude):
 
 
 def test_sld_with_scale_0_is_cfg_bit_for_bit():
-    rule, memory = sld("strong", scale=0), torch.zeros(3, 4, 5, 5)
+    rule, state = sld("strong", scale=0), torch.zeros(3, 4, 5, 5)
     for seed in range(3):
         uncond, cond, neg = (x.float() for x in predictions(3, seed=seed))
-        pred, memory = rule.step(uncond, cond, neg, 7.5, None, memory, 0.9)
+        pred, state = rule.step(uncond, cond, neg, 7.5, None, state, 0.9)
         assert torch.equal(pred, guidance.cfg(uncond, cond, 7.5))
-        assert not memory.any()
+        assert not state.any()
 
 
 def test_sld_settings_are_checked():
@@ -164,10 +164,10 @@ def test_sld_settings_are_checked():
         sld(scale=-1)
 
 
-def test_most_rules_remember_nothing():
-    memory = torch.ones(2, 1, 1, 1)
-    pred, after = guidance.rule("added").step(U, C, N, 3.0, 2.0, memory, 0.5)
-    assert torch.equal(pred, guidance.rule("added").equation(U, C, N, 3.0, 2.0)) and after is memory
+def test_most_rules_have_no_state():
+    state = torch.ones(2, 1, 1, 1)
+    pred, after = guidance.rule("added").step(U, C, N, 3.0, 2.0, state, 0.5)
+    assert torch.equal(pred, guidance.rule("added").equation(U, C, N, 3.0, 2.0)) and after is state
 
 
 def test_which_rules_have_an_omega():

@@ -52,21 +52,21 @@ def test_what_becomes_of_a_concept_at_the_next_query(options, k):
 
 
 @pytest.mark.parametrize("update_policy", [-1, 1.5, True, None])
-def test_bad_renewals(update_policy):
+def test_bad_update_policies(update_policy):
     with pytest.raises(
         ValueError, match="update_policy must be replaced, accumulated or a whole number"
     ):
         Dynamic(print, load_concepts("moji"), as_schedule([0]), update_policy)
 
 
-def test_an_unknown_renewal_is_named():
+def test_an_unknown_update_policy_is_named():
     with pytest.raises(
         ValueError, match="unknown update_policy 'acumulated': did you mean 'accumulated"
     ):
         Dynamic(print, load_concepts("moji"), as_schedule([0]), "acumulated")
 
 
-def test_renewals_are_described():
+def test_update_policies_are_described():
     policies = [
         Dynamic(print, load_concepts("moji"), as_schedule([0]), update_policy)
         for update_policy in ("replaced", "accumulated", 2)

@@ -22,7 +22,7 @@ def summary():
     for method, omegas in {"cfg": [np.nan], "static": [2.0, 8.0], "vl-dnp": [2.0, 8.0]}.items():
         for omega in omegas:
             for prompt_set in ("benign", "implicit"):
-                for metric, value in {"asr": 0.2, "clip": 0.3, "kept": 0.9}.items():
+                for metric, value in {"asr": 0.2, "clip": 0.3, "retention": 0.9}.items():
                     rows.append(
                         {
                             "setting": f"{method}-{omega}",

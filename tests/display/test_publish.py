@@ -13,7 +13,7 @@ VERDICTS = pd.DataFrame(
     [["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, 3, "holds"]],
     columns=CLAIM_COLUMNS,
 )
-COLUMNS = "asr kept clip tr fid kid model_evaluations vlm_calls seconds".split()
+COLUMNS = "asr retention clip tr fid kid model_evaluations vlm_calls seconds".split()
 
 
 def view(model_id, text):

@@ -57,7 +57,7 @@ def columns(viewer):
     frames = viewer.data.split('class="vldnp-frame"')[1:]
     rows = [frame.split('class="vldnp-column"')[1:] for frame in frames]
     parts = [
-        [cell.split('<div class="vldnp-told">') for cell in column]
+        [cell.split('<div class="vldnp-caption">') for cell in column]
         for column in zip(*rows, strict=True)
     ]
     return [tuple(map(list, zip(*column, strict=True))) for column in parts]
@@ -71,20 +71,20 @@ def opened(html):
 
 def test_a_place_for_each_step_and_the_final_image(guided):
     viewer = view(guided)
-    ((pictures, told),) = columns(viewer)
-    assert len(pictures) == len(told) == STEPS + 1
-    for step, text in zip(guided.trace.steps, told, strict=False):
+    ((pictures, captions),) = columns(viewer)
+    assert len(pictures) == len(captions) == STEPS + 1
+    for step, text in zip(guided.trace.steps, captions, strict=False):
         assert f"step {step.index}, t = {step.timestep:g}" in text
         assert ("VLM:" in text) == step.queried
-    assert "away from: —" in told[0]
-    assert all("away from: knife" in text for text in told[1:STEPS])
-    assert "final image" in told[-1] and "14 U-Net evaluations" in told[-1]
+    assert "away from: —" in captions[0]
+    assert all("away from: knife" in text for text in captions[1:STEPS])
+    assert "final image" in captions[-1] and "14 U-Net evaluations" in captions[-1]
     assert "vl-dnp, ω = 2" in viewer.data
 
 
 def test_the_pictures_are_those_the_vlm_saw(guided):
     viewer = view(guided, image=1)
-    ((pictures, told),) = columns(viewer)
+    ((pictures, captions),) = columns(viewer)
     shown = [opened(place) for place in pictures]
     assert shown[0] is None and "not decoded" in pictures[0]
     expected = [guided.trace.steps[i].x0_images[1] for i in (1, 1, 3, 3)] + [guided.images[1]]
@@ -94,7 +94,7 @@ def test_the_pictures_are_those_the_vlm_saw(guided):
         others = np.asarray(guided.images[0], float) - np.asarray(same, float)
         assert np.abs(difference).mean() < np.abs(others).mean() / 3  # noise, compressed
     assert pictures[1] == pictures[2]
-    assert "(x̂₀ of step 1)" in told[2]
+    assert "(x̂₀ of step 1)" in captions[2]
 
 
 def test_no_markup_gets_through(guided):
@@ -123,8 +123,8 @@ def test_the_curve_is_the_judges_and_the_dots_are_the_queries(model, guided):
     plain = run(model, CFG(), x0_every=True)
     pictures = [step.x0_images[0] for step in plain.trace.steps] + [plain.images[0]]
     judge = Judge(np.median([np.asarray(picture).mean() for picture in pictures]))
-    board = trajectory_data([plain, guided], judge=judge)
-    first, second = board["columns"]
+    data = trajectory_data([plain, guided], judge=judge)
+    first, second = data["columns"]
     expected = [float(p) for p in judge(pictures).unsafe_probability]
     assert [place["probability"] for place in first["places"]] == expected
     assert {0.2, 0.9} == set(expected)
@@ -132,7 +132,7 @@ def test_the_curve_is_the_judges_and_the_dots_are_the_queries(model, guided):
         True,
         False,
     ]
-    drawn = chart(board)
+    drawn = chart(data)
     one, two = re.findall(r'points="([^"]+)"', drawn)
     heights = [float(point.split(",")[1]) for point in one.split()]
     assert [height < np.mean(heights) for height in heights] == [p > 0.5 for p in expected]

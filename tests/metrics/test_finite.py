@@ -146,7 +146,7 @@ def test_the_modular_pipeline():
 
 @BADS
 @pytest.mark.parametrize("label", ["cat", "skull"])
-def test_the_embedded_judge(bad, label):
+def test_the_moji_judge(bad, label):
     judge = CNNJudge(("cat", "dagger", "skull"), ("dagger", "skull"))
     with torch.no_grad():
         judge.network.head.bias[judge.labels.index(label)] = bad

@@ -164,7 +164,7 @@ def test_fid_and_kid_against_second_implementations(count):
     assert distances(x, x).fid == pytest.approx(0, abs=1e-6)
 
 
-def test_features_of_pil_images_by_the_embedded_judge():
+def test_features_of_pil_images_by_the_moji_judge():
     images = [Image.fromarray(np.full((64, 64, 3), i * 20, np.uint8)) for i in range(4)]
     found = features(images, CNNJudge(("cat", "dagger"), ("dagger",)))
     assert distances(found, found).fid == pytest.approx(0, abs=1e-3)

@@ -53,7 +53,7 @@ def test_each_text_is_encoded_once_in_a_run(backbone, monkeypatch):
 def test_a_long_prompt_is_cut_with_a_warning_that_says_what_is_lost(backbone):
     prompt = "a cat and a dog at the pirate cove and a pizza on a cat and a knife at the cove"
     with pytest.warns(
-        UserWarning, match="16 tokens.*lost from its end: 'cat and a knife at the cove'"
+        UserWarning, match="16 tokens.*truncated text: 'cat and a knife at the cove'"
     ):
         cut = Run(backbone, 1).encode([prompt]).embeds
     assert torch.allclose(cut, backbone.pipe.encode_prompt(prompt, "cpu", 1, False)[0], atol=1e-6)

@@ -129,14 +129,14 @@ def test_stable_diffusion_3_without_t5(folders):
     assert torch.allclose(ours(model).images, stock(model.pipe), atol=1e-4)
     assert model.revision.endswith(" with text_encoder_3=None, tokenizer_3=None")
     long = " ".join(["a cat"] * 9)
-    with pytest.warns(UserWarning, match="16 tokens; lost from its end: 'a cat a cat'"):
+    with pytest.warns(UserWarning, match="16 tokens; truncated text: 'a cat a cat'"):
         model.encode([long])
 
 
 def test_what_t5_reads_is_not_lost(sd3, recwarn):
     sd3.encode([" ".join(["a cat"] * 9)])
     assert not [w for w in recwarn if w.category is UserWarning]
-    with pytest.warns(UserWarning, match="256 tokens; lost from its end: 'cat a cat'"):
+    with pytest.warns(UserWarning, match="256 tokens; truncated text: 'cat a cat'"):
         sd3.encode([" ".join(["a cat"] * 129)])
 
 
@@ -146,9 +146,9 @@ def test_what_t5_reads_is_not_lost(sd3, recwarn):
 def test_x0_is_the_schedulers_own_or_the_closed_form(model):
     for name in model.family.schedulers:
         run = Run(model, 4, name)
-        latents, told = run.initial_latents([0, 1]), run.encode(PROMPTS)
+        latents, cond = run.initial_latents([0, 1]), run.encode(PROMPTS)
         for t in run.timesteps:
-            pred = run.predict(latents, t, told)
+            pred = run.predict(latents, t, cond)
             x0, own = run.x0(pred, t, latents), copy.deepcopy(run.scheduler)
             if isinstance(own, DPMSolverMultistepScheduler):
                 if own.step_index is None:
@@ -208,7 +208,7 @@ def test_rows_are_put_below_each_other_and_selected(sdxl):
         assert torch.equal(rows, torch.cat([parts[0], parts[1][:1]]))
 
 
-def test_companions_are_told_what_their_rows_are():
+def test_auxiliary_rows_are_what_they_should_be():
     added = {"pooled": torch.arange(3.0)[:, None]}
     beside = AuxiliaryRows((1, 2), -torch.ones(2, 1, 1), attending=None)
     cond = Conditioning(torch.arange(3.0).view(3, 1, 1), beside, added)

@@ -41,7 +41,7 @@ def alphas_bar():
     return torch.cumprod(1 - betas, 0)
 
 
-def told(pipe, text):
+def cond(pipe, text):
     ids = pipe.tokenizer(
         text, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
     ).input_ids
@@ -60,8 +60,8 @@ def one_image(pipe, scheduler_name, image, concepts):
     negative, after = None, []
     for i, t in enumerate(scheduler.timesteps):
         seen = scheduler.scale_model_input(x, t)
-        u = pipe.unet(seen, t, encoder_hidden_states=told(pipe, "")).sample
-        c = pipe.unet(seen, t, encoder_hidden_states=told(pipe, PROMPTS[image])).sample
+        u = pipe.unet(seen, t, encoder_hidden_states=cond(pipe, "")).sample
+        c = pipe.unet(seen, t, encoder_hidden_states=cond(pipe, PROMPTS[image])).sample
         cfg = u + g * (c - u)
         x0 = None
         if i in QUERIES:
@@ -79,7 +79,7 @@ def one_image(pipe, scheduler_name, image, concepts):
             negative = concepts.negative_prompt(concepts.parse(answer))
         guided = cfg
         if negative:
-            n = pipe.unet(seen, t, encoder_hidden_states=told(pipe, negative)).sample
+            n = pipe.unet(seen, t, encoder_hidden_states=cond(pipe, negative)).sample
             guided = cfg - OMEGA * (n - u)
         x = scheduler.step(guided, t, x).prev_sample
         after.append((x[0], x0, negative))
@@ -88,7 +88,7 @@ def one_image(pipe, scheduler_name, image, concepts):
 
 @torch.no_grad()
 @pytest.mark.parametrize("scheduler", PLAIN)
-def test_the_batched_sampler_is_the_plain_loop_at_every_step(pipe, scheduler):
+def test_the_batched_sampler_is_the_sequential_reference_at_every_step(pipe, scheduler):
     concepts = load_concepts("moji")
     answers = iter(SCRIPT)
     method = VLDNP(lambda images, question: next(answers), "moji", OMEGA, QUERIES)

@@ -85,7 +85,7 @@ def test_random_weights_write_nothing_else(tmp_path):
     assert len(said) > 6
 
 
-def test_the_embedded_vlm_says_in_terms_what_it_says_freely():
+def test_the_moji_vlm_says_in_terms_what_it_says_freely():
     rng = np.random.default_rng(0)
     blocks = [Image.fromarray(b) for b in rng.integers(0, 256, (12, 4, 4, 3), dtype="uint8")]
     blocks = [b.resize((64, 64), Image.Resampling.BICUBIC) for b in blocks]

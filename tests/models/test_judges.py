@@ -37,7 +37,7 @@ def test_network_size_is_within_its_budget():
     assert network.features(torch.zeros(2, 3, 64, 64)).shape == (2, 192)
 
 
-def test_what_is_found_and_kept():
+def test_what_is_found_and_its_retention():
     said = Judgement(
         np.array([0.9, 0.1, 0.2]),
         [{"dagger": 0.5, "skull": 0.9}, {"dagger": 0.1, "skull": 0.49}, {"dagger": 0, "skull": 0}],
@@ -45,9 +45,9 @@ def test_what_is_found_and_kept():
     )
     assert said.found() == [("dagger", "skull"), (), ()]
     assert said.found(0.6) == [("skull",), (), ()]
-    kept = said.kept([("pizza", "cat"), ("cat", "unheard of"), ("unheard of",)])
-    np.testing.assert_array_equal(kept, [0.5, 1.0, np.nan])
-    assert np.isnan(Judgement(np.zeros(1), [{}]).kept([("cat",)])).all()
+    retention = said.retention([("pizza", "cat"), ("cat", "unheard of"), ("unheard of",)])
+    np.testing.assert_array_equal(retention, [0.5, 1.0, np.nan])
+    assert np.isnan(Judgement(np.zeros(1), [{}]).retention([("cat",)])).all()
 
 
 def test_judgement_separates_restricted_from_harmless():

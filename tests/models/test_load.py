@@ -54,7 +54,7 @@ def test_unknown_names_list_the_known_with_the_closest(opener, name, close):
     assert f"{name!r}: did you mean {close!r}? known are" in one_line(error)
 
 
-def test_an_embedded_model_that_is_not_there_says_how_to_get_it(data):
+def test_a_moji_model_that_is_not_there_says_how_to_get_it(data):
     with pytest.raises(FileNotFoundError) as error:
         load.load("moji-sd")
     assert "python -m vldnp.moji train text2image" in one_line(error)
@@ -68,7 +68,7 @@ def test_folder_is_opened_with_its_fingerprint(model_folder, pipeline):
     assert load.load(model) is model
 
 
-def test_embedded_name_finds_the_data_folder(data, model_folder):
+def test_a_moji_name_finds_the_data_folder(data, model_folder):
     (data / "models" / "moji-sd").symlink_to(model_folder)
     model = load.load("moji-sd", device="cpu")
     assert model.name == "moji-sd"
@@ -166,7 +166,7 @@ def test_judge_folder_and_nudenet(tmp_path):
     assert load.load_judge("nudenet").name == "nudenet"
 
 
-def test_reference_images_come_from_the_embedded_world():
+def test_reference_images_come_from_the_moji_benchmark():
     images = reference.reference_images("moji", 3, seed=0)
     assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
 

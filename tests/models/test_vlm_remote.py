@@ -1,4 +1,4 @@
-"""RemoteVLM against a real `transformers serve` with the embedded VLM, and against bad servers."""
+"""RemoteVLM against a real `transformers serve` with the Moji VLM, and against bad servers."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ KEY = "sk-this-must-not-be-seen-4711"
 
 
 def pictures(count=5, seed=0):
-    """Blocks of colour, which the embedded VLM answers about in different words."""
+    """Blocks of colour, which the Moji VLM answers about in different words."""
     pixels = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype="uint8")
     return [Image.fromarray(block).resize((64, 64), Image.Resampling.BICUBIC) for block in pixels]
 

@@ -100,8 +100,8 @@ def test_every_scheduler_paints_what_is_named(model, judge, scheduler):
     )
     found = judge(out.images).things
     things = [split_things(row) for row in benign["things"]]
-    kept = [row[t] >= 0.5 for names, row in zip(things, found, strict=True) for t in names]
-    assert np.mean(kept) >= 0.7, kept
+    hits = [row[t] >= 0.5 for names, row in zip(things, found, strict=True) for t in names]
+    assert np.mean(hits) >= 0.7, hits
 
 
 def test_judge_knows_restricted_things(model, judge):

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from vldnp._files import data_folder
 from vldnp.models import load
 from vldnp.moji.__main__ import main
-from vldnp.moji.train import limit, text2image, vlm
+from vldnp.moji.train import text2image, upper_bound, vlm
 from vldnp.moji.train.loop import Recipe, fit
 from vldnp.moji.world import scenes
 from vldnp.moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED, THINGS, sprite
@@ -186,18 +186,18 @@ def test_errors_of_input_are_one_line(tmp_path, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-# What can be told at all
+# Empirical upper bound
 
 
-def test_the_limit_is_told_the_caption_and_no_more():
+def test_the_upper_bound_knows_the_caption_and_no_more():
     vae = AutoencoderKL.from_pretrained(data_folder() / "models" / "moji-sd" / "vae")
-    latents, words, truth = limit.scenes(vae, 40, 7, evaluation=True)
+    latents, words, truth = upper_bound.scenes(vae, 40, 7, evaluation=True)
     assert latents.shape == (40, 4, 16, 16) and truth.shape == (40, len(RESTRICTED))
     for index, row in enumerate(words):
         scene = scenes.sample_scene(7, index, evaluation=True)
-        told = {word for word, said in zip(limit.WORDS, row, strict=True) if said}
-        assert told & set(THINGS) == set(scene.named)
-        assert told - set(THINGS) == ({scene.place} if scene.place else set())
+        known = {word for word, said in zip(upper_bound.WORDS, row, strict=True) if said}
+        assert known & set(THINGS) == set(scene.named)
+        assert known - set(THINGS) == ({scene.place} if scene.place else set())
         assert {t for t, there in zip(RESTRICTED, truth[index], strict=True) if there} == set(
             scene.restricted
         )
@@ -206,4 +206,4 @@ def test_the_limit_is_told_the_caption_and_no_more():
 def test_f1_counts_decisions():
     said = torch.tensor([[1, 1], [0, 0], [1, 0]]).bool()
     true = torch.tensor([[1, 0], [0, 1], [1, 0]]).bool()
-    assert limit.f1(said, true) == pytest.approx(2 * 2 / (3 + 3))
+    assert upper_bound.f1(said, true) == pytest.approx(2 * 2 / (3 + 3))

@@ -155,7 +155,7 @@ SMALL = {
     "03_pareto": {"omegas": [2.0]},
     "04_query_schedule": {"counts": [0, 1]},
     "05_vlm_size": {"detection_prompts": 2},
-    "08_cost": {"demonstrations": 1, "plain_answer_tokens": 3},
+    "08_cost": {"demonstrations": 1, "sequential_answer_tokens": 3},
 }
 
 

@@ -1,4 +1,4 @@
-"""The comparison of all methods under a profile: verdicts, and what VL-DNP still misses."""
+"""The comparison of all methods under a profile: verdicts, and where VL-DNP still fails."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from vldnp._files import atomic
-from vldnp.analysis import claims
-from vldnp.analysis.failures import misses
+from vldnp.analysis import claims, failures
 from vldnp.core.methods import CFG, Method
 from vldnp.experiments import profile_methods, published, run
 from vldnp.experiments.grid import Study, setting_of
@@ -84,11 +83,11 @@ def compare(
     return table
 
 
-def missed(profile: Profile, images: pd.DataFrame, prompt_set: str | None = None) -> pd.DataFrame:
+def failed(profile: Profile, images: pd.DataFrame, prompt_set: str | None = None) -> pd.DataFrame:
     """VL-DNP's unsafe pictures at its chosen strength, with their causes (see `failures`).
 
     They are those of all prompt sets, or of the one given.
     """
     dynamic = images[images["method"] == "vl-dnp"]
     nearest = (dynamic["omega"] - profile.chosen_omega("vl-dnp")).abs().idxmin()
-    return misses(images, dynamic.loc[nearest, "setting"], prompt_set, profile.concepts)
+    return failures.failed(images, dynamic.loc[nearest, "setting"], prompt_set, profile.concepts)

@@ -15,7 +15,7 @@ import pandas as pd
 from vldnp.core.concepts import ConceptSet, load_concepts
 
 
-def misses(
+def failed(
     images: pd.DataFrame, setting: str, prompt_set: str | None, concepts: str | ConceptSet
 ) -> pd.DataFrame:
     """The unsafe pictures of a setting with their causes, the worst first.

@@ -27,15 +27,15 @@ def cost(costs: pd.DataFrame) -> Statement:
 
 def parts_of_cost(table: pd.DataFrame, label: str) -> Statement:
     """What was timed, and a sentence per way from the table of `benchmarks.parts_of_cost`."""
-    first, loop, ours = table.index
+    first, sequential, batched = table.index
     lines = []
-    for name in (loop, ours):
+    for name in (sequential, batched):
         row = table.loc[name]
         parts = row[list(PARTS)].sort_values(ascending=False)
         shares = [f"{part} {spent / row['seconds']:.0%}" for part, spent in parts[:3].items()]
         lines.append(
             f"`{name}` takes **{row['ratio']:.2f}×** the time of `{first}`: {listed(shares)}."
         )
-    faster = table.loc[loop, "seconds"] / table.loc[ours, "seconds"]
-    lines.append(f"`{ours}` is **{faster:.1f}** times as fast as `{loop}`.")
+    faster = table.loc[sequential, "seconds"] / table.loc[batched, "seconds"]
+    lines.append(f"`{batched}` is **{faster:.1f}** times as fast as `{sequential}`.")
     return Statement(f"Timed: {literal(label)}.\n\n{bullets(lines)}")

@@ -19,7 +19,7 @@ from vldnp.models import vlm as vlms
 
 
 class SampleId(NamedTuple):
-    """Which image of the world this is: nothing but controls may look at it.
+    """Sample identity: nothing but controls may look at it.
 
     `seed` is None where the caller passed a generator.
     """
@@ -220,7 +220,7 @@ class Dynamic:
         return answers
 
     def _without_answer(self, before: Negative, failure: str) -> Negative:
-        # What was seen before is remembered, for an update policy that outlives this query.
+        # What was seen before stays, for an update policy that outlives this query.
         unanswered = replace(before, answer=None, failure=failure)
         if self.on_failure == "keep":
             return unanswered

@@ -79,9 +79,8 @@ def denoise(
         NonFiniteError: while it runs; NaN or infinity, with the step and the image it is of.
     """
     batch = _batch(prompt, seeds, generator, guidance_scale, num_images_per_prompt, noise_device)
-    return _start(
-        as_backbone(model), batch, method, num_inference_steps, scheduler, height, width, x0_every
-    )
+    run = Run(as_backbone(model), num_inference_steps, scheduler, height, width)
+    return _start(run, batch, method, x0_every)
 
 
 def sample(
@@ -122,9 +121,8 @@ def sample(
     with tqdm(total=len(parts) * num_inference_steps, disable=not progress, unit="step") as bar:
         for part in parts:
             steps.append([])
-            for step in _start(
-                backbone, part, method, num_inference_steps, scheduler, height, width, x0_every
-            ):
+            run = Run(backbone, num_inference_steps, scheduler, height, width)
+            for step in _start(run, part, method, x0_every):
                 steps[-1].append(replace(step, latents=None, x0=None))
                 bar.update()
             latents.append(step.latents.cpu())
@@ -141,21 +139,11 @@ def sample(
     )
 
 
-def _start(
-    backbone: Backbone,
-    batch: "_Batch",
-    method: Method,
-    num_inference_steps: int,
-    scheduler: str | SchedulerMixin | None,
-    height: int | None,
-    width: int | None,
-    x0_every: bool,
-) -> Iterator[Step]:
+def _start(run: Run, batch: "_Batch", method: Method, x0_every: bool) -> Iterator[Step]:
     """Everything that can be wrong is found here; the generator comes back ready to run."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
-    run = Run(backbone, num_inference_steps, scheduler, height, width)
-    query_steps = method.negatives.query_steps_of(num_inference_steps)
+    query_steps = method.negatives.query_steps_of(run.num_inference_steps)
     latents = run.initial_latents(batch.generators)
     return _denoise(run, batch, method, query_steps, latents, x0_every)
 

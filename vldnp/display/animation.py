@@ -24,11 +24,11 @@ WRAP, MOST_LINES = 42, 3
 """Of a text under a picture, in characters and lines."""
 
 
-def save(board: dict, path: str | Path, seconds: float = 20.0, reveal: bool = False) -> Path:
+def save(data: dict, path: str | Path, seconds: float = 20.0, reveal: bool = False) -> Path:
     """Write a trajectory as an animation, atomically.
 
     Args:
-        board: as `vldnp.display.trajectory_data.trajectory_data` makes it.
+        data: as `vldnp.display.trajectory_data.trajectory_data` makes it.
         path: ends in `.webp` or `.gif`.
         seconds: how long it lasts; the final image stays for the last three of them.
         reveal: show what the judge flags unblurred.
@@ -41,8 +41,8 @@ def save(board: dict, path: str | Path, seconds: float = 20.0, reveal: bool = Fa
     """
     if seconds <= LAST:
         raise ValueError(f"an animation lasts more than {LAST:g} seconds, not {seconds:g}")
-    drawn = [frame(board, place, reveal) for place in range(board["num_steps"] + 1)]
-    durations = [round(1000 * (seconds - LAST) / board["num_steps"])] * board["num_steps"]
+    drawn = [frame(data, place, reveal) for place in range(data["num_steps"] + 1)]
+    durations = [round(1000 * (seconds - LAST) / data["num_steps"])] * data["num_steps"]
     durations.append(round(1000 * LAST))
     with atomic(path) as temporary:
         drawn[0].save(
@@ -56,12 +56,12 @@ def save(board: dict, path: str | Path, seconds: float = 20.0, reveal: bool = Fa
     return Path(path)
 
 
-def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
+def frame(data: dict, place: int, reveal: bool = False) -> Image.Image:
     """One place of a trajectory: its columns side by side over a line with the queries.
 
     Under each picture stand the VLM's last words and the negative prompt in force.
     """
-    columns, num_steps = board["columns"], board["num_steps"]
+    columns, num_steps = data["columns"], data["num_steps"]
     width = COLUMN * len(columns)
     figure = Figure(figsize=(width, HEIGHT), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -70,7 +70,7 @@ def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
     figure.text(
         margin / width,
         1 - 0.1 / HEIGHT,
-        f"“{_short(board['prompt'], 80)}”",
+        f"“{_short(data['prompt'], 80)}”",
         style="italic",
         **plain,
     )
@@ -84,11 +84,12 @@ def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
         axes.spines[:].set_color(colour)
         here = column["places"][place]["picture"]
         if here is not None:
-            data = base64.b64decode(column["pictures"][here].split(",", 1)[1])
+            png = base64.b64decode(column["pictures"][here].split(",", 1)[1])
             reason = None if reveal else column["reasons"][here]
-            show_picture(axes, Image.open(io.BytesIO(data)), reason)
-        told = "\n".join(_short(line, WRAP * MOST_LINES, WRAP) for line in _told(column, place))
-        figure.text(left, (top - EDGE - 0.08) / HEIGHT, told, fontsize=9, linespacing=1.3, **plain)
+            show_picture(axes, Image.open(io.BytesIO(png)), reason)
+        lines = [_short(line, WRAP * MOST_LINES, WRAP) for line in _caption(column, place)]
+        text = "\n".join(lines)
+        figure.text(left, (top - EDGE - 0.08) / HEIGHT, text, fontsize=9, linespacing=1.3, **plain)
     bar = figure.add_axes((margin / width, 0.12 / HEIGHT, 1 - 2 * margin / width, 0.2 / HEIGHT))
     bar.set(xlim=(-0.5, num_steps + 0.5), ylim=(-1, 1))
     bar.set_axis_off()
@@ -101,13 +102,13 @@ def frame(board: dict, place: int, reveal: bool = False) -> Image.Image:
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
 
 
-def _told(column: dict, place: int) -> list[str]:
-    """What is told at a place, and the VLM's last words: they would pass too quickly."""
-    told = column["places"][place]["told"]
+def _caption(column: dict, place: int) -> list[str]:
+    """A place's caption, and the VLM's last words: they would pass too quickly."""
+    caption = column["places"][place]["caption"]
     asked = [step for step in column["queries"] if step <= place]
     if not asked or place == len(column["places"]) - 1 or place == asked[-1]:
-        return told
-    return [told[0], column["places"][asked[-1]]["told"][1], *told[1:]]
+        return caption
+    return [caption[0], column["places"][asked[-1]]["caption"][1], *caption[1:]]
 
 
 def _short(text: str, longest: int, width: int = 1000) -> str:

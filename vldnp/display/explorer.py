@@ -12,7 +12,7 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vldnp._files import unknown
+from vldnp._files import first_line, unknown
 from vldnp.analysis.markdown import Statement
 from vldnp.baselines.methods import SAFREE
 from vldnp.core.methods import Method
@@ -230,7 +230,7 @@ class Explorer:
                     return self._say(f"cancelled after step {step.index + 1} of {self.bar.max}")
             self._finish(choice, to_pil(self.model.decode(step.latents))[0])
         except Exception as error:  # whatever it is, the panel must say it: nobody sees a thread's
-            self._say(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            self._say(f"{type(error).__name__}: {first_line(error)}")
         finally:
             self.run.disabled, self.cancel.disabled = False, True
 

@@ -15,14 +15,14 @@ from vldnp.models import load
 
 
 def failure_page(
-    profile: Profile, missed: pd.DataFrame, folder: str | Path, worst: int = 10
+    profile: Profile, failed: pd.DataFrame, folder: str | Path, worst: int = 10
 ) -> Figure | Statement:
-    """The worst misses as pictures: x̂₀ at each query with the VLM's words, and the outcome.
+    """The worst failures as pictures: x̂₀ at each query with the VLM's words, and the outcome.
 
     They are drawn again from their seeds, because x̂₀ is not kept; blurred, unless the profile
     reveals. The figure is also saved, as `figures/examples-failures.png` in the run folder.
     """
-    rows = missed.head(worst)
+    rows = failed.head(worst)
     if rows.empty:
         return Statement("No picture stayed unsafe.")
     out = sample(

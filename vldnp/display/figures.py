@@ -148,7 +148,7 @@ def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
 def schedule_curves(
     summary: pd.DataFrame, costs: pd.DataFrame, prompt_set: str = "implicit"
 ) -> Figure:
-    """Safety and things kept against the number of queries, a curve per spacing, and the cost.
+    """Safety and retention against the number of queries, a curve per spacing, and the cost.
 
     Args:
         summary, costs: of an `Ablation` of `spacing` and `queries`.
@@ -156,7 +156,7 @@ def schedule_curves(
     """
     data = _turned(summary[summary["prompt_set"] == prompt_set])
     spent = costs[costs["prompt_set"] == prompt_set]
-    metrics = [metric for metric in ("asr", "kept", "clip") if metric in set(data["metric"])]
+    metrics = [metric for metric in ("asr", "retention", "clip") if metric in set(data["metric"])]
     with panels((4 * len(metrics), 3.4), 1, len(metrics)) as (figure, grid):
         for axes, metric in zip(grid[0], metrics, strict=True):
             chosen = data[data["metric"] == metric]
@@ -189,12 +189,12 @@ def factor_points(
         factor: the column that names the variants, from top to bottom in their order.
         hue: a column whose values are told apart by colour and shape.
         metrics: metric and prompt set of each panel; those that are not there are left out. The
-            default is safety and things kept on the summary's first prompt set, and CLIP score on
+            default is safety and retention on the summary's first prompt set, and CLIP score on
             its last: an ablation's harmless one.
     """
     data = _turned(summary)
     first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
-    metrics = metrics or (("asr", first), ("kept", first), ("clip", last))
+    metrics = metrics or (("asr", first), ("retention", first), ("clip", last))
     there = set(zip(data["metric"], data["prompt_set"], strict=True))
     shown = [pair for pair in metrics if pair in there]
     variants = list(dict.fromkeys(data[factor]))

@@ -187,18 +187,18 @@ def origin(run: Run) -> Statement:
     """What was run, when, and on which machine."""
     name, config = run.folder.resolve().name, run.config or {}
     lines = [FEW] if name.endswith(QUICK) else []
-    told = f"The {'quick ' * name.endswith(QUICK)}run **{literal(name)}**"
+    text = f"The {'quick ' * name.endswith(QUICK)}run **{literal(name)}**"
     if run.config:
         ended = datetime.fromtimestamp((run.folder / "config.json").stat().st_mtime)
-        told += f", finished on {ended:%Y-%m-%d}"
+        text += f", finished on {ended:%Y-%m-%d}"
     if machine := config.get("versions", {}).get("machine"):
-        told += f", on {literal(machine)}"
+        text += f", on {literal(machine)}"
     if run.table is not None:
         counts = run.table.groupby("prompt_set", sort=False)["n"].first()
-        told += "; images of a method: " + ", ".join(
+        text += "; images of a method: " + ", ".join(
             f"{n} on {literal(name)}" for name, n in counts.items()
         )
-    return Statement("\n\n".join([*lines, f"{told}."]))
+    return Statement("\n\n".join([*lines, f"{text}."]))
 
 
 @_or_absent("07_table")
@@ -235,8 +235,8 @@ def others(run: Run) -> HTML | None:
 
 @_or_absent("01_trajectories")
 def trajectories(run: Run) -> HTML | None:
-    boards = [json.loads(path.read_text(encoding="utf-8")) for path in run.trajectories]
-    stories = [viewer.rendered(board, reveal=run.reveal) for board in boards]
+    trajectories = [json.loads(path.read_text(encoding="utf-8")) for path in run.trajectories]
+    stories = [viewer.rendered(data, reveal=run.reveal) for data in trajectories]
     return HTML(filled("stories.html", stories=stories)) if stories else None
 
 
@@ -298,9 +298,9 @@ def configuration(run: Run) -> Statement | None:
 
 @_or_absent("02_omega")
 def methods(run: Run) -> HTML | None:
-    told = (run.config or {}).get("methods")
-    text = json.dumps(told, indent=1, ensure_ascii=False)
-    return HTML(filled("methods.html", text=text)) if told else None
+    described = (run.config or {}).get("methods")
+    text = json.dumps(described, indent=1, ensure_ascii=False)
+    return HTML(filled("methods.html", text=text)) if described else None
 
 
 @_or_absent("02_omega")

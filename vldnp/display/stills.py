@@ -109,8 +109,8 @@ def contact_sheet(
 def _caption(step: Step, image: int) -> str:
     return "\n".join(
         line
-        for told in caption_lines(step, step, image)
-        for line in textwrap.wrap(told, 26, max_lines=4, placeholder=" …")
+        for text in caption_lines(step, step, image)
+        for line in textwrap.wrap(text, 26, max_lines=4, placeholder=" …")
     )
 
 

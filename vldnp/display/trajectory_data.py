@@ -41,8 +41,8 @@ def trajectory_data(
         `pictures`, each once, as data addresses no wider than `width`; `reasons`, why the judge
         flags them (None: it does not); `queries`, the steps at which the VLM was asked; and
         `places`, one per step and one for the final image: the `picture`'s index (None: nothing
-        was decoded so far), the judge's `probability` where a new picture was judged, and what is
-        `told`, in lines of text that nothing has escaped.
+        was decoded so far), the judge's `probability` where a new picture was judged, and its
+        `caption`, lines of text that nothing has escaped.
     """
     labelled = with_labels(outputs)
     num_steps = step_count(labelled, image)
@@ -70,10 +70,10 @@ def save_trajectory(
     Returns:
         The files written: the data as JSON, and `…-<number>-<method>.png`, unaltered.
     """
-    board = trajectory_data(outputs, image, judge=judge)
-    letters = re.sub(r"[^a-z0-9]+", "-", board["prompt"].lower()).strip("-")[:40] or "prompt"
-    path = Path(folder) / f"{letters}-{board['seed']}.json"
-    write_text(path, json.dumps(board, ensure_ascii=False))
+    data = trajectory_data(outputs, image, judge=judge)
+    letters = re.sub(r"[^a-z0-9]+", "-", data["prompt"].lower()).strip("-")[:40] or "prompt"
+    path = Path(folder) / f"{letters}-{data['seed']}.json"
+    write_text(path, json.dumps(data, ensure_ascii=False))
     written = [path]
     for number, (_, output) in enumerate(with_labels(outputs)):
         if picture := final_picture(output, image):
@@ -126,7 +126,7 @@ def _column(
     for step in steps:
         if step.x0_images:
             last, shown = step, 0 if shown is None else shown + 1
-        place = {"picture": shown, "probability": None, "told": caption_lines(step, last, image)}
+        place = {"picture": shown, "probability": None, "caption": caption_lines(step, last, image)}
         if looks and last is step:
             place["probability"] = round(looks[shown].probability, 4)
         places.append(place)
@@ -136,7 +136,7 @@ def _column(
         {
             "picture": len(pictures) - 1 if final else None,
             "probability": round(looks[-1].probability, 4) if looks and final else None,
-            "told": ["final image", spent, asked],
+            "caption": ["final image", spent, asked],
         }
     )
     return {

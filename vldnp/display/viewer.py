@@ -55,12 +55,12 @@ def view(
     Raises:
         ValueError: no output, different numbers of steps, or no such image.
     """
-    board = trajectory_data(outputs, image, width, judge=judge, threshold=threshold)
-    return HTML(str(rendered(board, width, interval, reveal)))
+    data = trajectory_data(outputs, image, width, judge=judge, threshold=threshold)
+    return HTML(str(rendered(data, width, interval, reveal)))
 
 
 def rendered(
-    board: dict, width: int = PICTURE_WIDTH, interval: int = 500, reveal: bool = False
+    data: dict, width: int = PICTURE_WIDTH, interval: int = 500, reveal: bool = False
 ) -> Markup:
     """Trajectory data as HTML: a frame per step and one for the final image, a column per output.
 
@@ -77,15 +77,15 @@ def rendered(
                 for source, reason in zip(column["pictures"], column["reasons"], strict=True)
             ]
         }
-        for column, (colour, dash) in zip(board["columns"], _strokes(board), strict=True)
+        for column, (colour, dash) in zip(data["columns"], _strokes(data), strict=True)
     ]
     return filled(
         "viewer.html",
-        prompt=shortened(board["prompt"]),
-        seed=board["seed"],
-        num_steps=board["num_steps"],
+        prompt=shortened(data["prompt"]),
+        seed=data["seed"],
+        num_steps=data["num_steps"],
         columns=columns,
-        chart=chart(board),
+        chart=chart(data),
         width=width,
         narrowest=min(width, NARROWEST),
         slider_width=SLIDER_WIDTH,
@@ -93,13 +93,13 @@ def rendered(
     )
 
 
-def chart(board: dict, width: int = SLIDER_WIDTH, height: int = 72) -> Markup:
+def chart(data: dict, width: int = SLIDER_WIDTH, height: int = 72) -> Markup:
     """The judge's probability over the steps, as SVG that lies under a slider of this width.
 
     A line per column, a dot at each step at which its method asked the VLM, and a dashed line at
     the threshold. Without a judge only the queries are marked.
     """
-    num_steps, top, bottom = board["num_steps"], 4, height - 16
+    num_steps, top, bottom = data["num_steps"], 4, height - 16
 
     def x(step: int) -> float:
         return INSET + step / num_steps * (width - 2 * INSET)
@@ -108,7 +108,7 @@ def chart(board: dict, width: int = SLIDER_WIDTH, height: int = 72) -> Markup:
         return bottom - probability * (bottom - top)
 
     lines = []
-    for column, (colour, dash) in zip(board["columns"], _strokes(board), strict=True):
+    for column, (colour, dash) in zip(data["columns"], _strokes(data), strict=True):
         known = {
             step: place["probability"]
             for step, place in enumerate(column["places"])
@@ -123,18 +123,18 @@ def chart(board: dict, width: int = SLIDER_WIDTH, height: int = 72) -> Markup:
         height=height,
         inset=INSET,
         bottom=bottom,
-        level=f"{y(board['threshold']):.1f}",
+        level=f"{y(data['threshold']):.1f}",
         lines=lines,
         judged=any(line["points"] for line in lines),
     )
 
 
-def _strokes(board: dict) -> list[tuple[str, str]]:
+def _strokes(data: dict) -> list[tuple[str, str]]:
     """Colour and dashes of each column's line: a colour per method, dashes where one comes again.
 
     Plain CFG takes the text's colour, which is seen in light and in dark.
     """
-    methods = [column["method"] for column in board["columns"]]
+    methods = [column["method"] for column in data["columns"]]
     colours = figures.colours(methods) | {"cfg": "currentColor"}
     dashes = ["none", "5 3", "1 3", "8 2 2 2"]
     return [

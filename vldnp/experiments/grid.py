@@ -17,6 +17,7 @@ import pandas as pd
 from vldnp._files import is_file_name
 from vldnp.core.methods import Method, identified
 from vldnp.experiments.profile import set_name
+from vldnp.experiments.sampling import Sampling
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.models.backbone import Backbone
 from vldnp.prompts.table import load_prompts, sampled, split_things
@@ -26,18 +27,14 @@ SCHEMA = 2
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Sampling):
     """What to compute, as data.
 
     Attributes:
         name: of the run folder.
         methods: the settings to compare.
         prompt_sets: names or CSV paths, for `load_prompts`.
-        num_inference_steps: N.
-        guidance_scale: g, for the prompts that bring none of their own.
-        scheduler: a name as in `vldnp.sample`; None is the model's own.
-        height, width: in pixels; None is the model's own size.
-        noise_device: as in `vldnp.sample`.
+        num_inference_steps, …: how images are drawn (`Sampling`).
         num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
         max_prompts: only so many prompts of each set, drawn at random, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
@@ -59,12 +56,6 @@ class Study:
     name: str
     methods: tuple[Method, ...]
     prompt_sets: tuple[str | Path, ...]
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
-    scheduler: str | None = None
-    height: int | None = None
-    width: int | None = None
-    noise_device: str = "cpu"
     num_images_per_prompt: int = 1
     max_prompts: int | Mapping[str, int] | None = None
     batch_size: int = 32
@@ -123,15 +114,6 @@ class Study:
         if isinstance(limit, Mapping):
             limit = limit.get(set_name(source))
         return sampled(rows, limit)
-
-    @property
-    def sampling(self) -> dict:
-        """The keyword arguments of `vldnp.sample` that it fixes; all of them decide the images."""
-        size = {"height": self.height, "width": self.width}
-        size = {name: pixels for name, pixels in size.items() if pixels is not None}
-        steps = {"num_inference_steps": self.num_inference_steps}
-        noise = {} if self.noise_device == "cpu" else {"noise_device": self.noise_device}
-        return steps | {"scheduler": self.scheduler} | size | noise
 
 
 @dataclass(frozen=True)
@@ -207,7 +189,7 @@ def made_by(study: Study, model: Backbone, method: Method) -> dict:
         "model": model.name,
         "revision": model.revision,
         "dtype": str(model.dtype),
-        **study.sampling,
+        **shared_sampling(study),
         "method": _what_decides(method),
     }
 
@@ -230,10 +212,15 @@ def plan_batches(grid: Sequence[Cell], study: Study) -> list[Batch]:
     for cell in unique.values():
         by_setting.setdefault(cell.setting, []).append(cell)
     return [
-        Batch(tuple(one_setting[start : start + study.batch_size]), study.sampling)
+        Batch(tuple(one_setting[start : start + study.batch_size]), shared_sampling(study))
         for one_setting in by_setting.values()
         for start in range(0, len(one_setting), study.batch_size)
     ]
+
+
+def shared_sampling(study: Study) -> dict:
+    """The keyword arguments of `vldnp.sample` that all its images have in common."""
+    return {name: value for name, value in study.sampling.items() if name != "guidance_scale"}
 
 
 def setting_of(method: Method) -> str:

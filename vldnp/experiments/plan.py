@@ -9,6 +9,7 @@ import nbformat
 import pandas as pd
 import torch
 
+from vldnp._files import first_line
 from vldnp.baselines.controls import AnswersNone, Oracle
 from vldnp.baselines.safree import Safree
 from vldnp.core.concepts import load_concepts
@@ -246,8 +247,7 @@ def calibrated(profile: Profile) -> Rates:
     try:
         return _calibrated(profile)
     except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the plan cannot be timed on this GPU: {reason}") from error
+        raise ValueError(f"the plan cannot be timed on this GPU: {first_line(error)}") from error
 
 
 def _calibrated(profile: Profile) -> Rates:

@@ -20,6 +20,7 @@ from pydantic import (
 
 from vldnp._files import data_folder, unknown
 from vldnp.core.schedules import SCHEDULES
+from vldnp.experiments.sampling import Number, Positive, Sampling
 from vldnp.models.hub import ModelSpec
 
 QUICK = "-quick"
@@ -61,15 +62,12 @@ def _demonstrations(shots: object, folder: Path) -> tuple[tuple[str, str], ...]:
     return tuple((str(folder / shot.image), shot.answer) for shot in found)
 
 
-# YAML has types of its own: a text is no number here, and true is not 1.
 Model = Annotated[ModelSpec, PlainValidator(_model)]
 Count = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(Sampling):
     """The settings of a set of experiments; models and prompt sets are names for `vldnp.load…`.
 
     Attributes:
@@ -83,8 +81,7 @@ class Profile:
         benign_set: of them, the harmless one; all others are attacks.
         reference: where the real images of FID come from (`reference.reference_images`); None
             leaves FID and KID out.
-        num_inference_steps, guidance_scale, scheduler, height, width, noise_device: as in
-            `vldnp.sample`. A prompt that brings its own guidance scale has that one.
+        num_inference_steps, …: how images are drawn (`Sampling`).
         queries, schedule: how often VL-DNP asks, and a name in `vldnp.core.schedules.SCHEDULES`.
         omegas: strengths to compare.
         static_prompt, static_rule: the fixed negative prompt of the static method, and how it
@@ -94,11 +91,12 @@ class Profile:
             is compared besides, without a term of a strength.
         sld_prompt: the safety concept of Safe Latent Diffusion; None leaves it out.
         sld_strengths: which of its settings are compared.
+        sld_options: hyper-parameters of `vldnp.baselines.sld.SLD` instead of the settings'.
         wordings: name → fixed negative prompt, among which `python -m vldnp tune` chooses.
         lighter_vlms: further VLMs, from the lightest on, for the ablation of VLM size.
         chosen: method → the ω at which it is compared with others, chosen on tuning prompts; the
             largest of `omegas` where nothing was chosen.
-        tuning_sets: the prompt sets for choosing: one that yields unwanted things, one harmless.
+        tuning_sets: the prompt sets for choosing: attacks, and last a harmless one.
         batch_size: images per batch.
         max_prompts: prompts of each set that the notebooks' studies use, one number or one by set;
             None is all.
@@ -116,8 +114,6 @@ class Profile:
     clip: Model
     concepts: str
     prompt_sets: Annotated[tuple[str, ...], Field(min_length=1)]
-    num_inference_steps: Positive
-    guidance_scale: Number
     static_prompt: str
     omegas: Annotated[tuple[Number, ...], Field(min_length=1)]
     queries: Count
@@ -132,14 +128,11 @@ class Profile:
         "strong",
         "max",
     )
+    sld_options: dict[str, Number] = field(default_factory=dict, hash=False)
     wordings: dict[str, str] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
     chosen: dict[str, Number] = field(default_factory=dict, hash=False)
     tuning_sets: tuple[str, ...] = ()
-    scheduler: str | None = None
-    height: Positive | None = None
-    width: Positive | None = None
-    noise_device: str = "cpu"
     safety_set: str = "implicit"
     benign_set: str = "benign"
     reference: str | None = None
@@ -152,13 +145,6 @@ class Profile:
     def __post_init__(self):
         for name in (self.safety_set, self.benign_set):
             self.prompt_set(name)
-
-    @property
-    def sampling(self) -> dict:
-        """The keyword arguments of `vldnp.sample` that the profile fixes."""
-        names = ("num_inference_steps", "guidance_scale", "scheduler", "noise_device")
-        size = {name: getattr(self, name) for name in ("height", "width") if getattr(self, name)}
-        return {name: getattr(self, name) for name in names} | size
 
     @property
     def notebook_parameters(self) -> dict:

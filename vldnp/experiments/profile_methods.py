@@ -50,7 +50,10 @@ def profile_methods(
             for name, changes in profile.safree_variants.items()
         ]
     if "sld" in names and profile.sld_prompt is not None:
-        methods += [SLD(profile.sld_prompt, strength) for strength in profile.sld_strengths]
+        methods += [
+            SLD(profile.sld_prompt, strength, **profile.sld_options)
+            for strength in profile.sld_strengths
+        ]
     return tuple(methods)
 
 

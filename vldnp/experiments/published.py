@@ -322,7 +322,7 @@ def batch_from(rows: pd.DataFrame, method: Method, study: Study, model) -> Batch
             )
         place = row.prompt_set, row.prompt_id, row.prompt, split_things(row.things)
         cells.append(Cell(key, method, row.setting, *place, seed, scale))
-    return Batch(tuple(cells), study.sampling)
+    return Batch(tuple(cells), shared_sampling(study))
 
 
 def read_json(path: Path) -> dict:

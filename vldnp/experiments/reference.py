@@ -31,21 +31,21 @@ def _pictures(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 
-def reference_images(world: str | Path, count: int, seed: int) -> np.ndarray:
+def reference_images(source: str | Path, count: int, seed: int) -> np.ndarray:
     """Real pictures to compare generated ones with: uint8 `[count, H, W, 3]`.
 
     Args:
-        world: "moji", whose renderer draws harmless scenes that no model was trained on; or a
+        source: "moji", whose renderer draws harmless scenes that no model was trained on; or a
             folder of pictures, or a name such as "coco" of one in the user's cache folder. Of
             those the middle square is taken, at `REFERENCE_SIZE`.
         count: so many, or as many as there are.
         seed: which of a folder's pictures, or which scenes.
     """
-    if world == "moji":
+    if source == "moji":
         from vldnp.moji.world.scenes import reference_images as rendered
 
         return rendered(count, seed)
-    found = _pictures(reference_folder(world))
+    found = _pictures(reference_folder(source))
     chosen = np.random.default_rng(seed).permutation(len(found))[:count]
     return np.stack([_square(found[i]) for i in sorted(chosen)])
 

@@ -309,7 +309,7 @@ def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) 
         "unsafe": unsafe >= study.unsafe_threshold,
         "found": list(judged.found()[0]),
         "things": ", ".join(cell.things),
-        "kept": float(judged.kept([cell.things])[0]),
+        "retention": float(judged.retention([cell.things])[0]),
         "clip_score": scores["clip"][cell.key]["clip_score"] if "clip" in scores else np.nan,
         **{column: record[column] for column in (*SPENT, *SAID)},
         "image": image_path(Path(), cell.key).as_posix(),

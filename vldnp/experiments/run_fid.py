@@ -8,11 +8,13 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from vldnp._files import first_line
 from vldnp.experiments import reference
 from vldnp.experiments.grid import Study
 from vldnp.metrics.fid import Distances, Inception, distances, features, fid_change
 from vldnp.metrics.intervals import Interval
 from vldnp.models import load
+from vldnp.models.hub import default_device
 from vldnp.models.judges import Judge
 
 Draw = Callable[[pd.DataFrame], list[Image.Image]]
@@ -64,10 +66,9 @@ def _means(study: Study, judge: Judge) -> tuple[Judge | Inception, torch.Tensor]
         return None
     try:
         real = reference.reference_images(study.reference, study.reference_count, seed=0)
-        space = judge if hasattr(judge, "features") else Inception(device=load.default_device())
+        space = judge if hasattr(judge, "features") else Inception(device=default_device())
     except OSError as error:  # of the reference's folder, or of the network
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"FID and KID stay empty: {reason}", stacklevel=2)
+        warnings.warn(f"FID and KID stay empty: {first_line(error)}", stacklevel=2)
         return None
     return space, torch.from_numpy(real).permute(0, 3, 1, 2)
 

@@ -1,7 +1,7 @@
 """What a method costs beside another one: time and evaluations on the same batch, in one run.
 
 `costs` times whole methods; `parts_of_cost` says which component the time goes to, for plain CFG,
-VL-DNP as it is usually written (`plain_loop`), and VL-DNP as it is here.
+VL-DNP as it is usually written (`sequential_reference`), and VL-DNP on a batch.
 """
 
 import time
@@ -229,7 +229,7 @@ class Scripted:
         return ["none" if (image.seed or 0) % 2 else self.term for image in identities]
 
 
-def plain_loop(
+def sequential_reference(
     model: Backbone,
     vlm: Callable,
     concepts: ConceptSet,
@@ -284,29 +284,29 @@ def parts_of_cost(
     concepts: str | ConceptSet,
     prompts: Sequence[str],
     *,
-    plain_images: int = 2,
+    sequential_images: int = 2,
     queries: int = 10,
     omega: float = 8.0,
     demonstrations: int = 4,
-    plain_answer_tokens: int = 64,
+    sequential_answer_tokens: int = 64,
     progress: bool = True,
     **sampling,
 ) -> pd.DataFrame:
-    """Seconds an image by component, for plain CFG, the sequential reference, and VL-DNP here.
+    """Seconds an image by component, for plain CFG, and VL-DNP one by one and batched.
 
     The sequential reference takes one image at a time, makes a U-Net call for each prediction, and
-    shows the VLM its demonstrations at every query; its VLM may write long answers. Here images
-    share a batch, and the VLM is asked once about all of them, without demonstrations and briefly.
+    shows the VLM its demonstrations at every query; its VLM may write long answers. Batched, images
+    share every call, and the VLM is asked about all of them, without demonstrations and briefly.
     In both one image in two has something to be steered away from (`Scripted`).
 
     Args:
         bench: the models.
         concepts: what the VLM is asked.
         prompts: the batch; seeds are 0, 1, 2, …
-        plain_images: so many of them go through the sequential reference, which takes long.
+        sequential_images: so many of them go through the sequential reference, which takes long.
         queries: front-loaded queries.
         demonstrations: of the sequential reference.
-        plain_answer_tokens: the most tokens that the sequential reference's VLM writes.
+        sequential_answer_tokens: the most tokens that the sequential reference's VLM writes.
         omega: as in `vldnp.VLDNP`.
         progress: show a bar.
         sampling: further arguments of `vldnp.sample`, such as `num_inference_steps`.
@@ -322,7 +322,7 @@ def parts_of_cost(
         brief.model,
         brief.processor,
         brief.name,
-        max_new_tokens=plain_answer_tokens,
+        max_new_tokens=sequential_answer_tokens,
         max_edge=brief.max_edge,
         demonstrations=shots(concepts, model.size[0], demonstrations),
     )
@@ -334,14 +334,14 @@ def parts_of_cost(
 
     def loop(vlm: Callable, count: int) -> None:
         for seed, prompt in enumerate(prompts[:count]):
-            plain_loop(
+            sequential_reference(
                 model, vlm, concepts, prompt, seed, omega=omega, query_steps=steps, **sampling
             )
 
     ways: dict[str, tuple[Callable, Callable, int]] = {
         "plain CFG": (brief, lambda vlm, n: batch(CFG(), n), len(prompts)),
-        "sequential reference": (wordy, loop, min(plain_images, len(prompts))),
-        "ours": (brief, lambda vlm, n: batch(VLDNP(vlm, concepts, omega, steps), n), len(prompts)),
+        "sequential reference": (wordy, loop, min(sequential_images, len(prompts))),
+        "batched": (brief, lambda v, n: batch(VLDNP(v, concepts, omega, steps), n), len(prompts)),
     }
     modules = {
         "U-Net": model.network,

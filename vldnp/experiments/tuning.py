@@ -1,12 +1,16 @@
 """Choosing every method's settings on tuning prompts, with the same number of tries for each.
 
 `python -m vldnp tune` runs it. Prompts that methods are compared on are never looked at here.
+Methods are compared at equal cost to harmless prompts: of the tries that keep `KEPT` of plain
+CFG's retention on them, the one with the lowest ASR is chosen.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -15,15 +19,30 @@ from vldnp.baselines.sld import SLD_STRENGTHS
 from vldnp.core.methods import CFG, Method
 from vldnp.experiments import profile_methods, run
 from vldnp.experiments.grid import setting_of
-from vldnp.experiments.profile import Profile
+from vldnp.experiments.profile import Profile, set_name
 from vldnp.experiments.reproduce import check_prompts
-from vldnp.metrics import pareto
 from vldnp.models.load import load_vlm
 
-BUDGET = 12
+BUDGET = 18
 """Tries for each method."""
 
-STRENGTHS = (4.0, 8.0, 15.0)
+KEPT = 0.95
+"""The share of plain CFG's retention on harmless prompts that a setting must keep."""
+
+STRENGTHS = (2.0, 4.0, 8.0, 11.0, 15.0)
+MORE_STRENGTHS = (*STRENGTHS, 20.0)
+SCHEDULES = (("front_loaded", 5), ("front_loaded", 10), ("uniform", 10))
+
+SAFREE_GRID = {
+    "alpha": (0.005, 0.01, 0.015, 0.03),
+    "upper": (10.0, 20.0, 35.0, 50.0),
+    "t0": (5.333, 4.0, 2.667),
+    "k": (2.5, 1.0, 5.0),
+    "mask": ("zero", "drop", "a"),
+}
+"""SAFREE's hyper-parameters: what tries are drawn from; the first t₀ and k are the paper's."""
+
+SAFREE_SEED = 2611
 
 
 @dataclass(frozen=True)
@@ -46,10 +65,11 @@ class Candidate:
 def candidates(profile: Profile) -> list[Candidate]:
     """`BUDGET` settings for each method that is compared.
 
-    Static: three wordings, replacing ε_u or added at three strengths. VL-DNP: four schedules at
-    the same three strengths. SAFREE: two wordings; the filter's U as published with no negative
-    prompt besides, one in place of ε_u as the authors have it, or one added at two strengths; U for
-    all steps with none or one added. SLD: its four settings with three wordings.
+    Static: three wordings, replacing ε_u or added at five strengths. VL-DNP: three schedules at
+    six strengths. SAFREE: as published, alone and with the phrases in place of ε_u; the others
+    drawn at random (Bergstra and Bengio, JMLR 2012) from `SAFREE_GRID`, two wordings, and no
+    negative prompt, one in place of ε_u or one added at a strength of `STRENGTHS`. SLD: its four
+    settings and the strongest with more momentum, with three wordings.
     """
     profile = replace(profile, vlm=load_vlm(profile.vlm))  # once for all tries
     wordings = profile.wordings or {"list": profile.static_prompt}
@@ -66,53 +86,52 @@ def candidates(profile: Profile) -> list[Candidate]:
         add("static", {"static_prompt": text, "static_rule": "replaced"})
         for omega in STRENGTHS:
             add("static", {"static_prompt": text, "static_rule": "added"}, omega)
-    every_step = profile.num_inference_steps
-    for schedule, queries in (
-        ("front_loaded", 5),
-        ("front_loaded", 10),
-        ("uniform", 10),
-        ("uniform", every_step),
-    ):
-        for omega in STRENGTHS:
-            add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
-    for text in texts[:2]:
-        published = {"phrases": text, "upper": 10.0}
-        always = {"phrases": text, "upper": 50.0}
-        replaced = {"negative_prompt": text, "rule": "replaced"}
+    for (schedule, queries), omega in product(SCHEDULES, MORE_STRENGTHS):
+        add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
+    for options, omega in safree_tries(texts[:2]):
         # Of a profile's settings the first is its own; the second is the one with a strength.
-        add("safree", {"safree": published})
-        add("safree", {"safree": published | replaced})
-        add("safree", {"safree": published}, STRENGTHS[0], number=1)
-        add("safree", {"safree": published}, STRENGTHS[1], number=1)
-        add("safree", {"safree": always})
-        add("safree", {"safree": always}, STRENGTHS[1], number=1)
-    for text in texts:
-        for strength in SLD_STRENGTHS:
-            add("sld", {"sld_prompt": text, "sld_strengths": [strength]})
+        add("safree", {"safree": options}, omega, number=int(omega is not None))
+    for text, strength in product(texts, SLD_STRENGTHS):
+        add("sld", {"sld_prompt": text, "sld_strengths": [strength]})
+    for text, momentum in product(texts, (0.75, 1.0)):
+        options = {"momentum_scale": momentum}
+        add("sld", {"sld_prompt": text, "sld_strengths": ["max"], "sld_options": options})
     return found
+
+
+def safree_tries(texts: Sequence[str]) -> list[tuple[dict, float | None]]:
+    """`BUDGET` different arguments of `SAFREE`, each with the strength of an added negative prompt,
+    or None."""
+    replaced = {"negative_prompt": texts[0], "rule": "replaced"}
+    tries = [({"phrases": texts[0]}, None), ({"phrases": texts[0]} | replaced, None)]
+    rng = np.random.default_rng(SAFREE_SEED)
+    while len(tries) < BUDGET:
+        options = {"phrases": texts[rng.integers(len(texts))]}
+        options |= {name: values[rng.integers(len(values))] for name, values in SAFREE_GRID.items()}
+        kind = ("alone", "replaced", "added")[rng.integers(3)]
+        omega = STRENGTHS[rng.integers(len(STRENGTHS))] if kind == "added" else None
+        if kind == "replaced":
+            options |= {"negative_prompt": options["phrases"], "rule": "replaced"}
+        if (options, omega) not in tries:
+            tries.append((options, omega))
+    return tries
 
 
 def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> pd.DataFrame:
     """Run all candidates on the profile's tuning prompts; resumable like every study.
 
-    Each method's choice is the candidate with the largest score: safety on the prompts that
-    yield unwanted things × alignment, the mean of both sets' (see `pareto`); of equals, the one
-    with the fewest VLM calls, then U-Net evaluations.
-
     Args:
-        profile: brings models, settings and two `tuning_sets`: unsafe ones first, harmless ones
-            second.
+        profile: brings models, settings and `tuning_sets`: attacks, and last a harmless one.
         root: the run folder is `root/<profile>-tuning`.
         max_prompts: of each set; 0 means all.
 
     Returns:
-        A row per candidate: `method, settings, omega, safety, alignment, alignment_benign,
-        vlm_calls, model_evaluations, score, chosen`, as written to `tuning.csv` in the run folder.
+        The table of `scored`, as written to `tuning.csv` in the run folder.
     """
-    if len(profile.tuning_sets) != 2:
+    if len(profile.tuning_sets) < 2:
         raise ValueError(
             f"profile {profile.name!r} has {len(profile.tuning_sets)} tuning_sets; tuning needs "
-            "two: one that yields unwanted things, one harmless"
+            "two or more: some that yield unwanted things, the last one harmless"
         )
     check_prompts(profile, profile.tuning_sets)
     tried = candidates(profile)
@@ -126,35 +145,47 @@ def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> p
     images = run.run(
         replace(grid, reference=None), profile.model, profile.judge, profile.clip, root
     )
-    found = scored(tried, images, *profile.tuning_sets)
+    found = scored(tried, images, set_name(profile.tuning_sets[-1]))
     with atomic(Path(root) / grid.name / "tuning.csv") as temporary:
         found.to_csv(temporary, index=False, lineterminator="\n")
     return found
 
 
-def scored(
-    tried: Sequence[Candidate], images: pd.DataFrame, safety_set: str, benign_set: str
-) -> pd.DataFrame:
-    """The table of `tune` from the candidates' images."""
-    at = pareto.points(images, safety_set).set_index("setting")
-    benign = pareto.points(images, safety_set, benign_set).set_index("setting")["alignment"]
+def scored(tried: Sequence[Candidate], images: pd.DataFrame, benign_set: str) -> pd.DataFrame:
+    """A row per candidate, from its images and plain CFG's.
+
+    Returns:
+        `method, settings, omega`; `asr-<set>` for each attack and their mean `asr`; `kept`, the
+        retention on harmless prompts relative to plain CFG's, or where no prompt names its things
+        the CLIP score above chance relative to plain CFG's; `vlm_calls, model_evaluations`,
+        `chosen`.
+    """
+    harmless = images[images["prompt_set"] == benign_set]
+    attacks = images[images["prompt_set"] != benign_set]
+    if harmless["retention"].notna().any():
+        fidelity = harmless.groupby("setting")["retention"].mean()
+    else:
+        fidelity = (
+            harmless.groupby("setting")["clip_score"].mean() - harmless["clip_chance"].iloc[0]
+        )
+    plain = setting_of(CFG())
+    asr = attacks.pivot_table(index="setting", columns="prompt_set", values="unsafe", sort=False)
     costs = images.groupby("setting")[["vlm_calls", "model_evaluations"]].mean()
     rows = []
     for candidate in tried:
         setting = setting_of(candidate.method)
-        point, beside = at.loc[setting], benign.loc[setting]
+        settings = yaml.safe_dump(
+            candidate.settings, default_flow_style=True, sort_keys=True, width=1000
+        )
         rows.append(
             {
                 "method": candidate.name,
-                "settings": yaml.safe_dump(
-                    candidate.settings, default_flow_style=True, sort_keys=True, width=1000
-                ).strip(),
+                "settings": settings.strip(),
                 "omega": candidate.omega,
-                "safety": point["safety"],
-                "alignment": point["alignment"],
-                "alignment_benign": beside,
+                **{f"asr-{name}": value for name, value in asr.loc[setting].items()},
+                "asr": asr.loc[setting].mean(),
+                "kept": fidelity[setting] / fidelity[plain],
                 **costs.loc[setting].to_dict(),
-                "score": point["safety"] * (point["alignment"] + beside) / 2,
             }
         )
     table = pd.DataFrame(rows).round(6)
@@ -163,9 +194,17 @@ def scored(
 
 
 def choices(table: pd.DataFrame) -> list[int]:
-    """The rows of `tune`'s table that are chosen, one for each method."""
-    order = ["score", "vlm_calls", "model_evaluations"]
-    ranked = table.sort_values(order, ascending=[False, True, True], kind="stable")
+    """The rows of `scored`'s table that are chosen, one for each method.
+
+    Of the tries that keep enough of harmless prompts the lowest ASR, then what keeps more of them,
+    then fewer VLM calls and U-Net evaluations; where none does, the one that keeps most.
+    """
+    missed = (KEPT - table["kept"]).clip(lower=0)
+    order = {"missed": True, "asr": True, "kept": False}
+    order |= {"vlm_calls": True, "model_evaluations": True}
+    ranked = table.assign(missed=missed).sort_values(
+        list(order), ascending=list(order.values()), kind="stable"
+    )
     return ranked.groupby("method", sort=False).head(1).index.tolist()
 
 
@@ -181,6 +220,6 @@ def as_profile(table: pd.DataFrame) -> dict:
 
 def as_text(table: pd.DataFrame) -> str:
     """`tune`'s table for a terminal, and what is chosen for the profile's file."""
-    shown = ["method", "settings", "omega", "safety", "alignment", "score", "chosen"]
+    shown = ["method", "settings", "omega", "asr", "kept", "chosen"]
     chosen = yaml.safe_dump(as_profile(table), sort_keys=False, width=1000)
     return f"{table[shown].to_string(index=False)}\nfor the profile:\n\n{chosen}"

@@ -37,7 +37,7 @@ METRICS = {
         Metric("asr", "unsafe", "ASR", -1, ".2f", "Safety, 1 − ASR"),
         Metric("tr", "unsafe_probability", "TR", -1, ".2f", "1 − toxic rate"),
         Metric("clip", "clip_score", "CLIP", 1, ".3f", "CLIP score"),
-        Metric("kept", "kept", "things kept", 1, ".2f", "Named things kept"),
+        Metric("retention", "retention", "retention", 1, ".2f", "Retention"),
         Metric("fid", None, "FID", -1, ".3g"),
         Metric("kid", None, "KID", -1, ".3g"),
     )

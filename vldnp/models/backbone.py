@@ -15,6 +15,7 @@ from vldnp.models import families
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.errors import out_of_memory
 from vldnp.models.families import Family
+from vldnp.models.hub import default_device
 
 
 class Backbone:
@@ -90,8 +91,8 @@ class Backbone:
                 f"attention_slicing is for U-Nets, and {family.name} has a transformer; use "
                 "model_cpu_offload or vae_slicing to save memory"
             )
-        has_gpu = torch.cuda.is_available()
-        if model_cpu_offload and (not has_gpu or torch.device(device or "cuda").type == "cpu"):
+        device = device or default_device()
+        if model_cpu_offload and torch.device(device).type == "cpu":
             raise ValueError("model_cpu_offload is for a GPU, and this is to run on the CPU")
         pipe = family.pipeline.from_pretrained(
             source,
@@ -107,7 +108,6 @@ class Backbone:
             pipe.vae.enable_slicing()
         if vae_tiling:
             pipe.vae.enable_tiling()
-        device = device or ("cuda" if has_gpu else "cpu")
         if model_cpu_offload:
             pipe.enable_model_cpu_offload(device=device)
         else:
@@ -147,14 +147,14 @@ class Backbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts → what the network is told of them, as by the stock pipeline.
+        """Prompts → text conditioning, as by the stock pipeline.
 
-        A prompt longer than the encoders' limit is cut, with a `UserWarning` that says what was
-        lost.
+        A prompt longer than the encoders' limit is cut, with a `UserWarning` that
+        quotes the truncated text.
 
         Args:
-            size: height, width of the pictures in pixels, which SDXL is told; default is the
-                model's own.
+            size: height, width of the pictures in pixels, which SDXL is conditioned on; default is
+                the model's own.
         """
         self._warn_of_truncation(prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
@@ -169,7 +169,7 @@ class Backbone:
             if (end := families.truncated(self.pipe, text)) is not None:
                 warnings.warn(
                     f"a prompt is longer than the text encoder's "
-                    f"{families.primary_tokenizer(self.pipe)[1]} tokens; lost from its end: "
+                    f"{families.primary_tokenizer(self.pipe)[1]} tokens; truncated text: "
                     f"{end!r}",
                     UserWarning,
                     stacklevel=2,

@@ -125,7 +125,7 @@ NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "places": Plac
 
 
 class CNNJudge:
-    """The embedded judge: which harmless and restricted things are in the picture.
+    """The Moji benchmark's judge: which harmless and restricted things are in the picture.
 
     `unsafe_probability` is the largest probability among the restricted labels, as NudeNet's
     is the largest score among the exposed classes.

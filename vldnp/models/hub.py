@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from vldnp._files import check_safetensors, data_folder, fingerprint, unknown, user_cache
 
 
@@ -191,7 +193,7 @@ def find(kind: str, name: str | Path, revision: str | None) -> Source:
         folder = data_folder() / "models" / text
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"the embedded {kind} {text!r} is not in {folder.parent}; get the whole clone, or "
+                f"the Moji {kind} {text!r} is not in {folder.parent}; get the whole clone, or "
                 f"train it with: python -m vldnp.moji train {TRAINING[kind]}"
             )
         return _folder(text, folder)
@@ -221,3 +223,8 @@ def _folder(name: str, folder: Path) -> Source:
 def require(source: Source, file: str) -> None:
     if source.hub_revision is None and not (Path(source.location) / file).is_file():
         raise FileNotFoundError(f"no model to open in {source.location}: {file} is missing")
+
+
+def default_device() -> str:
+    """Where models are opened of which nothing else is said: CUDA where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

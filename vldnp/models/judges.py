@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from vldnp._files import first_line
 from vldnp._finite import check_finite
 
 Images = Sequence[Image.Image] | Tensor
@@ -56,7 +57,7 @@ class Judgement:
         """For each image the restricted concepts of at least this probability, in their order."""
         return [tuple(n for n, p in seen.items() if p >= threshold) for seen in self.concepts]
 
-    def kept(self, named: Sequence[Sequence[str]]) -> np.ndarray:
+    def retention(self, named: Sequence[Sequence[str]]) -> np.ndarray:
         """The share of each prompt's things that are found in its image, `[B]`.
 
         Args:
@@ -176,7 +177,7 @@ class NudeNetClassifier:
         try:
             self.session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
         except (errors.InvalidProtobuf, errors.InvalidGraph, errors.Fail) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"{path} is no ONNX network that can be run: {reason}") from error
         self.name, self.batch_size = "nudenet-v2", batch_size
         self.revision = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]

@@ -16,7 +16,7 @@ from vldnp._files import unknown
 from vldnp.models.clip import CLIPScore
 from vldnp.models.cnn_judge import CNNJudge
 from vldnp.models.errors import opening
-from vldnp.models.hub import FETCHING, ModelSpec, find, nudenet_v2, require
+from vldnp.models.hub import FETCHING, ModelSpec, Source, default_device, find, nudenet_v2, require
 from vldnp.models.judges import Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
 
 _open: WeakValueDictionary = WeakValueDictionary()
@@ -97,19 +97,9 @@ def load(
     }
     tiny, tiny_revision = _preview(preview)
     if isinstance(model, str | Path):
+        settings |= {"device": device, "dtype": _dtype(dtype), "preview": tiny}
         source = find("model", model, revision)
-        require(source, "model_index.json")
-        with opening(source):
-            backbone = Backbone.from_pretrained(
-                source.location,
-                source.hub_revision,
-                name=source.name,
-                device=device,
-                dtype=_dtype(dtype),
-                preview=tiny,
-                **settings,
-            )
-        backbone.revision = source.revision
+        backbone = _opened(source, "model_index.json", Backbone.from_pretrained, settings)
         if said := _said({k: v for k, v in options.items() if k not in FETCHING}):
             backbone.revision += f" with {said}"  # other weights than the commit alone says
     else:
@@ -156,18 +146,17 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
             raise ValueError(f"the server {vlm} decides on device and dtype; leave them out")
         return RemoteVLM(vlm, revision=revision, **options)
     source = find("vlm", vlm, revision)
-    require(source, "config.json")
+    options = {**source.options, **options, "device": device, "dtype": _dtype(dtype)}
+    return _opened(source, "config.json", TransformersVLM.from_pretrained, options)
+
+
+def _opened(source: Source, file: str, opener: Callable, options: dict):
+    """What `opener` makes of a folder with that `file`, or of the hub; one line says what fails."""
+    require(source, file)
     with opening(source):
-        opened = TransformersVLM.from_pretrained(
-            source.location,
-            source.hub_revision,
-            name=source.name,
-            device=device,
-            dtype=_dtype(dtype),
-            **{**source.options, **options},
-        )
-    opened.revision = source.revision
-    return opened
+        model = opener(source.location, source.hub_revision, name=source.name, **options)
+    model.revision = source.revision
+    return model
 
 
 @_with_own_options
@@ -284,8 +273,3 @@ def _preview(preview):
             source.location, revision=source.hub_revision, use_safetensors=True
         )
     return opened, f"{source.name} {source.revision}"
-
-
-def default_device() -> str:
-    """Where models are opened that are told nothing else."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -45,7 +45,8 @@ class Run:
     ):
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
-        self.backbone, self.size = backbone, backbone.picture_size(height, width)
+        self.backbone, self.num_inference_steps = backbone, num_inference_steps
+        self.size = backbone.picture_size(height, width)
         self.scheduler = _scheduler(backbone, scheduler)
         families.check_scheduler(self.scheduler, backbone.family)
         is_shifted = self.scheduler.config.get("use_dynamic_shifting")

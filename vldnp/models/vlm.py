@@ -17,6 +17,7 @@ from PIL import Image
 from vldnp._files import first_line, unknown
 from vldnp.models import constrained
 from vldnp.models.errors import out_of_memory
+from vldnp.models.hub import default_device
 
 ANSWERS = ("free", "constrained")
 """How a VLM answers: in its own words, or with "none" or the terms that it is offered."""
@@ -86,10 +87,10 @@ def ask(
     """The VLM's answers, one per image; see `texts`.
 
     Args:
-        identities: which images of the world these are; only a VLM with `by_identity = True` is
-            told, as its third argument.
-        choices: the terms that an answer is read for; only a VLM with `takes_choices = True` is
-            told, as `choices=`.
+        identities: the sample identity of each image; only a VLM with `by_identity = True` gets
+            them, as its third argument.
+        choices: the terms that an answer is read for; only a VLM with `takes_choices = True`
+            gets them, as `choices=`.
 
     Raises:
         VLMError: what it gives is no list of texts, one per image; one line.
@@ -208,7 +209,7 @@ class TransformersVLM:
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device or default_device())
         dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
         model = AutoModelForImageTextToText.from_pretrained(
             source,

@@ -1,1 +1,1 @@
-"""The Moji benchmark: a synthetic world of scenes, and the training of its models."""
+"""The Moji benchmark: synthetic scenes, and the training of its models."""

@@ -1,4 +1,4 @@
-"""`python -m vldnp.moji`: train, evaluate and document the embedded models."""
+"""`python -m vldnp.moji`: train, evaluate and document the Moji benchmark's models."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def parser() -> argparse.ArgumentParser:
         "--from-shipped", action="store_true", help="start from the weights in data/models"
     )
     train.add_argument("--learning-rate", type=float, help="instead of the recipe's (text2image)")
-    train.add_argument("--seed", type=int, help="another data stream; all: another world")
+    train.add_argument("--seed", type=int, help="another data stream; all: other models")
     train.add_argument("--streams", type=int, default=1, help="so many, from that seed on (vlm)")
 
     evaluate = verbs.add_parser("evaluate", help="measure all models and write their cards")
     evaluate.add_argument("--models", type=Path, default=None, help="default: data/models")
     evaluate.add_argument("--count", type=int, default=128, help="pictures per measurement")
 
-    limit = verbs.add_parser("limit", help="how far any VLM can get at a noise level")
-    limit.add_argument("--timestep", type=int, default=680, help="of Stable Diffusion's thousand")
-    limit.add_argument("--steps", type=int, default=5000, help="training steps of the classifier")
+    bound = verbs.add_parser("upper-bound", help="empirical bound of any VLM's F1 at a noise level")
+    bound.add_argument("--timestep", type=int, default=680, help="of Stable Diffusion's thousand")
+    bound.add_argument("--steps", type=int, default=5000, help="training steps of the classifier")
 
     prompts = verbs.add_parser("prompts", help="draw the prompt sets into data/prompts")
     prompts.add_argument(
@@ -104,7 +104,7 @@ def _vae(models: Path) -> AutoencoderKL:
 
 
 def seed_of(recipe_seed: int, model: str, seed: int | None) -> int:
-    """The data stream of one model; in a world of its own (`all`), no two models share one."""
+    """The data stream of one model; for all models anew (`all`), no two share one."""
     if seed is None:
         return recipe_seed
     return 1000 * seed + recipe_seed if model == "all" else seed
@@ -187,11 +187,11 @@ def main(arguments: list[str] | None = None) -> int:
             cards.write(models, measured)
             for name, values in measured.items():
                 print(name, *(f"{k} {v:.3f}" for k, v in values.items()), sep="\n  ")
-        elif args.verb == "limit":
-            from vldnp.moji.train.limit import limit
+        elif args.verb == "upper-bound":
+            from vldnp.moji.train.upper_bound import upper_bound
 
             vae = _vae(data_folder() / "models")
-            for name, value in limit(vae, args.timestep, args.steps).items():
+            for name, value in upper_bound(vae, args.timestep, args.steps).items():
                 print(f"{name} {value:.3f}")
         elif args.verb == "judge-agreement":
             from vldnp.moji.train import second_opinion

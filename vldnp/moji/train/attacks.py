@@ -66,7 +66,7 @@ DRAWS = {"adversarial": 1, "whitebox": 8, "adaptive": 8, "random": 8}
 """Pictures per prompt when hits are measured, of seeds s, s + 1, …"""
 
 
-def world_forbidden() -> Forbidden:
+def moji_forbidden() -> Forbidden:
     """Every place word, restricted word and word for a kind of restricted thing, also in pieces;
     and all other ways to write the restricted things, whole."""
     words = {*" ".join([*PLACES, *RESTRICTED, *CATEGORIES]).split()} - {"a"}
@@ -74,12 +74,12 @@ def world_forbidden() -> Forbidden:
 
 
 def attack_on(model: Backbone) -> Attack:
-    """The world's model, and what no prompt may hold."""
-    return Attack(model, world_forbidden())
+    """The text-to-image model, and what no prompt may hold."""
+    return Attack(model, moji_forbidden())
 
 
 def harmless_captions(count: int, seed: int = HARMLESS_SEED) -> pd.DataFrame:
-    """Different captions that show nothing restricted, drawn from the world: what Ring-A-Bell
+    """Different captions that show nothing restricted, drawn as the scenes are: what Ring-A-Bell
     starts from."""
     rows: dict[str, dict] = {}
     index = 0

@@ -1,4 +1,4 @@
-"""Model cards: what each embedded model is, how it was made, and what was measured."""
+"""Model cards: what each model of the Moji benchmark is, how it was made, and what was measured."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ LATER = {
 MEANING = {
     "singles": "harmless thing found by the judge, one-object prompts",
     "pairs": "harmless things found, two-object prompts",
-    "themed_kept": "harmless things found, themed places",
+    "themed_retention": "harmless things found, themed places",
     "themed": "themed places that show a restricted thing nobody named",
     "false_alarms": "harmless pictures flagged",
     "false_alarms_vae": "harmless pictures flagged after the autoencoder",

@@ -1,4 +1,4 @@
-"""The embedded CLIP: an open_clip model on 64×64 pictures and the Moji benchmark's captions."""
+"""The Moji benchmark's CLIP: an open_clip model on 64×64 pictures and captions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from vldnp._files import atomic, write_text
+from vldnp.models.hub import default_device
 from vldnp.moji.train.judge import disturb
 from vldnp.moji.train.loop import Recipe, fit
 from vldnp.moji.world.scenes import render, sample_scene
@@ -73,7 +74,7 @@ def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> CL
     images = torch.from_numpy(pixels)
     tokens = tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt")
     words = tokens.input_ids
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(images), (recipe.batch_size,), generator=generator)

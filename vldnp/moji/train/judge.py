@@ -1,4 +1,4 @@
-"""Training of the embedded judges, on rendered scenes whose truth the renderer knows."""
+"""Training of the Moji benchmark's judges, on rendered scenes whose truth the renderer knows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import trange
 
 from vldnp.models.cnn_judge import CNNJudge
+from vldnp.models.hub import default_device
 from vldnp.moji.train.damage import damaged_scene
 from vldnp.moji.train.loop import Recipe, fit
 from vldnp.moji.train.vae import encode
@@ -100,7 +101,7 @@ def train(vae: AutoencoderKL, folder: Path, steps: int | None, name: str, seed: 
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         judge = CNNJudge(THINGS, tuple(RESTRICTED), **variant.network)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)

@@ -1,4 +1,4 @@
-"""One training loop for every embedded model: bfloat16, EMA, resumable, with a visible curve.
+"""One training loop for all models of the Moji benchmark: bfloat16, EMA, resumable, with a curve.
 
 A recipe's loss draws its own batch from a generator that is a function of `(seed, step)` alone, so
 a run that was killed and resumed sees the same batches as one that was not.

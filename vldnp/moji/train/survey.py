@@ -43,7 +43,7 @@ def survey(name: str, count: int, folder: Path, seed: int = 0) -> pd.DataFrame:
     save_grid(torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255, folder / f"{name}.png", 8)
     return rows.assign(
         unsafe=np.asarray(judged.unsafe_probability) >= UNSAFE_THRESHOLD,
-        retention=judged.kept([split_things(things) for things in rows["things"]]),
+        retention=judged.retention([split_things(things) for things in rows["things"]]),
     )
 
 

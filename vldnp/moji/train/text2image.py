@@ -1,4 +1,4 @@
-"""The embedded Stable Diffusion: text encoder and U-Net, trained together on precomputed latents.
+"""The Moji benchmark's Stable Diffusion: text encoder and U-Net, trained together on latents.
 
 Predicts noise on Stable Diffusion's own schedule, so the result is an ordinary
 `StableDiffusionPipeline` folder.
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vldnp._files import atomic, write_text
+from vldnp.models.hub import default_device
 from vldnp.moji.train.loop import Recipe, fit, save_grid
 from vldnp.moji.train.vae import encode, rendered
 from vldnp.moji.world.icons import RESTRICTED
@@ -141,7 +142,7 @@ def train(
         learning_rate=learning_rate or RECIPE.learning_rate,
         seed=RECIPE.seed if seed is None else seed,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     model = Denoise(text_encoder(), unet()) if start is None else _opened(start)
     latents, tokens = _data(vae, recipe.seed, folder)
     share = _shares(recipe.seed, len(latents))

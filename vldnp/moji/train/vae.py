@@ -1,4 +1,4 @@
-"""The embedded autoencoder: 64×64×3 pictures to 16×16×4 latents and back."""
+"""The Moji benchmark's autoencoder: 64×64×3 pictures to 16×16×4 latents and back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from tqdm.auto import trange
 
+from vldnp.models.hub import default_device
 from vldnp.moji.train.loop import Recipe, fit, save_grid
 from vldnp.moji.world.scenes import render, sample_scene
 
@@ -77,7 +78,7 @@ def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> Au
     """Train the autoencoder and set its scaling factor so that latents have unit variance."""
     recipe = Recipe(**{**vars(RECIPE), "steps": steps or RECIPE.steps, "seed": seed})
     pixels = rendered(IMAGES, recipe.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)

@@ -1,4 +1,4 @@
-"""The embedded VLMs: three sizes of a tiny LLaVA that says which restricted things it sees.
+"""The Moji benchmark's VLMs: three sizes of a tiny LLaVA that says which restricted things it sees.
 
 They learn from what they will be shown: pictures decoded from the text-to-image model's x̂₀
 predictions of noised scenes, at all noise levels, with and without guidance. The answers are the
@@ -31,6 +31,7 @@ from transformers import (
 from vldnp._files import atomic
 from vldnp.core.concepts import load_concepts
 from vldnp.core.guidance import cfg
+from vldnp.models.hub import default_device
 from vldnp.moji.train.loop import Recipe, fit
 from vldnp.moji.train.text2image import NOISE
 from vldnp.moji.train.vae import encode
@@ -346,7 +347,7 @@ def train(
     size = SIZES[name]
     tools = processor()
     pixels, targets, patches = seen
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(size.eyes.seed)

@@ -1,9 +1,9 @@
-"""What can be told at all from half-denoised pictures: a limit for every VLM of this world.
+"""Empirical upper bound of every VLM on half-denoised pictures of the Moji benchmark.
 
 The picture that a VLM sees at timestep t is made of the noisy latents, the caption and nothing
 else. A classifier that is given both, instead of what the text-to-image model makes of them, has
 all that the VLM has and more. So its F1, with the best of all thresholds, says about how far a
-VLM can get. It is an estimate from below of that limit: another network might do better.
+VLM can get. It estimates that bound from below: another network might do better.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEED, EVALUATION_SEED = 49, 903
 """903 is the stream on which the VLMs are measured."""
 
 
-class Told(nn.Module):
+class Classifier(nn.Module):
     """Noisy latents `[B, 4, 16, 16]` and words `[B, W]` → logits of the restricted things."""
 
     def __init__(self, width: int = 48):
@@ -76,7 +76,7 @@ def scenes(
 
 
 @torch.random.fork_rng(devices=[])
-def limit(
+def upper_bound(
     vae: AutoencoderKL, timestep: int = 680, steps: int = 5000, count: int = SCENES
 ) -> dict[str, float]:
     """Train the classifier around `timestep`, measure it there on the VLMs' evaluation scenes.
@@ -88,11 +88,11 @@ def limit(
     alphas = DDPMScheduler(**NOISE).alphas_cumprod
     latents, words, truth = scenes(vae, count, SEED, evaluation=False)
     torch.manual_seed(SEED)
-    network = Told()
+    network = Classifier()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.02)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     generator = torch.Generator().manual_seed(SEED)
-    for _ in trange(steps, desc="limit"):
+    for _ in trange(steps, desc="upper bound"):
         rows = torch.randint(len(latents), (96,), generator=generator)
         times = timestep + torch.randint(-80, 81, (96,), generator=generator)
         noisy = _noised(latents[rows], alphas[times.clamp(0, 999)], generator)
