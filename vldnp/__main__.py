@@ -94,6 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(call=_verify)
     command = commands.add_parser(
+        "score", help="measure pictures that anything else has made of a prompt set"
+    )
+    command.add_argument("folder", metavar="FOLDER", help="of the pictures")
+    command.add_argument("--prompts", required=True, help="a prompt set's CSV file or name")
+    command.add_argument(
+        "--name", default="", help="of the method in tables; default: the folder's"
+    )
+    command.add_argument("--judge", default="nudenet", help="name or folder (%(default)s)")
+    command.add_argument("--clip", help="name or folder; without one the CLIP score is empty")
+    command.add_argument("--reference", metavar="FOLDER", help="plain pictures to compare with")
+    command.add_argument("--out", metavar="FILE", help="of the rows (FOLDER/images.parquet)")
+    command.set_defaults(call=_score)
+    command = commands.add_parser(
         "plan",
         parents=[profile, quick],
         help="what a profile will need: models, prompts, images, time; fetches nothing",
@@ -147,6 +160,19 @@ def _verify(options: argparse.Namespace) -> int:
     found = verify(options.run, options.images, options.seed, options.out)
     print(found.details())
     return int(options.strict and found.disagrees(options.tolerance))
+
+
+def _score(options: argparse.Namespace) -> None:
+    from vldnp.analysis.tables import against_reference, results
+    from vldnp.experiments.score import save, score
+
+    given = {"name": options.name, "reference": options.reference}
+    found = score(options.folder, options.prompts, options.judge, options.clip, **given)
+    print(results(found.table))
+    if found.differences is not None:
+        print(f"\n{against_reference(found.differences)}")
+    for line in (*found.notes, f"rows: {save(found, options.out or options.folder)}"):
+        print(f"\n{line}")
 
 
 def _plan(options: argparse.Namespace) -> None:

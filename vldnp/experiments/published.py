@@ -36,6 +36,7 @@ from vldnp.experiments.grid import (
     key_of,
     made_by,
     setting_of,
+    shared_sampling,
 )
 from vldnp.experiments.profile import QUICK
 from vldnp.experiments.run_folder import MEASURED, image_path, record_path
