@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import nbformat
 import pytest
-import tiny_world
 import torch
 import yaml
 
@@ -26,21 +25,13 @@ def empty_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLDNP_DATA", str(folder))
-        yield load_profile("tiny")
-
-
 def always(images, question):
     return ["a dagger"] * len(images)
 
 
 @pytest.mark.filterwarnings("ignore:the prompt")
-def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny):
-    model = load.load(tiny.model)
+def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny_profile):
+    model = load.load(tiny_profile.model)
     for method in (
         CFG(),
         Static("a dagger", 2),
@@ -54,11 +45,12 @@ def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny):
         assert plan.evaluations(method, 6) == out.trace.model_evaluations[0], method.name
 
 
-def test_the_grid_is_that_of_the_study(tiny):
-    counted = plan.grid(tiny)
+def test_the_grid_is_that_of_the_study(tiny_profile):
+    counted = plan.grid(tiny_profile)
     main_grid = counted[counted["study"] == "main grid"]
     cells = grid.cells(
-        profile_methods.profile_study(replace(tiny, vlm=AnswersNone())), load.load(tiny.model)
+        profile_methods.profile_study(replace(tiny_profile, vlm=AnswersNone())),
+        load.load(tiny_profile.model),
     )
     assert main_grid["images"].sum() == len(cells)
     asked = main_grid[main_grid["method"] == "vl-dnp"]
@@ -90,11 +82,11 @@ def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
     assert list(map(len, steps)) == [2, 3, 4] and study.max_prompts == 3
 
 
-def test_models_that_are_here_are_timed(tiny, capsys):
+def test_models_that_are_here_are_timed(tiny_profile, capsys):
     assert main(["plan", "--profile", "tiny"]) == 0
     told = capsys.readouterr().out
     assert "with the profile's own models" in told and "to be fetched" not in told
-    rates = plan.calibrated(tiny)
+    rates = plan.calibrated(tiny_profile)
     assert min(rates.evaluation, rates.vlm_call, rates.decode) > 0
 
 
