@@ -14,7 +14,7 @@ from vldnp.experiments.run_folder import image_path, opened
 
 
 def write(run: str | Path, target: str | Path, tuning: str | Path | None = None) -> list[Path]:
-    """Publish a run folder: the folder `target` takes the place of an earlier one whole.
+    """Publish a run folder, in place of what was published of it earlier.
 
     Args:
         run: the folder, with the pictures of all its rows.
@@ -25,10 +25,33 @@ def write(run: str | Path, target: str | Path, tuning: str | Path | None = None)
         The files written.
 
     Raises:
+        FileNotFoundError, ValueError: as `prepared`; nothing has changed then.
+    """
+    return put(prepared(run, tuning), Path(target))
+
+
+def put(files: Mapping[str, bytes], target: Path) -> list[Path]:
+    """Write what `prepared` gave; `meta.json` comes last, and a folder that has it is whole."""
+    parts = [path for path in target.glob("*-*.*") if path.name not in files]
+    for old in (target / "meta.json", *parts):
+        old.unlink(missing_ok=True)
+    for name, content in files.items():
+        with atomic(target / name) as temporary:
+            temporary.write_bytes(content)
+    return [target / name for name in files]
+
+
+def prepared(run: str | Path, tuning: str | Path | None = None) -> dict[str, bytes]:
+    """The files of a published run by name, from a run folder; nothing is written.
+
+    Args:
+        run, tuning: as in `write`.
+
+    Raises:
         FileNotFoundError, ValueError: one line: nothing was run there, a picture is missing, or
             a row comes from a published run or from a batch that no study of the run plans.
     """
-    run, target = Path(run), Path(target)
+    run = Path(run)
     configs = sorted(map(read_json, run.glob("config*.json")), key=lambda config: config["part"])
     parts = [Part(run, config["part"], config) for config in configs]
     if not parts or parts[0].name:
@@ -42,8 +65,6 @@ def write(run: str | Path, target: str | Path, tuning: str | Path | None = None)
     for part in parts:
         plans |= planned(part.images, part.config["batch_size"])
     places = {(batch, key): i for batch, keys in plans.items() for i, key in enumerate(keys)}
-    if tuning is None and (target / "tuning.csv").is_file():
-        tuning = target / "tuning.csv"
     files: dict[str, bytes] = {}
     hashes: dict[str, str] = {}
     for part in parts:
@@ -57,12 +78,7 @@ def write(run: str | Path, target: str | Path, tuning: str | Path | None = None)
     methods = {digest(m)[:12]: m for config in configs for m in config["methods"]}
     files["methods.json"] = (as_json(methods, indent=1) + "\n").encode()
     files["meta.json"] = (as_json(_meta(configs), indent=1) + "\n").encode()
-    for old in [target / "meta.json", *target.glob("*-*.*")]:  # parts that are no more
-        old.unlink(missing_ok=True)
-    for name, content in files.items():  # a folder that has meta.json, the last, is whole
-        with atomic(target / name) as temporary:
-            temporary.write_bytes(content)
-    return [target / name for name in files]
+    return files
 
 
 def _with_pixels(part: Part, run: Path, places: Mapping, hashes: dict[str, str]) -> pd.DataFrame:
