@@ -10,9 +10,10 @@ from tiny import sd_pipeline
 from tiny_published import PROMPTS, WordLengthCLIP
 
 import vldnp.experiments.run
+from vldnp.analysis import claims
 from vldnp.core.methods import Static
 from vldnp.core.sampler import sample
-from vldnp.experiments import publishing
+from vldnp.experiments import published, publishing
 from vldnp.experiments.grid import cells, plan_batches
 from vldnp.experiments.run import drawing, run
 from vldnp.models import load
@@ -182,3 +183,21 @@ def test_what_cannot_be_published(computed, world, tiny_model, tiny_judge):
     with pytest.raises(FileNotFoundError, match="holds no main study"):
         publishing.write(world / "nowhere", target)
     assert before == {path: path.read_bytes() for path in target.iterdir()}
+
+
+def test_the_fid_of_a_published_run_is_that_of_its_verdicts(
+    computed, world, tiny_model, tiny_judge
+):
+    study, _ = computed
+    rows = [["C2", "vl-dnp", "cfg", "benign", "fid (relative)", 0.02, -0.01, 0.04, 3, "holds"]]
+    rows += [["C1", "vl-dnp", "cfg", "benign", "asr", -0.2, -0.3, -0.1, 3, "holds"]]
+    verdicts = world / "data" / "results" / "tiny" / "verdicts.csv"
+    pd.DataFrame(rows, columns=claims.COLUMNS).to_csv(verdicts, index=False)
+    ours = world / "ours" / "tiny"
+    run(study, tiny_model, tiny_judge, WordLengthCLIP(), ours.parent, progress=False)
+    assert published.fid_changes(ours, ["vl-dnp"]) == {"vl-dnp": (0.02, -0.01, 0.04)}
+    assert published.fid_changes(ours, ["vl-dnp", "static"]) is None, "it is not published"
+    assert published.fid_changes(world / "theirs" / "tiny", ["vl-dnp"]) is None, "computed there"
+    config = json.loads((ours / "config.json").read_text()) | {"chosen": {"vl-dnp": 15.0}}
+    (ours / "config.json").write_text(json.dumps(config))
+    assert published.fid_changes(ours, ["vl-dnp"]) is None, "another strength was chosen"
