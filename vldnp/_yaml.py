@@ -3,6 +3,7 @@
 import re
 import reprlib
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -21,6 +22,9 @@ class _UniqueKeys(yaml.SafeLoader):
                 line = node.value[position][0].start_mark.line + 1
                 raise yaml.YAMLError(f"{key!r} stands twice, the second time in line {line}")
         return super().construct_mapping(node, deep)
+
+
+_adapter = cache(TypeAdapter)
 
 
 def read_yaml(path: Path, kind: str) -> dict:
@@ -55,7 +59,7 @@ def checked(kind: type, data: dict, path: Path, what: str, *also: str):
         ValueError: what is wrong first, in the file's terms.
     """
     try:
-        return TypeAdapter(kind).validate_python(data, context=path.parent)
+        return _adapter(kind).validate_python(data, context=path.parent)
     except ValidationError as error:
         found = error.errors()
     if missing := [repr(wrong["loc"][0]) for wrong in found if wrong["type"] == "missing"]:

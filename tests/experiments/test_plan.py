@@ -12,7 +12,7 @@ from vldnp.baselines.controls import AnswersNone
 from vldnp.baselines.methods import SAFREE, SLD
 from vldnp.core.methods import CFG, VLDNP, Static
 from vldnp.core.sampler import sample
-from vldnp.experiments import grid, plan, profile_methods
+from vldnp.experiments import grid, plan, profile_methods, random_models
 from vldnp.experiments.profile import load_profile
 from vldnp.models import load
 
@@ -115,11 +115,26 @@ def test_the_light_profiles_weights_leave_room_on_8_gb(empty_cache):
     assert 3e9 < plan.models(load_profile("paper-lite"))["loaded"].sum() < 5e9
 
 
-def test_an_evaluation_is_as_many_operations_as_known(empty_cache):
-    rates = plan.reckoned(load_profile("paper"))
+def test_operations_are_as_many_as_counted(empty_cache):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    said, parts = (
+        random_models.known()["sd-1.4"]["operations"],
+        random_models.build("sd-1.4", "meta"),
+    )
+    with torch.device("meta"), torch.no_grad():
+        latents, t, cond = torch.zeros(1, 4, 64, 64), torch.zeros(1), torch.zeros(1, 77, 768)
+        with FlopCounterMode(display=False) as evaluation:
+            parts["unet"](latents, t, encoder_hidden_states=cond)
+        with FlopCounterMode(display=False) as decode:
+            parts["vae"].decode(latents)
+    assert said["evaluation"] == pytest.approx(evaluation.get_total_flops(), rel=1e-3)
+    assert said["decode"] == pytest.approx(decode.get_total_flops(), rel=1e-3)
     # 339 G multiplications and additions in convolutions and projections (arXiv 2305.15798, table
     # 1), two operations each; attention's own products come on top.
-    assert 0.68e12 < rates.evaluation * plan.FLOP_RATE < 0.85e12
+    assert 0.68e12 < said["evaluation"] < 0.85e12
+    rates = plan.reckoned(load_profile("paper"))
+    assert rates.evaluation * plan.FLOP_RATE == pytest.approx(said["evaluation"])
 
 
 @pytest.mark.parametrize(
