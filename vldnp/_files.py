@@ -54,9 +54,9 @@ def sweep(folder: str | Path) -> None:
     Those of a process that still runs stay: another run may be writing into the same folder.
     """
     for left in Path(folder).rglob(f"{TEMPORARY}*"):
-        machine, _, process = left.name.removeprefix(TEMPORARY).partition("-")
+        owner, _, process = left.name.removeprefix(TEMPORARY).partition("-")
         with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's
-            ours = machine == machine()
+            ours = owner == machine()
             if time.time() - left.stat().st_mtime > ABANDONED or (
                 ours and not _runs(int(process.partition("-")[0]))
             ):
