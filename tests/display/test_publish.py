@@ -38,7 +38,8 @@ def project(tmp_path):
     ]
     (tmp_path / "notebooks").mkdir()
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "00_one.ipynb")
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
     run = tmp_path / "runs" / "embedded"
     (run / "notebooks").mkdir(parents=True)
@@ -78,7 +79,7 @@ def test_a_run_is_put_into_the_checkout(project):
     written = publish(project / "runs" / "embedded", project)
     assert {p.relative_to(project).as_posix() for p in written} == {
         "notebooks/00_one.ipynb",
-        "README.md",
+        "docs/results.md",
         "data/results/embedded-table.csv",
         "data/results/embedded-verdicts.csv",
         "notebooks/figures/pareto.png",
@@ -91,10 +92,10 @@ def test_a_run_is_put_into_the_checkout(project):
     shown = [output.data["text/plain"] for output in notebook.cells[1].outputs]
     assert shown == ["VBox(children=(Slider(), ))", "a figure"], "progress bars are left out"
     assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider"}
-    readme = (project / "README.md").read_text()
-    assert readme.startswith(f"before\n{BEGIN}\n") and readme.endswith(f"{END}\nafter\n")
-    assert "Run `embedded`, prompts: `implicit` 3." in readme
-    assert "| `cfg` |" in readme and "**C1**" in readme and "\nold\n" not in readme
+    page = (project / "docs" / "results.md").read_text()
+    assert page.startswith(f"before\n{BEGIN}\n") and page.endswith(f"{END}\nafter\n")
+    assert "Run `embedded`, prompts: `implicit` 3." in page
+    assert "| `cfg` |" in page and "**C1**" in page and "\nold\n" not in page
 
 
 def test_outputs_of_another_profile_say_so(project):
@@ -131,11 +132,11 @@ def test_what_was_computed_becomes_the_published_run(project):
     rows = pd.read_parquet(published / "images.parquet")
     assert rows["key"].tolist() == images["key"].tolist() and "pixels" in rows
     (run / images["image"][0]).unlink()
-    readme = (project / "README.md").read_text()
-    (project / "README.md").write_text(readme.replace("**C1**", "changed"))
+    page = project / "docs" / "results.md"
+    page.write_text(page.read_text().replace("**C1**", "changed"))
     with pytest.raises(FileNotFoundError, match=images["key"][0]):
         publish(run, project)
-    assert "changed" in (project / "README.md").read_text(), "nothing was written"
+    assert "changed" in page.read_text(), "nothing was written"
 
 
 @pytest.mark.parametrize(
@@ -178,10 +179,10 @@ def test_the_runs_own_sets_are_published(project):
         '{"published": "embedded", "safety_set": "attack", "reference_sets": ["x"]}'
     )
     publish(run, project)
-    readme = (project / "README.md").read_text()
-    assert "ASR 0.70 on `attack`" in readme and "ASR x" not in readme
+    page = (project / "docs" / "results.md").read_text()
+    assert "ASR 0.70 on `attack`" in page and "ASR x" not in page
 
 
-def test_a_readme_without_markers_is_named():
+def test_a_page_without_markers_is_named():
     with pytest.raises(ValueError, match="must hold <!-- results --> and <!-- /results --> once"):
         module.with_results("nothing", "embedded", TABLE, VERDICTS)
