@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--tolerance", type=float, default=0.01, help="a share of the images (%(default)s)"
     )
+    command.add_argument(
+        "--workers", type=_count, metavar="N", help="processes (default: this one, one thread)"
+    )
     command.set_defaults(call=_verify)
     command = commands.add_parser(
         "score", help="measure pictures that anything else has made of a prompt set"
@@ -178,7 +181,8 @@ def _verify(options: argparse.Namespace) -> int:
     from vldnp.experiments.verify import verify
 
     go_offline(load_profile(options.run))
-    found = verify(options.run, options.images, options.seed, options.out)
+    where = {"seed": options.seed, "root": options.out, "workers": options.workers}
+    found = verify(options.run, options.images, **where)
     print(found.details())
     return int(options.strict and found.disagrees(options.tolerance))
 

@@ -105,6 +105,7 @@ def verify(
     judge=None,
     clip=None,
     progress: bool = True,
+    workers: int | None = None,
 ) -> Verification:
     """Compute some batches of a published run here, with one thread, and compare with its rows.
 
@@ -119,6 +120,7 @@ def verify(
         root: where run folders lie; the result is written to `root/<name>/verification.json`.
         studies, model, judge, clip: what made the run; by default as the profile says.
         progress: show bars.
+        workers: as in `run`; each has one thread, so their number changes nothing.
 
     Raises:
         ValueError: one line: there is no such run, a model's weights are others than those that
@@ -144,7 +146,7 @@ def verify(
 
     folder = Path(root) / name / "verification" / code()
     with one_thread():
-        run.generate(model, drawn, folder, progress=progress)
+        run.generate(model, drawn, folder, progress=progress, workers=workers)
         scores = run.scored(folder, judge, clip, drawn, progress=progress)
     here = computed(drawn, folder, scores, published)
     found = compared(published, here, seed, notes(published, set(made)))
