@@ -47,6 +47,14 @@ def composable_not(
     return pred_uncond + guidance_scale * (pred_cond - pred_neg)
 
 
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ / (‖a‖ ‖b‖) for each image, `[B]`.
+
+    Of ε_c and ε_u it is γ_t of Adaptive Guidance (Castillo et al. 2023, arXiv 2312.12487).
+    """
+    return torch.cosine_similarity(a.flatten(1), b.flatten(1))
+
+
 def perpendicular(vector: Tensor, to: Tensor) -> Tensor:
     """v − (⟨v, p⟩ / ‖p‖²) p for each image: what of v is at right angles to p.
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from vldnp._finite import is_finite
 from vldnp.core import guidance, negatives
 from vldnp.core.concepts import ConceptSet, load_concepts
+from vldnp.core.levers import AdaptiveGuidance
 from vldnp.core.schedules import Schedule, as_schedule, front_loaded
 from vldnp.models import vlm as vlms
 from vldnp.models.conditioning import AsWritten, Prompting
+
+LEVERS = ("adaptive",)
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Method:
         rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, or an equation.
         omega: strength ω ≥ 0 of the negative term; None where no equation has one.
         conditioning: what stands for the user's prompts (`vldnp.models.conditioning`).
+        adaptive: where ε_u is no longer evaluated for images without a negative prompt (Adaptive
+            Guidance, arXiv 2312.12487); None: nowhere.
     """
 
     name: str
@@ -29,6 +34,7 @@ class Method:
     rule: str | guidance.Rule | guidance.Equation = "added"
     omega: float | None = None
     conditioning: Prompting = AsWritten()
+    adaptive: AdaptiveGuidance | None = None
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
@@ -43,7 +49,13 @@ class Method:
             "rule": guidance.rule(self.rule).describe(),
             "omega": self.omega,
             "conditioning": self.conditioning.describe(),
+            **self.levers(),
         }
+
+    def levers(self) -> dict:
+        """The levers that are on, JSON-able."""
+        on = {name: getattr(self, name) for name in LEVERS if getattr(self, name)}
+        return {name: getattr(value, "describe", lambda v=value: v)() for name, value in on.items()}
 
 
 def identified(method: Method) -> Method:
@@ -63,20 +75,27 @@ def identified(method: Method) -> Method:
     return method
 
 
-def CFG() -> Method:
-    """Plain classifier-free guidance: no negative prompt, two evaluations a step."""
-    return Method("cfg", negatives.NoNegatives())
+def CFG(**levers) -> Method:
+    """Plain classifier-free guidance: no negative prompt, two evaluations a step.
+
+    Args:
+        levers: `adaptive`, as of `Method`.
+    """
+    return Method("cfg", negatives.NoNegatives(), **levers)
 
 
-def Static(negative_prompt: str, omega: float = 7.5, rule: str | guidance.Rule = "added") -> Method:
+def Static(
+    negative_prompt: str, omega: float = 7.5, rule: str | guidance.Rule = "added", **levers
+) -> Method:
     """One fixed negative prompt, always on.
 
     Args:
         negative_prompt: an empty one makes this plain CFG.
         omega: strength; rules without ω, such as the widespread `rule="replaced"`, ignore it.
-        rule: see `Method`.
+        rule, levers: see `Method`.
     """
-    return Method("static", negatives.Static(negative_prompt), rule, _omega(omega, rule))
+    policy = negatives.Static(negative_prompt)
+    return Method("static", policy, rule, _omega(omega, rule), **levers)
 
 
 def VLDNP(
@@ -89,6 +108,7 @@ def VLDNP(
     update_policy: str | int = "replaced",
     on_failure: str = "raise",
     static_prompt: str | None = None,
+    **levers,
 ) -> Method:
     """Dynamic VLM-guided negative prompting (Chang, Kim, Choi; arXiv 2510.26052).
 
@@ -103,6 +123,7 @@ def VLDNP(
             (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
         on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
             last negative prompt, or use the `static` one; see `negatives.Dynamic`.
+        levers: options that spend less: `adaptive`; see `Method`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")
@@ -112,7 +133,7 @@ def VLDNP(
     policy = negatives.Dynamic(
         vlm, concept_set, as_schedule(query_steps), update_policy, on_failure, static_prompt
     )
-    return Method("vl-dnp", policy, rule, _omega(omega, rule))
+    return Method("vl-dnp", policy, rule, _omega(omega, rule), **levers)
 
 
 def _omega(omega: float, rule: str | guidance.Rule) -> float | None:

@@ -19,10 +19,12 @@ from tqdm.auto import tqdm
 from vldnp._files import unknown
 from vldnp._finite import check_finite, is_finite, label, naming
 from vldnp.core import guidance
+from vldnp.core.levers import AdaptiveGuidance
 from vldnp.core.methods import CFG, Method
 from vldnp.core.negatives import Negative, SampleId
 from vldnp.core.trace import Output, Step, Trace
 from vldnp.models.backbone import Backbone, as_backbone, to_pil
+from vldnp.models.conditioning import Conditioning, concatenated
 from vldnp.models.run import Run
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
@@ -157,25 +159,40 @@ def _denoise(
     latents: Tensor,
     x0_every: bool,
 ) -> Iterator[Step]:
-    B = len(batch.prompts)
+    B, N = len(batch.prompts), len(run.timesteps)
     nothing, prompted = run.null_conditioning(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
     rule = guidance.rule(method.rule)
     state = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
     negatives = method.negatives.initial(batch.identities)
+    adaptive, aligned = method.adaptive or AdaptiveGuidance(), [False] * B
+
+    def predict(t: Tensor, uncond: list[int], cond: Conditioning | None, neg: list[int]):
+        """ε_u, ε_c and ε_n of these images (ε_c of all of them, or of none) from one call."""
+        parts = [nothing[uncond]] + ([] if cond is None else [cond])
+        parts += [run.encode([negatives[row].prompt for row in neg])] if neg else []
+        rows = [*uncond, *(() if cond is None else range(B)), *neg]
+        preds = run.predict(latents[rows], t, concatenated(parts))
+        return preds.split([len(uncond), len(preds) - len(uncond) - len(neg), len(neg)])
 
     for i, t in enumerate(run.timesteps):
         queried, cond = i in query_steps, prompted(i)
 
-        # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer.
-        rows = [] if queried else _with_prompt(negatives)
-        conditioning = nothing + cond
-        if rows:
-            conditioning += run.encode([negatives[row].prompt for row in rows])
-        pred_uncond, pred_cond, pred_neg = run.predict(
-            torch.cat([latents, latents, latents[rows]]), t, conditioning
-        ).split([B, B, len(rows)])
+        # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer. Where
+        # ε_u is dropped, ε_c stands for it, so that ε_cfg is ε_c.
+        steered = _with_prompt(negatives)
+        dropped = B * [True] if adaptive.has_started(i, N) else aligned
+        guided = [row for row in range(B) if row in steered or not dropped[row]]
+        evaluated, pred_cond, pred_neg = predict(t, guided, cond, [] if queried else steered)
+        pred_uncond = pred_cond.clone()
+        pred_uncond[guided] = evaluated
         pred = guidance.cfg(pred_uncond, pred_cond, g)
+        if adaptive.cosine is not None:
+            near = guidance.cosine(pred_cond, pred_uncond) >= adaptive.cosine
+            aligned = [
+                was or (row in guided and now)
+                for row, (was, now) in enumerate(zip(aligned, near.tolist(), strict=True))
+            ]
 
         # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
         x0 = run.x0(pred, t, latents)
@@ -183,22 +200,22 @@ def _denoise(
             pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
         if queried:
             negatives = method.negatives.updated(pictures, negatives)
-            if rows := _with_prompt(negatives):
-                pred_neg = run.predict(
-                    latents[rows], t, run.encode([negatives[row].prompt for row in rows])
-                )
+            if steered := _with_prompt(negatives):
+                late = [row for row in steered if row not in guided]
+                pred_uncond[late], _, pred_neg = predict(t, late, None, steered)
+                guided += late
 
         # 3. Steer the images that have a negative prompt away from it.
-        if rows:
+        if steered:
             pred = pred.clone()
-            pred[rows], state[rows] = rule.step(
-                pred_uncond[rows],
-                pred_cond[rows],
+            pred[steered], state[steered] = rule.step(
+                pred_uncond[steered],
+                pred_cond[steered],
                 pred_neg,
-                g[rows],
+                g[steered],
                 method.omega,
-                state[rows],
-                i / len(run.timesteps),
+                state[steered],
+                i / N,
             )
 
         # 4. Step.
@@ -216,7 +233,10 @@ def _denoise(
             vlm_failures=[negative.failure for negative in negatives] if queried else None,
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
-            model_evaluations=[2 + (row in rows) + (row in cond.has_auxiliary) for row in range(B)],
+            model_evaluations=[
+                1 + (row in guided) + (row in steered) + (row in cond.has_auxiliary)
+                for row in range(B)
+            ],
             vlm_calls=[int(queried)] * B,
             x0_decodes=[int(pictures is not None)] * B,
         )

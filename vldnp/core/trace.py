@@ -27,8 +27,8 @@ class Step:
             about, and where it was not asked. What was done then is the method's `on_failure`.
         concepts: the concepts in each image's negative prompt.
         negative_prompts: the negative prompt in force in this step; None for an image without.
-        model_evaluations: U-Net evaluations spent on each image: 2, and one more each for a
-            negative prompt and for SAFREE's re-attention.
+        model_evaluations: U-Net evaluations spent on each image: 2, or 1 where Adaptive Guidance
+            drops ε_u, and one more each for a negative prompt and for SAFREE's re-attention.
         vlm_calls: 1 per image where the VLM was asked, else 0.
         x0_decodes: 1 per image where x̂₀ was decoded, else 0.
     """

@@ -1,0 +1,176 @@
+"""The levers, against a loop for one image that knows them by their definitions alone."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny import ScriptedVLM, sd_pipeline
+from tiny_models import sd3_pipeline
+
+from vldnp.core.concepts import load_concepts
+from vldnp.core.levers import AdaptiveGuidance
+from vldnp.core.methods import CFG, VLDNP, Static
+from vldnp.core.sampler import denoise, sample
+from vldnp.models.backbone import Backbone, to_pil
+from vldnp.models.run import Run
+
+PROMPTS = ["a cat", "a dog at the pirate cove", "pizza"]
+SEEDS, SCALES = [1, 2, 3], [3.0, 7.5, 5.0]
+STEPS, OMEGA, QUERIES = 9, 4.0, (1, 2, 4, 5, 7)
+
+
+def reply(image, question):
+    """Answers that change from query to query."""
+    return ("none", "I see a knife.", "a skull and a dagger")[int(np.asarray(image).mean() * 4) % 3]
+
+
+def cos(a, b):
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+@torch.no_grad()
+def alone(model, k, scheduler, start=None, aligned=None):
+    """VL-DNP for image k from the levers' definitions: one row a call, and every call counted."""
+    run, concepts = Run(model, STEPS, scheduler), load_concepts("moji")
+    x, g = run.initial_latents([SEEDS[k]]), SCALES[k]
+    prompt, is_aligned, after = None, False, []
+    for i, t in enumerate(run.timesteps):
+        calls = []
+
+        def eps(text, t=t, x=x, calls=calls):
+            calls.append(text)
+            cond = run.encode([text]) if text else run.null_conditioning(1)
+            return run.predict(x, t, cond)
+
+        c, u = eps(PROMPTS[k]), None
+        is_dropped = is_aligned or (start is not None and i >= start)
+        if prompt or not is_dropped:
+            u = eps("")
+            is_aligned |= aligned is not None and cos(c, u) >= aligned
+        pred = c if u is None else u + g * (c - u)
+        x0, asked = run.x0(pred, t, x), 0
+        if i in QUERIES:
+            asked = 1
+            answer = reply(to_pil(run.decode(x0, preview=True))[0], concepts.question)
+            prompt = concepts.negative_prompt(concepts.parse(answer))
+        if prompt:
+            u = eps("") if u is None else u
+            pred = u + g * (c - u) - OMEGA * (eps(prompt) - u)
+        x = run.step(pred, t, x)
+        after.append(SimpleNamespace(x=x[0], prompt=prompt, spent=len(calls), asked=asked))
+    return after
+
+
+MODELS = {
+    "noise": (sd_pipeline, "ddim"),
+    "velocity": (lambda: sd_pipeline("v_prediction"), "ddim"),
+    "flow": (sd3_pipeline, "euler"),
+}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """In float64, so that no threshold is passed by rounding (flow matching steps in float32)."""
+    models = {}
+
+    def build(kind):
+        pipeline, scheduler = MODELS[kind]
+        if kind not in models:
+            models[kind] = Backbone(pipeline().to(dtype=torch.float64))
+        return models[kind], scheduler, 1e-5 if kind == "flow" else 1e-9
+
+    return build
+
+
+def vldnp(**levers):
+    return VLDNP(ScriptedVLM(reply), "moji", OMEGA, QUERIES, **levers)
+
+
+CASES = {
+    "noise, none": ({}, {}),
+    "noise, from a step on": ({"adaptive": AdaptiveGuidance(3)}, {"start": 3}),
+    "noise, from a share on": ({"adaptive": AdaptiveGuidance(0.6)}, {"start": 6}),
+    "noise, once aligned": ({"adaptive": AdaptiveGuidance(cosine=0.9985)}, {"aligned": 0.9985}),
+    "velocity, all": ({"adaptive": AdaptiveGuidance(5, 0.9977)}, {"start": 5, "aligned": 0.9977}),
+    "flow, all": ({"adaptive": AdaptiveGuidance(5, 0.99966)}, {"start": 5, "aligned": 0.99966}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_is_the_loop_for_one_image(exact, case):
+    levers, known = CASES[case]
+    model, scheduler, atol = exact(case.partition(",")[0])
+    steps = list(
+        denoise(
+            model,
+            PROMPTS,
+            vldnp(**levers),
+            seeds=SEEDS,
+            guidance_scale=SCALES,
+            num_inference_steps=STEPS,
+            scheduler=scheduler,
+        )
+    )
+    spent = set()
+    for k in range(len(PROMPTS)):
+        for ours, expected in zip(steps, alone(model, k, scheduler, **known), strict=True):
+            assert ours.negative_prompts[k] == expected.prompt
+            assert ours.model_evaluations[k] == expected.spent
+            assert ours.vlm_calls[k] == ours.x0_decodes[k] == expected.asked
+            torch.testing.assert_close(ours.latents[k], expected.x, atol=atol, rtol=0)
+            spent.add((expected.spent, expected.prompt is None))
+    assert spent >= {(3, False), (1, True)} if levers else spent == {(3, False), (2, True)}
+
+
+def test_adaptive_guidance_without_a_vlm(exact):
+    """From the step on, the image is made by ε_c alone: the sampler at g = 1."""
+    model, scheduler, _ = exact("noise")
+    asked = {"seeds": [7], "num_inference_steps": 6, "scheduler": scheduler, "progress": False}
+    out = sample(model, "a cat", CFG(adaptive=AdaptiveGuidance(0)), **asked)
+    expected = sample(model, "a cat", guidance_scale=1.0, **asked)
+    torch.testing.assert_close(out.latents, expected.latents, atol=1e-9, rtol=0)
+    assert out.trace.model_evaluations == [6]
+    half = sample(model, "a cat", CFG(adaptive=AdaptiveGuidance(0.5)), **asked)
+    assert half.trace.model_evaluations == [9]
+
+
+# What a method says of itself
+
+
+def test_a_lever_that_is_off_is_in_no_record():
+    """So that cells keep their keys: these are the words of before there were levers."""
+    assert set(vldnp().describe()) == {"name", "negatives", "rule", "omega", "conditioning"}
+    assert CFG().describe() == {
+        "name": "cfg",
+        "negatives": {"kind": "none"},
+        "rule": "added",
+        "omega": None,
+        "conditioning": {"kind": "as written"},
+    }
+
+
+LEVERS = {"adaptive": (AdaptiveGuidance(0.5), {"start": 0.5, "cosine": None})}
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+def test_a_lever_that_is_on_is_recorded(lever):
+    value, said = LEVERS[lever]
+    for method in (vldnp(**{lever: value}), Static("a knife", **{lever: value})):
+        assert json.loads(json.dumps(method.describe()))[lever] == said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: AdaptiveGuidance(1.5), "start must be a share .* not 1.5"),
+        (lambda: AdaptiveGuidance(-1), "start must be .* not -1"),
+        (lambda: AdaptiveGuidance("x"), "start must be .* not 'x'"),
+        (lambda: AdaptiveGuidance(cosine=2), "cosine must be a number in -1..1, not 2"),
+    ],
+)
+def test_wrong_levers(wrong, message):
+    with pytest.raises(ValueError, match=message) as error:
+        wrong()
+    assert "\n" not in str(error.value)
