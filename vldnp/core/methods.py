@@ -12,7 +12,7 @@ from vldnp.core.schedules import Schedule, as_schedule, front_loaded
 from vldnp.models import vlm as vlms
 from vldnp.models.conditioning import AsWritten, Prompting
 
-LEVERS = ("adaptive",)
+LEVERS = ("adaptive", "reuse")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Method:
         conditioning: what stands for the user's prompts (`vldnp.models.conditioning`).
         adaptive: where ε_u is no longer evaluated for images without a negative prompt (Adaptive
             Guidance, arXiv 2312.12487); None: nowhere.
+        reuse: for how many further steps ε_n − ε_u stands in after it was evaluated, ε_n being
+            ε_u + (ε_n − ε_u) there; a change of the negative prompt ends it. 0: never.
     """
 
     name: str
@@ -35,11 +37,15 @@ class Method:
     omega: float | None = None
     conditioning: Prompting = AsWritten()
     adaptive: AdaptiveGuidance | None = None
+    reuse: int = 0
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
         if self.omega is not None and not (is_finite(self.omega) and self.omega >= 0):
             raise ValueError(f"omega must be a finite number, 0 or more, not {self.omega!r}")
+        for name in ("reuse",):
+            if type(value := getattr(self, name)) is not int or value < 0:
+                raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
 
     def describe(self) -> dict:
         """JSON-able; everything that decides the method's images, objects by name and revision."""
@@ -123,7 +129,7 @@ def VLDNP(
             (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
         on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
             last negative prompt, or use the `static` one; see `negatives.Dynamic`.
-        levers: options that spend less: `adaptive`; see `Method`.
+        levers: options that spend less: `adaptive`, `reuse`; see `Method`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")

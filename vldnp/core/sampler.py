@@ -21,7 +21,8 @@ from vldnp._finite import check_finite, is_finite, label, naming
 from vldnp.core import guidance
 from vldnp.core.levers import AdaptiveGuidance
 from vldnp.core.methods import CFG, Method
-from vldnp.core.negatives import Negative, SampleId
+from vldnp.core.negatives import SampleId
+from vldnp.core.steering import Steering
 from vldnp.core.trace import Output, Step, Trace
 from vldnp.models.backbone import Backbone, as_backbone, to_pil
 from vldnp.models.conditioning import Conditioning, concatenated
@@ -162,15 +163,13 @@ def _denoise(
     B, N = len(batch.prompts), len(run.timesteps)
     nothing, prompted = run.null_conditioning(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
-    rule = guidance.rule(method.rule)
-    state = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
-    negatives = method.negatives.initial(batch.identities)
+    steering = Steering(method, method.negatives.initial(batch.identities), latents, g, N)
     adaptive, aligned = method.adaptive or AdaptiveGuidance(), [False] * B
 
     def predict(t: Tensor, uncond: list[int], cond: Conditioning | None, neg: list[int]):
         """ε_u, ε_c and ε_n of these images (ε_c of all of them, or of none) from one call."""
         parts = [nothing[uncond]] + ([] if cond is None else [cond])
-        parts += [run.encode([negatives[row].prompt for row in neg])] if neg else []
+        parts += [run.encode([steering.negatives[row].prompt for row in neg])] if neg else []
         rows = [*uncond, *(() if cond is None else range(B)), *neg]
         preds = run.predict(latents[rows], t, concatenated(parts))
         return preds.split([len(uncond), len(preds) - len(uncond) - len(neg), len(neg)])
@@ -180,10 +179,10 @@ def _denoise(
 
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer. Where
         # ε_u is dropped, ε_c stands for it, so that ε_cfg is ε_c.
-        steered = _with_prompt(negatives)
-        dropped = B * [True] if adaptive.has_started(i, N) else aligned
-        guided = [row for row in range(B) if row in steered or not dropped[row]]
-        evaluated, pred_cond, pred_neg = predict(t, guided, cond, [] if queried else steered)
+        dropped = [True] * B if adaptive.has_started(i, N) else aligned
+        guided = [row for row in range(B) if row in steering.rows() or not dropped[row]]
+        steered = [] if queried else steering.outdated(i)
+        evaluated, pred_cond, pred_neg = predict(t, guided, cond, steered)
         pred_uncond = pred_cond.clone()
         pred_uncond[guided] = evaluated
         pred = guidance.cfg(pred_uncond, pred_cond, g)
@@ -199,29 +198,20 @@ def _denoise(
         with naming(batch.labels, f"at step {i}"):
             pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
         if queried:
-            negatives = method.negatives.updated(pictures, negatives)
-            if steered := _with_prompt(negatives):
+            steering.use(method.negatives.updated(pictures, steering.negatives))
+            if steered := steering.outdated(i):
                 late = [row for row in steered if row not in guided]
                 pred_uncond[late], _, pred_neg = predict(t, late, None, steered)
                 guided += late
 
         # 3. Steer the images that have a negative prompt away from it.
-        if steered:
-            pred = pred.clone()
-            pred[steered], state[steered] = rule.step(
-                pred_uncond[steered],
-                pred_cond[steered],
-                pred_neg,
-                g[steered],
-                method.omega,
-                state[steered],
-                i / N,
-            )
+        pred = steering.away(i, pred, pred_uncond, pred_cond, pred_neg, steered)
 
         # 4. Step.
         latents = run.step(pred, t, latents, batch.generators)
         with naming(batch.labels, f"at step {i}"):
             check_finite({"the prediction": pred, "x̂₀": x0, "the denoised latents": latents})
+        negatives = steering.negatives
         yield Step(
             index=i,
             timestep=float(t),
@@ -240,11 +230,6 @@ def _denoise(
             vlm_calls=[int(queried)] * B,
             x0_decodes=[int(pictures is not None)] * B,
         )
-
-
-def _with_prompt(negatives: Sequence[Negative]) -> list[int]:
-    """The images that have a negative prompt."""
-    return [row for row, negative in enumerate(negatives) if negative.prompt is not None]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class Step:
         concepts: the concepts in each image's negative prompt.
         negative_prompts: the negative prompt in force in this step; None for an image without.
         model_evaluations: U-Net evaluations spent on each image: 2, or 1 where Adaptive Guidance
-            drops ε_u, and one more each for a negative prompt and for SAFREE's re-attention.
+            drops ε_u, and one more each for a negative prompt (unless ε_n − ε_u is used again)
+            and for SAFREE's re-attention.
         vlm_calls: 1 per image where the VLM was asked, else 0.
         x0_decodes: 1 per image where x̂₀ was decoded, else 0.
     """
