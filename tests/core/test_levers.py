@@ -14,6 +14,7 @@ from vldnp.core.concepts import load_concepts
 from vldnp.core.levers import AdaptiveGuidance
 from vldnp.core.methods import CFG, VLDNP, Static
 from vldnp.core.sampler import denoise, sample
+from vldnp.core.strength import DNG, Linear, Window
 from vldnp.models.backbone import Backbone, to_pil
 from vldnp.models.run import Run
 
@@ -31,12 +32,26 @@ def cos(a, b):
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
+def followed(run, i, x, p, pred, n, u, temperature, offset, p_min, p_max):
+    """p(c₋|x) after a step of noise predictions under DDIM, as in the authors' code: DDPM's means
+    μ = (x − (1−a)/√(1−ᾱ) ε) / √a and its variance, between ᾱ and the next timestep's."""
+    bars = run.scheduler.alphas_cumprod.double()
+    bar, bar_next = (bars[t] for t in run.timesteps[i : i + 2])
+    a = bar / bar_next
+    variance = (1 - bar_next) / (1 - bar) * (1 - a)
+    mean = {k: (x - (1 - a) / (1 - bar) ** 0.5 * e) / a**0.5 for k, e in enumerate((pred, n, u))}
+    apart = ((mean[0] - mean[1]) ** 2).sum() - ((mean[0] - mean[2]) ** 2).sum()
+    p = p * torch.exp((-temperature * apart + offset) / (2 * variance))
+    return float(p.clamp(p_min, p_max))
+
+
 @torch.no_grad()
-def alone(model, k, scheduler, start=None, aligned=None, reuse=0):
+def alone(model, k, scheduler, start=None, aligned=None, reuse=0, factor=None, dng=None):
     """VL-DNP for image k from the levers' definitions: one row a call, and every call counted."""
     run, concepts = Run(model, STEPS, scheduler), load_concepts("moji")
     x, g = run.initial_latents([SEEDS[k]]), SCALES[k]
     prompt, is_aligned, kept, after = None, False, None, []
+    p = dng and dng[0]
     for i, t in enumerate(run.timesteps):
         calls = []
 
@@ -47,7 +62,8 @@ def alone(model, k, scheduler, start=None, aligned=None, reuse=0):
 
         c, u = eps(PROMPTS[k]), None
         is_dropped = is_aligned or (start is not None and i >= start)
-        if prompt or not is_dropped:
+        omega = OMEGA * (1 if factor is None else factor(i / STEPS))
+        if (prompt and omega) or not is_dropped:
             u = eps("")
             is_aligned |= aligned is not None and cos(c, u) >= aligned
         pred = c if u is None else u + g * (c - u)
@@ -57,13 +73,17 @@ def alone(model, k, scheduler, start=None, aligned=None, reuse=0):
             answer = reply(to_pil(run.decode(x0, preview=True))[0], concepts.question)
             before, prompt = prompt, concepts.negative_prompt(concepts.parse(answer))
             kept = kept if prompt == before else None
-        if prompt:
+            p = dng and (p if prompt == before else dng[0])
+        if prompt and omega:
             u = eps("") if u is None else u
             if kept is None or kept[1] == reuse:
                 kept = (eps(prompt) - u, 0)
             else:
                 kept = (kept[0], kept[1] + 1)
-            pred = u + g * (c - u) - OMEGA * kept[0]
+            omega = omega * p / (1 - p) if dng else omega
+            pred = u + g * (c - u) - omega * kept[0]
+            if dng and i < STEPS - 1:
+                p = followed(run, i, x, p, pred, u + kept[0], u, *dng[1:])
         x = run.step(pred, t, x)
         after.append(SimpleNamespace(x=x[0], prompt=prompt, spent=len(calls), asked=asked))
     return after
@@ -101,13 +121,24 @@ CASES = {
     "noise, once aligned": ({"adaptive": AdaptiveGuidance(cosine=0.9985)}, {"aligned": 0.9985}),
     "noise, reused once": ({"reuse": 1}, {"reuse": 1}),
     "noise, reused thrice": ({"reuse": 3}, {"reuse": 3}),
+    "noise, early": ({"omega_schedule": Window(stop=5 / 9)}, {"factor": lambda p: p < 5 / 9}),
+    "noise, late": ({"omega_schedule": Window(start=4 / 9)}, {"factor": lambda p: p >= 4 / 9}),
+    "noise, linear": ({"omega_schedule": Linear(0, 2)}, {"factor": lambda p: 2 * p}),
+    "noise, DNG": (
+        {"omega_schedule": DNG(0.3, 40.0, 1e-2, 0.05, 0.9)},
+        {"dng": (0.3, 40.0, 1e-2, 0.05, 0.9)},
+    ),
     "velocity, all": (
-        {"adaptive": AdaptiveGuidance(5, 0.9977), "reuse": 1},
-        {"start": 5, "aligned": 0.9977, "reuse": 1},
+        {
+            "adaptive": AdaptiveGuidance(5, 0.9977),
+            "reuse": 1,
+            "omega_schedule": Window(2 / 9, 8 / 9),
+        },
+        {"start": 5, "aligned": 0.9977, "reuse": 1, "factor": lambda p: 2 / 9 <= p < 8 / 9},
     ),
     "flow, all": (
-        {"adaptive": AdaptiveGuidance(5, 0.99966), "reuse": 2},
-        {"start": 5, "aligned": 0.99966, "reuse": 2},
+        {"adaptive": AdaptiveGuidance(5, 0.99966), "reuse": 2, "omega_schedule": Linear(0, 1)},
+        {"start": 5, "aligned": 0.99966, "reuse": 2, "factor": lambda p: p},
     ),
 }
 
@@ -127,6 +158,7 @@ def test_a_batch_is_the_loop_for_one_image(exact, case):
             scheduler=scheduler,
         )
     )
+    atol = 1e-6 if "dng" in known else atol  # noise levels are float32
     spent = set()
     for k in range(len(PROMPTS)):
         for ours, expected in zip(steps, alone(model, k, scheduler, **known), strict=True):
@@ -136,7 +168,8 @@ def test_a_batch_is_the_loop_for_one_image(exact, case):
             torch.testing.assert_close(ours.latents[k], expected.x, atol=atol, rtol=0)
             spent.add((expected.spent, expected.prompt is None))
     cases = {(3, False)} | ({(1, True)} if "adaptive" in levers else {(2, True)})
-    assert spent >= cases | ({(2, False)} if "reuse" in levers else set())
+    less = "reuse" in levers or isinstance(levers.get("omega_schedule"), Window)
+    assert spent >= cases | ({(2, False)} if less else set())
 
 
 def test_adaptive_guidance_without_a_vlm(exact):
@@ -149,6 +182,40 @@ def test_adaptive_guidance_without_a_vlm(exact):
     assert out.trace.model_evaluations == [6]
     half = sample(model, "a cat", CFG(adaptive=AdaptiveGuidance(0.5)), **asked)
     assert half.trace.model_evaluations == [9]
+
+
+def test_dng_is_in_the_middle_of_its_range(exact):
+    """In the case above p moves up, down, and between its limits."""
+    model, scheduler, _ = exact("noise")
+    seen = []
+
+    class Seen(DNG):
+        def updated(self, *args):
+            seen.append(super().updated(*args))
+            return seen[-1]
+
+    schedule = Seen(0.3, 40.0, 1e-2, 0.05, 0.9)
+    method = Static("a knife", OMEGA, omega_schedule=schedule)
+    asked = {"num_inference_steps": STEPS, "scheduler": scheduler, "progress": False}
+    sample(model, PROMPTS, method, seeds=SEEDS, guidance_scale=SCALES, **asked)
+    p = torch.stack(seen).flatten(1)
+    assert len(p) == STEPS - 1 and 0.05 < p.median() < 0.9 and len(p.unique()) > STEPS
+
+
+def test_signal_to_noise_in_every_scaling(exact):
+    """Euler's x is that of DDIM, over √ᾱ; in flow matching x is (1 − σ) x₀ + σ ε."""
+    model, *_ = exact("noise")
+    for scheduler in ("ddim", "dpm++", "euler"):
+        run = Run(model, STEPS, scheduler)
+        bars = run.scheduler.alphas_cumprod
+        for i, t in enumerate(run.timesteps):
+            bar = bars[int(t)]
+            assert run.snr(i) == pytest.approx(float(bar / (1 - bar)), rel=1e-3)
+    run = Run(exact("flow")[0], STEPS, "euler")
+    sigmas = run.timesteps / 1000
+    assert [run.snr(i) for i in range(STEPS)] == pytest.approx(
+        (((1 - sigmas) / sigmas) ** 2).tolist(), rel=1e-4, abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("rule", guidance.RULES)
@@ -185,6 +252,7 @@ def test_a_lever_that_is_off_is_in_no_record():
 
 
 LEVERS = {
+    "omega_schedule": (Window(stop=0.5), {"kind": "window", "start": 0.0, "stop": 0.5}),
     "adaptive": (AdaptiveGuidance(0.5), {"start": 0.5, "cosine": None}),
     "reuse": (2, 2),
 }
@@ -205,6 +273,13 @@ def test_a_lever_that_is_on_is_recorded(lever):
         (lambda: AdaptiveGuidance("x"), "start must be .* not 'x'"),
         (lambda: vldnp(reuse=-1), "reuse must be a whole number, 0 or more, not -1"),
         (lambda: vldnp(reuse=True), "reuse must be .* not True"),
+        (lambda: Window(0.5, 2), "Window's stop must be a number from 0 to 1, not 2"),
+        (lambda: Linear(-1, 0), "Linear's first must be a number from 0 to inf, not -1"),
+        (lambda: DNG(prior=0.995), "p_min ≤ prior ≤ p_max < 1, not 1e-06, 0.995 and 0.99"),
+        (
+            lambda: Static("knife", rule="replaced", omega_schedule=Window(0, 0.5)),
+            "static has no omega for Window.* to multiply",
+        ),
         (lambda: AdaptiveGuidance(cosine=2), "cosine must be a number in -1..1, not 2"),
     ],
 )

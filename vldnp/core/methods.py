@@ -9,10 +9,11 @@ from vldnp.core import guidance, negatives
 from vldnp.core.concepts import ConceptSet, load_concepts
 from vldnp.core.levers import AdaptiveGuidance
 from vldnp.core.schedules import Schedule, as_schedule, front_loaded
+from vldnp.core.strength import OmegaSchedule
 from vldnp.models import vlm as vlms
 from vldnp.models.conditioning import AsWritten, Prompting
 
-LEVERS = ("adaptive", "reuse")
+LEVERS = ("omega_schedule", "adaptive", "reuse")
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,11 @@ class Method:
         name: as in tables: `cfg`, `static`, `vl-dnp`, `sld-medium`, `safree`, …
         negatives: the policy (`vldnp.core.negatives`).
         rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, or an equation.
-        omega: strength ω ≥ 0 of the negative term; None where no equation has one.
+        omega: strength ω ≥ 0 of the negative term; None where no equation has one. At 0 no third
+            evaluation is spent.
         conditioning: what stands for the user's prompts (`vldnp.models.conditioning`).
+        omega_schedule: ω(t)/ω, from `vldnp.core.strength`: `Window` or `Linear` in time, or `DNG`,
+            which follows p(c₋ | x_t) (arXiv 2410.14398); None: 1 at every step.
         adaptive: where ε_u is no longer evaluated for images without a negative prompt (Adaptive
             Guidance, arXiv 2312.12487); None: nowhere.
         reuse: for how many further steps ε_n − ε_u stands in after it was evaluated, ε_n being
@@ -36,6 +40,7 @@ class Method:
     rule: str | guidance.Rule | guidance.Equation = "added"
     omega: float | None = None
     conditioning: Prompting = AsWritten()
+    omega_schedule: OmegaSchedule | None = None
     adaptive: AdaptiveGuidance | None = None
     reuse: int = 0
 
@@ -43,6 +48,8 @@ class Method:
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
         if self.omega is not None and not (is_finite(self.omega) and self.omega >= 0):
             raise ValueError(f"omega must be a finite number, 0 or more, not {self.omega!r}")
+        if self.omega_schedule is not None and self.omega is None:
+            raise ValueError(f"{self.name} has no omega for {self.omega_schedule!r} to multiply")
         for name in ("reuse",):
             if type(value := getattr(self, name)) is not int or value < 0:
                 raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
@@ -129,7 +136,7 @@ def VLDNP(
             (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
         on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
             last negative prompt, or use the `static` one; see `negatives.Dynamic`.
-        levers: options that spend less: `adaptive`, `reuse`; see `Method`.
+        levers: options that spend less: `omega_schedule`, `adaptive`, `reuse`; see `Method`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")

@@ -163,7 +163,7 @@ def _denoise(
     B, N = len(batch.prompts), len(run.timesteps)
     nothing, prompted = run.null_conditioning(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
-    steering = Steering(method, method.negatives.initial(batch.identities), latents, g, N)
+    steering = Steering(method, run, method.negatives.initial(batch.identities), latents, g)
     adaptive, aligned = method.adaptive or AdaptiveGuidance(), [False] * B
 
     def predict(t: Tensor, uncond: list[int], cond: Conditioning | None, neg: list[int]):
@@ -180,7 +180,7 @@ def _denoise(
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer. Where
         # ε_u is dropped, ε_c stands for it, so that ε_cfg is ε_c.
         dropped = [True] * B if adaptive.has_started(i, N) else aligned
-        guided = [row for row in range(B) if row in steering.rows() or not dropped[row]]
+        guided = [row for row in range(B) if row in steering.rows(i) or not dropped[row]]
         steered = [] if queried else steering.outdated(i)
         evaluated, pred_cond, pred_neg = predict(t, guided, cond, steered)
         pred_uncond = pred_cond.clone()
@@ -205,7 +205,7 @@ def _denoise(
                 guided += late
 
         # 3. Steer the images that have a negative prompt away from it.
-        pred = steering.away(i, pred, pred_uncond, pred_cond, pred_neg, steered)
+        pred = steering.away(i, latents, pred, pred_uncond, pred_cond, pred_neg, steered)
 
         # 4. Step.
         latents = run.step(pred, t, latents, batch.generators)
