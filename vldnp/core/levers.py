@@ -1,8 +1,15 @@
 """Levers: options that spend less on an image, each off unless it is set on a `Method`."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
+from PIL import Image
+from torch import Tensor
+
 from vldnp._finite import is_finite
+from vldnp.core import guidance
+from vldnp.models import vlm as vlms
 
 
 @dataclass(frozen=True)
@@ -44,3 +51,49 @@ class AdaptiveGuidance:
 
     def describe(self) -> dict:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The VLM is asked about an image only if its x̂₀ moved since it was last asked about it.
+
+    At a query step cos(x̂₀, x̂₀ at the last query that was answered) ≥ `threshold` leaves the
+    image's negative prompt as it is: no call of the VLM, and of x̂₀ no picture. The first query is
+    always made. EVLDNP compares CLIP embeddings of the pictures instead, with the threshold 0.95:
+    `Gate(0.95, load_clip("moji-clip").embed_images)`, for which every picture is decoded.
+
+    Attributes:
+        threshold: in −1..1; above 1 no query would be skipped.
+        embed: pictures (PIL, RGB) → `[B, D]`; None compares the latents x̂₀.
+    """
+
+    threshold: float
+    embed: Callable[[Sequence[Image.Image]], Tensor] | None = None
+
+    def __post_init__(self):
+        if not (is_finite(self.threshold) and -1 <= self.threshold <= 1):
+            raise ValueError(f"threshold must be a number in -1..1, not {self.threshold!r}")
+
+    def looks(self, x0: Tensor, pictures: Callable[[], Sequence[Image.Image]]) -> Tensor:
+        """What is compared, `[B, D]`: x̂₀, or the embeddings of its pictures."""
+        if self.embed is None:
+            return x0.flatten(1)
+        return torch.as_tensor(self.embed(pictures())).to(x0.device)
+
+    def moved(self, looks: Tensor, seen: Sequence[Tensor | None]) -> list[int]:
+        """The images to ask about, given their looks when last asked; None: never yet."""
+        return [
+            row
+            for row, (new, old) in enumerate(zip(looks, seen, strict=True))
+            if old is None or guidance.cosine(new[None], old[None]).item() < self.threshold
+        ]
+
+    def describe(self) -> dict:
+        named = {} if self.embed is None else {"embed": vlms.describe(_owner(self.embed))}
+        return {"threshold": self.threshold, **named}
+
+
+def _owner(embed: Callable) -> Callable:
+    """What an embedding's records name: the model, where it is a method of one with a name."""
+    owner = getattr(embed, "__self__", embed)
+    return owner if hasattr(owner, "name") else embed

@@ -7,13 +7,13 @@ from pathlib import Path
 from vldnp._finite import is_finite
 from vldnp.core import guidance, negatives
 from vldnp.core.concepts import ConceptSet, load_concepts
-from vldnp.core.levers import AdaptiveGuidance
+from vldnp.core.levers import AdaptiveGuidance, Gate
 from vldnp.core.schedules import Schedule, as_schedule, front_loaded
 from vldnp.core.strength import OmegaSchedule
 from vldnp.models import vlm as vlms
 from vldnp.models.conditioning import AsWritten, Prompting
 
-LEVERS = ("omega_schedule", "adaptive", "reuse")
+LEVERS = ("omega_schedule", "adaptive", "reuse", "gate", "lag")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Method:
             Guidance, arXiv 2312.12487); None: nowhere.
         reuse: for how many further steps ε_n − ε_u stands in after it was evaluated, ε_n being
             ε_u + (ε_n − ε_u) there; a change of the negative prompt ends it. 0: never.
+        gate: which queries are skipped because x̂₀ hardly moved since the last one, after which the
+            negative prompt stays; None: none.
+        lag: d, so that an answer about x̂₀ of step i is in force from step i + d on, as where the
+            VLM runs beside the denoising; what could be in force in no step is not asked. 0: at
+            once, as in the paper.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Method:
     omega_schedule: OmegaSchedule | None = None
     adaptive: AdaptiveGuidance | None = None
     reuse: int = 0
+    gate: Gate | None = None
+    lag: int = 0
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
@@ -50,7 +57,7 @@ class Method:
             raise ValueError(f"omega must be a finite number, 0 or more, not {self.omega!r}")
         if self.omega_schedule is not None and self.omega is None:
             raise ValueError(f"{self.name} has no omega for {self.omega_schedule!r} to multiply")
-        for name in ("reuse",):
+        for name in ("reuse", "lag"):
             if type(value := getattr(self, name)) is not int or value < 0:
                 raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
 
@@ -136,7 +143,8 @@ def VLDNP(
             (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
         on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
             last negative prompt, or use the `static` one; see `negatives.Dynamic`.
-        levers: options that spend less: `omega_schedule`, `adaptive`, `reuse`; see `Method`.
+        levers: options that spend less: `omega_schedule`, `adaptive`, `reuse`,
+            `gate`, `lag`; see `Method`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")

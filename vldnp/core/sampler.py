@@ -20,6 +20,7 @@ from vldnp._files import unknown
 from vldnp._finite import check_finite, is_finite, label, naming
 from vldnp.core import guidance
 from vldnp.core.levers import AdaptiveGuidance
+from vldnp.core.looking import Looking
 from vldnp.core.methods import CFG, Method
 from vldnp.core.negatives import SampleId
 from vldnp.core.steering import Steering
@@ -146,7 +147,8 @@ def _start(run: Run, batch: "_Batch", method: Method, x0_every: bool) -> Iterato
     """Everything that can be wrong is found here; the generator comes back ready to run."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
-    query_steps = method.negatives.query_steps_of(run.num_inference_steps)
+    N = run.num_inference_steps  # an answer that would come too late is not asked for
+    query_steps = [i for i in method.negatives.query_steps_of(N) if i + method.lag < N]
     latents = run.initial_latents(batch.generators)
     return _denoise(run, batch, method, query_steps, latents, x0_every)
 
@@ -163,7 +165,9 @@ def _denoise(
     B, N = len(batch.prompts), len(run.timesteps)
     nothing, prompted = run.null_conditioning(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
-    steering = Steering(method, run, method.negatives.initial(batch.identities), latents, g)
+    negatives = method.negatives.initial(batch.identities)
+    looking = Looking(run, method, negatives, query_steps, x0_every, batch.labels)
+    steering = Steering(method, run, negatives, latents, g)
     adaptive, aligned = method.adaptive or AdaptiveGuidance(), [False] * B
 
     def predict(t: Tensor, uncond: list[int], cond: Conditioning | None, neg: list[int]):
@@ -175,30 +179,27 @@ def _denoise(
         return preds.split([len(uncond), len(preds) - len(uncond) - len(neg), len(neg)])
 
     for i, t in enumerate(run.timesteps):
-        queried, cond = i in query_steps, prompted(i)
+        cond, waits = prompted(i), i in query_steps and not method.lag
+        steering.use(looking.in_force(i))
 
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer. Where
         # ε_u is dropped, ε_c stands for it, so that ε_cfg is ε_c.
         dropped = [True] * B if adaptive.has_started(i, N) else aligned
         guided = [row for row in range(B) if row in steering.rows(i) or not dropped[row]]
-        steered = [] if queried else steering.outdated(i)
+        steered = [] if waits else steering.outdated(i)
         evaluated, pred_cond, pred_neg = predict(t, guided, cond, steered)
         pred_uncond = pred_cond.clone()
         pred_uncond[guided] = evaluated
         pred = guidance.cfg(pred_uncond, pred_cond, g)
         if adaptive.cosine is not None:
-            near = guidance.cosine(pred_cond, pred_uncond) >= adaptive.cosine
-            aligned = [
-                was or (row in guided and now)
-                for row, (was, now) in enumerate(zip(aligned, near.tolist(), strict=True))
-            ]
+            near = (guidance.cosine(pred_cond, pred_uncond) >= adaptive.cosine).tolist()
+            aligned = [aligned[row] or (row in guided and near[row]) for row in range(B)]
 
         # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
         x0 = run.x0(pred, t, latents)
-        with naming(batch.labels, f"at step {i}"):
-            pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
-        if queried:
-            steering.use(method.negatives.updated(pictures, steering.negatives))
+        asked, pictures = looking.at(i, x0)
+        if waits:
+            steering.use(looking.in_force(i))
             if steered := steering.outdated(i):
                 late = [row for row in steered if row not in guided]
                 pred_uncond[late], _, pred_neg = predict(t, late, None, steered)
@@ -211,25 +212,30 @@ def _denoise(
         latents = run.step(pred, t, latents, batch.generators)
         with naming(batch.labels, f"at step {i}"):
             check_finite({"the prediction": pred, "x̂₀": x0, "the denoised latents": latents})
-        negatives = steering.negatives
+        negatives, said = steering.negatives, looking.latest
         yield Step(
             index=i,
             timestep=float(t),
             latents=latents,
             x0=x0,
-            x0_images=pictures,
-            queried=queried,
-            vlm_answers=[negative.answer for negative in negatives] if queried else None,
-            vlm_failures=[negative.failure for negative in negatives] if queried else None,
+            x0_images=pictures if any(pictures) else None,
+            queried=bool(asked),
+            vlm_answers=_of(asked, [negative.answer for negative in said]),
+            vlm_failures=_of(asked, [negative.failure for negative in said]),
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
             model_evaluations=[
                 1 + (row in guided) + (row in steered) + (row in cond.has_auxiliary)
                 for row in range(B)
             ],
-            vlm_calls=[int(queried)] * B,
-            x0_decodes=[int(pictures is not None)] * B,
+            vlm_calls=[int(row in asked) for row in range(B)],
+            x0_decodes=[int(picture is not None) for picture in pictures],
         )
+
+
+def _of(asked: Sequence[int], said: list) -> list | None:
+    """What was said about the images asked about, None for the others; None where none was."""
+    return [one if row in asked else None for row, one in enumerate(said)] if asked else None
 
 
 @dataclass(frozen=True)
@@ -334,12 +340,16 @@ def _each(name: str, values: Sequence, B: int) -> list:
 
 def _side_by_side(parts: Sequence[Step]) -> Step:
     """The same step of several batches as one step of all their images."""
-    together = {
-        field.name: sum((getattr(part, field.name) for part in parts), start=[])
-        for field in fields(Step)
-        if isinstance(getattr(parts[0], field.name), list)
-    }
-    return replace(parts[0], **together)
+
+    def joined(name: str) -> list | None:
+        values = [getattr(part, name) for part in parts]
+        if not any(isinstance(value, list) for value in values):
+            return values[0]
+        nothing = [[None] * len(part.concepts) for part in parts]
+        return sum((v or n for v, n in zip(values, nothing, strict=True)), start=[])
+
+    together = {field.name: joined(field.name) for field in fields(Step)}
+    return Step(**together | {"queried": any(part.queried for part in parts)})
 
 
 def _as_type(output_type: str, images: Tensor) -> list[Image.Image] | Tensor | np.ndarray:

@@ -31,7 +31,8 @@ class Steering:
         latents: Tensor,
         guidance_scale: Tensor,
     ):
-        self.method, self.run, self.negatives = method, run, list(negatives)
+        self.method, self.run, self.N = method, run, len(run.timesteps)
+        self.negatives = list(negatives)
         self.g, self.rule = guidance_scale, guidance.rule(method.rule)
         precise = torch.promote_types(latents.dtype, torch.float32)
         self.state = torch.zeros_like(latents, dtype=precise)
@@ -53,7 +54,7 @@ class Steering:
         omega, schedule = self.method.omega, self.method.omega_schedule
         if schedule is None:
             return omega
-        return omega * schedule.factor(i / self.run.num_inference_steps, self.posterior)
+        return omega * schedule.factor(i / self.N, self.posterior)
 
     def rows(self, i: int) -> list[int]:
         """The images that have a negative prompt; none of them where ω(t) is 0."""
@@ -99,9 +100,9 @@ class Steering:
             self.g[rows],
             omega[rows].to(pred.dtype) if isinstance(omega, Tensor) else omega,
             self.state[rows],
-            i / self.run.num_inference_steps,
+            i / self.N,
         )
-        if self.prior is not None and i + 1 < len(self.run.timesteps):
+        if self.prior is not None and i + 1 < self.N:
             t = self.run.timesteps[i]
             self.posterior[rows] = self.method.omega_schedule.updated(
                 self.posterior[rows],
