@@ -213,7 +213,8 @@ def test_a_batch_is_the_loop_for_one_image(exact, case):
             torch.testing.assert_close(ours.latents[k], expected.x, atol=atol, rtol=0)
             spent.add((expected.spent, expected.prompt is None))
     calls = {sum(step.vlm_calls[k] for step in steps) for k in range(3)}
-    assert (max(calls) < len(QUERIES) and min(calls) > 1) == ("gate" in levers)
+    possible = sum(i + levers.get("lag", 0) < STEPS for i in QUERIES)
+    assert 1 < min(calls) < possible if "gate" in levers else calls == {possible}
     cases = {(3, False)} | ({(1, True)} if "adaptive" in levers else {(2, True)})
     less = "reuse" in levers or isinstance(levers.get("omega_schedule"), Window)
     assert spent >= cases | ({(2, False)} if less else set())
@@ -340,3 +341,63 @@ def test_wrong_levers(wrong, message):
     with pytest.raises(ValueError, match=message) as error:
         wrong()
     assert "\n" not in str(error.value)
+
+
+# What is shown and recorded of images that were not asked about
+
+
+@pytest.fixture(scope="module")
+def gated():
+    """The VLM looks at the first image twice and at the others once; one image a batch."""
+    model, seen = Backbone(sd_pipeline()), []
+
+    def embed(pictures):
+        seen.append(len(pictures))
+        moved = len(seen) == 2  # the second query of the first batch
+        return torch.tensor([[1.0, -1.0 if moved else 1.0]] * len(pictures))
+
+    vlm = ScriptedVLM(lambda image, question: "a knife")
+    method = VLDNP(vlm, "moji", OMEGA, (1, 3), gate=Gate(0.95, embed))
+    asked = {"seeds": SEEDS, "num_inference_steps": 5, "progress": False}
+    return sample(model, PROMPTS, method, batch_size=1, **asked)
+
+
+def test_parts_in_which_not_all_were_asked_make_one_trace(gated):
+    steps = gated.trace.steps
+    assert [step.queried for step in steps] == [False, True, False, True, False]
+    assert gated.trace.vlm_calls == [2, 1, 1] and gated.trace.x0_decodes == [2, 2, 2]
+    assert steps[1].vlm_answers == ["a knife"] * 3
+    assert steps[3].vlm_answers == ["a knife", None, None]
+    assert steps[3].vlm_failures == [None] * 3
+    assert steps[3].negative_prompts == ["knife"] * 3  # the answer before stays
+    table = gated.trace.to_frame()
+    assert table[table.queried].groupby("image").step.apply(list).tolist() == [[1, 3], [1], [1]]
+    assert table[~table.queried].vlm_answer.isna().all()
+
+
+def test_pictures_that_were_not_decoded():
+    """The gate on latents decodes only what is shown to the VLM."""
+    vlm = ScriptedVLM(lambda image, question: "a knife")
+    method = VLDNP(vlm, "moji", OMEGA, (1, 3), gate=Gate(-1))
+    asked = {"seeds": SEEDS, "num_inference_steps": 5, "progress": False}
+    out = sample(Backbone(sd_pipeline()), PROMPTS, method, **asked)
+    assert vlm.calls == [3] and out.trace.x0_decodes == [1, 1, 1]
+    assert out.trace.steps[3].x0_images is None and out.trace.steps[3].picture(0) is None
+    assert [step.asked(2) for step in out.trace.steps] == [False, True, False, False, False]
+
+
+def test_a_query_that_failed_does_not_close_the_gate():
+    def fails_once(images, question):
+        vlm.calls.append(len(images))
+        if len(vlm.calls) == 2:
+            raise RuntimeError("out of order")
+        return ["a knife"] * len(images)
+
+    vlm = SimpleNamespace(calls=[])
+    options = {"on_failure": "static", "gate": Gate(0.9, lambda pictures: next(looks))}
+    looks = iter(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 1.0]], [[0.0, 1.0]]]))
+    method = VLDNP(fails_once, "moji", OMEGA, (0, 1, 2, 3), **options)
+    with pytest.warns(UserWarning, match="out of order"):
+        asked = {"num_inference_steps": 5, "progress": False}
+        out = sample(Backbone(sd_pipeline()), "a cat", method, **asked)
+    assert [step.vlm_calls for step in out.trace.steps] == [[1], [1], [1], [0], [0]]

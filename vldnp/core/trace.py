@@ -49,6 +49,14 @@ class Step:
     vlm_calls: list[int]
     x0_decodes: list[int]
 
+    def asked(self, image: int) -> bool:
+        """Whether the VLM was asked about this image."""
+        return self.queried and bool(self.vlm_calls[image])
+
+    def picture(self, image: int) -> Image.Image | None:
+        """This image's x̂₀; None where it was not decoded."""
+        return self.x0_images[image] if self.x0_images else None
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -93,7 +101,7 @@ class Trace:
                 "seed": self.seeds[image],
                 "step": step.index,
                 "timestep": step.timestep,
-                "queried": bool(step.vlm_calls[image]),
+                "queried": step.asked(image),
                 "vlm_answer": step.vlm_answers[image] if step.vlm_answers else None,
                 "vlm_failure": step.vlm_failures[image] if step.vlm_failures else None,
                 "concepts": ", ".join(step.concepts[image]),
