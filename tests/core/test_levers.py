@@ -12,7 +12,7 @@ from tiny_models import sd3_pipeline
 from vldnp.core import guidance
 from vldnp.core.concepts import load_concepts
 from vldnp.core.levers import AdaptiveGuidance, Gate
-from vldnp.core.methods import CFG, VLDNP, Static
+from vldnp.core.methods import CFG, VLDNP, Static, identified
 from vldnp.core.sampler import denoise, sample
 from vldnp.core.strength import DNG, Linear, Window
 from vldnp.models.backbone import Backbone, to_pil
@@ -315,6 +315,21 @@ def test_a_lever_that_is_on_is_recorded(lever):
     value, said = LEVERS[lever]
     for method in (vldnp(**{lever: value}), Static("a knife", **{lever: value})):
         assert json.loads(json.dumps(method.describe()))[lever] == said
+
+
+def test_a_gate_is_recorded_with_what_it_embeds_with():
+    clip = SimpleNamespace(name="clip", revision="7")
+
+    class Clip(SimpleNamespace):
+        def embed_images(self, pictures):
+            return brightness(pictures)
+
+    for embed in (Clip(**vars(clip)).embed_images, Clip(**vars(clip))):
+        method = vldnp(gate=Gate(0.95, embed))
+        assert method.describe()["gate"] == {"threshold": 0.95, "embed": vars(clip)}
+        assert identified(method) is method
+    with pytest.raises(ValueError, match="needs a name and a revision in a study"):
+        identified(vldnp(gate=Gate(0.95, brightness)))
 
 
 @pytest.mark.parametrize(

@@ -88,12 +88,12 @@ class Gate:
             if old is None or guidance.cosine(new[None], old[None]).item() < self.threshold
         ]
 
+    @property
+    def embedder(self) -> Callable | None:
+        """What records name of `embed`: the model that it is a method of, or itself."""
+        owner = getattr(self.embed, "__self__", None)
+        return owner if hasattr(owner, "name") else self.embed
+
     def describe(self) -> dict:
-        named = {} if self.embed is None else {"embed": vlms.describe(_owner(self.embed))}
+        named = {} if self.embed is None else {"embed": vlms.describe(self.embedder)}
         return {"threshold": self.threshold, **named}
-
-
-def _owner(embed: Callable) -> Callable:
-    """What an embedding's records name: the model, where it is a method of one with a name."""
-    owner = getattr(embed, "__self__", embed)
-    return owner if hasattr(owner, "name") else embed

@@ -82,10 +82,12 @@ def identified(method: Method) -> Method:
     """The method itself, if its records tell it from every other; studies share images by them.
 
     Raises:
-        ValueError: its VLM has no name or no revision, or its rule no name of its own; one line.
+        ValueError: its VLM or what its gate embeds with has no name or no revision, or its rule no
+            name of its own; one line.
     """
-    if (vlm := getattr(method.negatives, "vlm", None)) is not None:
-        vlms.identified(vlm)
+    for asked in (getattr(method.negatives, "vlm", None), method.gate and method.gate.embedder):
+        if asked is not None:
+            vlms.identified(asked)
     name = guidance.rule(method.rule).describe()
     if isinstance(name, str) and "<" in name:  # <lambda>, or <locals> of a function
         raise ValueError(

@@ -53,7 +53,8 @@ def denoise(
     Every image has its own negative prompt or none. The predictions of a step come from one U-Net
     call of batch 2B + k, where k images have a negative prompt. Where the VLM is asked, the
     negative prompts follow from ε_cfg, so there a call of batch 2B is followed by one of batch k.
-    A negative prompt costs its image one evaluation a step either way.
+    A negative prompt costs its image one evaluation a step either way. The levers of a method
+    (see `Method`) take evaluations and queries away; with all of them off nothing else changes.
 
     What else is in its batch changes an image by rounding only. In float64 it comes out the same
     to 1e-9 (with DDIM; the other schedulers step in float32). In float32 the guidance amplifies
@@ -185,7 +186,8 @@ def _denoise(
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer. Where
         # ε_u is dropped, ε_c stands for it, so that ε_cfg is ε_c.
         dropped = [True] * B if adaptive.has_started(i, N) else aligned
-        guided = [row for row in range(B) if row in steering.rows(i) or not dropped[row]]
+        acting = steering.rows(i)
+        guided = [row for row in range(B) if row in acting or not dropped[row]]
         steered = [] if waits else steering.outdated(i)
         evaluated, pred_cond, pred_neg = predict(t, guided, cond, steered)
         pred_uncond = pred_cond.clone()

@@ -28,6 +28,7 @@ class Step:
             about, and where it was not asked. What was done then is the method's `on_failure`.
         concepts: the concepts in each image's negative prompt.
         negative_prompts: the negative prompt in force in this step; None for an image without.
+            Where ω(t) is 0, one in force does nothing.
         model_evaluations: U-Net evaluations spent on each image: 2, or 1 where Adaptive Guidance
             drops ε_u, and one more each for a negative prompt (unless ε_n − ε_u is used again)
             and for SAFREE's re-attention.
