@@ -2,11 +2,16 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from tiny import sd_pipeline
 
 from vldnp.analysis.claims import COLUMNS as CLAIM_COLUMNS
+from vldnp.core.methods import CFG
 from vldnp.display import publish as module
 from vldnp.display.publish import BEGIN, END, VIEW, WIDGETS, publish
+from vldnp.experiments.grid import Study
+from vldnp.experiments.run import run as run_study
 from vldnp.metrics.summary import TABLE as TABLE_COLUMNS
+from vldnp.models.cnn_judge import CNNJudge
 
 TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implicit"], "n": [3]})
 VERDICTS = pd.DataFrame(
@@ -43,7 +48,7 @@ def project(tmp_path):
         (run / "figures" / name).write_bytes(b"png")
     TABLE.reindex(columns=[*TABLE, *COLUMNS]).to_csv(run / "table.csv", index=False)
     VERDICTS.to_csv(run / "verdicts.csv", index=False)
-    (run / "config.json").write_text('{"chosen": {"vl-dnp": 8.0}}')
+    (run / "config.json").write_text('{"published": "embedded", "chosen": {"vl-dnp": 8.0}}')
     write_executed(run, '# Parameters\nout = "../runs"\n')
     return tmp_path
 
@@ -109,6 +114,31 @@ def test_outputs_of_another_profile_say_so(project):
     )
 
 
+def test_what_was_computed_becomes_the_published_run(project):
+    run = project / "runs" / "embedded"
+    model, judge = sd_pipeline(), CNNJudge(("cat", "knife"), ("knife",))
+    (project / "implicit.csv").write_text("prompt_id,prompt,seed\na,a cat,0\nb,a dog,1\n")
+    study = Study("embedded", [CFG()], [project / "implicit.csv"], num_inference_steps=2)
+    images = run_study(study, model, judge, root=run.parent, progress=False, recompute=True)
+    (run.parent / "embedded-tuning").mkdir()
+    (run.parent / "embedded-tuning" / "tuning.csv").write_text("method\n")
+    published = project / "data" / "results" / "embedded"
+    (published / "images-gone.parquet").parent.mkdir(parents=True)
+    (published / "images-gone.parquet").touch()
+    written = publish(run, project)
+    names = "images.parquet table.csv config.json verdicts.csv tuning.csv methods.json meta.json"
+    assert {published / name for name in names.split()} == set(published.iterdir())
+    assert set(published.iterdir()) <= set(written)
+    rows = pd.read_parquet(published / "images.parquet")
+    assert rows["key"].tolist() == images["key"].tolist() and "pixels" in rows
+    (run / images["image"][0]).unlink()
+    page = project / "docs" / "results.md"
+    page.write_text(page.read_text().replace("**C1**", "changed"))
+    with pytest.raises(FileNotFoundError, match=images["key"][0]):
+        publish(run, project)
+    assert "changed" in page.read_text(), "nothing was written"
+
+
 @pytest.mark.parametrize(
     "executed, message",
     [
@@ -145,7 +175,9 @@ def test_the_runs_own_sets_are_published(project):
         columns=["method", "omega", "prompt_set", "n", "asr"],
     )
     rows.reindex(columns=TABLE_COLUMNS).to_csv(run / "table.csv", index=False)
-    (run / "config.json").write_text('{"safety_set": "attack", "reference_sets": ["x"]}')
+    (run / "config.json").write_text(
+        '{"published": "embedded", "safety_set": "attack", "reference_sets": ["x"]}'
+    )
     publish(run, project)
     page = (project / "docs" / "results.md").read_text()
     assert "ASR 0.70 on `attack`" in page and "ASR x" not in page

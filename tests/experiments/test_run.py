@@ -614,7 +614,9 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
     names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
-    change = vldnp.experiments.run_fid.fid_changes(study, images, Blind(), names, tmp_path)
+    change = vldnp.experiments.run_fid.fid_changes(
+        study, images, Blind(), names, lambda rows: open_images(rows, tmp_path / "tiny")
+    )
     cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
     assert change["static"].value == pytest.approx(static / cfg - 1, rel=1e-4)
 

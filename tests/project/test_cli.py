@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -64,6 +65,28 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
     assert not (run / "notebooks" / "extra.ipynb").exists()
     assert is_trusted(run / "notebooks" / "01_second.ipynb")
     assert not is_trusted(project / "notebooks" / "01_second.ipynb")
+
+
+def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
+    asked = []
+
+    def verified(name, images, root):
+        asked.append((name, images, root))
+        return SimpleNamespace(details=lambda: "9 of 9 recomputed images identical")
+
+    monkeypatch.setattr(reproduce, "published_runs", lambda: [SimpleNamespace(name="embedded")])
+    monkeypatch.setattr(reproduce, "execute", lambda source, target, *args, **kwargs: target)
+    monkeypatch.setattr("vldnp.experiments.verify.verify", verified)
+    command = ["reproduce", "--out", "results"]
+    assert cli.main([*command, "--images", "40"]) == 0
+    assert asked == [("embedded", 40, "results")]
+    assert capsys.readouterr().out.startswith("9 of 9 recomputed images identical")
+    assert cli.main([*command, "--quick"]) == cli.main([*command, "--images", "0"]) == 0
+    monkeypatch.setenv("RECOMPUTE", "all")
+    assert cli.main(command) == 0
+    monkeypatch.setenv("RECOMPUTE", "no")
+    assert cli.main(command) == 2
+    assert len(asked) == 1
 
 
 def is_trusted(path) -> bool:
