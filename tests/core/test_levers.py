@@ -12,7 +12,7 @@ from tiny_models import sd3_pipeline
 from vldnp.core import guidance
 from vldnp.core.concepts import load_concepts
 from vldnp.core.levers import AdaptiveGuidance, Gate
-from vldnp.core.methods import CFG, VLDNP, Static, identified
+from vldnp.core.methods import CFG, FAST, VLDNP, Static, fast, identified
 from vldnp.core.sampler import denoise, sample
 from vldnp.core.strength import DNG, Linear, Window
 from vldnp.models.backbone import Backbone, to_pil
@@ -356,6 +356,15 @@ def test_wrong_levers(wrong, message):
     with pytest.raises(ValueError, match=message) as error:
         wrong()
     assert "\n" not in str(error.value)
+
+
+def test_fast_is_vldnp_with_levers():
+    options = {"vlm": ScriptedVLM(reply), "concepts": "moji", "omega": OMEGA}
+    ours, plain = fast(**options), VLDNP(**options)
+    assert FAST.keys() == ours.levers().keys() and not plain.levers()
+    assert ours.describe() == plain.describe() | {"name": "vl-dnp-fast"} | ours.levers()
+    other = fast(**options, adaptive=None, lag=2)
+    assert other.levers() == {"lag": 2}
 
 
 # What is shown and recorded of images that were not asked about
