@@ -2,7 +2,7 @@
 # needed. A stamp file remembers that the environment stands.
 
 PYTHON ?= python3
-PROFILE ?= embedded
+PROFILE ?= moji
 # RECOMPUTE=all computes everything here, and takes nothing over from the published run.
 RECOMPUTE ?=
 export RECOMPUTE

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vldnp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     profile = _Parser(add_help=False)
-    profile.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
+    profile.add_argument("--profile", default="moji", help="name or YAML file (%(default)s)")
     out = _Parser(add_help=False)
     out.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
     quick = _Parser(add_help=False)
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a smoke test: few prompts, in <out>/<profile>-quick",
     )
     run = _Parser(add_help=False)
-    run.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
+    run.add_argument("run", nargs="?", default="runs/moji", help="(%(default)s)")
 
     command = commands.add_parser(
         "reproduce",

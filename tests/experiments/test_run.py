@@ -420,12 +420,12 @@ def test_tables_of_another_study_are_kept(strong, model, judge, tmp_path):
 
 
 def test_a_quick_run_has_a_folder_of_its_own():
-    full, quick = (load_profile("embedded", quick=quick) for quick in (False, True))
+    full, quick = (load_profile("moji", quick=quick) for quick in (False, True))
     studies = [study_of(profile, [CFG()]) for profile in (full, quick)]
-    assert [study.name for study in studies] == ["embedded", "embedded-quick"]
+    assert [study.name for study in studies] == ["moji", "moji-quick"]
     assert len(studies[1].prompts("benign")) == 8 < len(studies[0].prompts("benign"))
     plain = ablations.sweep(quick, "plain", {"queries": [0]}).study
-    assert (plain.name, plain.max_prompts) == ("embedded-quick", 8)
+    assert (plain.name, plain.max_prompts) == ("moji-quick", 8)
 
 
 WRITING = """

@@ -173,7 +173,7 @@ def test_strict_fails_by_exit_status(monkeypatch, capsys):
         "tiny", "0", "2026-01-01", 1, 100, 90, 95, 95, 0.1, Interval(0.05, 0, 0.1)
     )
     monkeypatch.setattr(verify, "verify", lambda *args, **kwargs: found)
-    asked = ["verify", "--run", "embedded"]
+    asked = ["verify", "--run", "moji"]
     assert main(asked) == 0
     assert "90 of 100 recomputed images identical" in capsys.readouterr().out
     assert main([*asked, "--strict"]) == 1

@@ -30,7 +30,7 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
     """Write the outputs of a run into the project; everything is checked before anything changes.
 
     Args:
-        run: a run folder that `python -m vldnp reproduce` filled, such as `runs/embedded`.
+        run: a run folder that `python -m vldnp reproduce` filled, such as `runs/moji`.
         checkout: the project's root.
 
     Returns:

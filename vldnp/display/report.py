@@ -122,7 +122,7 @@ def opened(run: str | Path, profile: str = "", reveal: bool = False) -> Run:
     """A run folder for the functions of this module.
 
     Args:
-        run: a folder such as `runs/embedded`.
+        run: a folder such as `runs/moji`.
         profile: what was run; by default the profile of the run's name, where there is one.
         reveal: show unsafe pictures unblurred; so does the profile, if it says.
 
@@ -130,7 +130,7 @@ def opened(run: str | Path, profile: str = "", reveal: bool = False) -> Run:
         FileNotFoundError: there is no such folder, or nothing of a run in it; one line.
     """
     folder = Path(run)
-    fills = "python -m vldnp reproduce fills one, such as runs/embedded"
+    fills = "python -m vldnp reproduce fills one, such as runs/moji"
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder {folder}: {fills}")
     named = folder.resolve().name.removesuffix(QUICK)

@@ -25,7 +25,7 @@ class NotebookError(RuntimeError):
 
 
 def reproduce(
-    profile: str = "embedded",
+    profile: str = "moji",
     out: str | Path = "runs",
     *,
     quick: bool = False,
