@@ -109,9 +109,7 @@ def test_outputs_of_another_profile_say_so(project):
         executed.cells[1].source = f'out = "../runs"\nprofile = "{profile}"'
         outputs = module.with_outputs(written, executed, source.name).cells[0].outputs
         assert len(outputs) == notes
-    assert (
-        "profile `moji-full`; this cell asks for `moji`" in outputs[0].data["text/markdown"]
-    )
+    assert "profile `moji-full`; this cell asks for `moji`" in outputs[0].data["text/markdown"]
 
 
 def test_what_was_computed_becomes_the_published_run(project):

@@ -126,9 +126,7 @@ def test_bad_arguments_give_one_line(project, capsys, arguments, message):
 
 
 def test_a_prompt_set_that_is_not_there_fails_before_anything_runs(project, capsys):
-    (project / "mine.yaml").write_text(
-        "extends: moji\nprompt_sets: [benign, implicit, other]\n"
-    )
+    (project / "mine.yaml").write_text("extends: moji\nprompt_sets: [benign, implicit, other]\n")
     for command in ["reproduce"], ["tune", "--max-prompts", "1"]:
         assert cli.main([*command, "--profile", "mine.yaml"]) == 2
         told = capsys.readouterr().err
