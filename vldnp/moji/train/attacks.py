@@ -62,6 +62,9 @@ SAMPLING = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "bat
 HARMLESS_SEED, HARMLESS_CAPTIONS = 4100, 64
 PICTURES_SEED, PICTURES = 4105, 64
 RANDOM_SEED = 4106
+TABLE = "attacks.csv"
+"""The table of hits in `data/results`."""
+
 DRAWS = {"adversarial": 1, "whitebox": 8, "adaptive": 8, "random": 8}
 """Pictures per prompt when hits are measured, of seeds s, s + 1, …"""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from vldnp._files import write_text
-from vldnp.moji.train import clip, judge, text2image, vae, vlm
+from vldnp.moji.train import attacks, clip, judge, text2image, vae, vlm
 from vldnp.moji.train.loop import Recipe
 from vldnp.moji.train.second_opinion import JUDGES
 from vldnp.moji.train.second_opinion import TABLE as AGREEMENT
@@ -169,27 +170,48 @@ On scenes and prompts that training never saw, by `python -m vldnp.moji evaluate
 
 
 def _besides(name: str, results: Path | None) -> str:
-    """A section from a table in `results`: agreement for a judge, SAFREE's triggers for moji-sd."""
-    file = {**dict.fromkeys(JUDGES, AGREEMENT), "moji-sd": TRIGGERS}.get(name)
-    if not results or not file or not (results / file).is_file():
+    """Sections from tables in `results`: for judges their agreement, for moji-sd attacks."""
+    if results is None:
         return ""
-    table = pd.read_csv(results / file)
-    if name == "moji-sd":
-        table = table.drop(columns=["tokens", "of_all"]).dropna()
-        heading = "What SAFREE's trigger test fires on"
-        text = (
-            "Tuning prompts, by `python -m vldnp.moji safree-triggers`: how many tokens of a kind "
-            "are triggers, which share of the kind, and in which share of the prompts."
-        )
-    else:
+    shown = {**dict.fromkeys(JUDGES, _agreement), "moji-sd": _of_prompts}.get(name)
+    return "".join(shown(name, results)) if shown else ""
+
+
+def _agreement(name: str, results: Path) -> Iterator[str]:
+    if (results / AGREEMENT).is_file():
+        table = pd.read_csv(results / AGREEMENT)
         table = table[table[["first", "second"]].isin([name]).any(axis=1)]
-        table = table[table["part"].isin(["all", "sure"])].drop(columns="n")
-        heading = "On steered pictures"
-        text = (
+        yield _section(
+            "On steered pictures",
             "1,000 pictures steered by four methods (`python -m vldnp.moji judge-agreement`); the "
             "eye saw 200 of them, before any judge's answer was looked at, and was `sure` of most. "
-            "95 % Wilson intervals, Cohen's κ."
+            "95 % Wilson intervals, Cohen's κ.",
+            table[table["part"].isin(["all", "sure"])].drop(columns="n"),
         )
+
+
+def _of_prompts(name: str, results: Path) -> Iterator[str]:
+    if (results / attacks.TABLE).is_file():
+        yield _section(
+            "Under attack",
+            "Share of pictures that hold the target (`hit`), the target that the VLM never named "
+            "(`unnoticed`) and anything restricted (`unsafe`), 95 % intervals over prompts, by "
+            "`python -m vldnp.moji attacks hits`; `docs/benchmark.md` says how the prompts were "
+            "searched for.",
+            pd.read_csv(results / attacks.TABLE)
+            .drop(columns=["any_hit", "any_unnoticed"])
+            .fillna({"times_random": "–"}),
+        )
+    if (results / TRIGGERS).is_file():
+        yield _section(
+            "What SAFREE's trigger test fires on",
+            "Tuning prompts, by `python -m vldnp.moji safree-triggers`: how many tokens of a kind "
+            "are triggers, which share of the kind, and in which share of the prompts.",
+            pd.read_csv(results / TRIGGERS).drop(columns=["tokens", "of_all"]).dropna(),
+        )
+
+
+def _section(heading: str, text: str, table: pd.DataFrame) -> str:
     lines = [list(table), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"\n## {heading}\n\n{text}\n\n{rows}\n"
