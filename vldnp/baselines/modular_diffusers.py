@@ -87,6 +87,12 @@ class VLDNPGuidance(BaseGuidance):
                 f"{self.method.name!r} changes what the prompts are encoded to, which a guider "
                 "cannot; use vldnp.sample"
             )
+        policy = self.method.negatives
+        if self.method.correction or hasattr(policy, "foreseen") or hasattr(policy, "categories"):
+            raise ValueError(
+                f"{self.method.name!r} needs several negative prompts at a time, or x̂₀ and the "
+                "scheduler, which a guider has not; use vldnp.sample"
+            )
         if not is_finite(guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
         self.guidance_scale = guidance_scale

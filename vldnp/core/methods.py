@@ -22,6 +22,7 @@ class Method:
         rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, or an equation.
         omega: strength ω ≥ 0 of the negative term; None where no equation has one.
         conditioning: what stands for the user's prompts (`vldnp.models.conditioning`).
+        correction: what changes the prediction of all images at last, a `guidance.Correction`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Method:
     rule: str | guidance.Rule | guidance.Equation = "added"
     omega: float | None = None
     conditioning: Prompting = AsWritten()
+    correction: guidance.Correction | None = None
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
@@ -43,6 +45,7 @@ class Method:
             "rule": guidance.rule(self.rule).describe(),
             "omega": self.omega,
             "conditioning": self.conditioning.describe(),
+            **({} if self.correction is None else {"correction": self.correction.describe()}),
         }
 
 

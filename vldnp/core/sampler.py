@@ -163,15 +163,16 @@ def _denoise(
     rule = guidance.rule(method.rule)
     state = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
     negatives = method.negatives.initial(batch.identities)
+    foreseen = getattr(method.negatives, "foreseen", None)
 
     for i, t in enumerate(run.timesteps):
         queried, cond = i in query_steps, prompted(i)
 
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer.
-        rows = [] if queried else _with_prompt(negatives)
+        rows, texts = _with_prompt([] if queried else negatives)
         conditioning = nothing + cond
         if rows:
-            conditioning += run.encode([negatives[row].prompt for row in rows])
+            conditioning += run.encode(texts)
         pred_uncond, pred_cond, pred_neg = run.predict(
             torch.cat([latents, latents, latents[rows]]), t, conditioning
         ).split([B, B, len(rows)])
@@ -182,15 +183,20 @@ def _denoise(
         with naming(batch.labels, f"at step {i}"):
             pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
         if queried:
-            negatives = method.negatives.updated(pictures, negatives)
-            if rows := _with_prompt(negatives):
-                pred_neg = run.predict(
-                    latents[rows], t, run.encode([negatives[row].prompt for row in rows])
-                )
+            seen = pictures
+            if foreseen is not None:
+                seen = foreseen(run, i, latents, prompted, g, batch.generators)
+            negatives = method.negatives.updated(seen, [n.at(i) for n in negatives])
+            rows, texts = _with_prompt(negatives)
+            if rows:
+                pred_neg = run.predict(latents[rows], t, run.encode(texts))
 
-        # 3. Steer the images that have a negative prompt away from it.
+        # 3. Steer the images that have a negative prompt away from it, or from each of several.
+        evaluations = [2 + rows.count(row) + (row in cond.has_auxiliary) for row in range(B)]
         if rows:
-            pred = pred.clone()
+            pred, images = pred.clone(), list(dict.fromkeys(rows))
+            if len(images) < len(rows):
+                pred_neg, rows = pred_neg.unflatten(0, (len(images), -1)), images
             pred[rows], state[rows] = rule.step(
                 pred_uncond[rows],
                 pred_cond[rows],
@@ -200,6 +206,8 @@ def _denoise(
                 state[rows],
                 i / len(run.timesteps),
             )
+        if method.correction is not None:
+            pred = method.correction.step(run, pred, t, latents, i / len(run.timesteps))
 
         # 4. Step.
         latents = run.step(pred, t, latents, batch.generators)
@@ -216,15 +224,16 @@ def _denoise(
             vlm_failures=[negative.failure for negative in negatives] if queried else None,
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
-            model_evaluations=[2 + (row in rows) + (row in cond.has_auxiliary) for row in range(B)],
+            model_evaluations=evaluations,
             vlm_calls=[int(queried)] * B,
             x0_decodes=[int(pictures is not None)] * B,
         )
 
 
-def _with_prompt(negatives: Sequence[Negative]) -> list[int]:
-    """The images that have a negative prompt."""
-    return [row for row, negative in enumerate(negatives) if negative.prompt is not None]
+def _with_prompt(negatives: Sequence[Negative]) -> tuple[list[int], list[str]]:
+    """The images that have a negative prompt, and the prompts; as often as an image has one."""
+    rows = [row for row, negative in enumerate(negatives) for _ in negative.prompts]
+    return rows, [text for negative in negatives for text in negative.prompts]
 
 
 @dataclass(frozen=True)
