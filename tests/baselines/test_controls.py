@@ -184,7 +184,7 @@ def test_a_roll_out_ends_where_plain_cfg_does(model):
         g = torch.full((3, 1, 1, 1), 7.5)
         with torch.no_grad():
             for i, t in enumerate(run.timesteps):
-                ended = rolled_out(run, i, latents, lambda i: cond, g, generators)
+                ended = rolled_out(run, i, latents, lambda i, c=cond: c, g, generators)
                 torch.testing.assert_close(ended, plain.latents, rtol=1e-3, atol=1e-3)
                 both = run.predict(torch.cat([latents] * 2), t, run.null_conditioning(3) + cond)
                 u, c = both.chunk(2)
@@ -228,7 +228,7 @@ def test_the_closed_loop_oracle_judges_where_plain_cfg_would_end(model):
 
 
 def test_any_recall_and_precision_can_be_dialled():
-    """4,000 pictures of which each shows 0 to 4 of the 12 things: the shares are those asked for."""
+    """4,000 pictures, each with 0 to 4 of the 12 things: the shares are those asked for."""
     rng = np.random.default_rng(0)
     images = [SampleId(f"prompt {k}", k) for k in range(4000)]
     truth = {

@@ -55,7 +55,7 @@ def test_a_kernel_that_vanishes_still_has_a_mean():
 
 
 def test_it_is_a_step_down_the_mean_kernel():
-    """Safety-Guided Flow: the step of Safe Denoiser is along the gradient of the MMD's potential."""
+    """Safety-Guided Flow: Safe Denoiser goes along the gradient of the MMD's potential."""
     x, sigma, eta = X.clone().requires_grad_(), 0.7, 0.3
     log_k = log_kernel(x, BANK, sigma)
     nearness = log_k.exp().mean(dim=1)
@@ -76,9 +76,8 @@ def test_the_prediction_of_an_x0_is_the_inverse(kind):
 
 
 def test_against_a_loop_of_stock_parts(model):
-    bank = latents_of(model, sample(model, PROMPTS, seeds=[8, 9], **QUICK).images)
-    assert bank.shape == (2, 4, 8, 8)
-    method = Repelled(bank, strength=0.5, sigma=1.0, until=0.5)
+    bank = sample(model, PROMPTS, seeds=[8, 9], **QUICK).latents
+    method = Repelled(bank, strength=0.5, sigma=4.0, until=0.5)
     out = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
     run = Run(model, 4, "ddim")
     x = run.initial_latents(SEEDS)
@@ -89,7 +88,7 @@ def test_against_a_loop_of_stock_parts(model):
             if i < 2:
                 a = run.scheduler.alphas_cumprod[t]
                 clean = (x - (1 - a) ** 0.5 * pred) / a**0.5
-                k = (-((clean[:, None] - bank) ** 2).mean((2, 3, 4)) / 2).exp()
+                k = (-((clean[:, None] - bank) ** 2).mean((2, 3, 4)) / 2 / 4.0**2).exp()
                 mean = (k[:, :, None, None, None] * bank).sum(1) / k.sum(1).view(-1, 1, 1, 1)
                 clean = clean + 0.5 * k.mean(1).view(-1, 1, 1, 1) * (clean - mean)
                 pred = (x - a**0.5 * clean) / (1 - a) ** 0.5
@@ -150,9 +149,9 @@ def test_wrong_settings_and_banks_are_refused(model, tmp_path):
 
 
 def test_latents_of_pictures_decode_to_them(model):
-    picture = Image.fromarray(np.full((32, 32, 3), 128, np.uint8))
-    vae = model.pipe.vae
-    pixels = torch.full((1, 3, 32, 32), 2 * 128 / 255 - 1)
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    picture, vae = Image.fromarray(array), model.pipe.vae
+    pixels = torch.from_numpy(array / 127.5 - 1).float().permute(2, 0, 1)[None]
     with torch.no_grad():
         expected = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-    torch.testing.assert_close(latents_of(model, [picture]), expected)
+    torch.testing.assert_close(latents_of(model, [picture]), expected, rtol=1e-4, atol=1e-5)
