@@ -13,7 +13,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 # OpenMP's idle threads spin by default, and take the cores from those that have work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: reproduce test lab bench lint clean
+.PHONY: reproduce test lab bench docs lint clean
 
 reproduce: $(STAMP)  ## execute the notebooks in order; results in runs/$(PROFILE)
 	$(RUN) -m vldnp reproduce --profile $(PROFILE)
@@ -29,6 +29,9 @@ lab: $(STAMP)  ## open JupyterLab on the notebooks
 
 bench: $(STAMP)  ## what a busy neighbour costs: throughput alone and beside another process
 	$(RUN) tests/benchmarks/contention.py
+
+docs: $(STAMP)  ## the pages and the notebooks as a site in build/docs; broken links fail
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

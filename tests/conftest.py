@@ -36,15 +36,29 @@ def warm_kernels(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny_data(tmp_path_factory, warm_kernels):
-    """The Moji benchmark's names on tiny random models, for this process and its kernels."""
+def tiny_folder(tmp_path_factory):
+    """The Moji benchmark's names on tiny random models, for this process."""
     import tiny_world  # brings torch, which not every file of tests needs
 
     folder = tiny_world.make(tmp_path_factory.mktemp("world"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLDNP_DATA", str(folder))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
+
+
+@pytest.fixture(scope="module")
+def tiny_profile(tiny_folder):
+    from vldnp.experiments.profile import load_profile
+
+    return load_profile("tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny_data(warm_kernels, tiny_folder):
+    """The folder of `tiny_folder`, for this process and its kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield tiny_folder
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,14 @@ from transformers import (
 
 WORDS = "a cat dog pizza at the pirate cove knife skull dagger blood and on".split()
 TOKEN_LIMIT = 16
+UNET = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "norm_num_groups": 4,
+}
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -66,16 +74,7 @@ def sd_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffus
     )
     with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
         text_encoder.get_input_embeddings().weight.normal_()
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
+    unet = UNet2DConditionModel(**UNET, cross_attention_dim=16, attention_head_dim=4)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,

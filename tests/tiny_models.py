@@ -13,7 +13,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny import TOKEN_LIMIT, WORDS, clip_tokenizer, sd_pipeline
+from tiny import TOKEN_LIMIT, UNET, WORDS, clip_tokenizer, sd_pipeline
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -30,15 +30,7 @@ def sd2_pipeline(seed: int = 0) -> StableDiffusionPipeline:
     """As Stable Diffusion 2.1: v-prediction, linear projections, heads by level, GELU."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24,
-        attention_head_dim=(1, 2),
-        use_linear_projection=True,
-        norm_num_groups=4,
+        **UNET, cross_attention_dim=24, attention_head_dim=(1, 2), use_linear_projection=True
     )
     scheduler = DPMSolverMultistepScheduler(**NOISE, prediction_type="v_prediction", steps_offset=1)
     return StableDiffusionPipeline(

@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "publish",
         parents=[run],
-        help="put a run's outputs into this checkout: notebooks, results table, figures, README",
+        help="put a run's outputs into this checkout: notebooks, results, figures, docs/results.md",
     )
     command.set_defaults(call=_publish)
     command = commands.add_parser(

@@ -6,46 +6,29 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import papermill
 import pytest
-import tiny_world
 from PIL import Image
+from tiny_judges import EverythingUnsafe
 
 import vldnp
 from vldnp.display import explorer
 from vldnp.display.explorer import METHODS, REMEMBERED, Choice, Explorer, command
-from vldnp.models.judges import Judgement
 
 ROOT = Path(__file__).parents[2]
 
 NASTY = '<img src=x onerror=alert(1)> a cat\'s "hat"; rm -rf $HOME `ls`'
 
 
-class Judge:
-    name, revision = "by-hand", "1"
-
-    def __call__(self, images):
-        return Judgement(np.full(len(images), 0.9), [{"knife": 0.9}] * len(images))
-
-
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLDNP_DATA", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def opened(data):
+def opened(tiny_folder):
     """Models are opened once."""
     return {"model": vldnp.load("moji-sd"), "vlms": {"moji-vlm-l": vldnp.load_vlm("moji-vlm-l")}}
 
 
 @pytest.fixture
 def panel(opened):
-    return Explorer("tiny", judge=Judge(), **opened)
+    return Explorer("tiny", judge=EverythingUnsafe(), **opened)
 
 
 def run(panel, **values):
@@ -72,7 +55,7 @@ def test_it_paints_what_sample_paints(panel, opened):
     assert panel.words.value.count("step ") == 2 and "done" in panel.status.value
 
 
-def test_methods_are_those_of_the_package(data, opened):
+def test_methods_are_those_of_the_package(opened):
     made = explorer.methods("tiny", omega=3, vlm=opened["vlms"]["moji-vlm-l"])
     assert tuple(made) == METHODS == tuple(method.name for method in made.values())
     assert made["static"].omega == made["vl-dnp"].omega == 3

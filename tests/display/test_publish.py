@@ -36,7 +36,8 @@ def project(tmp_path):
     ]
     (tmp_path / "notebooks").mkdir()
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "00_one.ipynb")
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
 
     run = tmp_path / "runs" / "embedded"
     (run / "notebooks").mkdir(parents=True)
@@ -76,7 +77,7 @@ def test_a_run_is_put_into_the_checkout(project):
     written = publish(project / "runs" / "embedded", project)
     assert {p.relative_to(project).as_posix() for p in written} == {
         "notebooks/00_one.ipynb",
-        "README.md",
+        "docs/results.md",
         "data/results/embedded-table.csv",
         "data/results/embedded-verdicts.csv",
         "notebooks/figures/pareto.png",
@@ -89,10 +90,10 @@ def test_a_run_is_put_into_the_checkout(project):
     shown = [output.data["text/plain"] for output in notebook.cells[1].outputs]
     assert shown == ["VBox(children=(Slider(), ))", "a figure"], "progress bars are left out"
     assert set(notebook.metadata.widgets[WIDGETS].state) == {"box", "slider"}
-    readme = (project / "README.md").read_text()
-    assert readme.startswith(f"before\n{BEGIN}\n") and readme.endswith(f"{END}\nafter\n")
-    assert "Run `embedded`, prompts: `implicit` 3." in readme
-    assert "| `cfg` |" in readme and "**C1**" in readme and "\nold\n" not in readme
+    page = (project / "docs" / "results.md").read_text()
+    assert page.startswith(f"before\n{BEGIN}\n") and page.endswith(f"{END}\nafter\n")
+    assert "Run `embedded`, prompts: `implicit` 3." in page
+    assert "| `cfg` |" in page and "**C1**" in page and "\nold\n" not in page
 
 
 def test_outputs_of_another_profile_say_so(project):
@@ -149,10 +150,10 @@ def test_the_runs_own_sets_are_published(project):
     rows.reindex(columns=TABLE_COLUMNS).to_csv(run / "table.csv", index=False)
     (run / "config.json").write_text('{"safety_set": "attack", "reference_sets": ["x"]}')
     publish(run, project)
-    readme = (project / "README.md").read_text()
-    assert "ASR 0.70 on `attack`" in readme and "ASR x" not in readme
+    page = (project / "docs" / "results.md").read_text()
+    assert "ASR 0.70 on `attack`" in page and "ASR x" not in page
 
 
-def test_a_readme_without_markers_is_named():
+def test_a_page_without_markers_is_named():
     with pytest.raises(ValueError, match="must hold <!-- results --> and <!-- /results --> once"):
         module.with_results("nothing", "embedded", TABLE, VERDICTS)

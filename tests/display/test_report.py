@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from tiny import ScriptedVLM, sd_pipeline
+from tiny_judges import EverythingUnsafe
 
 from vldnp.__main__ import main
 from vldnp.analysis.claims import COLUMNS
@@ -17,19 +17,10 @@ from vldnp.core.methods import CFG, VLDNP
 from vldnp.core.sampler import sample
 from vldnp.display import figures, report, trajectory_data
 from vldnp.experiments.grid import Study
-from vldnp.experiments.profile import load_profile
 from vldnp.experiments.run import run
 from vldnp.metrics.summary import summary
-from vldnp.models.judges import Judgement
 
 NASTY = '<img src=x onerror="alert(1)"> a cat </script>'
-
-
-class Judge:
-    name, revision = "everything-is-unsafe", "1"
-
-    def __call__(self, images):
-        return Judgement(np.full(len(images), 0.9), [{"knife": 0.9}] * len(images))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,7 @@ def folder(tmp_path_factory):
     methods = [CFG(), VLDNP(vlm, "moji", omega=2, query_steps=[1])]
     study = Study("mine", methods, [root / "implicit.csv"], num_inference_steps=3)
     model = sd_pipeline()
-    images = run(study, model, Judge(), root=root, progress=False)
+    images = run(study, model, EverythingUnsafe(), root=root, progress=False)
     images["clip_score"] = 0.5
     claim = ["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, None, None, 2]
     claim += ["superior", 0.01, 1.0, "superior"]
@@ -54,7 +45,9 @@ def folder(tmp_path_factory):
         sample(model, NASTY, method, num_inference_steps=3, progress=False, x0_every=True)
         for method in methods
     ]
-    trajectory_data.save_trajectory(outputs, root / "mine" / "trajectories", judge=Judge())
+    trajectory_data.save_trajectory(
+        outputs, root / "mine" / "trajectories", judge=EverythingUnsafe()
+    )
     return root / "mine"
 
 
@@ -112,7 +105,7 @@ def test_every_section_and_nothing_from_outside(pages):
 
 def test_a_prompt_stays_text(pages):
     text = pages[0]
-    assert sum(NASTY in told for told in Page(text).texts) >= 2  # a failure's prompt, an answer
+    assert sum(NASTY in text for text in Page(text).texts) >= 2  # a failure's prompt, an answer
     assert not any("onerror" in attributes for _, attributes in Page(text).tags)
     assert len([a for _, a in Page(text).tags if a.get("class") == "vldnp-frame"]) == 4
     assert "&lt;img src=x" in text and "<img src=x" not in text
@@ -148,13 +141,23 @@ def test_absent_sections_say_which_notebook_makes_them(tmp_path, warm_kernels, c
         assert f"<code>{notebook}</code>" in text
 
 
-def test_where_nothing_was_chosen_the_profile_chooses(folder):
+def test_what_is_compared_is_as_the_run_says(folder):
     found = report.opened(folder)
     assert found.compared == ("implicit", "benign", {})
-    chosen = load_profile("embedded").chosen
-    old = report.Run(found.folder, "embedded")
-    old.__dict__["config"] = {k: v for k, v in found.config.items() if k != "chosen"}
-    assert old.compared[2] == chosen and chosen
+    found.__dict__["config"] = {
+        "prompt_sets": ["mine.csv", "yours.csv"],
+        "reference_sets": ["plain.csv"],
+        "chosen": {"vl-dnp": 2.0},
+    }
+    del found.__dict__["compared"]
+    assert found.compared == ("yours", "plain", {"vl-dnp": 2.0})
+
+
+def test_timings_count_a_picture_once(folder):
+    images = report.opened(folder).images.assign(key=["a", "b", "c", "c"], seconds=[1, 3, 4, 9])
+    taken = report.timings(images.assign(method=list("xxyy"), omega=[None] * 4))
+    assert taken["seconds an image"].to_dict() == {"x": 2, "y": 4}
+    assert taken["images"].to_dict() == {"x": 2, "y": 1}
 
 
 def test_the_notebook_shows_no_code_and_holds_no_run():

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import nbformat
 import pytest
-import tiny_world
 import torch
 import yaml
 
@@ -13,7 +12,7 @@ from vldnp.baselines.controls import AnswersNone
 from vldnp.baselines.methods import SAFREE, SLD
 from vldnp.core.methods import CFG, VLDNP, Static
 from vldnp.core.sampler import sample
-from vldnp.experiments import grid, plan, profile_methods
+from vldnp.experiments import grid, plan, profile_methods, random_models
 from vldnp.experiments.profile import load_profile
 from vldnp.models import load
 
@@ -26,21 +25,13 @@ def empty_cache(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLDNP_DATA", str(folder))
-        yield load_profile("tiny")
-
-
 def always(images, question):
     return ["a dagger"] * len(images)
 
 
 @pytest.mark.filterwarnings("ignore:the prompt")
-def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny):
-    model = load.load(tiny.model)
+def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny_profile):
+    model = load.load(tiny_profile.model)
     for method in (
         CFG(),
         Static("a dagger", 2),
@@ -54,11 +45,12 @@ def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny):
         assert plan.evaluations(method, 6) == out.trace.model_evaluations[0], method.name
 
 
-def test_the_grid_is_that_of_the_study(tiny):
-    counted = plan.grid(tiny)
+def test_the_grid_is_that_of_the_study(tiny_profile):
+    counted = plan.grid(tiny_profile)
     main_grid = counted[counted["study"] == "main grid"]
     cells = grid.cells(
-        profile_methods.profile_study(replace(tiny, vlm=AnswersNone())), load.load(tiny.model)
+        profile_methods.profile_study(replace(tiny_profile, vlm=AnswersNone())),
+        load.load(tiny_profile.model),
     )
     assert main_grid["images"].sum() == len(cells)
     asked = main_grid[main_grid["method"] == "vl-dnp"]
@@ -90,11 +82,11 @@ def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
     assert list(map(len, steps)) == [2, 3, 4] and study.max_prompts == 3
 
 
-def test_models_that_are_here_are_timed(tiny, capsys):
+def test_models_that_are_here_are_timed(tiny_profile, capsys):
     assert main(["plan", "--profile", "tiny"]) == 0
     told = capsys.readouterr().out
     assert "with the profile's own models" in told and "to be fetched" not in told
-    rates = plan.calibrated(tiny)
+    rates = plan.calibrated(tiny_profile)
     assert min(rates.evaluation, rates.vlm_call, rates.decode) > 0
 
 
@@ -123,11 +115,26 @@ def test_the_light_profiles_weights_leave_room_on_8_gb(empty_cache):
     assert 3e9 < plan.models(load_profile("paper-lite"))["loaded"].sum() < 5e9
 
 
-def test_an_evaluation_is_as_many_operations_as_known(empty_cache):
-    rates = plan.reckoned(load_profile("paper"))
+def test_operations_are_as_many_as_counted(empty_cache):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    said, parts = (
+        random_models.known()["sd-1.4"]["operations"],
+        random_models.build("sd-1.4", "meta"),
+    )
+    with torch.device("meta"), torch.no_grad():
+        latents, t, cond = torch.zeros(1, 4, 64, 64), torch.zeros(1), torch.zeros(1, 77, 768)
+        with FlopCounterMode(display=False) as evaluation:
+            parts["unet"](latents, t, encoder_hidden_states=cond)
+        with FlopCounterMode(display=False) as decode:
+            parts["vae"].decode(latents)
+    assert said["evaluation"] == pytest.approx(evaluation.get_total_flops(), rel=1e-3)
+    assert said["decode"] == pytest.approx(decode.get_total_flops(), rel=1e-3)
     # 339 G multiplications and additions in convolutions and projections (arXiv 2305.15798, table
     # 1), two operations each; attention's own products come on top.
-    assert 0.68e12 < rates.evaluation * plan.FLOP_RATE < 0.85e12
+    assert 0.68e12 < said["evaluation"] < 0.85e12
+    rates = plan.reckoned(load_profile("paper"))
+    assert rates.evaluation * plan.FLOP_RATE == pytest.approx(said["evaluation"])
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_bad_profile_files_give_one_line(tmp_path):
     assert load_profile(path).omegas == (1.0,)
 
     path.write_text(yaml.safe_dump(good | {"omega": 3}))
-    with pytest.raises(ValueError, match="setting in profile mine.yaml 'omega'.*'omegas'"):
+    with pytest.raises(ValueError, match="key in profile mine.yaml 'omega'.*'omegas'"):
         load_profile(path)
 
     del good["vlm"]

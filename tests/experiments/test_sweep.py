@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import tiny_world
 import yaml
 from tiny import ScriptedVLM
 
@@ -23,22 +22,14 @@ from vldnp.models import load
 from vldnp.models.judges import Judgement
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLDNP_DATA", str(folder))
-        yield load_profile("tiny")
-
-
 @pytest.fixture
-def profile(world):
-    return replace(world, vlm=ScriptedVLM(lambda image: "none"), lighter_vlms=())
+def profile(tiny_profile):
+    return replace(tiny_profile, vlm=ScriptedVLM(lambda image: "none"), lighter_vlms=())
 
 
-def test_query_schedules_vary_as_they_say(world):
+def test_query_schedules_vary_as_they_say(tiny_profile):
     spacings = ["front_loaded", "uniform", "late"]
-    found = sweep(world, "schedule", {"spacing": spacings, "queries": [0, 2, 99]})
+    found = sweep(tiny_profile, "schedule", {"spacing": spacings, "queries": [0, 2, 99]})
     by = found.factors.set_index(["spacing", "queries"])["setting"]
     assert len(by) == 9  # three spacings × 0, 2 and every one of 6 steps
     assert by.xs(0, level=1).nunique() == by.xs(6, level=1).nunique() == 1
@@ -51,10 +42,10 @@ def test_query_schedules_vary_as_they_say(world):
     assert methods[by["late", 6]].negatives.query_steps_of(6) == (0, 1, 2, 3, 4, 5)
 
 
-def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(world):
+def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(tiny_profile):
     negatives, rules = ["static", "dynamic"], ["replaced", "added", "sld-medium"]
     update_policies = {"update_policy": ["replaced", 2, "accumulated"]}
-    found = sweep(world, "rule", {"negatives": negatives, "rule": rules}, update_policies)
+    found = sweep(tiny_profile, "rule", {"negatives": negatives, "rule": rules}, update_policies)
     methods = {setting_of(method): method for method in found.study.methods}
     assert len(methods) == len(found.factors) == 2 * 3 + 2  # added and replaced is there already
     for row in found.factors.itertuples():
@@ -65,11 +56,11 @@ def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(world)
             policy["kind"] == row.negatives
             and str(policy.get("update_policy", "")) == row.update_policy
         )
-        assert method["omega"] == (world.chosen["vl-dnp"] if row.rule == "added" else None)
+        assert method["omega"] == (tiny_profile.chosen["vl-dnp"] if row.rule == "added" else None)
         if row.negatives == "dynamic":
-            assert policy["query_steps"] == {world.schedule: world.queries}
-            assert policy["vlm"]["name"] == str(world.vlm)
-    strengths = sweep(world, "omega", {"omega": "[1, 2.5]", "negatives": ["static"]})
+            assert policy["query_steps"] == {tiny_profile.schedule: tiny_profile.queries}
+            assert policy["vlm"]["name"] == str(tiny_profile.vlm)
+    strengths = sweep(tiny_profile, "omega", {"omega": "[1, 2.5]", "negatives": ["static"]})
     assert [method.omega for method in strengths.study.methods] == [1, 2.5]
 
 
@@ -90,9 +81,9 @@ def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(world)
         ({"queries": []}, "study 'tiny' has no methods"),
     ],
 )
-def test_what_cannot_be_swept_is_one_line(world, grid, message):
+def test_what_cannot_be_swept_is_one_line(tiny_profile, grid, message):
     with pytest.raises(ValueError) as error:
-        sweep(world, "x", grid)
+        sweep(tiny_profile, "x", grid)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -121,9 +112,9 @@ def by_guide(profile, *guides):
     return sweep(profile, "vlm-size", grid, prompt_sets=["implicit"], max_prompts=2)
 
 
-def test_controls_stand_beside_the_vlms(world):
+def test_controls_stand_beside_the_vlms(tiny_profile):
     oracle = Oracle({})
-    found = by_guide(world, oracle)
+    found = by_guide(tiny_profile, oracle)
     guides = list(found.factors["guide"])
     assert guides == ["cfg", "moji-vlm-s", "moji-vlm-m", "moji-vlm-l", "random", "oracle", "none"]
     by = dict(zip(guides, found.study.methods, strict=True))
@@ -132,9 +123,9 @@ def test_controls_stand_beside_the_vlms(world):
     assert by["none"].negatives.vlm == AnswersNone()
 
 
-def test_an_oracle_that_is_not_understood_is_left_out(world):
+def test_an_oracle_that_is_not_understood_is_left_out(tiny_profile):
     for things, present in (((), True), (("unsafe",), False), (("unsafe", "dagger"), True)):
-        found = by_guide(world, Oracle({("a cat", 0): things}))
+        found = by_guide(tiny_profile, Oracle({("a cat", 0): things}))
         assert ("oracle" in set(found.factors["guide"])) == present, things
 
 
@@ -156,8 +147,8 @@ class FixedJudge:
         return Judgement(np.ones(len(images)), seen)
 
 
-def test_detection_counts_by_hand(world):
-    model = load.load(world.model)
+def test_detection_counts_by_hand(tiny_profile):
+    model = load.load(tiny_profile.model)
     prompts = pd.DataFrame({"prompt": ["a cat"] * 4, "seed": range(4)})
     vlms = {
         "always": lambda images, question: ["dagger"] * len(images),
@@ -222,8 +213,8 @@ def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
     assert failed(rows, "x", "implicit", "moji").empty
 
 
-def test_every_method_has_the_same_number_of_tries(world):
-    tried = tuning.candidates(world)
+def test_every_method_has_the_same_number_of_tries(tiny_profile):
+    tried = tuning.candidates(tiny_profile)
     counts = pd.Series([candidate.name for candidate in tried]).value_counts()
     assert dict(counts) == dict.fromkeys(["static", "vl-dnp", "safree", "sld"], tuning.BUDGET)
     assert len({setting_of(candidate.method) for candidate in tried}) == len(tried)
@@ -260,8 +251,8 @@ def images_of(settings, retention="retention"):
 
 
 @pytest.mark.parametrize("fidelity", ["retention", "clip"])
-def test_tuning_chooses_the_safest_that_keeps_what_is_harmless(world, fidelity):
-    tried = [c for c in tuning.candidates(world) if c.name == "static"][:4]
+def test_tuning_chooses_the_safest_that_keeps_what_is_harmless(tiny_profile, fidelity):
+    tried = [c for c in tuning.candidates(tiny_profile) if c.name == "static"][:4]
     measured = [(0.0, 0.5), (0.2, 0.77), (0.4, 0.8), (0.6, 0.8)]
     settings = [(setting_of(c.method), *of) for c, of in zip(tried, measured, strict=True)]
     images = images_of([(setting_of(vldnp.CFG()), 0.8, 0.8), *settings], fidelity)

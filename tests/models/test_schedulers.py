@@ -85,18 +85,26 @@ def reported_x0(scheduler, pred, t, latents):
 REPORTED = PAINTERS - {"DEISMultistepScheduler", "LCMScheduler", "PNDMScheduler", "TCDScheduler"}
 
 
+def paints_as_stock(model, scheduler, paints, steps) -> bool:
+    """What paints, paints as the stock pipeline; what does not is refused in one line."""
+    name, asked = type(scheduler).__name__, {"num_inference_steps": steps, "guidance_scale": 3.0}
+    if paints:
+        own = sample(model, PROMPTS, seeds=SEEDS, scheduler=scheduler, progress=False, **asked)
+        expected = stock(model.pipe, scheduler, **asked)
+        torch.testing.assert_close(own.latents, expected, atol=1e-4, rtol=1e-4)
+    else:
+        with pytest.raises(ValueError, match=f"^{name} .*use one of dpm") as refusal:
+            denoise(model, PROMPTS, scheduler=scheduler, **asked)
+        assert "\n" not in str(refusal.value)
+    return paints
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", CLASSES)
 def test_each_class_paints_as_the_stock_pipeline_or_is_refused(sd, name):
     scheduler = made(name, sd.pipe.scheduler.config)
-    asked = {"num_inference_steps": 7, "guidance_scale": 3.0}
-    if name not in PAINTERS:
-        with pytest.raises(ValueError, match=f"^{name} .*use one of dpm") as refusal:
-            denoise(sd, PROMPTS, scheduler=scheduler, **asked)
-        assert "\n" not in str(refusal.value)
+    if not paints_as_stock(sd, scheduler, name in PAINTERS, 7):
         return
-    ours = sample(sd, PROMPTS, seeds=SEEDS, scheduler=scheduler, progress=False, **asked).latents
-    torch.testing.assert_close(ours, stock(sd.pipe, scheduler, **asked), atol=1e-4, rtol=1e-4)
 
     run = Run(sd, 7, scheduler)
     latents, cond = run.initial_latents(SEEDS), run.encode(PROMPTS)
@@ -115,14 +123,7 @@ def test_each_class_paints_as_the_stock_pipeline_or_is_refused(sd, name):
 def test_each_class_with_a_flow_matching_model(sd3, name):
     flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
     scheduler = made(name, {} if name.startswith("Flow") else flow)
-    asked = {"num_inference_steps": 5, "guidance_scale": 3.0}
-    if name not in FLOW_PAINTERS:
-        with pytest.raises(ValueError, match=f"^{name} .*use one of dpm") as refusal:
-            denoise(sd3, PROMPTS, scheduler=scheduler, **asked)
-        assert "\n" not in str(refusal.value)
-        return
-    ours = sample(sd3, PROMPTS, seeds=SEEDS, scheduler=scheduler, progress=False, **asked).latents
-    torch.testing.assert_close(ours, stock(sd3.pipe, scheduler, **asked), atol=1e-4, rtol=1e-4)
+    paints_as_stock(sd3, scheduler, name in FLOW_PAINTERS, 5)
 
 
 def test_the_names_clip_nothing_whatever_the_pipelines_own_scheduler_does(sd):

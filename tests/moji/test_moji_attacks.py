@@ -131,7 +131,8 @@ def test_hits_are_measured_against_chance(short, tmp_path, monkeypatch):
         monkeypatch.setitem(attacks.DRAWS, name, 1)
     monkeypatch.setattr(attacks, "COUNTS", dict.fromkeys(attacks.COUNTS, 2))
     attacks.search("whitebox", tmp_path, 2)
-    tables = attacks.hits(tmp_path, tmp_path / "results")
+    attacks.write_sets(tmp_path, tmp_path / "prompts")
+    tables = attacks.hits(tmp_path, tmp_path / "results", tmp_path / "prompts")
     assert tables["attacks"][["set", "method"]].to_numpy().tolist() == [
         [name, method] for method in ("cfg", "vl-dnp") for name in ("random", "whitebox")
     ]
@@ -139,6 +140,7 @@ def test_hits_are_measured_against_chance(short, tmp_path, monkeypatch):
     prompts = [row["prompt"] for row in logged(tmp_path / "whitebox.jsonl")]
     assert [prompt for batch in drawn for prompt in batch["prompt"]] == prompts
     assert tables["attacks-curves"]["step"].tolist() == [0, 1]
+    assert set(tables["attacks-curves"]["prompts"]) == {2}
     assert {path.name for path in (tmp_path / "results").iterdir()} == {
         "attacks.csv",
         "attacks-curves.csv",

@@ -1,44 +1,78 @@
 """The README's code runs, here on tiny models; its modules exist; its numbers are the run's."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import tiny_world
+import yaml
 
 import vldnp
+import vldnp.__main__ as cli
 from vldnp.display import publish
 from vldnp.experiments.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 RESULTS = ROOT / "data" / "results" / "embedded-table.csv"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def every_block(language: str) -> list[str]:
+    return [block for text in (README, *PAGES.values()) for block in blocks(language, text)]
+
+
+def run(code: list[str], namespace: dict, folder: Path) -> None:
+    """Run blocks of code in a folder with the tiny world's models in the shipped ones' place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder / "data"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.chdir(folder)
+        for block in code:
+            assert len(block.splitlines()) <= 15, block
+            exec(compile(block, "a page", "exec"), namespace)
+
+
+@pytest.fixture(scope="module")
+def after_the_readme(tmp_path_factory):
+    """What the README's example leaves, and the folder that it ran in."""
+    folder, namespace = tmp_path_factory.mktemp("readme"), {}
+    (folder / "data").mkdir()
+    tiny_world.make(folder / "data")
+    run(blocks("python", README), namespace, folder)
+    return namespace, folder
 
 
 @pytest.mark.filterwarnings("ignore:the prompt")  # the tiny text encoder reads 16 tokens
-def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
-    (tmp_path / "data").mkdir()
-    data = tiny_world.make(tmp_path / "data")
-    monkeypatch.setenv("VLDNP_DATA", str(data))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for block in blocks("python"):
-        assert len(block.splitlines()) <= 15, block
-        exec(compile(block, "README.md", "exec"), namespace)
-    printed = capsys.readouterr().out
-    assert "piracy, dagger" in printed
-    assert (tmp_path / "runs" / "mine" / "table.csv").is_file()
+def test_the_readme_ends_with_the_viewer(after_the_readme):
+    namespace, _ = after_the_readme
+    (block,) = blocks("python", README)
+    assert block.rstrip().endswith("vldnp.view(out)")
     assert namespace["out"].images[0].mode == "RGB"
+    assert len(README.split()) < 900, "one screenful and a half; the rest is in docs"
+
+
+@pytest.mark.filterwarnings("ignore:the prompt")
+@pytest.mark.parametrize("page", [name for name in PAGES if blocks("python", PAGES[name])])
+def test_a_pages_blocks_run_after_the_readmes(page, after_the_readme, capsys):
+    namespace, folder = after_the_readme
+    assert "../README.md#start" in PAGES[page], "it says what it goes on from"
+    run(blocks("python", PAGES[page]), dict(namespace), folder)
+    if page == "concepts":
+        assert "piracy, dagger" in capsys.readouterr().out
+    if page == "running":
+        assert (folder / "runs" / "mine" / "table.csv").is_file()
 
 
 def test_yaml_blocks_are_profiles(tmp_path):
-    for block in blocks("yaml"):
+    assert every_block("yaml")
+    for block in every_block("yaml"):
         (tmp_path / "mine.yaml").write_text(block)
         assert load_profile(tmp_path / "mine.yaml").num_inference_steps == 50
 
@@ -47,35 +81,53 @@ KINDS = ("table", "verdicts")
 
 
 def test_results_are_those_of_the_committed_table():
-    between = README.split(publish.BEGIN)[1].split(publish.END)[0]
+    page = PAGES["results"]
+    between = page.split(publish.BEGIN)[1].split(publish.END)[0]
     if not RESULTS.is_file():
         assert between.strip() == "*Not measured yet.*"
         pytest.skip("no run was published yet: python -m vldnp publish")
     (name,) = re.findall(r"^Run `([\w-]+)`", between, re.MULTILINE)
     table, verdicts = (pd.read_csv(RESULTS.with_name(f"{name}-{x}.csv")) for x in KINDS)
     chosen = load_profile(name).chosen
-    assert publish.with_results(README, name, table, verdicts, chosen=chosen) == README
+    assert publish.with_results(page, name, table, verdicts, chosen=chosen) == page
 
 
 def test_the_architecture_names_every_module_and_no_other():
-    section = README.split("## Architecture")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `([\w/]+)/` \|.*\|([^|]*)\|$", section, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w/]+)/` \|.*\|([^|]*)\|$", PAGES["architecture"], re.MULTILINE)
     named = {f"{room}/{name}" for room, names in rows for name in re.findall(r"`(\w+)`", names)}
     package = ROOT / "vldnp"
     present = {p.relative_to(package).with_suffix("").as_posix() for p in package.rglob("*.py")}
     assert named == {name for name in present if "/" in name and not name.endswith("__")}
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("page", ["../README", *PAGES])
+def test_links_lead_somewhere(page):
+    text = README if page == "../README" else PAGES[page]
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if file.startswith("http"):
+            continue
+        path = ((ROOT / "docs" / page).parent / file).resolve() if file else None
+        assert path is None or path.is_file(), target
+        if anchor:
+            linked = path.read_text(encoding="utf-8") if path else text
+            titles = re.findall(r"^#+ (.*)$", linked, re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
+
+
+def test_every_page_is_in_the_contents():
+    contents = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = {page for entry in contents for page in re.findall(r"([\w-]+)\.md", str(entry))}
+    assert listed == set(PAGES) | {"index", "contributing"}, "these two are made by docs/hooks.py"
 
 
 def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", "\n".join(blocks("bash")), re.MULTILINE):
+    shown = "\n".join(every_block("bash"))
+    for target in re.findall(r"^make (\w+)", shown, re.MULTILINE):
         assert f"\n{target}:" in makefile
+    for line in re.findall(r"^python -m vldnp ([^#\n]*)", shown, re.MULTILINE):
+        cli._parser().parse_args(shlex.split(line))
 
 
 def test_icons_and_paper_are_credited():

@@ -4,14 +4,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-import yaml
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from vldnp._files import data_folder, unknown
+from vldnp._yaml import checked, read_yaml
 from vldnp.core import answers, lexicon
 from vldnp.core.answers import _other_numbers
 
 READINGS = ("clauses", "official")
+KIND = "concept set"
+Synonyms = Annotated[tuple[str, ...], BeforeValidator(lambda said: () if said is None else said)]
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,11 @@ class ConceptSet:
             capitals as written, denied or not; synonyms play no part.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     name: str
-    question: str
-    vocabulary: Mapping[str, tuple[str, ...]] = field(hash=False)
+    question: Annotated[str, Field(min_length=1)]
+    vocabulary: Mapping[str, Synonyms] = field(hash=False)
     lead: str = ""
     end: str = ""
     reading: str = "clauses"
@@ -150,49 +156,5 @@ def _opened(source: str | Path) -> ConceptSet:
         folder = data_folder() / "concepts"
         path = folder / f"{source}.yaml"
         if not path.is_file():
-            raise unknown("concept set", str(source), (file.stem for file in folder.glob("*.yaml")))
-    if not path.is_file():
-        raise FileNotFoundError(f"no concept set {path}: there is no such file")
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"concept set {path} cannot be read: {reason}") from error
-    return _from_yaml(data, path)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys in silence; a term written twice is a mistake."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                line = node.value[position][0].start_mark.line + 1
-                raise yaml.YAMLError(f"{key!r} stands twice, the second time in line {line}")
-        return super().construct_mapping(node, deep)
-
-
-def _from_yaml(data: object, path: Path) -> ConceptSet:
-    if not isinstance(data, dict):
-        raise ValueError(f"concept set {path} must be a mapping with question and vocabulary")
-    known = {"name", "question", "vocabulary", "lead", "end", "reading"}
-    if extra := data.keys() - known:
-        raise unknown(f"key in concept set {path.name}", sorted(map(str, extra))[0], known)
-    for key in ("question", "vocabulary"):
-        if not data.get(key):
-            raise ValueError(f"concept set {path} has no {key}")
-    texts = {"name": path.stem, "lead": "", "end": "", **data}
-    vocabulary = texts.pop("vocabulary")
-    for key, text in texts.items():
-        if not isinstance(text, str):
-            raise ValueError(f"concept set {path}: {key} must be a text, not {text!r}")
-    if not isinstance(vocabulary, dict):
-        raise ValueError(f"concept set {path}: vocabulary must map each term to its synonyms")
-    for term, synonyms in vocabulary.items():
-        # YAML reads an unquoted `no` as a boolean and `7` as a number.
-        if not isinstance(synonyms, list | None) or not all(
-            isinstance(written, str) for written in (term, *(synonyms or ()))
-        ):
-            raise ValueError(f"concept set {path}: {term!r} must map to a list of texts")
-    return ConceptSet(vocabulary={t: tuple(s or ()) for t, s in vocabulary.items()}, **texts)
+            raise unknown(KIND, str(source), (file.stem for file in folder.glob("*.yaml")))
+    return checked(ConceptSet, {"name": path.stem} | read_yaml(path, KIND), path, KIND)

@@ -1,6 +1,6 @@
-"""Put what a run produced into the checkout: notebook outputs, results, figures, the README.
+"""Put what a run produced into the checkout: notebook outputs, results, figures, `docs/results.md`.
 
-All of it comes from one run folder, so that the notebooks, the table and the README tell the same.
+All of it comes from one run folder, so that the notebooks, the table and the page tell the same.
 """
 
 import ast
@@ -34,7 +34,7 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
 
     Returns:
         The files written: `notebooks/*.ipynb` with outputs, `data/results/<run>-table.csv` and
-        `-verdicts.csv`, the README's figures in `notebooks/figures`, and `README.md`.
+        `-verdicts.csv`, the figures in `notebooks/figures`, and `docs/results.md`.
 
     Raises:
         FileNotFoundError, ValueError: one line: something is missing from the run, or an executed
@@ -57,9 +57,9 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
             raise ValueError(f"{source.name}: an output names a path of this machine")
     found = opened(run)
     table, verdicts = found.table.round(6), found.verdicts.round(6)
-    readme, name = checkout / "README.md", run.resolve().name
-    text = readme.read_text(encoding="utf-8")
-    texts[readme] = with_results(text, name, table, verdicts, *found.compared)
+    page, name = checkout / "docs" / "results.md", run.resolve().name
+    text = page.read_text(encoding="utf-8")
+    texts[page] = with_results(text, name, table, verdicts, *found.compared)
 
     for path, text in texts.items():
         write_text(path, text)
@@ -77,7 +77,7 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
 
 
 def with_results(
-    readme: str,
+    page: str,
     name: str,
     table: pd.DataFrame,
     verdicts: pd.DataFrame,
@@ -85,17 +85,17 @@ def with_results(
     benign_set: str = "benign",
     chosen: Mapping[str, float] | None = None,
 ) -> str:
-    """The README with a run's name, verdicts and table between its two markers.
+    """The page of results with a run's name, verdicts and table between its two markers.
 
     Args:
-        readme: its text.
+        page: its text.
         name: of the run.
         table, verdicts: as `table.csv` and `verdicts.csv` hold them.
         safety_set, benign_set, chosen: as in `vldnp.analysis.tables.verdict`.
     """
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"the README must hold {BEGIN} and {END} once each")
-    before, rest = readme.split(BEGIN)
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"docs/results.md must hold {BEGIN} and {END} once each")
+    before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
     counts = table.groupby("prompt_set", sort=False)["n"].first()
     prompts = "; ".join(f"`{prompt_set}` {n}" for prompt_set, n in counts.items())

@@ -7,10 +7,10 @@ network nor a kernel.
 import base64
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, wraps
+from functools import cached_property
 from pathlib import Path
 
 import nbformat
@@ -52,6 +52,9 @@ CAPTIONS = {
 }
 """File in `figures/` → what it shows; others go by their names."""
 
+APART = ("methods", "versions")
+"""Of `config.json`, what has a place of its own."""
+
 FEW = "**A smoke test: so few prompts that the numbers mean nothing.**"
 """Stands above a quick run's report."""
 
@@ -82,10 +85,11 @@ class Run:
         path = self.folder / "images.parquet"
         return pd.read_parquet(path) if path.is_file() else None
 
-    @cached_property
-    def figures(self) -> list[Path]:
+    def figures(self, *stems: str) -> list[Path]:
+        """The figures of these names, or else all but `pareto`, as `CAPTIONS` lists them."""
         names = [*CAPTIONS]
         found = sorted((self.folder / "figures").glob("*.png"))
+        found = [p for p in found if (p.stem in stems if stems else p.stem != "pareto")]
         return sorted(found, key=lambda p: names.index(p.stem) if p.stem in names else len(names))
 
     @cached_property
@@ -96,18 +100,15 @@ class Run:
     def compared(self) -> tuple[str, str, dict[str, float]]:
         """Its safety set, its benign set, and the strengths that were chosen for it.
 
-        `config.json` says them. A run of an older version does not say the first: it is
-        `implicit`, or the last of the table; nor the strengths: they are the profile's.
+        A run that does not say the first has `implicit`, or the last of its prompt sets.
         """
-        config, present = self.config or {}, list(self.table["prompt_set"].unique())
+        config = self.config or {}
+        present = [set_name(source) for source in config.get("prompt_sets", ["implicit"])]
         safety_set = config.get("safety_set") or (
             "implicit" if "implicit" in present else present[-1]
         )
         benign_set = [*config.get("reference_sets", ()), "benign"][0]
-        chosen = config.get("chosen")
-        if chosen is None:
-            chosen = load_profile(self.profile).chosen if self.profile else {}
-        return set_name(safety_set), set_name(benign_set), chosen
+        return set_name(safety_set), set_name(benign_set), config.get("chosen") or {}
 
     def _csv(self, name: str) -> pd.DataFrame | None:
         path = self.folder / name
@@ -133,7 +134,7 @@ def opened(run: str | Path, profile: str = "", reveal: bool = False) -> Run:
     profile = profile or (named if named in profile_names() else "")
     found = Run(folder, profile, reveal or bool(profile and load_profile(profile).reveal))
     if found.config is found.table is found.images is None and not (
-        found.figures or found.trajectories
+        found.figures() or found.figures("pareto") or found.trajectories
     ):
         raise FileNotFoundError(f"{folder} holds nothing of a run: {fills}")
     return found
@@ -164,20 +165,11 @@ def write(run: str | Path, reveal: bool = False, profile: str = "") -> Path:
     return found.folder / "report.html"
 
 
-def _or_absent(notebook: str) -> Callable:
-    """Where a part has nothing to show, it says which notebook makes it."""
-
-    def decorate(part: Callable[[Run], Statement | HTML | None]) -> Callable:
-        @wraps(part)
-        def shown(run: Run) -> Statement | HTML:
-            made = part(run)
-            return made or Statement(
-                f"*Nothing of this lies in the run folder; the notebook* `{notebook}` *makes it.*"
-            )
-
-        return shown
-
-    return decorate
+def part(notebook: str, make: Callable, *data):
+    """What `make` shows of `data`; where that is not there, which notebook makes it."""
+    made = None if any(one is None for one in data) else make(*data)
+    absent = f"*Nothing of this lies in the run folder; the notebook* `{notebook}` *makes it.*"
+    return Statement(absent) if made is None else made
 
 
 def origin(run: Run) -> Statement:
@@ -198,46 +190,13 @@ def origin(run: Run) -> Statement:
     return Statement("\n\n".join([*lines, f"{text}."]))
 
 
-@_or_absent("07_table")
-def answer(run: Run) -> Statement | None:
-    """The paper's claims, a line each; of a run without verdicts its goals."""
-    return tables.claims(run.verdicts) if run.verdicts is not None else None
-
-
-@_or_absent("03_pareto")
-def pareto(run: Run) -> HTML | None:
-    return _figures([path for path in run.figures if path.stem == "pareto"], run.reveal)
-
-
-@_or_absent("03_pareto")
-def goals(run: Run) -> Statement | None:
-    return None if run.table is None else tables.verdict(run.table, *run.compared)
-
-
-@_or_absent("07_table")
-def comparisons(run: Run) -> Statement | None:
-    return tables.comparisons(run.verdicts) if run.verdicts is not None else None
-
-
-@_or_absent("03_pareto")
-def numbers(run: Run) -> Statement | None:
-    return None if run.table is None else tables.results(run.table)
-
-
-@_or_absent("02_omega")
-def others(run: Run) -> HTML | None:
-    """All figures but the first."""
-    return _figures([path for path in run.figures if path.stem != "pareto"], run.reveal)
-
-
-@_or_absent("01_trajectories")
 def trajectories(run: Run) -> HTML | None:
+    """The trajectories that notebook 01 saved, each in the viewer."""
     trajectories = [json.loads(path.read_text(encoding="utf-8")) for path in run.trajectories]
     stories = [viewer.rendered(data, reveal=run.reveal) for data in trajectories]
     return HTML(filled("stories.html", stories=stories)) if stories else None
 
 
-@_or_absent("03_pareto")
 def failures(run: Run) -> HTML | None:
     """What VL-DNP leaves unsafe at its chosen strength, the most certain of each prompt set."""
     if run.table is None or run.images is None:
@@ -276,64 +235,51 @@ def _card(row, picture, reveal: bool) -> dict:
     }
 
 
-@_or_absent("02_omega")
-def configuration(run: Run) -> Statement | None:
-    if run.config is None:
-        return None
-    apart = ("methods", "versions")
-    return _listed(("setting", "value"), [i for i in run.config.items() if i[0] not in apart])
+def configuration(config: dict) -> Statement:
+    """What was resolved, but for methods and versions."""
+    return _listed("setting", "value", {k: config[k] for k in config if k not in APART})
 
 
-@_or_absent("02_omega")
-def methods(run: Run) -> HTML | None:
-    described = (run.config or {}).get("methods")
-    text = json.dumps(described, indent=1, ensure_ascii=False)
-    return HTML(filled("methods.html", text=text)) if described else None
+def methods(config: dict) -> HTML | None:
+    """All settings of the methods, to be unfolded."""
+    if "methods" in config:
+        text = json.dumps(config["methods"], indent=1, ensure_ascii=False)
+        return HTML(filled("methods.html", text=text))
 
 
-@_or_absent("02_omega")
-def versions(run: Run) -> Statement | None:
-    config = run.config
-    if config is None:
-        return None
+def versions(config: dict) -> Statement:
+    """Of packages and models."""
     models = [config[kind] for kind in ("model", "judge", "clip") if config.get(kind)]
     models += [method["negatives"].get("vlm") for method in config.get("methods", [])]
     revisions = {m["name"]: m.get("revision") or "—" for m in models if isinstance(m, dict)}
-    rows = config.get("versions", {}) | revisions
-    return _listed(("package or model", "version"), list(rows.items()))
+    return _listed("package or model", "version", config.get("versions", {}) | revisions)
 
 
-@_or_absent("02_omega")
-def timings(run: Run) -> Statement | None:
-    if run.images is None:
-        return None
-    images = run.images.drop_duplicates("key")
-    rows = [
-        (
-            method,
-            "" if pd.isna(omega) else f"{omega:g}",
-            len(group),
-            f"{group['seconds'].mean():.3f}",
-            f"{group['seconds'].sum():.0f}",
-            f"{group['model_evaluations'].mean():.1f}",
-            f"{group['vlm_calls'].mean():.1f}",
-        )
-        for (method, omega), group in images.groupby(["method", "omega"], dropna=False, sort=False)
-    ]
-    headings = "method,ω,images,seconds an image,seconds in all,U-Net evaluations,VLM calls"
-    return _listed(headings.split(","), rows)
+def timings(images: pd.DataFrame) -> pd.DataFrame:
+    """What the pictures of each method took."""
+    columns = {
+        "images": ("key", "size"),
+        "seconds an image": ("seconds", "mean"),
+        "seconds in all": ("seconds", "sum"),
+        "U-Net evaluations": ("model_evaluations", "mean"),
+        "VLM calls": ("vlm_calls", "mean"),
+    }
+    images = images.drop_duplicates("key").rename(columns={"omega": "ω"})
+    taken = images.groupby(["method", "ω"], dropna=False, sort=False).agg(**columns)
+    return taken.round(3).reset_index("ω").fillna({"ω": ""})
 
 
-def _listed(headings: Sequence[str], rows: Sequence[Sequence]) -> Statement:
-    """A table whose cells are text, or as JSON."""
+def _listed(left: str, right: str, rows: Mapping) -> Statement:
+    """A table of two columns whose cells are text, or as JSON."""
     texts = [
         [literal(c if isinstance(c, str) else json.dumps(c, ensure_ascii=False)) for c in row]
-        for row in rows
+        for row in rows.items()
     ]
-    return Statement(table_of(headings, texts))
+    return Statement(table_of((left, right), texts))
 
 
-def _figures(paths: Sequence[Path], reveal: bool) -> HTML | None:
+def pictures(paths: Sequence[Path], reveal: bool) -> HTML | None:
+    """Figures with their captions; examples are blurred."""
     shown = []
     for path in paths:
         source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -68,7 +68,7 @@ def plan(profile: Profile) -> str:
     totals = counted[["images", "evaluations", "vlm_calls"]].sum()
     hours = {part: spent.sum() / 3600 for part, spent in seconds(counted, rates).items()}
     lines = [f"profile {profile.name}", "", "models"]
-    lines += _columns(_told(row) for row in models(profile).itertuples())
+    lines += _columns(_line(row) for row in models(profile).itertuples())
     lines += ["", "prompts"]
     lines += _columns(prompts(profile).itertuples(index=False))
     lines += ["", "cells: an image for each method and prompt; evaluations and calls at most"]
@@ -200,7 +200,7 @@ def models(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _told(row) -> list[str]:
+def _line(row) -> list[str]:
     size = "size not known" if pd.isna(row.fetched) else _bytes(row.fetched)
     count = "" if pd.isna(row.parameters) else f"{_number(row.parameters)} parameters"
     here = "here" if row.here else "to be fetched"
@@ -244,34 +244,31 @@ def calibrated(profile: Profile) -> Rates:
         ValueError: not all models are here, and the shapes of one are not known, or the GPU is
             too small for them; one line.
     """
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
+    name, vlm_name = str(profile.model), str(profile.vlm)
     try:
-        return _calibrated(profile)
+        here = [hub.whereabouts(kind, getattr(profile, kind))[1] for kind in ("model", "vlm")]
+        if all(here):
+            model, vlm = load.load(profile.model), load.load_vlm(profile.vlm)
+            return measured(model, vlm, profile, f"timed on {where} with the profile's own models")
+        known = random_models.known()
+        for kind in ("model", "vlm"):
+            if str(getattr(profile, kind)) not in known:
+                raise ValueError(
+                    f"the plan cannot be timed: not all models are here, and the shapes of the "
+                    f"{kind} {str(getattr(profile, kind))!r} are not in data/architectures.yaml; "
+                    "fetch it"
+                )
+        if not torch.cuda.is_available() or not vlm_name.startswith("qwen2.5-vl"):
+            return reckoned(profile)
+        pipe = random_models.stable_diffusion(name, "cuda", torch.float16)
+        vlm = random_models.qwen(
+            vlm_name, "cuda", torch.bfloat16, max_new_tokens=ANSWER_TOKENS, max_edge=448
+        )
+        how = f"timed on {where} with random weights of the same size"
+        return measured(Backbone(pipe, name, "0"), vlm, profile, how)
     except torch.OutOfMemoryError as error:
         raise ValueError(f"the plan cannot be timed on this GPU: {first_line(error)}") from error
-
-
-def _calibrated(profile: Profile) -> Rates:
-    here = [hub.whereabouts(kind, getattr(profile, kind))[1] for kind in ("model", "vlm")]
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
-    if all(here):
-        model, vlm = load.load(profile.model), load.load_vlm(profile.vlm)
-        how = f"timed on {where} with the profile's own models"
-        return measured(model, vlm, profile, how)
-    known = random_models.known()
-    for kind in ("model", "vlm"):
-        if str(getattr(profile, kind)) not in known:
-            raise ValueError(
-                f"the plan cannot be timed: not all models are here, and the shapes of the {kind} "
-                f"{str(getattr(profile, kind))!r} are not in data/architectures.yaml; fetch it"
-            )
-    if not torch.cuda.is_available() or not str(profile.vlm).startswith("qwen2.5-vl"):
-        return reckoned(profile)
-    pipe = random_models.stable_diffusion(str(profile.model), "cuda", torch.float16)
-    vlm = random_models.qwen(
-        str(profile.vlm), "cuda", torch.bfloat16, max_new_tokens=ANSWER_TOKENS, max_edge=448
-    )
-    how = f"timed on {where} with random weights of the same size"
-    return measured(Backbone(pipe, str(profile.model), "0"), vlm, profile, how)
 
 
 def measured(model: Backbone, vlm, profile: Profile, how: str) -> Rates:
@@ -292,35 +289,18 @@ def measured(model: Backbone, vlm, profile: Profile, how: str) -> Rates:
 
 
 def reckoned(profile: Profile) -> Rates:
-    """Rates from the number of operations, counted on the meta device, and `FLOP_RATE`."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    parts = random_models.build(str(profile.model), "meta")
-    unet, vae = parts["unet"], parts["vae"]
-    edge = unet.config.sample_size
-    latents = torch.zeros(1, unet.config.in_channels, edge, edge, device="meta")
-    told = torch.zeros(1, 77, unet.config.cross_attention_dim, device="meta")
-    counts = []
-    for run in (
-        lambda: unet(latents, torch.zeros(1, device="meta"), encoder_hidden_states=told),
-        lambda: vae.decode(latents),
-    ):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            run()
-        counts.append(counter.get_total_flops())
+    """Rates from the numbers of operations in `data/architectures.yaml`, and `FLOP_RATE`."""
+    operations = random_models.known()[str(profile.model)]["operations"]
     # A token takes two operations for each weight; a picture of 448 pixels is 256 tokens.
     tokens = 256 + QUESTION_TOKENS + ANSWER_TOKENS
     asked = 2 * tokens * sum(random_models.parameters(str(profile.vlm)).values())
-    lacking = (
-        "there is no stand-in for this VLM"
-        if torch.cuda.is_available()
-        else "there is no GPU for stand-ins of their size"
-    )
     how = (
-        f"an estimate, not timed: the models are not here, and {lacking}; it takes a GPU to "
-        f"sustain {FLOP_RATE / 1e12:.0f} TFLOP/s and answers to have {ANSWER_TOKENS} tokens"
+        "an estimate, not timed: not all models are here, nor can stand-ins of their size be; "
+        f"it takes a GPU to sustain {FLOP_RATE / 1e12:.0f} TFLOP/s and answers to have "
+        f"{ANSWER_TOKENS} tokens"
     )
-    return Rates(counts[0] / FLOP_RATE, asked / FLOP_RATE, counts[1] / FLOP_RATE, how)
+    rates = (n / FLOP_RATE for n in (operations["evaluation"], asked, operations["decode"]))
+    return Rates(*rates, how)
 
 
 def _reference(profile: Profile) -> str:

@@ -1,13 +1,10 @@
 """Profiles: which models, prompt sets and settings belong together, as data in `data/profiles`."""
 
-import re
-import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -19,6 +16,7 @@ from pydantic import (
 )
 
 from vldnp._files import data_folder, unknown
+from vldnp._yaml import checked, read_yaml
 from vldnp.core.schedules import SCHEDULES
 from vldnp.experiments.sampling import Number, Positive, Sampling
 from vldnp.models.hub import ModelSpec
@@ -218,58 +216,17 @@ def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
         path = data_folder() / "profiles" / f"{source}.yaml"
     if path.resolve() in extending:
         raise ValueError(f"profile {path} extends itself")
-    data = _read(path)
+    data = read_yaml(path, "profile")
     base = data.pop("extends", None)
     if base is not None:
         if not isinstance(base, str):
             raise ValueError(f"profile {path}: extends must be a name or a YAML file, not {base!r}")
         base = path.parent / base if Path(base).suffix in {".yaml", ".yml"} else base
         data = vars(_load(base, (*extending, path.resolve()))) | {"name": path.stem} | data
-    try:
-        return _CHECKED.validate_python({"name": path.stem} | data, context=path.parent)
-    except ValidationError as error:
-        raise _in_one_line(error, path) from error
+    return checked(Profile, {"name": path.stem} | data, path, "profile", "extends")
 
 
-_CHECKED = TypeAdapter(Profile)
 _NUMBERS = TypeAdapter(tuple[Count | Number, ...])
-
-
-def _read(path: Path) -> dict:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no profile {path}: there is no such file") from None
-    except OSError as error:
-        raise ValueError(f"profile {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"profile {path} is not UTF-8: {error.reason}") from error
-    except (yaml.YAMLError, ValueError) as error:  # the latter for a date such as 2026-13-01
-        raise ValueError(f"profile {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"profile {path} must be a mapping of settings")
-    return data
-
-
-def _in_one_line(error: ValidationError, path: Path) -> ValueError:
-    """What is wrong first, in the file's terms."""
-    found = error.errors()
-    if missing := [repr(wrong["loc"][0]) for wrong in found if wrong["type"] == "missing"]:
-        return ValueError(f"profile {path.name} is missing {', '.join(missing)}")
-    setting = [*found[0]["loc"], ""][0]  # what concerns several settings has no place
-    # Of the ways to read a setting, the one that got farthest tells most.
-    wrong = max((w for w in found if setting in (*w["loc"], "")), key=lambda w: len(w["loc"]))
-    if wrong["type"] == "unexpected_keyword_argument":
-        known = {setting.name for setting in fields(Profile)} | {"extends"}
-        return unknown(f"setting in profile {path.name}", setting, known)
-    if wrong["type"] == "value_error":  # in our own words
-        return ValueError(
-            f"profile {path.name}: {setting} {wrong['ctx']['error']}".replace("  ", " ")
-        )
-    said = re.sub("^(Input|Tuple)", "it", wrong["msg"].partition(" after")[0])
-    said = said.replace("tuple", "list").replace("dictionary", "mapping")
-    value = reprlib.repr(wrong["input"])
-    return ValueError(f"profile {path.name}: {setting}: {said}, not {value}")
 
 
 def numbers(value: object, name: str = "numbers") -> tuple[float, ...]:

@@ -20,7 +20,7 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from vldnp._files import atomic
+from vldnp._files import atomic, data_folder
 from vldnp.core.concepts import load_concepts
 from vldnp.core.methods import CFG, VLDNP
 from vldnp.core.schedules import uniform
@@ -41,7 +41,7 @@ from vldnp.prompts.adversarial import (
     forbidden,
 )
 from vldnp.prompts.resumable import logged, resumed
-from vldnp.prompts.table import save_prompts
+from vldnp.prompts.table import load_prompts, save_prompts
 from vldnp.prompts.whitebox import Swaps, WhiteBox
 
 SEEDS = {"adversarial": 4101, "tuning-adversarial": 4102, "whitebox": 4103, "adaptive": 4104}
@@ -241,8 +241,14 @@ def random_prompts(attack: Attack, count: int, length: int, seed: int = RANDOM_S
     ]
 
 
-def hits(work: Path, folder: Path) -> dict[str, pd.DataFrame]:
-    """Measure the prompts found so far, and random ones, and write tables and curves.
+def hits(work: Path, folder: Path, prompts: Path | None = None) -> dict[str, pd.DataFrame]:
+    """Measure the shipped prompt sets, and random prompts, and write tables and curves.
+
+    Args:
+        work: the folder of the searches' logs, of which the curves are made, and of this
+            measurement's own.
+        folder: where the tables go.
+        prompts: where the sets lie (`write_sets`); `data/prompts` by default.
 
     Every set is drawn with plain CFG, and all but Ring-A-Bell's with VL-DNP too. What is drawn is
     kept in `<work>/hits-*.jsonl`, so a measurement that was interrupted goes on.
@@ -250,11 +256,16 @@ def hits(work: Path, folder: Path) -> dict[str, pd.DataFrame]:
     Returns:
         `attacks`: per set and method the rates of `outcomes` with bootstrap intervals over
         prompts, and how many times those of random prompts the hits are; `attacks-curves`: per
-        search and step the mean of what it lowers or raises.
+        search and step the mean of what it lowers or raises, over `prompts` logged searches.
     """
     model, judge = load.load("moji-sd"), load.load_judge("moji-judge")
     sets = {"random": random_prompts(attack_on(model), COUNTS["whitebox"], LENGTH)}
-    sets |= {name: rows_of(work, name)[: COUNTS[name]] for name in DRAWS if name != "random"}
+    files = {name: (prompts or data_folder() / "prompts") / f"{name}.csv" for name in DRAWS}
+    sets |= {
+        name: load_prompts(file)[: COUNTS[name]].to_dict("records")
+        for name, file in files.items()
+        if file.is_file()
+    }
     table = []
     for method in (CFG(), vl_dnp()):
         for name, rows in sets.items():
@@ -312,8 +323,11 @@ def rates(drawn: pd.DataFrame) -> dict[str, float]:
 
 
 def curves(work: Path) -> pd.DataFrame:
-    """How the searches went: `search`, `step`, and the mean over prompts of `value` — a distance
-    relative to the first one, a denoising loss, or a score."""
+    """How the searches went: `search, prompts, step, value`.
+
+    The value is the mean over so many logged searches of a distance relative to the first one, of
+    a denoising loss, or of a score.
+    """
     frames = []
     for name in ("adversarial", "whitebox", "adaptive"):
         if not (rows := rows_of(work, name)):
@@ -322,5 +336,6 @@ def curves(work: Path) -> pd.DataFrame:
         if name == "adversarial":
             history = history / history[:, :1]
         mean = history.mean(axis=0)
-        frames.append(pd.DataFrame({"search": name, "step": range(len(mean)), "value": mean}))
+        steps = {"search": name, "prompts": len(rows), "step": range(len(mean)), "value": mean}
+        frames.append(pd.DataFrame(steps))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

@@ -17,7 +17,8 @@ from vldnp.moji.train.evaluate import GUIDANCE_SCALE, STEPS
 from vldnp.moji.train.loop import save_grid
 from vldnp.prompts.table import load_prompts, sampled, split_things
 
-SETS = ("tuning-explicit", "tuning-implicit", "tuning-benign", "tuning-lookalike")
+KINDS = ("explicit", "implicit", "benign", "lookalike", "adversarial")
+SETS = tuple(f"tuning-{kind}" for kind in KINDS)
 
 
 def survey(name: str, count: int, folder: Path, seed: int = 0) -> pd.DataFrame:
