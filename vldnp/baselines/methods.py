@@ -41,7 +41,8 @@ def SAFREE(
         negative_prompt: a fixed negative prompt besides. The authors' script gives the phrases,
             joined by commas, in place of ε_u; empty means none.
         rule, omega: how it enters; see `Method`.
-        options: of `vldnp.baselines.safree.Safree`, such as `re_attention=False`.
+        options: of `vldnp.baselines.safree.Safree`, such as `re_attention=False`, or
+            `categories`, with which it is CASG's SAFREE.
     """
     phrases = phrases.split(",") if isinstance(phrases, str) else phrases
     policy = negatives.Static(negative_prompt) if negative_prompt else negatives.NoNegatives()
