@@ -10,7 +10,13 @@ import yaml
 
 from vldnp import __version__
 from vldnp.experiments.profile import load_profile
-from vldnp.experiments.reproduce import NOTEBOOKS, NotebookError, go_offline, reproduce
+from vldnp.experiments.reproduce import (
+    NOTEBOOKS,
+    NotebookError,
+    check_prompts,
+    go_offline,
+    reproduce,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,6 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(call=_plan)
     command = commands.add_parser(
+        "run",
+        parents=[profile, out, quick],
+        help="a profile's whole grid without notebooks, on all cores, GPUs or a cluster",
+    )
+    command.add_argument(
+        "--workers", type=_count, metavar="N", help="default: one per GPU, else one per core"
+    )
+    command.add_argument(
+        "--backend",
+        default="loky",
+        metavar="NAME",
+        help="loky: processes here; ray, dask: a cluster (%(default)s)",
+    )
+    command.set_defaults(call=_run)
+    command = commands.add_parser(
         "tune",
         parents=[profile, out],
         help="choose every method's settings on tuning prompts, with equal budgets",
@@ -122,6 +143,19 @@ def _plan(options: argparse.Namespace) -> None:
     from vldnp.experiments.plan import plan
 
     print(plan(load_profile(options.profile, quick=options.quick)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    from vldnp.experiments.profile_methods import profile_study
+    from vldnp.experiments.run import run
+
+    profile = load_profile(options.profile, quick=options.quick)
+    go_offline(profile)
+    check_prompts(profile)
+    models = profile.model, profile.judge, profile.clip
+    study = profile_study(profile)
+    run(study, *models, options.out, workers=options.workers, backend=options.backend)
+    print(os.path.join(options.out, study.name, study.file("table.csv")))
 
 
 def _tune(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from joblib.externals.loky import get_reusable_executor
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 from vldnp.core.methods import CFG, VLDNP, Static
@@ -24,13 +25,13 @@ NAME = "small"
 PROMPTS = 11
 
 
-def study(folder: Path) -> Study:
+def study(folder: Path, count: int = PROMPTS) -> Study:
     """Three methods on 11 prompts in batches of 4, so strong that another batch shows in pixels."""
     vlm = ScriptedVLM(by_brightness)
     methods = (CFG(), Static("knife", 1000), VLDNP(vlm, "moji", 1000, query_steps=[0, 1]))
     prompts = folder / "prompts.csv"
     if not prompts.is_file():
-        rows = [f"{i},a cat {i} at the cove,{i},cat\n" for i in range(PROMPTS)]
+        rows = [f"{i},a cat {i} at the cove,{i},cat\n" for i in range(count)]
         prompts.write_text("prompt_id,prompt,seed,things\n" + "".join(rows))
     return Study(NAME, methods, (prompts,), num_inference_steps=3, batch_size=4)
 
@@ -42,29 +43,41 @@ class LengthCLIP:
         return np.array([len(prompt) / 100 for prompt in prompts])
 
 
-def main(folder: Path, root: str, largest_file: int | None = None) -> None:
-    """Run it in `folder/root`; with no file larger than so many bytes, as on a full disk."""
+def main(
+    folder: Path,
+    root: str,
+    largest_file: int | None = None,
+    source: Path | None = None,
+    count: int = PROMPTS,
+    **workers,
+) -> None:
+    """Run it in `folder/root`; with no file larger than so many bytes, as on a full disk.
+
+    Workers, as `run` takes them, open the model from a folder `source`.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     judge = CNNJudge(("cat", "dog", "knife"), ("knife",))
-    model, small = load.load(sd_pipeline()), study(folder)
+    model, small = load.load(sd_pipeline() if source is None else source), study(folder, count)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
-        run(small, model, judge, LengthCLIP(), root=folder / root, progress=False)
+        run(small, model, judge, LengthCLIP(), root=folder / root, progress=False, **workers)
     except OSError as error:
         (folder / "error.txt").write_text(str(error)[:largest_file])
         sys.exit(3)
+    if workers.get("backend") == "loky":
+        get_reusable_executor().shutdown()  # an interpreter's end does it, a child's end waits
 
 
-def start(folder: Path, root: str, largest_file: int | None = None):
+def start(folder: Path, root: str, largest_file: int | None = None, **options):
     """`main` in a new process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["small_run"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the fork server
     try:
-        process = context.Process(target=main, args=(folder, root, largest_file))
+        process = context.Process(target=main, args=(folder, root, largest_file), kwargs=options)
         process.start()
     finally:
         os.environ.pop("PYTHONPATH")

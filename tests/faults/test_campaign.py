@@ -34,7 +34,7 @@ def whole(tmp_path_factory):
 
 def finish(*processes) -> None:
     for process in processes:
-        process.join(60)
+        process.join(600)  # a busy machine takes a while to start workers
         assert process.exitcode == 0
 
 

@@ -17,6 +17,9 @@ from vldnp.experiments.profile import load_profile
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+GOES_ON = "](../README.md#start)"
+"""What a page says whose examples go on from the README's."""
+
 RESULTS = ROOT / "data" / "results" / "embedded-table.csv"
 
 
@@ -59,15 +62,21 @@ def test_the_readme_ends_with_the_viewer(after_the_readme):
 
 
 @pytest.mark.filterwarnings("ignore:the prompt")
-@pytest.mark.parametrize("page", [name for name in PAGES if blocks("python", PAGES[name])])
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if GOES_ON in text])
 def test_a_pages_blocks_run_after_the_readmes(page, after_the_readme, capsys):
     namespace, folder = after_the_readme
-    assert "../README.md#start" in PAGES[page], "it says what it goes on from"
     run(blocks("python", PAGES[page]), dict(namespace), folder)
     if page == "concepts":
         assert "piracy, dagger" in capsys.readouterr().out
     if page == "running":
         assert (folder / "runs" / "mine" / "table.csv").is_file()
+
+
+def test_all_blocks_are_python():
+    for block in every_block("python"):
+        compile(block, "a page", "exec")
+    with_code = {name for name in PAGES if blocks("python", PAGES[name])}
+    assert with_code - {name for name in PAGES if GOES_ON in PAGES[name]} == {"clusters"}
 
 
 def test_yaml_blocks_are_profiles(tmp_path):

@@ -35,6 +35,7 @@ from vldnp.experiments.run_folder import (
     write_cell,
     write_scores,
 )
+from vldnp.experiments.workers import finished
 from vldnp.metrics.summary import table
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
@@ -53,6 +54,8 @@ def run(
     root: str | Path = "runs",
     *,
     progress: bool = True,
+    workers: int | None = None,
+    backend: str | None = None,
 ) -> pd.DataFrame:
     """Compute what is missing of a study, measure it, and write its tables.
 
@@ -67,6 +70,13 @@ def run(
             them; without a CLIP model its score is empty.
         root: where run folders lie.
         progress: show bars.
+        workers: how many processes make images, each with one thread and models of its own. Models
+            and VLMs that `vldnp.load` and `load_vlm` opened by name, folder or address are opened
+            once in each; other callables are pickled; a model that exists in this process only
+            needs `workers` and `backend` left out, and images are then made here. Nothing but the
+            number of threads of a process decides how images are rounded, not the workers' number.
+        backend: "loky", processes of this machine; "ray" or "dask", a cluster. Without `workers`,
+            one for each GPU, or for each core where there is none.
 
     Returns:
         One row per image, as in `images.parquet`. `model_evaluations` and `vlm_calls` are totals
@@ -84,7 +94,7 @@ def run(
     grid = cells(study, model)
     batches = plan_batches(grid, study)
     folder = Path(root) / study.name
-    generate(model, batches, folder, progress=progress)
+    generate(model, batches, folder, progress=progress, workers=workers, backend=backend)
 
     scores = {"judge": _judged(folder, judge, batches, progress)}
     if clip is not None:
@@ -104,7 +114,13 @@ def run(
 
 
 def generate(
-    model: Backbone, batches: Iterable[Batch], folder: Path, *, progress: bool = True
+    model: Backbone,
+    batches: Iterable[Batch],
+    folder: Path,
+    *,
+    progress: bool = True,
+    workers: int | None = None,
+    backend: str | None = None,
 ) -> None:
     """Compute those batches of which the run folder lacks an image.
 
@@ -115,19 +131,23 @@ def generate(
     sweep(folder)
     missing = lacking(folder, (cell.key for batch in batches for cell in batch.cells))
     waiting = [batch for batch in batches if missing & {cell.key for cell in batch.cells}]
+    if not waiting:
+        return
     total, done = sum(len(batch.cells) for batch in waiting), 0
-    with tqdm(total=total, desc="images", unit="image", disable=not (progress and total)) as bar:
-        for batch in waiting:
+    with tqdm(total=total, desc="images", unit="image", disable=not progress) as bar:
+
+        def show(batch: Batch) -> None:
             method = batch.method
             label = method.name if method.omega is None else f"{method.name} ω={method.omega:g}"
-            state = {"done": done, "total": total, "method": label}
-            write_text(folder / PROGRESS, as_json(state))  # fails before hours of work, if it must
+            write_text(folder / PROGRESS, as_json({"done": done, "total": total, "method": label}))
             bar.set_postfix_str(label)
-            compute_batch(model, batch, folder)
-            bar.update(len(batch.cells))
+
+        show(waiting[0])  # fails before hours of work, if it must
+        for batch in finished(compute_batch, model, waiting, folder, workers, backend):
             done += len(batch.cells)
-    if waiting:
-        write_text(folder / PROGRESS, as_json(state | {"done": done}))
+            bar.update(len(batch.cells))
+            show(batch)
+    sweep(folder)  # after workers that were killed
 
 
 def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:

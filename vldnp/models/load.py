@@ -6,6 +6,7 @@ a revision.
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -16,7 +17,16 @@ from vldnp._files import unknown
 from vldnp.models.clip import CLIPScore
 from vldnp.models.cnn_judge import CNNJudge
 from vldnp.models.errors import opening
-from vldnp.models.hub import FETCHING, ModelSpec, Source, default_device, find, nudenet_v2, require
+from vldnp.models.hub import (
+    EMBEDDED,
+    FETCHING,
+    ModelSpec,
+    Source,
+    default_device,
+    find,
+    nudenet_v2,
+    require,
+)
 from vldnp.models.judges import Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
 
 _open: WeakValueDictionary = WeakValueDictionary()
@@ -26,11 +36,18 @@ def _with_own_options(opener: Callable) -> Callable:
     """A `ModelSpec` is opened with its options, and once; options of the call win.
 
     A profile's model is asked for in many places; while any of them still holds it, the others
-    get the same one, because a large model fits a GPU only once.
+    get the same one, because a large model fits a GPU only once. What was opened by name says how
+    (`opened_as`: opener, name, arguments, options), so that another process can open it too.
     """
 
     @wraps(opener)
     def opened(model, /, *args, **options):  # a server has a `model` among its options
+        found = from_spec(model, *args, **options)
+        if isinstance(model, str | Path | ModelSpec):
+            found.opened_as = opener.__name__, _anywhere(model), args, options
+        return found
+
+    def from_spec(model, /, *args, **options):
         if not isinstance(model, ModelSpec):
             return opener(model, *args, **options)
         if not model.options:
@@ -42,6 +59,15 @@ def _with_own_options(opener: Callable) -> Callable:
         return known
 
     return opened
+
+
+def _anywhere(model: str | Path | ModelSpec) -> str | Path | ModelSpec:
+    """The same model as a process in another working folder would name it."""
+    text = str(model)
+    if any(text in names for names in EMBEDDED.values()) or not Path(text).is_dir():
+        return model
+    absolute = str(Path(text).resolve())
+    return replace(model, name=absolute) if isinstance(model, ModelSpec) else absolute
 
 
 def _dtype(dtype) -> torch.dtype | str | None:
