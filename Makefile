@@ -2,7 +2,10 @@
 # needed. A stamp file remembers that the environment stands.
 
 PYTHON ?= python3
-PROFILE ?= embedded
+PROFILE ?= moji
+# RECOMPUTE=all computes everything here, and takes nothing over from the published run.
+RECOMPUTE ?=
+export RECOMPUTE
 STAMP = .venv/.installed
 RUN = .venv/bin/python
 
@@ -15,7 +18,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: reproduce test lab bench docs lint clean
 
-reproduce: $(STAMP)  ## execute the notebooks in order; results in runs/$(PROFILE)
+reproduce: $(STAMP)  ## verify the published run, execute the notebooks; runs/$(PROFILE)
 	$(RUN) -m vldnp reproduce --profile $(PROFILE)
 
 # Two tests at a time with a thread each take less time than one with two. Files stay together: the

@@ -67,7 +67,7 @@ def make(folder: Path) -> Path:
     shutil.copytree(DATA / "concepts", folder / "concepts")
     shutil.copy(DATA / "architectures.yaml", folder)
     (folder / "profiles").mkdir()
-    for name in ("tiny", "embedded"):
+    for name in ("tiny", "moji"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))
     (folder / "prompts").mkdir()
     for name in SETS:

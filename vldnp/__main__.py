@@ -1,5 +1,5 @@
 """`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table; say
-beforehand what that takes; fetch public prompt sets."""
+beforehand what that takes; verify what was published; fetch public prompt sets."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.call(options)
+        return options.call(options) or 0
     except (ValueError, OSError) as error:
         print(f"vldnp: {error}", file=sys.stderr)
         return 2
@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NotebookError as error:
         print(f"vldnp: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vldnp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     profile = _Parser(add_help=False)
-    profile.add_argument("--profile", default="embedded", help="name or YAML file (%(default)s)")
+    profile.add_argument("--profile", default="moji", help="name or YAML file (%(default)s)")
     out = _Parser(add_help=False)
     out.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
     quick = _Parser(add_help=False)
@@ -65,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a smoke test: few prompts, in <out>/<profile>-quick",
     )
     run = _Parser(add_help=False)
-    run.add_argument("run", nargs="?", default="runs/embedded", help="(%(default)s)")
+    run.add_argument("run", nargs="?", default="runs/moji", help="(%(default)s)")
 
     command = commands.add_parser(
         "reproduce",
@@ -81,7 +80,41 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("NAME", "VALUE"),
         help="a further notebook parameter; may be repeated",
     )
+    command.add_argument(
+        "--images", type=_count, default=500, help="of a published run verified first (%(default)s)"
+    )
     command.set_defaults(call=_reproduce)
+    command = commands.add_parser(
+        "verify",
+        parents=[out],
+        help="recompute some images of a published run, and compare; needs no other run",
+    )
+    command.add_argument("--run", default="moji", help="in data/results (%(default)s)")
+    command.add_argument("--images", type=_count, default=500, help="so many (%(default)s)")
+    command.add_argument("--seed", type=_count, help="of the draw; by default the machine's own")
+    command.add_argument(
+        "--strict", action="store_true", help="fail where more labels differ than --tolerance"
+    )
+    command.add_argument(
+        "--tolerance", type=float, default=0.01, help="a share of the images (%(default)s)"
+    )
+    command.add_argument(
+        "--workers", type=_count, metavar="N", help="processes (default: this one, one thread)"
+    )
+    command.set_defaults(call=_verify)
+    command = commands.add_parser(
+        "score", help="measure pictures that anything else has made of a prompt set"
+    )
+    command.add_argument("folder", metavar="FOLDER", help="of the pictures")
+    command.add_argument("--prompts", required=True, help="a prompt set's CSV file or name")
+    command.add_argument(
+        "--name", default="", help="of the method in tables; default: the folder's"
+    )
+    command.add_argument("--judge", default="nudenet", help="name or folder (%(default)s)")
+    command.add_argument("--clip", help="name or folder; without one the CLIP score is empty")
+    command.add_argument("--reference", metavar="FOLDER", help="plain pictures to compare with")
+    command.add_argument("--out", metavar="FILE", help="of the rows (FOLDER/images.parquet)")
+    command.set_defaults(call=_score)
     command = commands.add_parser(
         "plan",
         parents=[profile, quick],
@@ -135,8 +168,36 @@ def _parser() -> argparse.ArgumentParser:
 def _reproduce(options: argparse.Namespace) -> None:
     given = {name: _value(name, text) for name, text in options.parameters}
     reproduce(
-        options.profile, options.out, quick=options.quick, parameters=given, notebooks=NOTEBOOKS
+        options.profile,
+        options.out,
+        quick=options.quick,
+        parameters=given,
+        notebooks=NOTEBOOKS,
+        verified=options.images,
     )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from vldnp.experiments.verify import verify
+
+    go_offline(load_profile(options.run))
+    where = {"seed": options.seed, "root": options.out, "workers": options.workers}
+    found = verify(options.run, options.images, **where)
+    print(found.details())
+    return int(options.strict and found.disagrees(options.tolerance))
+
+
+def _score(options: argparse.Namespace) -> None:
+    from vldnp.analysis.tables import against_reference, results
+    from vldnp.experiments.score import save, score
+
+    given = {"name": options.name, "reference": options.reference}
+    found = score(options.folder, options.prompts, options.judge, options.clip, **given)
+    print(results(found.table))
+    if found.differences is not None:
+        print(f"\n{against_reference(found.differences)}")
+    for line in (*found.notes, f"rows: {save(found, options.out or options.folder)}"):
+        print(f"\n{line}")
 
 
 def _plan(options: argparse.Namespace) -> None:

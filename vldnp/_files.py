@@ -33,7 +33,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        owner = f"{TEMPORARY}{_machine()}-{os.getpid()}-"
+        owner = f"{TEMPORARY}{machine()}-{os.getpid()}-"
         with tempfile.TemporaryDirectory(prefix=owner, dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             yield temporary
@@ -54,16 +54,16 @@ def sweep(folder: str | Path) -> None:
     Those of a process that still runs stay: another run may be writing into the same folder.
     """
     for left in Path(folder).rglob(f"{TEMPORARY}*"):
-        machine, _, process = left.name.removeprefix(TEMPORARY).partition("-")
+        owner, _, process = left.name.removeprefix(TEMPORARY).partition("-")
         with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's
-            ours = machine == _machine()
+            ours = owner == machine()
             if time.time() - left.stat().st_mtime > ABANDONED or (
                 ours and not _runs(int(process.partition("-")[0]))
             ):
                 shutil.rmtree(left)
 
 
-def _machine() -> str:
+def machine() -> str:
     """Eight hex digits for this machine: on a shared disk, process ids alone are ambiguous."""
     return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 

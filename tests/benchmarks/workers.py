@@ -2,7 +2,7 @@
 
     python tests/benchmarks/workers.py [--neighbour]
 
-Both make the same batches with the embedded models, in turn, on the same two cores; with
+Both make the same batches with the moji models, in turn, on the same two cores; with
 `--neighbour` beside a process that keeps one of them busy. The time counts from the first finished
 batch to the last, after all workers have opened their models: a run of hours, not its start.
 """
@@ -31,7 +31,7 @@ def rate(workers: dict, root: Path, batch_size: int, batches: int) -> float:
     from vldnp.experiments.workers import finished
     from vldnp.models import load
 
-    profile = load_profile("embedded")
+    profile = load_profile("moji")
     model = load.load(profile.model)
     study = study_of(profile, [dynamic(profile)], max_prompts=batch_size * batches)
     planned = plan_batches(cells(study, model), study)
@@ -53,7 +53,7 @@ def child(way: str, batches: int) -> None:
     from vldnp.experiments.profile import load_profile
 
     torch.set_num_threads(CORES)
-    size = load_profile("embedded").batch_size
+    size = load_profile("moji").batch_size
     with tempfile.TemporaryDirectory() as root:
         print(rate(WAYS[way], Path(root), size, batches))
 

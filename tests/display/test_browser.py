@@ -67,7 +67,7 @@ def project(world, tmp_path_factory):
     (folder / "notebooks").mkdir()
     for name in ("01_trajectories", "09_explorer"):
         text = (ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
-        notebook = nbformat.reads(text.replace('= \\"embedded\\"', '= \\"strict\\"'), 4)
+        notebook = nbformat.reads(text.replace('= \\"moji\\"', '= \\"strict\\"'), 4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.source = cell.source.replace('"a cat at the pirate cove"', repr(NASTY))

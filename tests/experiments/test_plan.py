@@ -60,8 +60,8 @@ def test_the_grid_is_that_of_the_study(tiny_profile):
 
 
 def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
-    found = plan.ablations(replace(load_profile("embedded"), vlm=AnswersNone("its own")))
-    lighter = len(load_profile("embedded").lighter_vlms)
+    found = plan.ablations(replace(load_profile("moji"), vlm=AnswersNone("its own")))
+    lighter = len(load_profile("moji").lighter_vlms)
     # Plain CFG and every step are in three curves, and five counts have three spacings; plain CFG,
     # the VLMs and three controls; five rules, static and dynamic, and two update_policies.
     counts = {"query-schedule": 2 + 5 * 3, "vlm-size": 5 + lighter, "guidance-rule": 5 * 2 + 2}
@@ -76,7 +76,7 @@ def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
         ),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "00_mine.ipynb")
-    own = replace(load_profile("embedded"), notebooks={"counts": [2, 3, 4]})
+    own = replace(load_profile("moji"), notebooks={"counts": [2, 3, 4]})
     (study,) = plan.ablations(replace(own, vlm=AnswersNone()), tmp_path).values()
     steps = [method.negatives.query_steps_of(25) for method in study.methods]
     assert list(map(len, steps)) == [2, 3, 4] and study.max_prompts == 3

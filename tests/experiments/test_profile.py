@@ -80,7 +80,7 @@ def test_the_papers_demonstrations_are_a_recipe_that_loads(tmp_path):
 
 
 def test_a_model_may_bring_options(tmp_path):
-    settings = vars(load_profile("embedded")) | {"model": {"name": "x", "dtype": "float16"}}
+    settings = vars(load_profile("moji")) | {"model": {"name": "x", "dtype": "float16"}}
     shots = [{"image": "shots/a.png", "answer": "none"}]
     settings |= {"vlm": {"name": "y", "demonstrations": shots}, "lighter_vlms": [{"name": "z"}]}
     path = tmp_path / "mine.yaml"
@@ -125,22 +125,22 @@ def test_a_prompt_set_of_another_profile_is_refused():
 def test_the_list_among_the_wordings_is_the_whole_vocabulary():
     concepts = load_concepts("moji")
     expected = concepts.negative_prompt(concepts.vocabulary)
-    assert load_profile("embedded").wordings["list"] == expected
+    assert load_profile("moji").wordings["list"] == expected
 
 
 def test_a_profile_extends_another():
-    small, full = load_profile("embedded"), load_profile("embedded-full")
-    assert full.name == "embedded-full" and full.max_prompts is None
+    small, full = load_profile("moji"), load_profile("moji-full")
+    assert full.name == "moji-full" and full.max_prompts is None
     assert full.wordings == small.wordings and full.chosen == small.chosen
 
 
 def test_unknown_profile_names_the_closest():
-    with pytest.raises(ValueError, match="unknown profile 'embeded': did you mean 'embedded'"):
-        load_profile("embeded")
+    with pytest.raises(ValueError, match="unknown profile 'mojji': did you mean 'moji'"):
+        load_profile("mojji")
 
 
 def test_bad_profile_files_give_one_line(tmp_path):
-    good = _plain(vars(load_profile("embedded"))) | {"omegas": [1.0]}
+    good = _plain(vars(load_profile("moji"))) | {"omegas": [1.0]}
     path = tmp_path / "mine.yaml"
 
     path.write_text(yaml.safe_dump(good))
@@ -166,7 +166,7 @@ def test_bad_profile_files_give_one_line(tmp_path):
     [
         ({"extends": "mine.yaml"}, "profile .*mine.yaml extends itself"),
         ({"extends": "other.yaml"}, "mine.yaml extends itself"),
-        ({"extends": ["embedded"]}, "extends must be a name or a YAML file, not"),
+        ({"extends": ["moji"]}, "extends must be a name or a YAML file, not"),
         ({"extends": "nosuch.yaml"}, "no profile .*nosuch.yaml: there is no such file"),
         ({"omegas": []}, "omegas: it should have at least 1 item"),
         ({"omegas": 8}, "omegas: it should be a valid list, not 8"),
@@ -187,7 +187,7 @@ def test_bad_profile_files_give_one_line(tmp_path):
 )
 def test_bad_settings_give_one_line_that_names_the_file(tmp_path, said, message):
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"extends": "embedded"} | said))
+    path.write_text(yaml.safe_dump({"extends": "moji"} | said))
     (tmp_path / "other.yaml").write_text("extends: mine.yaml")
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         load_profile(path)
@@ -204,7 +204,7 @@ def test_what_is_no_profile_gives_one_line(tmp_path, content):
 
 
 def test_a_profile_is_extended_as_seen_from_its_folder(tmp_path):
-    (tmp_path / "base.yaml").write_text("extends: embedded\nname: base\nqueries: 3\n")
+    (tmp_path / "base.yaml").write_text("extends: moji\nname: base\nqueries: 3\n")
     (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
     mine = load_profile(tmp_path / "mine.yaml")
     assert (mine.name, mine.queries) == ("mine", 3)
@@ -213,7 +213,7 @@ def test_a_profile_is_extended_as_seen_from_its_folder(tmp_path):
 @pytest.mark.parametrize("said", ["[2, 4.5]", "2, 4.5", [2, 4.5], (2, 4.5), " [2,4.5] "])
 def test_numbers_are_read_as_papermill_passes_them(said):
     assert numbers(said) == (2, 4.5)
-    strengths = profile_methods.profile_methods("embedded", said, names=["static"])
+    strengths = profile_methods.profile_methods("moji", said, names=["static"])
     assert [method.omega for method in strengths] == [2, 4.5]
 
 
@@ -237,17 +237,17 @@ def test_what_is_no_list_of_numbers_is_said(said):
 
 
 def test_counts_of_queries_may_be_text():
-    settings = replace(load_profile("embedded"), vlm=AnswersNone())
+    settings = replace(load_profile("moji"), vlm=AnswersNone())
     found = sweep.sweep(settings, "counts", {"queries": "[1, 2]"}, prompt_sets=["implicit"])
     assert set(found.factors["queries"]) == {1, 2}
 
 
 def test_the_shipped_profile_has_what_tuning_chose():
-    table = pd.read_csv(data_folder() / "results" / "embedded-tuning.csv")
+    table = pd.read_csv(data_folder() / "results" / "moji-tuning.csv")
     counts = table["method"].value_counts()
     assert counts.nunique() == 1, "each method had as many tries as the others"
     assert table[table["chosen"]]["method"].is_unique
-    profile = load_profile("embedded")
+    profile = load_profile("moji")
     for name, value in tuning.as_profile(table).items():
         shipped = getattr(profile, name)
         assert (list(shipped) if isinstance(shipped, tuple) else shipped) == value, name

@@ -420,12 +420,12 @@ def test_tables_of_another_study_are_kept(strong, model, judge, tmp_path):
 
 
 def test_a_quick_run_has_a_folder_of_its_own():
-    full, quick = (load_profile("embedded", quick=quick) for quick in (False, True))
+    full, quick = (load_profile("moji", quick=quick) for quick in (False, True))
     studies = [study_of(profile, [CFG()]) for profile in (full, quick)]
-    assert [study.name for study in studies] == ["embedded", "embedded-quick"]
+    assert [study.name for study in studies] == ["moji", "moji-quick"]
     assert len(studies[1].prompts("benign")) == 8 < len(studies[0].prompts("benign"))
     plain = ablations.sweep(quick, "plain", {"queries": [0]}).study
-    assert (plain.name, plain.max_prompts) == ("embedded-quick", 8)
+    assert (plain.name, plain.max_prompts) == ("moji-quick", 8)
 
 
 WRITING = """
@@ -614,7 +614,9 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
     names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
-    change = vldnp.experiments.run_fid.fid_changes(study, images, Blind(), names, tmp_path)
+    change = vldnp.experiments.run_fid.fid_changes(
+        study, images, Blind(), names, lambda rows: open_images(rows, tmp_path / "tiny")
+    )
     cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
     assert change["static"].value == pytest.approx(static - cfg, rel=1e-4)
 

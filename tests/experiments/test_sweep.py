@@ -208,7 +208,7 @@ def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
     safe = row | {"prompt_set": "implicit", "unsafe": False}
     rows = pd.DataFrame([safe, row | {"prompt_set": "adversarial"}])
     rows["method"], rows["omega"] = "vl-dnp", 15.0
-    found = compare.failed(load_profile("embedded"), rows)
+    found = compare.failed(load_profile("moji"), rows)
     assert list(found["prompt_set"]) == ["adversarial"]
     assert failed(rows, "x", "implicit", "moji").empty
 

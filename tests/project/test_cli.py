@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -53,10 +54,10 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
     status = cli.main(["reproduce", "--quick", "--out", "results", "-p", "prompt", "a cat"])
     printed, progress = capfd.readouterr()
     assert status == 0, progress
-    run = project / "results" / "embedded-quick"
+    run = project / "results" / "moji-quick"
     assert (run / "table.csv").read_text() == "True a cat"
     for line in ("table.csv", "figures/pareto.png", "notebooks/00_first.ipynb"):
-        assert os.path.join("results", "embedded-quick", line) in printed
+        assert os.path.join("results", "moji-quick", line) in printed
     assert "[1/2] 00_first.ipynb" in progress and "Executing" in progress
     assert "3/7" in progress and "static ω=2" in progress, "how far the images are"
     executed = (run / "notebooks" / "01_second.ipynb").read_text()
@@ -64,6 +65,28 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
     assert not (run / "notebooks" / "extra.ipynb").exists()
     assert is_trusted(run / "notebooks" / "01_second.ipynb")
     assert not is_trusted(project / "notebooks" / "01_second.ipynb")
+
+
+def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
+    asked = []
+
+    def verified(name, images, root):
+        asked.append((name, images, root))
+        return SimpleNamespace(details=lambda: "9 of 9 recomputed images identical")
+
+    monkeypatch.setattr(reproduce, "published_runs", lambda: [SimpleNamespace(name="moji")])
+    monkeypatch.setattr(reproduce, "execute", lambda source, target, *args, **kwargs: target)
+    monkeypatch.setattr("vldnp.experiments.verify.verify", verified)
+    command = ["reproduce", "--out", "results"]
+    assert cli.main([*command, "--images", "40"]) == 0
+    assert asked == [("moji", 40, "results")]
+    assert capsys.readouterr().out.startswith("9 of 9 recomputed images identical")
+    assert cli.main([*command, "--quick"]) == cli.main([*command, "--images", "0"]) == 0
+    monkeypatch.setenv("RECOMPUTE", "all")
+    assert cli.main(command) == 0
+    monkeypatch.setenv("RECOMPUTE", "no")
+    assert cli.main(command) == 2
+    assert len(asked) == 1
 
 
 def is_trusted(path) -> bool:
@@ -82,15 +105,15 @@ def test_what_cannot_be_trusted_is_left_so(project, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--profile", "embeded"], "unknown profile 'embeded': did you mean 'embedded'?"),
+        (["--profile", "mojji"], "unknown profile 'mojji': did you mean 'moji'?"),
         (["-p", "promt", "x"], "unknown notebook parameter 'promt': did you mean 'prompt'?"),
         (["-p", "quick", "true"], "give 'quick' as --quick, not with -p"),
         (["--profile", "nosuch.yaml"], "no profile nosuch.yaml: there is no such file"),
         (["-p", "count", "-3"], "parameter 'count' must be 0 or more, not -3"),
-        (["-p", "safety_set", "implid"], "unknown prompt set of profile 'embedded' 'implid': did"),
+        (["-p", "safety_set", "implid"], "unknown prompt set of profile 'moji' 'implid': did"),
         (
             ["-p", "cost_prompts", "bening"],
-            "unknown prompt set of profile 'embedded' 'bening': did",
+            "unknown prompt set of profile 'moji' 'bening': did",
         ),
         (["-p", "prompt", "[1"], "the value '[1' of parameter 'prompt' is no YAML"),
     ],
@@ -103,9 +126,7 @@ def test_bad_arguments_give_one_line(project, capsys, arguments, message):
 
 
 def test_a_prompt_set_that_is_not_there_fails_before_anything_runs(project, capsys):
-    (project / "mine.yaml").write_text(
-        "extends: embedded\nprompt_sets: [benign, implicit, other]\n"
-    )
+    (project / "mine.yaml").write_text("extends: moji\nprompt_sets: [benign, implicit, other]\n")
     for command in ["reproduce"], ["tune", "--max-prompts", "1"]:
         assert cli.main([*command, "--profile", "mine.yaml"]) == 2
         told = capsys.readouterr().err

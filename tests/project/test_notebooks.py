@@ -15,7 +15,7 @@ from vldnp.experiments.reproduce import reproduce
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "notebooks").glob("0*.ipynb"))
 PARAMETER = re.compile(r"\w+: (str|bool|int|float|list) = .+  # \w.+")
-COMMON = {"profile": '"embedded"', "out": '"../runs"', "quick": "False"}
+COMMON = {"profile": '"moji"', "out": '"../runs"', "quick": "False"}
 
 each = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 ALL = sorted((ROOT / "notebooks").glob("*.ipynb"))  # with the report, which reads a run
@@ -102,7 +102,7 @@ def test_prose_holds_no_measured_number(source):
 
 @each
 def test_committed_outputs(source):
-    if not (ROOT / "data" / "results" / "embedded-table.csv").is_file():
+    if not (ROOT / "data" / "results" / "moji-table.csv").is_file():
         pytest.skip("no run was published yet: python -m vldnp publish")
     for cell in cells(source, "code"):
         assert cell.execution_count, "the committed notebook must show a run"

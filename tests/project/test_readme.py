@@ -20,7 +20,7 @@ PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs")
 GOES_ON = "](../README.md#start)"
 """What a page says whose examples go on from the README's."""
 
-RESULTS = ROOT / "data" / "results" / "embedded-table.csv"
+RESULTS = ROOT / "data" / "results" / "moji-table.csv"
 
 
 def blocks(language: str, text: str) -> list[str]:

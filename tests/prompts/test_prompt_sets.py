@@ -211,7 +211,7 @@ def test_eight_of_the_twelve_were_drawn():
     assert eight.question == all_twelve.question
     left_out = set(RESTRICTED) - set(drawn)
     assert eight.parse(f"axe, {', '.join(sorted(left_out))}") == ("axe",)
-    profile = load_profile("embedded-8")
+    profile = load_profile("moji-8")
     lists = [profile.static_prompt, profile.sld_prompt, profile.safree["phrases"]]
     assert [set(split_things(text)) for text in lists] == [set(drawn)] * 3
     assert profile.concepts == "moji-8" and not left_out & set(str(profile.wordings).split())

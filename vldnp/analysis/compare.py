@@ -8,7 +8,7 @@ import pandas as pd
 from vldnp._files import atomic
 from vldnp.analysis import claims, failures
 from vldnp.core.methods import CFG, Method
-from vldnp.experiments import profile_methods, run
+from vldnp.experiments import profile_methods, published, run
 from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import Profile, set_name
 from vldnp.experiments.run_fid import fid_changes
@@ -72,7 +72,10 @@ def compare(
         settings |= {name: setting_of(method) for name, method in lighter.items()}
     measured = {row[1] for row in comparisons if row[4].startswith("fid")} | {"cfg"}
     main = {name: setting for name, setting in settings.items() if name in measured}
-    fid = fid_changes(grid, images, profile.judge, main, root)
+    fid = published.fid_changes(Path(root) / grid.name, set(main) - {"cfg"})
+    if fid is None:
+        draw = run.drawing(grid, profile.model, root)
+        fid = fid_changes(grid, images, profile.judge, main, draw)
     swept = set(map(setting_of, grid.methods))
     table = claims.verdicts(images, comparisons, settings, fid, swept, attacks).round(6)
     with atomic(Path(root) / grid.name / "verdicts.csv") as temporary:

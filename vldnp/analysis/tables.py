@@ -39,8 +39,8 @@ def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
         ]
     means = rows.groupby(level=[0, 1], sort=False)[["model_evaluations", "time"]].mean()
     cost = COSTS["model_evaluations"]
-    columns[cost.label] = [f"{x:{cost.format}}" for x in means[cost.name]]
-    columns["time"] = [f"{x:.2f}×" for x in means["time"]]
+    columns[cost.label] = [number(cost, x) for x in means[cost.name]]
+    columns["time"] = ["" if np.isnan(x) else f"{x:.2f}×" for x in means["time"]]
     names = [[f"`{m}`", "" if omega < 0 else f"{omega:g}"] for m, omega in methods]
     cells_of = zip(*columns.values(), strict=True)
     body = [[*name, *cells] for name, cells in zip(names, cells_of, strict=True)]
@@ -141,6 +141,15 @@ def against(
         ]
         body.append([*(str(getattr(variant, name)) for name in names), *cells])
     return Statement(table_of([*names, *(metric.gain for metric in PAIRED)], body))
+
+
+def against_reference(differences: pd.DataFrame) -> Statement:
+    """What `experiments.score` found against plain pictures, in Markdown, as measured."""
+    body = [
+        [METRICS[r.metric].label, difference(Interval(r.difference, r.low, r.high)), str(r.n)]
+        for r in differences.itertuples()
+    ]
+    return Statement(table_of(["metric", "less plain pictures'", "prompts"], body))
 
 
 def fronts(
@@ -336,7 +345,7 @@ def results(table: pd.DataFrame) -> Statement:
         body = [
             [row["method"], "" if pd.isna(row["omega"]) else f"{row['omega']:g}"]
             + [cell(row, metric) for metric in shown]
-            + ["" if np.isnan(base) else f"{row['seconds'] / base:.2f}×"]
+            + ["" if np.isnan(row["seconds"] / base) else f"{row['seconds'] / base:.2f}×"]
             for _, row in rows.iterrows()
         ]
         n = int(rows["n"].max())

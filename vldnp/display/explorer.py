@@ -99,7 +99,7 @@ def methods(
     return {method.name: method for method in (*fixed, safree, guided)}
 
 
-def command(choice: Choice, profile: str = "embedded", out: str = "../runs") -> str:
+def command(choice: Choice, profile: str = "moji", out: str = "../runs") -> str:
     """The shell line, for the project's root, that paints the choice's picture again.
 
     `01_trajectories` runs every method with these settings, and writes the final pictures into
@@ -135,7 +135,7 @@ class Explorer:
 
     def __init__(
         self,
-        profile: str = "embedded",
+        profile: str = "moji",
         out: str = "../runs",
         *,
         reveal: bool = False,

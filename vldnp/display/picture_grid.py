@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vldnp.display import blur, figures
-from vldnp.experiments.run_folder import open_images
+from vldnp.experiments.run_fid import Draw
 
 
 def image_grid(
@@ -96,11 +95,16 @@ def show_picture(axes: Axes, picture: Image.Image, reason: str | None = None) ->
 
 
 def examples(
-    images: pd.DataFrame, folder: str | Path, prompt_set: str, omega: float, count: int = 8
+    images: pd.DataFrame, draw: Draw, prompt_set: str, omega: float, count: int = 8
 ) -> dict[str, list[Image.Image]]:
-    """The first pictures of each method at one ω: label → pictures, in the prompts' order."""
+    """The first pictures of each method at one ω: label → pictures, in the prompts' order.
+
+    Args:
+        images: rows of a study.
+        draw: rows → their pictures, such as `vldnp.experiments.run.drawing` gives.
+    """
     rows = _at_omega(images, prompt_set, omega, count)
-    return {method: open_images(group, folder) for method, group in rows}
+    return {method: draw(group) for method, group in rows}
 
 
 def flagged(

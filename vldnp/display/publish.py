@@ -18,6 +18,7 @@ from nbformat.v4 import new_output
 from vldnp._files import atomic, trust, write_text
 from vldnp.analysis.tables import claims, overview, verdict
 from vldnp.display.report import opened
+from vldnp.experiments import publishing
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 FIGURES = ("pareto.png", "examples.png", "trajectory.webp")
@@ -29,12 +30,14 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
     """Write the outputs of a run into the project; everything is checked before anything changes.
 
     Args:
-        run: a run folder that `python -m vldnp reproduce` filled, such as `runs/embedded`.
+        run: a run folder that `python -m vldnp reproduce` filled, such as `runs/moji`.
         checkout: the project's root.
 
     Returns:
         The files written: `notebooks/*.ipynb` with outputs, `data/results/<run>-table.csv` and
-        `-verdicts.csv`, the figures in `notebooks/figures`, and `docs/results.md`.
+        `-verdicts.csv`, the figures in `notebooks/figures`, and `docs/results.md`; and the
+        published run in `data/results/<run>` (`vldnp.experiments.published`), unless the run was
+        itself taken over from there.
 
     Raises:
         FileNotFoundError, ValueError: one line: something is missing from the run, or an executed
@@ -61,10 +64,15 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
     text = page.read_text(encoding="utf-8")
     texts[page] = with_results(text, name, table, verdicts, *found.compared)
 
+    results, files = checkout / "data" / "results" / name, {}
+    if not (found.config or {}).get("published"):
+        tuning = run.resolve().parent / f"{name}-tuning" / "tuning.csv"
+        files = publishing.prepared(run, tuning if tuning.is_file() else None)
+
     for path, text in texts.items():
         write_text(path, text)
     trust(sources)
-    written = []
+    written = publishing.put(files, results) if files else []
     for kind, rows in {"table": table, "verdicts": verdicts}.items():
         written.append(checkout / "data" / "results" / f"{name}-{kind}.csv")
         with atomic(written[-1]) as temporary:

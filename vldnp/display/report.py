@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from nbconvert import HTMLExporter
+from PIL import Image
 
 from vldnp._files import write_text
 from vldnp.analysis import tables
@@ -26,7 +27,9 @@ from vldnp.display import blur, viewer
 from vldnp.display.templating import filled, text_of
 from vldnp.display.trajectory_data import shortened
 from vldnp.experiments.profile import QUICK, load_profile, profile_names, set_name
+from vldnp.experiments.profile_methods import profile_study
 from vldnp.experiments.reproduce import NOTEBOOKS, execute
+from vldnp.experiments.run import drawing
 from vldnp.experiments.run_folder import open_images
 
 NOTEBOOK = NOTEBOOKS / "12_report.ipynb"
@@ -119,7 +122,7 @@ def opened(run: str | Path, profile: str = "", reveal: bool = False) -> Run:
     """A run folder for the functions of this module.
 
     Args:
-        run: a folder such as `runs/embedded`.
+        run: a folder such as `runs/moji`.
         profile: what was run; by default the profile of the run's name, where there is one.
         reveal: show unsafe pictures unblurred; so does the profile, if it says.
 
@@ -127,7 +130,7 @@ def opened(run: str | Path, profile: str = "", reveal: bool = False) -> Run:
         FileNotFoundError: there is no such folder, or nothing of a run in it; one line.
     """
     folder = Path(run)
-    fills = "python -m vldnp reproduce fills one, such as runs/embedded"
+    fills = "python -m vldnp reproduce fills one, such as runs/moji"
     if not folder.is_dir():
         raise FileNotFoundError(f"no run folder {folder}: {fills}")
     named = folder.resolve().name.removesuffix(QUICK)
@@ -211,11 +214,20 @@ def failures(run: Run) -> HTML | None:
     for prompt_set, of_set in rows.groupby("prompt_set", sort=False):
         unsafe = of_set[of_set["unsafe"].astype(bool)]
         shown = unsafe.sort_values("unsafe_probability", ascending=False).head(MOST_FAILURES)
-        pictures = open_images(shown, run.folder)
+        pictures = _drawn(run, shown)
         pairs = zip(shown.itertuples(), pictures, strict=True)
         cards = [_card(row, picture, run.reveal) for row, picture in pairs]
         sets[prompt_set] = {"unsafe": len(unsafe), "all": len(of_set), "cards": cards}
     return HTML(filled("failures.html", omega=f"{best['omega']:g}", sets=sets))
+
+
+def _drawn(run: Run, rows: pd.DataFrame) -> list[Image.Image]:
+    """The pictures of some rows; those of a published run are made now."""
+    if not run.profile or not (run.config or {}).get("published"):
+        return open_images(rows, run.folder)
+    study = profile_study(load_profile(run.profile))
+    draw = drawing(study, load_profile(run.profile).model, run.folder.resolve().parent)
+    return draw(rows)
 
 
 def _card(row, picture, reveal: bool) -> dict:

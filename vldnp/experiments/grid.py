@@ -161,26 +161,17 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
     tables = {set_name(source): study.prompts(source) for source in study.prompt_sets}
     if len(tables) < len(study.prompt_sets):
         raise ValueError(f"study {study.name!r} has two prompt sets of the same name")
-    made_by = {
-        "schema": SCHEMA,
-        "model": model.name,
-        "revision": model.revision,
-        "dtype": str(model.dtype),
-        **_shared(study),
-    }
     grid = []
     for method in study.methods:
-        setting = setting_of(method)
-        how = made_by | {"method": _what_decides(method)}
+        setting, how = setting_of(method), made_by(study, model, method)
         for prompt_set, prompts in tables.items():
             for row in prompts.itertuples():
                 own = row.guidance_scale
                 scale = float(study.guidance_scale if np.isnan(own) else own)
                 for seed in range(row.seed, row.seed + study.num_images_per_prompt):
-                    what = {"prompt": row.prompt, "seed": seed, "guidance_scale": scale}
                     grid.append(
                         Cell(
-                            key=digest(how | what)[:24],
+                            key=key_of(how, row.prompt, seed, scale),
                             method=method,
                             setting=setting,
                             prompt_set=prompt_set,
@@ -192,6 +183,24 @@ def cells(study: Study, model: Backbone) -> list[Cell]:
                         )
                     )
     return grid
+
+
+def made_by(study: Study, model: Backbone, method: Method) -> dict:
+    """All that decides a method's images in a study, but the prompt, the seed and the scale."""
+    return {
+        "schema": SCHEMA,
+        "model": model.name,
+        "revision": model.revision,
+        "dtype": str(model.dtype),
+        **shared_sampling(study),
+        "method": _what_decides(method),
+    }
+
+
+def key_of(how: Mapping, prompt: str, seed: int, guidance_scale: float) -> str:
+    """The key of an image, 24 hex digits; `how` is what `made_by` says."""
+    what = {"prompt": prompt, "seed": seed, "guidance_scale": guidance_scale}
+    return digest({**how, **what})[:24]
 
 
 def plan_batches(grid: Sequence[Cell], study: Study) -> list[Batch]:
@@ -206,13 +215,13 @@ def plan_batches(grid: Sequence[Cell], study: Study) -> list[Batch]:
     for cell in unique.values():
         by_setting.setdefault(cell.setting, []).append(cell)
     return [
-        Batch(tuple(one_setting[start : start + study.batch_size]), _shared(study))
+        Batch(tuple(one_setting[start : start + study.batch_size]), shared_sampling(study))
         for one_setting in by_setting.values()
         for start in range(0, len(one_setting), study.batch_size)
     ]
 
 
-def _shared(study: Study) -> dict:
+def shared_sampling(study: Study) -> dict:
     """The keyword arguments of `vldnp.sample` that all its images have in common."""
     return {name: value for name, value in study.sampling.items() if name != "guidance_scale"}
 

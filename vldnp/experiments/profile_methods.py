@@ -109,7 +109,6 @@ def study_of(
         batch_size=profile.batch_size,
         reference=profile.reference,
         reference_sets=(profile.benign_set,),
-        captions_without=profile.concepts,
         part=part,
         chosen=profile.chosen,
         safety_set=profile.safety_set,

@@ -18,7 +18,7 @@ def reference_folder(name: str | Path) -> Path:
         FileNotFoundError: there are none; one line.
     """
     folder = Path(name) if Path(name).is_dir() else user_cache() / "reference" / str(name)
-    if not _pictures(folder):
+    if not picture_files(folder):
         raise FileNotFoundError(
             f"there are no real images {str(name)!r} for FID: put some into {folder}, or give "
             "their folder as the profile's reference"
@@ -26,7 +26,8 @@ def reference_folder(name: str | Path) -> Path:
     return folder
 
 
-def _pictures(folder: Path) -> list[Path]:
+def picture_files(folder: Path) -> list[Path]:
+    """All pictures in a folder, at any depth, in order."""
     endings = {".jpg", ".jpeg", ".png", ".webp"}
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
@@ -45,7 +46,7 @@ def reference_images(source: str | Path, count: int, seed: int) -> np.ndarray:
         from vldnp.moji.world.scenes import reference_images as rendered
 
         return rendered(count, seed)
-    found = _pictures(reference_folder(source))
+    found = picture_files(reference_folder(source))
     chosen = np.random.default_rng(seed).permutation(len(found))[:count]
     return np.stack([_square(found[i]) for i in sorted(chosen)])
 

@@ -1,4 +1,4 @@
-"""Executing the notebooks in order with papermill, from a clone to figures and a table."""
+"""Verifying what is published, and executing the notebooks in order with papermill."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vldnp._files import trust, unknown
 from vldnp.experiments.profile import Profile, load_profile
+from vldnp.experiments.published import published_runs, recompute
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -24,15 +25,18 @@ class NotebookError(RuntimeError):
 
 
 def reproduce(
-    profile: str = "embedded",
+    profile: str = "moji",
     out: str | Path = "runs",
     *,
     quick: bool = False,
     parameters: dict | None = None,
     notebooks: str | Path | None = None,
+    verified: int = 500,
 ) -> list[Path]:
-    """Execute `notebooks/0*.ipynb` in order with papermill, and print what that wrote.
+    """Verify a published run; execute `notebooks/0*.ipynb` in order; print what that wrote.
 
+    Where the profile's run is published, some of its images are recomputed and compared first,
+    unless all are to be computed here (`RECOMPUTE=all`).
     Each notebook gets those of `profile`, `out`, `quick`, the profile's `notebook_parameters` and
     `parameters` that its cell tagged `parameters` declares.
 
@@ -42,6 +46,7 @@ def reproduce(
         quick: fewer prompts, to see whether everything works; in `out/<profile>-quick`.
         parameters: further notebook parameters, which go before the profile's.
         notebooks: their folder; default is the checkout's.
+        verified: how many images of a published run are recomputed; 0 is none.
 
     Returns:
         The executed notebooks; this user's JupyterLab trusts them.
@@ -76,6 +81,8 @@ def reproduce(
     given |= own
     go_offline(settings)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # kernels inherit it
+    if verified and not quick and not recompute():
+        check_published(settings.name, out, verified)
     executed = []
     for number, source in enumerate(sources, start=1):
         target = run / "notebooks" / source.name
@@ -91,6 +98,15 @@ def reproduce(
         for path in paths:
             print(f"  {os.path.relpath(path)}{'' if path.exists() else '  (was not written)'}")
     return executed
+
+
+def check_published(name: str, out: str | Path, images: int) -> None:
+    """Verify a profile's published run, if there is one, and print what that showed."""
+    if name in (run.name for run in published_runs()):
+        from vldnp.experiments.verify import verify
+
+        print(f"[0] verifying the published run {name}", file=sys.stderr, flush=True)
+        print(verify(name, images, root=out).details())
 
 
 def notebooks_in(folder: str | Path) -> list[Path]:

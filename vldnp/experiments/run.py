@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -18,8 +19,9 @@ from vldnp._files import atomic, sweep, write_text
 from vldnp._finite import label, naming
 from vldnp.core.concepts import load_concepts
 from vldnp.core.sampler import sample
+from vldnp.experiments import published
 from vldnp.experiments.grid import SCHEMA, Batch, Cell, Study, as_json, cells, plan_batches
-from vldnp.experiments.run_fid import run_distances
+from vldnp.experiments.run_fid import Draw, run_distances
 from vldnp.experiments.run_folder import (
     SAID,
     SPENT,
@@ -54,10 +56,14 @@ def run(
     root: str | Path = "runs",
     *,
     progress: bool = True,
+    recompute: bool | None = None,
     workers: int | None = None,
     backend: str | None = None,
 ) -> pd.DataFrame:
     """Compute what is missing of a study, measure it, and write its tables.
+
+    Images that a published run holds (`experiments.published`) are neither made nor measured; their
+    rows are taken over, and so is the table where it holds the whole study.
 
     In `root/study.name` there are afterwards `cells/` (a PNG and a JSON record per image),
     `scores/` (measurements), `images.parquet`, `table.csv` and `config.json` (all that was
@@ -70,6 +76,8 @@ def run(
             them; without a CLIP model its score is empty.
         root: where run folders lie.
         progress: show bars.
+        recompute: take over no published rows; None means what the environment variable
+            `RECOMPUTE` says, `all` or nothing.
         workers: how many processes make images, each with one thread and models of its own. Models
             and VLMs that `vldnp.load` and `load_vlm` opened by name, folder or address are opened
             once in each; other callables are pickled; a model that exists in this process only
@@ -92,23 +100,35 @@ def run(
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.num_inference_steps)
     grid = cells(study, model)
-    batches = plan_batches(grid, study)
-    folder = Path(root) / study.name
+    folder, config = Path(root) / study.name, _config(study, model, judge, clip)
+    anew = published.recompute(recompute)
+    known = published.Known() if anew else published.lookup(study, grid, folder, config)
+    batches = [
+        batch
+        for batch in plan_batches(grid, study)
+        if not known.keys.issuperset(cell.key for cell in batch.cells)
+    ]
     generate(model, batches, folder, progress=progress, workers=workers, backend=backend)
 
-    scores = {"judge": _judged(folder, judge, batches, progress)}
-    if clip is not None:
-        scores["clip"] = _clip_scored(folder, clip, batches, progress)
-    images = pd.DataFrame([_row(cell, folder, scores, study) for cell in grid])
-    images["clip_chance"] = images["prompt_set"].map(_chance(images, folder, clip))
-    fid = run_distances(study, images, folder, judge)
-    config = _config(study, model, judge, clip)
+    scores = scored(folder, judge, clip, batches, progress=progress)
+    images = pd.DataFrame([known.row(c, study) or _row(c, folder, scores, study) for c in grid])
+    chance, fid = known.chance, {}
+    if known.whole is None:  # these need pictures
+        draw = drawing(study, model, root, progress=progress)
+        chance = chance | _chance(images[~images["prompt_set"].isin(chance)], draw, clip)
+        fid = run_distances(study, images, draw, judge)
+    else:
+        config["published"] = known.whole.folder.name
+    images["clip_chance"] = images["prompt_set"].map(chance)
     if other := changes(study, folder, config, images):
         set_aside(study, folder, other)
     with atomic(folder / study.file("images.parquet")) as temporary:
         images.to_parquet(temporary, index=False)
     with atomic(folder / study.file("table.csv")) as temporary:
-        table(images, fid).to_csv(temporary, index=False)
+        if known.whole is None:
+            table(images, fid).to_csv(temporary, index=False)
+        else:  # FID and KID in there are of pictures that are not here
+            shutil.copyfile(known.whole.file("table.csv"), temporary)
     write_text(folder / study.file("config.json"), as_json(config, indent=2) + "\n")
     return images
 
@@ -150,6 +170,40 @@ def generate(
     sweep(folder)  # after workers that were killed
 
 
+def drawing(study: Study, model, root: str | Path = "runs", *, progress: bool = True) -> Draw:
+    """What gives the pictures of a study's rows, and makes those that its run folder lacks.
+
+    Each is made in the batch that its row names, which is made whole, so that the pixels agree.
+
+    Args:
+        study, model, root, progress: as in `run`.
+
+    Returns:
+        Rows of what `run` returned → their pictures, in order. It raises ValueError where a row's
+        batch is one that neither the study nor a published run has.
+    """
+    folder = Path(root) / study.name
+
+    def own() -> list[Batch]:
+        return plan_batches(cells(study, load.load(model)), study)
+
+    def draw(rows: pd.DataFrame) -> list[Image.Image]:
+        absent = rows[[not image_path(folder, key).is_file() for key in rows["key"]]]
+        if len(absent):
+            opened = load.load(model)
+            batches = list(published.batches_of(absent["batch"], study, opened, own))
+            generate(opened, batches, folder, progress=progress)
+            made = {cell.key for batch in batches for cell in batch.cells}
+            if lost := [row for row in absent.itertuples() if row.key not in made]:
+                raise ValueError(
+                    f"{image_path(folder, lost[0].key)} is missing, and neither study "
+                    f"{study.name!r} nor a published run has its batch {lost[0].batch}"
+                )
+        return open_images(rows, folder)
+
+    return draw
+
+
 def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
     """Make a batch's images and write those that the run folder lacks, with their records."""
     started = time.perf_counter()
@@ -188,6 +242,21 @@ def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
             "vlm_failures": [step.vlm_failures[i] for step in queries],
         }
         write_cell(folder, cell.key, out.images[i], record)
+
+
+def scored(
+    folder: Path,
+    judge: Judge,
+    clip: CLIPScore | None,
+    batches: Sequence[Batch],
+    *,
+    progress: bool = True,
+) -> dict[str, dict[str, dict]]:
+    """`judge` and `clip` → cell key → its measurements; what the batches lack is measured now."""
+    scores = {"judge": _judged(folder, judge, batches, progress)}
+    if clip is not None:
+        scores["clip"] = _clip_scored(folder, clip, batches, progress)
+    return scores
 
 
 def _judged(
@@ -263,6 +332,7 @@ def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) 
         "unsafe_probability": unsafe,
         "unsafe": unsafe >= study.unsafe_threshold,
         "found": list(judged.found()[0]),
+        "things": ", ".join(cell.things),
         "retention": float(judged.retention([cell.things])[0]),
         "clip_score": scores["clip"][cell.key]["clip_score"] if "clip" in scores else np.nan,
         **{column: record[column] for column in (*SPENT, *SAID)},
@@ -272,13 +342,13 @@ def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) 
     }
 
 
-def _chance(images: pd.DataFrame, folder: Path, clip: CLIPScore | None) -> dict[str, float]:
+def _chance(images: pd.DataFrame, draw: Draw, clip: CLIPScore | None) -> dict[str, float]:
     """Prompt set → the CLIP score of plain CFG's pictures with the set's other prompts."""
     plain = images[images["method"] == "cfg"].drop_duplicates(["prompt_set", "prompt_id"])
     if not hasattr(clip, "chance"):
         return {}
     return {
-        prompt_set: clip.chance(open_images(group, folder), list(group["prompt"]))
+        prompt_set: clip.chance(draw(group), list(group["prompt"]))
         for prompt_set, group in plain.groupby("prompt_set")
     }
 

@@ -1,33 +1,40 @@
 """FID and KID of a run's images against the study's real images."""
 
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from vldnp._files import first_line
 from vldnp.experiments import reference
 from vldnp.experiments.grid import Study
-from vldnp.experiments.run_folder import open_images
 from vldnp.metrics.fid import Distances, Inception, distances, features, fid_change
 from vldnp.metrics.intervals import Interval
 from vldnp.models import load
 from vldnp.models.hub import default_device
 from vldnp.models.judges import Judge
 
+Draw = Callable[[pd.DataFrame], list[Image.Image]]
+"""Rows of `images.parquet` → their pictures."""
+
 
 def fid_changes(
-    study: Study, images: pd.DataFrame, judge: Judge | str, methods: Mapping[str, str], root: str
+    study: Study,
+    images: pd.DataFrame,
+    judge: Judge | str,
+    methods: Mapping[str, str],
+    draw: Draw,
 ) -> dict[str, Interval]:
     """How much FID on the reference sets lies above plain CFG's, for some methods.
 
     Args:
-        study, images: what `run` was given and returned; `root` likewise.
+        study, images: what `run` was given and returned.
         judge: whose features count.
         methods: name → setting, with `cfg` among them.
+        draw: rows → their pictures.
 
     Returns:
         Name → the difference (`metrics.fid_change`); empty where FID cannot be had.
@@ -39,7 +46,7 @@ def fid_changes(
 
     def of(setting: str) -> np.ndarray:
         rows = compared[compared["setting"] == setting].sort_values(["prompt_id", "seed"])
-        return features(open_images(rows, Path(root) / study.name), space).numpy()
+        return features(draw(rows), space).numpy()
 
     real, plain = features(pixels, space).numpy(), of(methods["cfg"])
     return {
@@ -67,7 +74,7 @@ def _means(study: Study, judge: Judge) -> tuple[Judge | Inception, torch.Tensor]
 
 
 def run_distances(
-    study: Study, images: pd.DataFrame, folder: Path, judge: Judge
+    study: Study, images: pd.DataFrame, draw: Draw, judge: Judge
 ) -> dict[tuple[str, str], Distances]:
     """FID and KID of each setting's images of the reference sets, where they can be had."""
     compared = images[images["prompt_set"].isin(study.reference_sets)]
@@ -76,7 +83,7 @@ def run_distances(
     space, pixels = means
     real = features(pixels, space)
     return {
-        (setting, prompt_set): distances(features(open_images(group, folder), space), real)
+        (setting, prompt_set): distances(features(draw(group), space), real)
         for (setting, prompt_set), group in compared.groupby(["setting", "prompt_set"])
         if len(group) > 1
     }

@@ -23,7 +23,7 @@ SAID = ("negative_prompts", "query_steps", "vlm_answers")
 EARLIER = "earlier"
 """The folder in a run folder for the tables of studies that others have replaced."""
 
-NO_RESULT = ("versions", "batch_size", "chosen")
+NO_RESULT = ("versions", "batch_size", "chosen", "published")
 """What may change in a study's configuration while its tables stay the same study's."""
 
 MEASURED = ("judge", "clip", "unsafe_threshold", "reference", "reference_sets", "reference_count")

@@ -43,7 +43,7 @@ PICTURES, LABELS, TABLE = "judge-pictures.csv", "judge-eye-labels.csv", "judge-a
 def methods(vlm: Callable) -> list[Method]:
     """The twelve ways of steering.
 
-    Static, VL-DNP and SLD are set as in `data/profiles/embedded.yaml`, SAFREE as calibrated on
+    Static, VL-DNP and SLD are set as in `data/profiles/moji.yaml`, SAFREE as calibrated on
     the benchmark (α = 0.015, U = 20), with the same negative prompt as static.
     """
     by_omega = [
