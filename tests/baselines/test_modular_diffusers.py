@@ -98,6 +98,8 @@ def test_what_the_vlm_is_asked_and_what_it_costs(stock, modular):
 def test_what_a_guider_cannot_carry():
     with pytest.raises(ValueError, match="'safree' changes what the prompts are encoded to"):
         VLDNPGuidance(SAFREE("a knife"))
+    with pytest.raises(ValueError, match="a guider has no reuse, lag; use vldnp.sample"):
+        VLDNPGuidance(Static("a knife", reuse=1, lag=2))
     with pytest.raises(ValueError, match="has no denoising loop.*get_workflow"):
         looking(StableDiffusionXLAutoBlocks())
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from vldnp.baselines.methods import SAFREE
+from vldnp.core.levers import AdaptiveGuidance, Gate
 from vldnp.core.methods import VLDNP
 from vldnp.core.sampler import denoise
 from vldnp.core.schedules import front_loaded
+from vldnp.core.strength import Linear
 from vldnp.models import load
 
 pytestmark = pytest.mark.slow
@@ -28,6 +30,17 @@ class ByBrightness:
 
 METHODS = {
     "vl-dnp": lambda: VLDNP(ByBrightness(), "moji", omega=15.0, query_steps=front_loaded(5)),
+    "levers": lambda: VLDNP(
+        ByBrightness(),
+        "moji",
+        omega=15.0,
+        query_steps=front_loaded(5),
+        omega_schedule=Linear(1.0, 0.5),
+        adaptive=AdaptiveGuidance(0.5, cosine=0.999),
+        reuse=1,
+        gate=Gate(0.97),
+        lag=1,
+    ),
     "safree": lambda: SAFREE(["knife", "skull", "blood"], upper=35.0, alpha=0.0),
 }
 
@@ -39,7 +52,7 @@ def steps(model, method, rows, scheduler):
             [PROMPTS[row] for row in rows],
             METHODS[method](),
             seeds=[SEEDS[row] for row in rows],
-            num_inference_steps=10 if method == "vl-dnp" else 4,
+            num_inference_steps=4 if method == "safree" else 10,
             guidance_scale=3.0,
             scheduler=scheduler,
         )
@@ -52,6 +65,8 @@ def in_a_batch_and_alone(model, method, scheduler):
     for row in (0, 2):
         for together, alone in zip(batch, steps(model, method, [row], scheduler), strict=True):
             assert together.negative_prompts[row] == alone.negative_prompts[0]
+            assert together.model_evaluations[row] == alone.model_evaluations[0]
+            assert together.vlm_calls[row] == alone.vlm_calls[0]
             yield (together.latents[row], together.x0[row]), (alone.latents[0], alone.x0[0])
     if method == "vl-dnp":  # the answers were of all kinds
         found = {prompt for step in batch for prompt in step.negative_prompts}

@@ -70,8 +70,8 @@ class VLDNPGuidance(BaseGuidance):
         negatives: the negative prompts in force, one per image.
 
     Raises:
-        ValueError: a method that changes the prompts themselves (SAFREE), or a guidance scale that
-            is no finite number.
+        ValueError: a method that changes the prompts themselves (SAFREE) or has levers on, or a
+            guidance scale that is no finite number.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_neg"]
@@ -93,6 +93,8 @@ class VLDNPGuidance(BaseGuidance):
                 f"{self.method.name!r} needs several negative prompts at a time, or x̂₀ and the "
                 "scheduler, which a guider has not; use vldnp.sample"
             )
+        if levers := self.method.levers():
+            raise ValueError(f"a guider has no {', '.join(levers)}; use vldnp.sample")
         if not is_finite(guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
         self.guidance_scale = guidance_scale

@@ -16,7 +16,7 @@ from vldnp._files import unknown
 from vldnp.models.run import Run
 
 Scale = float | Tensor
-Equation = Callable[[Tensor, Tensor, Tensor, Scale, float | None], Tensor]
+Equation = Callable[[Tensor, Tensor, Tensor, Scale, Scale | None], Tensor]
 """(pred_uncond, pred_cond, pred_neg, guidance_scale, omega) → prediction."""
 
 
@@ -25,7 +25,7 @@ def cfg(pred_uncond: Tensor, pred_cond: Tensor, guidance_scale: Scale) -> Tensor
     return pred_uncond + guidance_scale * (pred_cond - pred_uncond)
 
 
-def added(pred_cfg: Tensor, pred_neg: Tensor, pred_uncond: Tensor, omega: float) -> Tensor:
+def added(pred_cfg: Tensor, pred_neg: Tensor, pred_uncond: Tensor, omega: Scale) -> Tensor:
     """The negative term of VL-DNP, ε_cfg − ω (ε_n − ε_u) (arXiv 2510.26052)."""
     return pred_cfg - omega * (pred_neg - pred_uncond)
 
@@ -49,6 +49,44 @@ def composable_not(
     return pred_uncond + guidance_scale * (pred_cond - pred_neg)
 
 
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ / (‖a‖ ‖b‖) for each image, `[B]`.
+
+    Of ε_c and ε_u it is γ_t of Adaptive Guidance (Castillo et al. 2023, arXiv 2312.12487).
+    """
+    return torch.cosine_similarity(a.flatten(1), b.flatten(1))
+
+
+def log_posterior(
+    log_p: Tensor,
+    x0: Tensor,
+    x0_neg: Tensor,
+    x0_uncond: Tensor,
+    snr: float,
+    snr_next: float,
+    temperature: float = 1.0,
+    offset: float = 0.0,
+) -> Tensor:
+    """log p(c₋ | x_{t−1}) of Dynamic Negative Guidance (arXiv 2410.14398), from that of x_t.
+
+    log p − (τ (‖x_{t−1} − μ_n‖² − ‖x_{t−1} − μ_u‖²) − δ) / 2σ², where μ_n and μ_u are the means of
+    an ancestral step of DDPM by ε_n and ε_u, and σ² = (1−ᾱ')/(1−ᾱ) · (1 − ᾱ/ᾱ') its variance.
+    With x_{t−1} at the mean of the step that is taken, as where no noise is added,
+    ‖x_{t−1} − μ_n‖² / σ² = (SNR' − SNR) ‖x̂₀ − x̂₀ⁿ‖², which holds for predictions of every kind.
+
+    Args:
+        log_p: `[B, 1, 1, 1]`.
+        x0, x0_neg, x0_uncond: x̂₀ from the guided prediction, ε_n and ε_u, `[B, C, h, w]`.
+        snr, snr_next: ᾱ/(1 − ᾱ) before and after the step.
+        temperature, offset: τ and δ.
+    """
+    dims = tuple(range(1, x0.ndim))
+    apart = ((x0 - x0_neg) ** 2 - (x0 - x0_uncond) ** 2).sum(dims, keepdim=True)
+    bar, bar_next = snr / (1 + snr), snr_next / (1 + snr_next)
+    variance = (1 - bar_next) / (1 - bar) * (1 - bar / bar_next)
+    return log_p - temperature * (snr_next - snr) / 2 * apart + offset / (2 * variance)
+
+
 def perpendicular(vector: Tensor, to: Tensor) -> Tensor:
     """v − (⟨v, p⟩ / ‖p‖²) p for each image: what of v is at right angles to p.
 
@@ -61,7 +99,7 @@ def perpendicular(vector: Tensor, to: Tensor) -> Tensor:
 
 
 def perp_neg(
-    pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: float
+    pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: Scale
 ) -> Tensor:
     """Perp-Neg, ε_cfg − ω (ε_n − ε_u)^⊥ (Armandpour et al. 2023, arXiv 2304.04968, Perp-Neg).
 
@@ -82,7 +120,7 @@ class Rule:
     Attributes:
         name: as in records.
         equation: what it computes.
-        uses_omega: whether ω has a part in the equation.
+        uses_omega: whether ω has a part in the equation; at ω = 0 it is then ε_cfg.
     """
 
     name: str
@@ -95,7 +133,7 @@ class Rule:
         pred_cond: Tensor,
         pred_neg: Tensor,
         guidance_scale: Scale,
-        omega: float | None,
+        omega: Scale | None,
         state: Tensor,
         progress: float,
     ) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,13 @@ from pathlib import Path
 from vldnp._finite import is_finite
 from vldnp.core import guidance, negatives
 from vldnp.core.concepts import ConceptSet, load_concepts
+from vldnp.core.levers import AdaptiveGuidance, Gate
 from vldnp.core.schedules import Schedule, as_schedule, front_loaded
+from vldnp.core.strength import OmegaSchedule
 from vldnp.models import vlm as vlms
 from vldnp.models.conditioning import AsWritten, Prompting
+
+LEVERS = ("omega_schedule", "adaptive", "reuse", "gate", "lag")
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,21 @@ class Method:
         name: as in tables: `cfg`, `static`, `vl-dnp`, `sld-medium`, `safree`, …
         negatives: the policy (`vldnp.core.negatives`).
         rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, or an equation.
-        omega: strength ω ≥ 0 of the negative term; None where no equation has one.
+        omega: strength ω ≥ 0 of the negative term; None where no equation has one. At 0 no third
+            evaluation is spent.
         conditioning: what stands for the user's prompts (`vldnp.models.conditioning`).
         correction: what changes the prediction of all images at last, a `guidance.Correction`.
+        omega_schedule: ω(t)/ω, from `vldnp.core.strength`: `Window` or `Linear` in time, or `DNG`,
+            which follows p(c₋ | x_t) (arXiv 2410.14398); None: 1 at every step.
+        adaptive: where ε_u is no longer evaluated for images without a negative prompt (Adaptive
+            Guidance, arXiv 2312.12487); None: nowhere.
+        reuse: for how many further steps ε_n − ε_u stands in after it was evaluated, ε_n being
+            ε_u + (ε_n − ε_u) there; a change of the negative prompt ends it. 0: never.
+        gate: which queries are skipped because x̂₀ hardly moved since the last one, after which the
+            negative prompt stays; None: none.
+        lag: d, so that an answer about x̂₀ of step i is in force from step i + d on, as where the
+            VLM runs beside the denoising; what could be in force in no step is not asked. 0: at
+            once, as in the paper.
     """
 
     name: str
@@ -31,11 +47,28 @@ class Method:
     omega: float | None = None
     conditioning: Prompting = AsWritten()
     correction: guidance.Correction | None = None
+    omega_schedule: OmegaSchedule | None = None
+    adaptive: AdaptiveGuidance | None = None
+    reuse: int = 0
+    gate: Gate | None = None
+    lag: int = 0
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
         if self.omega is not None and not (is_finite(self.omega) and self.omega >= 0):
             raise ValueError(f"omega must be a finite number, 0 or more, not {self.omega!r}")
+        if self.omega_schedule is not None and self.omega is None:
+            raise ValueError(f"{self.name} has no omega for {self.omega_schedule!r} to multiply")
+        for name in ("reuse", "lag"):
+            if type(value := getattr(self, name)) is not int or value < 0:
+                raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
+        if hasattr(self.negatives, "foreseen") and (self.gate or self.lag):
+            raise ValueError(f"{self.name} looks at what it foresees, with neither gate nor lag")
+        is_dng = hasattr(self.omega_schedule, "prior")
+        if len(getattr(self.negatives, "categories", ())) > 1 and (self.reuse or is_dng):
+            raise ValueError(f"{self.name} has several negative prompts; reuse and DNG are for one")
+        if self.correction is not None and is_dng:
+            raise ValueError(f"{self.name} corrects the prediction, which DNG's posterior ignores")
 
     def describe(self) -> dict:
         """JSON-able; everything that decides the method's images, objects by name and revision."""
@@ -46,17 +79,25 @@ class Method:
             "omega": self.omega,
             "conditioning": self.conditioning.describe(),
             **({} if self.correction is None else {"correction": self.correction.describe()}),
+            **self.levers(),
         }
+
+    def levers(self) -> dict:
+        """The levers that are on, JSON-able."""
+        on = {name: getattr(self, name) for name in LEVERS if getattr(self, name)}
+        return {name: getattr(value, "describe", lambda v=value: v)() for name, value in on.items()}
 
 
 def identified(method: Method) -> Method:
     """The method itself, if its records tell it from every other; studies share images by them.
 
     Raises:
-        ValueError: its VLM has no name or no revision, or its rule no name of its own; one line.
+        ValueError: its VLM or what its gate embeds with has no name or no revision, or its rule no
+            name of its own; one line.
     """
-    if (vlm := getattr(method.negatives, "vlm", None)) is not None:
-        vlms.identified(vlm)
+    for asked in (getattr(method.negatives, "vlm", None), method.gate and method.gate.embedder):
+        if asked is not None:
+            vlms.identified(asked)
     name = guidance.rule(method.rule).describe()
     if isinstance(name, str) and "<" in name:  # <lambda>, or <locals> of a function
         raise ValueError(
@@ -66,20 +107,27 @@ def identified(method: Method) -> Method:
     return method
 
 
-def CFG() -> Method:
-    """Plain classifier-free guidance: no negative prompt, two evaluations a step."""
-    return Method("cfg", negatives.NoNegatives())
+def CFG(**levers) -> Method:
+    """Plain classifier-free guidance: no negative prompt, two evaluations a step.
+
+    Args:
+        levers: `adaptive`, as of `Method`.
+    """
+    return Method("cfg", negatives.NoNegatives(), **levers)
 
 
-def Static(negative_prompt: str, omega: float = 7.5, rule: str | guidance.Rule = "added") -> Method:
+def Static(
+    negative_prompt: str, omega: float = 7.5, rule: str | guidance.Rule = "added", **levers
+) -> Method:
     """One fixed negative prompt, always on.
 
     Args:
         negative_prompt: an empty one makes this plain CFG.
         omega: strength; rules without ω, such as the widespread `rule="replaced"`, ignore it.
-        rule: see `Method`.
+        rule, levers: see `Method`.
     """
-    return Method("static", negatives.Static(negative_prompt), rule, _omega(omega, rule))
+    policy = negatives.Static(negative_prompt)
+    return Method("static", policy, rule, _omega(omega, rule), **levers)
 
 
 def VLDNP(
@@ -92,6 +140,7 @@ def VLDNP(
     update_policy: str | int = "replaced",
     on_failure: str = "raise",
     static_prompt: str | None = None,
+    **levers,
 ) -> Method:
     """Dynamic VLM-guided negative prompting (Chang, Kim, Choi; arXiv 2510.26052).
 
@@ -106,6 +155,8 @@ def VLDNP(
             (the paper: it goes), `accumulated` (it stays), or it stays for so many more queries.
         on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
             last negative prompt, or use the `static` one; see `negatives.Dynamic`.
+        levers: options that spend less: `omega_schedule`, `adaptive`, `reuse`,
+            `gate`, `lag`; see `Method`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")
@@ -115,7 +166,20 @@ def VLDNP(
     policy = negatives.Dynamic(
         vlm, concept_set, as_schedule(query_steps), update_policy, on_failure, static_prompt
     )
-    return Method("vl-dnp", policy, rule, _omega(omega, rule))
+    return Method("vl-dnp", policy, rule, _omega(omega, rule), **levers)
+
+
+FAST = {"adaptive": AdaptiveGuidance(0.48)}
+"""The levers of `fast`, chosen on tuning prompts."""
+
+
+def fast(vlm: Callable, concepts: str | Path | ConceptSet, **options) -> Method:
+    """`VLDNP` with the levers of `FAST`, as `vl-dnp-fast` in tables.
+
+    Args:
+        vlm, concepts, options: as of `VLDNP`; an option of `FAST` may be given another value.
+    """
+    return replace(VLDNP(vlm, concepts, **FAST | options), name="vl-dnp-fast")
 
 
 def _omega(omega: float, rule: str | guidance.Rule) -> float | None:

@@ -67,7 +67,8 @@ class Negatives(Protocol):
     """A policy for a batch of images.
 
     One that has `foreseen(run, i, latents, prompted, guidance_scale, generators) -> pictures` is
-    shown those instead of x̂₀ (a control, see `vldnp.baselines.controls`).
+    shown those instead of x̂₀ (a control, see `vldnp.baselines.controls`). One that gives several
+    `candidates` at a time has them as `categories`.
     """
 
     def initial(self, images: Sequence[SampleId]) -> list[Negative]:

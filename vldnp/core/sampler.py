@@ -19,10 +19,14 @@ from tqdm.auto import tqdm
 from vldnp._files import unknown
 from vldnp._finite import check_finite, is_finite, label, naming
 from vldnp.core import guidance
+from vldnp.core.levers import AdaptiveGuidance
+from vldnp.core.looking import Looking
 from vldnp.core.methods import CFG, Method
-from vldnp.core.negatives import Negative, SampleId
+from vldnp.core.negatives import SampleId
+from vldnp.core.steering import Steering
 from vldnp.core.trace import Output, Step, Trace
 from vldnp.models.backbone import Backbone, as_backbone, to_pil
+from vldnp.models.conditioning import Conditioning, concatenated
 from vldnp.models.run import Run
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
@@ -49,7 +53,8 @@ def denoise(
     Every image has its own negative prompt or none. The predictions of a step come from one U-Net
     call of batch 2B + k, where k images have a negative prompt. Where the VLM is asked, the
     negative prompts follow from ε_cfg, so there a call of batch 2B is followed by one of batch k.
-    A negative prompt costs its image one evaluation a step either way.
+    A negative prompt costs its image one evaluation a step either way. The levers of a method
+    (see `Method`) take evaluations and queries away; with all of them off nothing else changes.
 
     What else is in its batch changes an image by rounding only. In float64 it comes out the same
     to 1e-9 (with DDIM; the other schedulers step in float32). In float32 the guidance amplifies
@@ -143,7 +148,8 @@ def _start(run: Run, batch: "_Batch", method: Method, x0_every: bool) -> Iterato
     """Everything that can be wrong is found here; the generator comes back ready to run."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
-    query_steps = method.negatives.query_steps_of(run.num_inference_steps)
+    N = run.num_inference_steps  # an answer that would come too late is not asked for
+    query_steps = [i for i in method.negatives.query_steps_of(N) if i + method.lag < N]
     latents = run.initial_latents(batch.generators)
     return _denoise(run, batch, method, query_steps, latents, x0_every)
 
@@ -157,83 +163,88 @@ def _denoise(
     latents: Tensor,
     x0_every: bool,
 ) -> Iterator[Step]:
-    B = len(batch.prompts)
+    B, N = len(batch.prompts), len(run.timesteps)
     nothing, prompted = run.null_conditioning(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
-    rule = guidance.rule(method.rule)
-    state = torch.zeros_like(latents, dtype=torch.promote_types(latents.dtype, torch.float32))
     negatives = method.negatives.initial(batch.identities)
-    foreseen = getattr(method.negatives, "foreseen", None)
+    cfg = (prompted, g, batch.generators)
+    looking = Looking(run, method, negatives, query_steps, x0_every, batch.labels, cfg)
+    steering = Steering(method, run, negatives, latents, g)
+    adaptive, aligned = method.adaptive or AdaptiveGuidance(), [False] * B
+
+    def predict(t: Tensor, uncond: list[int], cond: Conditioning | None, neg: list[int]):
+        """ε_u, ε_c and ε_n of these images (ε_c of all of them, or of none) from one call."""
+        parts = [nothing[uncond]] + ([] if cond is None else [cond])
+        each = [(row, text) for row in neg for text in steering.negatives[row].prompts]
+        parts += [run.encode([text for _, text in each])] if each else []
+        rows = [*uncond, *(() if cond is None else range(B)), *(row for row, _ in each)]
+        preds = run.predict(latents[rows], t, concatenated(parts))
+        return preds.split([len(uncond), len(preds) - len(uncond) - len(each), len(each)])
 
     for i, t in enumerate(run.timesteps):
-        queried, cond = i in query_steps, prompted(i)
+        cond, waits = prompted(i), i in query_steps and not method.lag
+        steering.use(looking.in_force(i))
 
-        # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer.
-        rows, texts = _with_prompt([] if queried else negatives)
-        conditioning = nothing + cond
-        if rows:
-            conditioning += run.encode(texts)
-        pred_uncond, pred_cond, pred_neg = run.predict(
-            torch.cat([latents, latents, latents[rows]]), t, conditioning
-        ).split([B, B, len(rows)])
+        # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer. Where
+        # ε_u is dropped, ε_c stands for it, so that ε_cfg is ε_c.
+        dropped = [True] * B if adaptive.has_started(i, N) else aligned
+        acting = steering.rows(i)
+        guided = [row for row in range(B) if row in acting or not dropped[row]]
+        steered = [] if waits else steering.outdated(i)
+        evaluated, pred_cond, pred_neg = predict(t, guided, cond, steered)
+        pred_uncond = pred_cond.clone()
+        pred_uncond[guided] = evaluated
         pred = guidance.cfg(pred_uncond, pred_cond, g)
+        if adaptive.cosine is not None:
+            near = (guidance.cosine(pred_cond, pred_uncond) >= adaptive.cosine).tolist()
+            aligned = [aligned[row] or (row in guided and near[row]) for row in range(B)]
 
         # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
         x0 = run.x0(pred, t, latents)
-        with naming(batch.labels, f"at step {i}"):
-            pictures = to_pil(run.decode(x0, preview=True)) if queried or x0_every else None
-        if queried:
-            seen = pictures
-            if foreseen is not None:
-                seen = foreseen(run, i, latents, prompted, g, batch.generators)
-            negatives = method.negatives.updated(seen, [n.at(i) for n in negatives])
-            rows, texts = _with_prompt(negatives)
-            if rows:
-                pred_neg = run.predict(latents[rows], t, run.encode(texts))
+        asked, pictures = looking.at(i, x0, latents)
+        if waits:
+            steering.use(looking.in_force(i))
+            if steered := steering.outdated(i):
+                late = [row for row in steered if row not in guided]
+                pred_uncond[late], _, pred_neg = predict(t, late, None, steered)
+                guided += late
 
         # 3. Steer the images that have a negative prompt away from it, or from each of several.
-        evaluations = [2 + rows.count(row) + (row in cond.has_auxiliary) for row in range(B)]
-        if rows:
-            pred, images = pred.clone(), list(dict.fromkeys(rows))
-            if len(images) < len(rows):
-                pred_neg, rows = pred_neg.unflatten(0, (len(images), -1)), images
-            pred[rows], state[rows] = rule.step(
-                pred_uncond[rows],
-                pred_cond[rows],
-                pred_neg,
-                g[rows],
-                method.omega,
-                state[rows],
-                i / len(run.timesteps),
-            )
+        pred = steering.away(i, latents, pred, pred_uncond, pred_cond, pred_neg, steered)
         if method.correction is not None:
-            pred = method.correction.step(run, pred, t, latents, i / len(run.timesteps))
+            pred = method.correction.step(run, pred, t, latents, i / N)
 
         # 4. Step.
         latents = run.step(pred, t, latents, batch.generators)
         with naming(batch.labels, f"at step {i}"):
             check_finite({"the prediction": pred, "x̂₀": x0, "the denoised latents": latents})
+        negatives, said = steering.negatives, looking.latest
         yield Step(
             index=i,
             timestep=float(t),
             latents=latents,
             x0=x0,
-            x0_images=pictures,
-            queried=queried,
-            vlm_answers=[negative.answer for negative in negatives] if queried else None,
-            vlm_failures=[negative.failure for negative in negatives] if queried else None,
+            x0_images=pictures if any(pictures) else None,
+            queried=bool(asked),
+            vlm_answers=_of(asked, [negative.answer for negative in said]),
+            vlm_failures=_of(asked, [negative.failure for negative in said]),
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
-            model_evaluations=evaluations,
-            vlm_calls=[int(queried)] * B,
-            x0_decodes=[int(pictures is not None)] * B,
+            model_evaluations=[
+                1
+                + (row in guided)
+                + (row in steered) * len(negatives[row].prompts)
+                + (row in cond.has_auxiliary)
+                for row in range(B)
+            ],
+            vlm_calls=[int(row in asked) for row in range(B)],
+            x0_decodes=[int(picture is not None) for picture in pictures],
         )
 
 
-def _with_prompt(negatives: Sequence[Negative]) -> tuple[list[int], list[str]]:
-    """The images that have a negative prompt, and the prompts; as often as an image has one."""
-    rows = [row for row, negative in enumerate(negatives) for _ in negative.prompts]
-    return rows, [text for negative in negatives for text in negative.prompts]
+def _of(asked: Sequence[int], said: list) -> list | None:
+    """What was said about the images asked about, None for the others; None where none was."""
+    return [one if row in asked else None for row, one in enumerate(said)] if asked else None
 
 
 @dataclass(frozen=True)
@@ -338,12 +349,16 @@ def _each(name: str, values: Sequence, B: int) -> list:
 
 def _side_by_side(parts: Sequence[Step]) -> Step:
     """The same step of several batches as one step of all their images."""
-    together = {
-        field.name: sum((getattr(part, field.name) for part in parts), start=[])
-        for field in fields(Step)
-        if isinstance(getattr(parts[0], field.name), list)
-    }
-    return replace(parts[0], **together)
+
+    def joined(name: str) -> list | None:
+        values = [getattr(part, name) for part in parts]
+        if not any(isinstance(value, list) for value in values):
+            return values[0]
+        nothing = [[None] * len(part.concepts) for part in parts]
+        return sum((v or n for v, n in zip(values, nothing, strict=True)), start=[])
+
+    together = {field.name: joined(field.name) for field in fields(Step)}
+    return Step(**together | {"queried": any(part.queried for part in parts)})
 
 
 def _as_type(output_type: str, images: Tensor) -> list[Image.Image] | Tensor | np.ndarray:

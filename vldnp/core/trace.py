@@ -19,17 +19,20 @@ class Step:
         timestep: the scheduler's t.
         latents: x_{t−1}, `[B, C, h, w]`; after the last step the clean latents. None in a trace.
         x0: x̂₀ from ε_cfg at this step, `[B, C, h, w]` float32. None in a trace.
-        x0_images: x̂₀ decoded (PIL, RGB), as the VLM sees it; None where it was not decoded.
-        queried: whether the VLM was asked at this step.
+        x0_images: x̂₀ decoded (PIL, RGB), as the VLM sees it, one per image; None where it was not
+            decoded, and for an image whose own was not (see `levers.Gate`).
+        queried: whether the VLM was asked at this step, about any image; `vlm_calls` says which.
         vlm_answers: its words, verbatim up to 4,000 characters, one per image; None where it was
-            not asked. An image that it failed to answer about has None.
+            not asked. An image that it failed to answer or was not asked about has None.
         vlm_failures: why it failed to answer, one per image; None for an image that it answered
             about, and where it was not asked. What was done then is the method's `on_failure`.
         concepts: the concepts in each image's negative prompt.
         negative_prompts: the negative prompt in force in this step; None for an image without.
-        model_evaluations: U-Net evaluations spent on each image: 2, and one more each for a
-            negative prompt and for SAFREE's re-attention.
-        vlm_calls: 1 per image where the VLM was asked, else 0.
+            Where ω(t) is 0, one in force does nothing.
+        model_evaluations: U-Net evaluations spent on each image: 2, or 1 where Adaptive Guidance
+            drops ε_u, and one more each for a negative prompt (unless ε_n − ε_u is used again)
+            and for SAFREE's re-attention.
+        vlm_calls: 1 for an image that the VLM was asked about, else 0.
         x0_decodes: 1 per image where x̂₀ was decoded, else 0.
     """
 
@@ -46,6 +49,14 @@ class Step:
     model_evaluations: list[int]
     vlm_calls: list[int]
     x0_decodes: list[int]
+
+    def asked(self, image: int) -> bool:
+        """Whether the VLM was asked about this image."""
+        return self.queried and bool(self.vlm_calls[image])
+
+    def picture(self, image: int) -> Image.Image | None:
+        """This image's x̂₀; None where it was not decoded."""
+        return self.x0_images[image] if self.x0_images else None
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Trace:
                 "seed": self.seeds[image],
                 "step": step.index,
                 "timestep": step.timestep,
-                "queried": step.queried,
+                "queried": step.asked(image),
                 "vlm_answer": step.vlm_answers[image] if step.vlm_answers else None,
                 "vlm_failure": step.vlm_failures[image] if step.vlm_failures else None,
                 "concepts": ", ".join(step.concepts[image]),

@@ -41,8 +41,8 @@ def side_by_side(
     labelled = with_labels(outputs)
     num_steps = step_count(labelled, image)
     traces = [output.trace.steps for _, output in labelled]
-    common = [i for i in range(num_steps) if all(steps[i].x0_images for steps in traces)]
-    asked = [i for i in common if any(steps[i].queried for steps in traces)]
+    common = [i for i in range(num_steps) if all(steps[i].picture(image) for steps in traces)]
+    asked = [i for i in common if any(steps[i].asked(image) for steps in traces)]
     chosen = asked or common
     if not chosen:
         raise ValueError("no x̂₀ was decoded in all outputs; sample with x0_every=True")
@@ -81,9 +81,9 @@ def contact_sheet(
         ValueError: no such image, or no x̂₀ to show.
     """
     step_count([("", output)], image)
-    seen = [step for step in output.trace.steps if step.x0_images is not None]
+    seen = [step for step in output.trace.steps if step.picture(image) is not None]
     if queries_only:
-        seen = [step for step in seen if step.queried]
+        seen = [step for step in seen if step.asked(image)]
         if not seen:
             raise ValueError(f"the VLM was never asked: {output.method.name} has no query steps")
     if not seen:

@@ -119,12 +119,12 @@ def _column(
 ) -> dict:
     """One output's part of trajectory data."""
     steps, final = output.trace.steps, final_picture(output, image)
-    pictures = [step.x0_images[image] for step in steps if step.x0_images]
+    pictures = [step.x0_images[image] for step in steps if step.picture(image)]
     pictures += [final] if final else []
     looks = blur.look(judge, pictures, threshold) if judge else []
     places, last, shown = [], None, None
     for step in steps:
-        if step.x0_images:
+        if step.picture(image):
             last, shown = step, 0 if shown is None else shown + 1
         place = {"picture": shown, "probability": None, "caption": caption_lines(step, last, image)}
         if looks and last is step:
@@ -144,7 +144,7 @@ def _column(
         "method": output.method.name,
         "pictures": [blur.data_uri(picture, width) for picture in pictures],
         "reasons": [found.reason for found in looks] or [None] * len(pictures),
-        "queries": [step.index for step in steps if step.queried],
+        "queries": [step.index for step in steps if step.asked(image)],
         "places": places,
     }
 
@@ -154,9 +154,9 @@ def caption_lines(step: Step, last: Step | None, image: int) -> list[str]:
     lines = [f"step {step.index}, t = {step.timestep:g}"]
     if last is not None and last is not step:
         lines[0] += f" (x̂₀ of step {last.index})"
-    if step.queried and step.vlm_failures[image]:
+    if step.asked(image) and step.vlm_failures[image]:
         lines.append(f"VLM failed: {shortened(step.vlm_failures[image])}")
-    elif step.queried:
+    elif step.asked(image):
         lines.append(f"VLM: “{shortened(step.vlm_answers[image].strip())}”")
     lines.append(f"away from: {step.negative_prompts[image] or '—'}")
     return lines

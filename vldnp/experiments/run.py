@@ -219,8 +219,9 @@ def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = (time.perf_counter() - started) / len(batch.cells)
-    steps, queries = out.trace.steps, [step for step in out.trace.steps if step.queried]
+    steps = out.trace.steps
     for i, cell in enumerate(batch.cells):
+        queries = [step for step in steps if step.asked(i)]
         record = {
             "key": cell.key,
             "batch": batch.key,

@@ -120,6 +120,11 @@ class Run:
         kind = self.scheduler.config.get("prediction_type", "flow_prediction")
         return prediction_of(kind, x0, latents.to(x0.dtype), scale, noise)
 
+    def snr(self, i: int) -> float:
+        """Signal-to-noise ratio a²/s² of the latents at step i, where x_t = a x₀ + s ε."""
+        scale, noise = noise_levels(self.scheduler, self.timesteps[i], i)
+        return float(scale / noise) ** 2
+
     def step(
         self,
         pred: Tensor,
@@ -178,12 +183,15 @@ def scheduled_x0(scheduler, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
     return predicted_x0(kind, pred.to(precise), latents.to(precise), scale, noise)
 
 
-def noise_levels(scheduler, t: Tensor) -> tuple[Tensor, Tensor]:
-    """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling of the latents."""
+def noise_levels(scheduler, t: Tensor, index: int | None = None) -> tuple[Tensor, Tensor]:
+    """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling of the latents.
+
+    At the step `index`, whose timestep is t; default is the step that comes next.
+    """
     if not hasattr(scheduler, "sigmas"):  # DDIM and its like: √ᾱ_t, √(1−ᾱ_t)
         alpha_bar = scheduler.alphas_cumprod[int(t)]
         return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    index = scheduler.step_index
+    index = scheduler.step_index if index is None else index
     if index is None:  # before the first step
         index = scheduler.index_for_timestep(t)
     sigma = scheduler.sigmas[index]
