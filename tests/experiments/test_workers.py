@@ -200,3 +200,26 @@ def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert workers._loky(None).workers == 2
     with pytest.raises(ValueError, match="at most 2, one per GPU, not 3"):
         workers._loky(3)
+
+
+def test_ray_may_need_several_starts(monkeypatch):
+    """A stand-in that starts at the third time, as a busy machine may."""
+    late = Exception("The current node timed out during startup. This could happen because")
+    starts = [late, late, None]
+
+    class Late:
+        shutdown = staticmethod(lambda: None)
+
+        @staticmethod
+        def init(**options):
+            if error := starts.pop(0):
+                raise error
+
+    workers._start(Late, num_cpus=1)
+    starts = [late] * 3
+    with pytest.raises(ChildProcessError, match="Ray does not start: The current node timed out"):
+        workers._start(Late)
+    starts = [ConnectionError("no such address"), None]
+    with pytest.raises(ChildProcessError, match="no such address"):
+        workers._start(Late)
+    assert starts == [None], "what time does not mend is not tried again"

@@ -133,7 +133,7 @@ def _ray(workers: int | None) -> Pool:
     joblib.register_parallel_backend("ray", Backend)
     if not ray.is_initialized():
         local = {"address": "local", "num_cpus": workers or joblib.cpu_count()}
-        ray.init(logging_level="warning", **({} if "RAY_ADDRESS" in os.environ else local))
+        _start(ray, logging_level="warning", **({} if "RAY_ADDRESS" in os.environ else local))
     has = ray.cluster_resources()
     gpus = int(has.get("GPU", 0))
     most = gpus or int(has["CPU"])
@@ -141,6 +141,18 @@ def _ray(workers: int | None) -> Pool:
         raise ValueError(f"workers must be at most {most}, which Ray has, not {workers}")
     settings = {"backend": "ray", "ray_remote_args": {"num_gpus": 1 if gpus else 0}}
     return Pool(workers or most, settings, (ray.exceptions.RayError,))
+
+
+def _start(ray, **options) -> None:
+    """Ray gives its node 30 seconds to start, which a busy machine may need several times."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # it has no class of its own
+            ray.shutdown()
+            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
+                raise ChildProcessError(f"Ray does not start: {first_line(error)}") from error
 
 
 def _dask(workers: int | None) -> Pool:
