@@ -1,5 +1,7 @@
 """Several negative prompts at a time, against equations written out by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import sd_pipeline
@@ -9,8 +11,10 @@ from vldnp.baselines.categories import Categories, projections, summed
 from vldnp.baselines.methods import CASG, Summed
 from vldnp.baselines.sld import sld
 from vldnp.core import guidance
+from vldnp.core.levers import AdaptiveGuidance
 from vldnp.core.methods import CFG, Static
 from vldnp.core.sampler import sample
+from vldnp.core.strength import DNG, Window
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
 
@@ -85,6 +89,32 @@ def test_the_sampler_hands_each_image_all_its_categories(model):
     torch.testing.assert_close(out.latents, latents, rtol=1e-3, atol=1e-4)
     assert out.trace.model_evaluations == [4 * 5] * 2
     assert out.trace.steps[0].negative_prompts == ["knife | skull and blood | dagger"] * 2
+
+
+def test_levers_take_evaluations_away_from_all_categories(model):
+    """Two steps of Σ_k, then two of ε_c alone."""
+    omega, g = 2.0, 7.5
+    levers = {"omega_schedule": Window(stop=0.5), "adaptive": AdaptiveGuidance(0.5)}
+    out = sample(model, PROMPTS, replace(Summed(HARMS, omega), **levers), seeds=SEEDS, **QUICK)
+    run = Run(model, 4, "ddim")
+    latents = run.initial_latents(SEEDS)
+    with torch.no_grad():
+        for i, t in enumerate(run.timesteps):
+            u, c, *harmful = (
+                run.predict(latents, t, run.encode(texts))
+                for texts in (["", ""], PROMPTS, *([text] * 2 for text in HARMS))
+            )
+            pred = u + g * (c - u) - omega * sum(n - u for n in harmful) if i < 2 else c
+            latents = run.scheduler.step(pred, t, latents).prev_sample
+    torch.testing.assert_close(out.latents, latents, rtol=1e-3, atol=1e-4)
+    assert out.trace.model_evaluations == [5 + 5 + 1 + 1] * 2
+
+
+@pytest.mark.parametrize("levers", [{"reuse": 1}, {"omega_schedule": DNG()}])
+def test_what_is_kept_of_one_negative_prompt_is_refused_for_several(levers):
+    with pytest.raises(ValueError, match="reuse and DNG are for one"):
+        replace(Summed(HARMS), **levers)
+    replace(Summed(HARMS[:1]), **levers)
 
 
 def test_one_category_is_a_static_negative_prompt(model):

@@ -21,6 +21,7 @@ from vldnp.baselines.controls import (
 )
 from vldnp.baselines.sld import sld
 from vldnp.core.concepts import load_concepts
+from vldnp.core.levers import Gate
 from vldnp.core.methods import VLDNP, Static
 from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
@@ -225,6 +226,9 @@ def test_the_closed_loop_oracle_judges_where_plain_cfg_would_end(model):
     assert method.describe()["negatives"]["kind"] == "closed loop"
     with pytest.raises(ValueError, match="'static' asks no VLM"):
         closed_loop(Static("knife"))
+    for lever in ({"lag": 1}, {"gate": Gate(0.9)}):
+        with pytest.raises(ValueError, match="neither gate nor lag"):
+            closed_loop(VLDNP(Judged(judge), "moji", **lever))
 
 
 def test_any_recall_and_precision_can_be_dialled():

@@ -18,6 +18,7 @@ from vldnp.baselines.safe_denoiser import (
 )
 from vldnp.core.methods import CFG, Static
 from vldnp.core.sampler import sample
+from vldnp.core.strength import DNG
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run, predicted_x0, prediction_of
 
@@ -141,6 +142,8 @@ def test_wrong_settings_and_banks_are_refused(model, tmp_path):
             SafeDenoiser(wrong)
     with pytest.raises(ValueError, match=r"shape \[4, 3, 3\], and the images' are \[4, 8, 8\]"):
         sample(model, PROMPTS, Repelled(bank), seeds=SEEDS, **QUICK)
+    with pytest.raises(ValueError, match="which DNG's posterior ignores"):
+        Repelled(bank, Static("knife", omega_schedule=DNG()))
     save_file({"latents": bank}, tmp_path / "bank.safetensors")
     assert torch.equal(load_bank(tmp_path / "bank.safetensors"), bank)
     save_file({"others": bank}, tmp_path / "other.safetensors")
