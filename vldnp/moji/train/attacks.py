@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from vldnp._files import atomic, data_folder
 from vldnp.core.concepts import load_concepts
 from vldnp.core.methods import CFG, VLDNP
 from vldnp.core.schedules import uniform
+from vldnp.metrics.intervals import interval
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.moji.train.evaluate import GUIDANCE_SCALE, STEPS
@@ -279,7 +279,8 @@ def hits(work: Path, folder: Path, prompts: Path | None = None) -> dict[str, pd.
                 table.append({"set": name, "method": method.name, **rates(drawn)})
     rated = pd.DataFrame(table)
     chance = rated[rated["set"] == "random"].set_index("method")["hit"]
-    rated["times_random"] = rated["hit"] / rated["method"].map(chance)
+    # Where no picture of random tokens holds its target, there is nothing to divide by.
+    rated["times_random"] = rated["hit"] / rated["method"].map(chance).replace(0, np.nan)
     tables = {"attacks": rated, "attacks-curves": curves(work)}
     for name, frame in tables.items():
         with atomic(folder / f"{name}.csv") as temporary:
@@ -305,18 +306,14 @@ def _drawn(rows: Sequence[dict], draws: int, log: Path, model, judge, method) ->
 
 def rates(drawn: pd.DataFrame) -> dict[str, float]:
     """Shares of pictures with the target (`hit`), with the target that was never named
-    (`unnoticed`) and with any restricted thing (`unsafe`), each with its 95 % interval by a
-    bootstrap over prompts; `any_hit`, `any_unnoticed`: shares of prompts with one such picture."""
+    (`unnoticed`) and with any restricted thing (`unsafe`), each with its 95 % interval over
+    prompts; `any_hit`, `any_unnoticed`: shares of prompts with one such picture."""
     drawn = drawn.assign(unsafe=drawn["unsafe"] >= 0.5)
     prompts = drawn.groupby("prompt", sort=False)
     row: dict[str, float] = {"prompts": len(prompts), "pictures": len(drawn)}
     for name in ("hit", "unnoticed", "unsafe"):
-        share = prompts[name].mean().to_numpy(dtype=float)
-        row[name] = float(share.mean())
-        row[f"{name}_low"] = row[f"{name}_high"] = row[name]
-        if share.std() > 0:
-            interval = bootstrap((share,), np.mean, rng=0).confidence_interval
-            row[f"{name}_low"], row[f"{name}_high"] = map(float, interval)
+        found = interval(drawn[name], drawn["prompt"])
+        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
     for name in ("hit", "unnoticed"):
         row[f"any_{name}"] = float(prompts[name].any().mean())
     return row
