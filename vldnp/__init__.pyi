@@ -1,6 +1,9 @@
 # The public names, for editors, and for the package itself, which imports them when first used.
+from .baselines.methods import CASG as CASG
 from .baselines.methods import SAFREE as SAFREE
 from .baselines.methods import SLD as SLD
+from .baselines.methods import Repelled as Repelled
+from .baselines.methods import Summed as Summed
 from .core.concepts import ConceptSet as ConceptSet
 from .core.concepts import load_concepts as load_concepts
 from .core.methods import CFG as CFG

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionXLAutoBlocks
 from tiny_models import sdxl_pipeline
 
-from vldnp.baselines.methods import SAFREE, SLD
+from vldnp.baselines.methods import SAFREE, SLD, Repelled, Summed
 from vldnp.baselines.modular_diffusers import VLDNPGuidance, looking
 from vldnp.core.methods import CFG, VLDNP, Static
 from vldnp.core.sampler import sample
@@ -100,6 +100,9 @@ def test_what_a_guider_cannot_carry():
         VLDNPGuidance(SAFREE("a knife"))
     with pytest.raises(ValueError, match="a guider has no reuse, lag; use vldnp.sample"):
         VLDNPGuidance(Static("a knife", reuse=1, lag=2))
+    for method in (Summed(["a knife", "a skull"]), Repelled(torch.zeros(1, 4, 8, 8))):
+        with pytest.raises(ValueError, match="several negative prompts at a time, or"):
+            VLDNPGuidance(method)
     with pytest.raises(ValueError, match="has no denoising loop.*get_workflow"):
         looking(StableDiffusionXLAutoBlocks())
 

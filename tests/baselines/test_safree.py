@@ -170,7 +170,7 @@ def test_one_thread_or_two_attenuate_the_same(threads, monkeypatch):
     assert torch.allclose(*latents, atol=1e-3)
 
 
-def filtered_by_hand(pipe, prompt, alpha=0.01, every=False):
+def filtered_by_hand(pipe, prompt, alpha=0.01, every=False, categories=()):
     """The changed embedding and β of one prompt, with numpy, from issue to formula."""
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
 
@@ -184,14 +184,18 @@ def filtered_by_hand(pipe, prompt, alpha=0.01, every=False):
     ids = tokenizer(prompt).input_ids
     padded = tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
     embeds = encoder(padded)[0][0].double().detach().numpy()
-    outside = np.eye(16) - onto([pooled(tokenizer(phrase).input_ids) for phrase in PHRASES])
+    outside, *each = (
+        np.eye(16) - onto([pooled(tokenizer(phrase).input_ids) for phrase in phrases])
+        for phrases in (PHRASES, *categories)
+    )
     masked = [pooled([*ids[:i], 0, *ids[i + 1 :]]) for i in range(1, len(ids) - 1)]
     distances = [np.linalg.norm(outside @ m) for m in masked]
     changed = embeds.copy()
     for i, d in enumerate(distances):
         others = (sum(distances) - d) / (len(distances) - 1)
         if every or not d < (1 + alpha) * others:
-            changed[i + 1] = outside @ onto(masked) @ embeds[i + 1]
+            free = min(each, key=lambda P, m=masked[i]: np.linalg.norm(P @ m), default=outside)
+            changed[i + 1] = free @ onto(masked) @ embeds[i + 1]
     cosines = []
     for e in embeds[: len(ids)]:
         p = outside @ onto(masked) @ e
@@ -218,6 +222,22 @@ def test_a_batch_of_prompts_each_by_hand(model, selection):
         assert not changed[0] and not changed[len(ours.triggers) + 1 :].any()
     some = torch.cat([f.triggers for f in found])
     assert some.any() and (not selection or not some.all())
+
+
+def test_casg_frees_each_trigger_of_its_nearest_category(model):
+    categories = (("knife", "dagger"), ("skull",), ("blood and pizza",))
+    run, prompts = Run(model, 40), [PROMPTS[0], PROMPTS[2]]
+    found = Safree(PHRASES, selection=False, categories=categories).filtered(run, prompts)
+    for prompt, ours in zip(prompts, found, strict=True):
+        embeds, beta = filtered_by_hand(model.pipe, prompt, every=True, categories=categories)
+        assert np.allclose(ours.embeds, embeds, atol=1e-4)
+        assert ours.beta == pytest.approx(beta, abs=1e-4)
+    of_all = Safree(PHRASES, selection=False).filtered(run, prompts)
+    assert not torch.allclose(found[0].embeds, of_all[0].embeds, atol=1e-3)
+    assert "categories" not in SAFREE(PHRASES).describe()["conditioning"]
+    assert "categories" in SAFREE(PHRASES, categories=categories).describe()["conditioning"]
+    with pytest.raises(ValueError, match="none of them empty, not .* by category"):
+        SAFREE(PHRASES, categories=[["knife"], []])
 
 
 # Masks

@@ -15,7 +15,10 @@ from vldnp.models.cnn_judge import CNNJudge
 
 TABLE = pd.DataFrame({"method": ["cfg"], "omega": [None], "prompt_set": ["implicit"], "n": [3]})
 VERDICTS = pd.DataFrame(
-    [["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, 3, "holds"]],
+    [
+        ["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, None, None, 3]
+        + ["superior", 0.01, 1.0, "superior"]
+    ],
     columns=CLAIM_COLUMNS,
 )
 COLUMNS = "asr retention clip tr fid kid model_evaluations vlm_calls seconds".split()

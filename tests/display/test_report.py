@@ -35,7 +35,8 @@ def folder(tmp_path_factory):
     model = sd_pipeline()
     images = run(study, model, EverythingUnsafe(), root=root, progress=False)
     images["clip_score"] = 0.5
-    claim = ["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, 2, "holds"]
+    claim = ["C1", "vl-dnp", "cfg", "implicit", "asr", -0.5, -0.7, -0.3, None, None, 2]
+    claim += ["superior", 0.01, 1.0, "superior"]
     claims = pd.DataFrame([claim], columns=COLUMNS)
     claims.to_csv(root / "mine" / "verdicts.csv", index=False)
     figures.save(figures.pareto(summary(images)), root / "mine" / "figures" / "pareto.png", dpi=40)

@@ -189,8 +189,9 @@ def test_the_fid_of_a_published_run_is_that_of_its_verdicts(
     computed, world, tiny_model, tiny_judge
 ):
     study, _ = computed
-    rows = [["C2", "vl-dnp", "cfg", "benign", "fid (relative)", 0.02, -0.01, 0.04, 3, "holds"]]
-    rows += [["C1", "vl-dnp", "cfg", "benign", "asr", -0.2, -0.3, -0.1, 3, "holds"]]
+    rest = [None, None, 3, "superior", 0.01, 1.0, "superior"]
+    rows = [["C2", "vl-dnp", "cfg", "benign", "fid", 0.02, -0.01, 0.04, *rest]]
+    rows += [["C1", "vl-dnp", "cfg", "benign", "asr", -0.2, -0.3, -0.1, *rest]]
     verdicts = world / "data" / "results" / "tiny" / "verdicts.csv"
     pd.DataFrame(rows, columns=claims.COLUMNS).to_csv(verdicts, index=False)
     ours = world / "ours" / "tiny"

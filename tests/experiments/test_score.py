@@ -88,7 +88,7 @@ def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, draw
     assert "`stock`" in written and "nan" not in written
     assert "stock" in tables.results(table(both)) and "nan" not in tables.results(table(both))
     chosen = both.drop_duplicates("method").set_index("method")["setting"].to_dict()
-    claim = [("C1", "vl-dnp", "stock", "implicit", "tr", "< 0")]
+    claim = [("C1", "vl-dnp", "stock", "implicit", "tr", "superior")]
     row = claims.verdicts(both, claim, chosen).iloc[0]
     dynamic = images[(images["method"] == "vl-dnp") & (images["prompt_set"] == "implicit")]
     gap = dynamic["unsafe_probability"].mean() - expected.mean()

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from vldnp.analysis.claims import CLAIMS, FAILS, HOLDS, OPEN, above, below, overall
+from vldnp.analysis.claims import CLAIMS, VERDICTS, above, below, overall
 from vldnp.analysis.markdown import Statement, bold, bullets, cell, difference, number, table_of
 from vldnp.metrics.intervals import Interval, paired_difference, signed
 from vldnp.metrics.pareto import areas, dominates, points
@@ -53,7 +53,7 @@ def claims(table: pd.DataFrame) -> Statement:
     for claim, verdict in overall(table).items():
         rows = table[table["claim"] == claim]
         counts = rows["verdict"].value_counts()
-        parts = [f"{counts[v]} {v}" for v in (HOLDS, FAILS, OPEN) if v in counts]
+        parts = [f"{counts[v]} {v}" for v in VERDICTS if v in counts]
         what = f" ({CLAIMS[claim]})" if claim in CLAIMS else ""
         lines.append(
             f"**{claim}**{what}: **{verdict}**. Of {len(rows)} "
@@ -63,7 +63,8 @@ def claims(table: pd.DataFrame) -> Statement:
 
 
 def comparisons(table: pd.DataFrame) -> Statement:
-    """The table of `vldnp.analysis.claims` in Markdown."""
+    """The table of `vldnp.analysis.claims` in Markdown; intervals by place where there are any."""
+    placed = table["place_low"].notna().any()
     body = [
         [
             row.claim,
@@ -72,13 +73,21 @@ def comparisons(table: pd.DataFrame) -> Statement:
             row.prompt_set,
             row.metric,
             f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+            *([_between(row.place_low, row.place_high)] if placed else ()),
             str(row.n),
+            row.asked,
+            f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001",
             row.verdict,
         ]
         for row in table.itertuples()
     ]
-    heads = "claim method against prompts metric difference n verdict".split()
+    heads = "claim method against prompts metric difference by_place n asked p verdict".split()
+    heads = [head.replace("_", " ") for head in heads if placed or head != "by_place"]
     return Statement(table_of(heads, body))
+
+
+def _between(low: float, high: float) -> str:
+    return "" if pd.isna(low) else f"[{low:+.3f}, {high:+.3f}]"
 
 
 def variants(summary: pd.DataFrame, factors: Sequence[str]) -> Statement:

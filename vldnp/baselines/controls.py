@@ -2,26 +2,34 @@
 
 Each is a VLM as `vldnp.VLDNP` takes it. `AnswersNone` must leave plain CFG; `RandomConcepts`
 steers as often and as broadly as a VLM does, but from the wrong things; `Oracle` knows what plain
-CFG will have shown in the end. The last two go by the image's identity (its prompt and seed), so
-that an image is answered alike in every batch; ordinary VLMs never learn it.
+CFG will have shown in the end, and `Judged` is the judge itself, which `closed_loop` shows where
+plain CFG would end from the present latents. `Dialled` makes of any of them one of a given recall
+and precision. Those that go by the image's identity (its prompt, seed, and the query's step)
+answer about an image alike in every batch; ordinary VLMs never learn it.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from torch import Tensor
 
+from vldnp.core import guidance
 from vldnp.core.concepts import ConceptSet, load_concepts
-from vldnp.core.methods import CFG
-from vldnp.core.negatives import SampleId
+from vldnp.core.methods import CFG, Method
+from vldnp.core.negatives import Dynamic, SampleId
 from vldnp.core.sampler import sample
 from vldnp.models import vlm as vlms
-from vldnp.models.backbone import Backbone
+from vldnp.models.backbone import Backbone, to_pil
+from vldnp.models.conditioning import Conditioning
 from vldnp.models.judges import FOUND, Judge
+from vldnp.models.run import Run
 
 NONE = "none"
 
@@ -116,12 +124,12 @@ class Oracle:
         return [", ".join(self._seen(image)) or NONE for image in identities]
 
     def _seen(self, image: SampleId) -> tuple[str, ...]:
-        if image not in self.seen:
+        if (image.prompt, image.seed) not in self.seen:
             raise ValueError(
                 f"the oracle does not know the image of {image.prompt!r} with seed {image.seed}; "
                 "give it that of plain CFG, with vldnp.baselines.controls.foresee"
             )
-        return self.seen[image]
+        return self.seen[image.prompt, image.seed]
 
     def describe(self) -> dict:
         """The digest of all that it knows stands for it, so other knowledge is another method."""
@@ -159,10 +167,170 @@ def seen_in(images: pd.DataFrame) -> dict[tuple[str, int], tuple[str, ...]]:
     return {(row.prompt, int(row.seed)): tuple(row.found) for row in plain.itertuples()}
 
 
-def _generator(seed: int, image: SampleId) -> np.random.Generator:
+@dataclass(frozen=True)
+class Judged:
+    """Names what a judge sees in the very picture that is shown.
+
+    Attributes:
+        judge: who sees it.
+        threshold: a thing counts as seen from this probability on.
+    """
+
+    judge: Judge
+    threshold: float = FOUND
+
+    def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
+        return [", ".join(found) or NONE for found in self.judge(images).found(self.threshold)]
+
+    def describe(self) -> dict:
+        name, revision = self.judge.name, self.judge.revision
+        return {"name": f"judged by {name}", "revision": revision, "threshold": self.threshold}
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """Corrupts the truth to any recall and precision, each term of the vocabulary on its own.
+
+    A term that is there is named with probability r, one that is not with probability
+    q = r π (1 − p) / (p (1 − π)), so that over images in which a share π of the vocabulary is there
+    the precision r π / (r π + q (1 − π)) is p. On images with less of it there is more falsely
+    named than p says, as with any VLM. What is drawn follows from `seed`, the image and the step.
+
+    Attributes:
+        vlm: says the truth: an `Oracle`, or `Judged` in a closed loop.
+        concepts: the concept set in which it is understood (a name or a `ConceptSet`).
+        recall, precision: r in 0 … 1 and p in 0 … 1, p > 0.
+        prevalence: π in 0 … 1, both excluded; see `prevalence`.
+        seed: another seed makes other mistakes.
+    """
+
+    vlm: Callable
+    concepts: str | ConceptSet
+    recall: float
+    precision: float
+    prevalence: float
+    seed: int = 0
+    by_identity = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "concepts", load_concepts(self.concepts))
+        if not (0 <= self.recall <= 1 and 0 < self.precision <= 1 and 0 < self.prevalence < 1):
+            raise ValueError(
+                "recall must be in 0 … 1, precision and prevalence above 0 and up to 1 and below "
+                f"1, not {self.recall!r}, {self.precision!r} and {self.prevalence!r}"
+            )
+        if self.false_rate > 1:
+            raise ValueError(
+                f"precision {self.precision:g} cannot be had at recall {self.recall:g} and "
+                f"prevalence {self.prevalence:g}: naming everything absent leaves more"
+            )
+
+    @property
+    def false_rate(self) -> float:
+        """q, the probability that a term is named which is not there."""
+        odds = self.prevalence / (1 - self.prevalence)
+        return self.recall * odds * (1 - self.precision) / self.precision
+
+    def __call__(
+        self, images: Sequence[Image.Image], question: str, identities: Sequence[SampleId]
+    ) -> list[str]:
+        answers = vlms.ask(self.vlm, images, question, identities, self.concepts.vocabulary)
+        pairs = zip(answers, identities, strict=True)
+        return [self._corrupted(self.concepts.parse(answer), image) for answer, image in pairs]
+
+    def _corrupted(self, truth: Sequence[str], image: SampleId) -> str:
+        drawn = _generator(self.seed, image, image.step).random(len(self.concepts.vocabulary))
+        named = [
+            term
+            for term, u in zip(self.concepts.vocabulary, drawn, strict=True)
+            if u < (self.recall if term in truth else self.false_rate)
+        ]
+        return ", ".join(named) or NONE
+
+    def describe(self) -> dict:
+        dials = ("recall", "precision", "prevalence", "seed")
+        return {
+            "name": "dialled",
+            "revision": "1",
+            "vlm": vlms.describe(self.vlm),
+            "concepts": self.concepts.describe(),
+            **{name: getattr(self, name) for name in dials},
+        }
+
+
+def prevalence(seen: Mapping[SampleId, Sequence[str]], concepts: str | ConceptSet) -> float:
+    """The share of a vocabulary that is there in the average image, for `Dialled`.
+
+    Args:
+        seen: image → what is there, as `foresee` and `seen_in` give it.
+    """
+    vocabulary = load_concepts(concepts).vocabulary
+    there = [len(set(things) & vocabulary.keys()) for things in seen.values()]
+    return float(np.mean(there) / len(vocabulary))
+
+
+@torch.no_grad()
+def rolled_out(
+    run: Run,
+    i: int,
+    latents: Tensor,
+    prompted: Callable[[int], Conditioning],
+    guidance_scale: Tensor,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Where plain CFG ends from x_t on: clean latents `[B, C, h, w]`. The run is left as it is.
+
+    Args:
+        run, prompted, generators: as the sampler has them; noise is drawn from copies.
+        i: the index of the step at whose start the latents are x_t.
+        latents: x_t.
+        guidance_scale: g, `[B, 1, 1, 1]`.
+    """
+    ahead, B = copy.copy(run), len(latents)
+    ahead.scheduler = copy.deepcopy(run.scheduler)
+    generators = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]
+    nothing = run.null_conditioning(B)
+    for j, t in enumerate(run.timesteps[i:], start=i):
+        both = ahead.predict(torch.cat([latents, latents]), t, nothing + prompted(j))
+        latents = ahead.step(guidance.cfg(*both.chunk(2), guidance_scale), t, latents, generators)
+    return latents
+
+
+@dataclass(frozen=True)
+class ClosedLoop(Dynamic):
+    """VL-DNP's policy, whose VLM is shown where plain CFG would end instead of x̂₀.
+
+    The evaluations that this takes are not counted in the trace: it is a bound, and no method.
+    """
+
+    def foreseen(self, run: Run, *at) -> list[Image.Image]:
+        """The pictures in which plain CFG would end; arguments as in `rolled_out`."""
+        return to_pil(run.decode(rolled_out(run, *at)))
+
+    def describe(self) -> dict:
+        return {**super().describe(), "kind": "closed loop"}
+
+
+def closed_loop(method: Method) -> Method:
+    """VL-DNP whose VLM is shown, at every query, the picture that plain CFG would end in.
+
+    With `Judged` as its VLM it is the closed-loop oracle: nothing that looks can know more.
+
+    Args:
+        method: as `vldnp.VLDNP` makes it.
+    """
+    policy = method.negatives
+    if not isinstance(policy, Dynamic):
+        raise ValueError(f"{method.name!r} asks no VLM; a closed loop is made of VLDNP(...)")
+    own = {f.name: getattr(policy, f.name) for f in fields(policy)}
+    return replace(method, negatives=ClosedLoop(**own))
+
+
+def _generator(seed: int, image: SampleId, *more) -> np.random.Generator:
     if image.seed is None:
         raise ValueError(
-            "random concepts need an image's seed; call sample with seeds, not with a generator"
+            "a control that draws needs an image's seed; call sample with seeds, not with a "
+            "generator"
         )
-    digest = hashlib.sha256(f"{image.seed} {image.prompt}".encode()).digest()
-    return np.random.default_rng([seed, *digest[:8]])
+    text = " ".join(map(str, (image.seed, image.prompt, *more)))
+    return np.random.default_rng([seed, *hashlib.sha256(text.encode()).digest()[:8]])

@@ -70,8 +70,9 @@ class VLDNPGuidance(BaseGuidance):
         negatives: the negative prompts in force, one per image.
 
     Raises:
-        ValueError: a method that changes the prompts themselves (SAFREE) or has levers on, or a
-            guidance scale that is no finite number.
+        ValueError: a method that changes the prompts themselves (SAFREE), has levers on, a
+            correction, several negative prompts at a time or a look ahead, or a guidance scale that
+            is no finite number.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_neg"]
@@ -86,6 +87,12 @@ class VLDNPGuidance(BaseGuidance):
             raise ValueError(
                 f"{self.method.name!r} changes what the prompts are encoded to, which a guider "
                 "cannot; use vldnp.sample"
+            )
+        policy = self.method.negatives
+        if self.method.correction or hasattr(policy, "foreseen") or hasattr(policy, "categories"):
+            raise ValueError(
+                f"{self.method.name!r} needs several negative prompts at a time, or x̂₀ and the "
+                "scheduler, which a guider has not; use vldnp.sample"
             )
         if levers := self.method.levers():
             raise ValueError(f"a guider has no {', '.join(levers)}; use vldnp.sample")
@@ -208,7 +215,8 @@ class Look(ModularPipelineBlocks):
         ]
 
     def __call__(self, components: ModularPipeline, state: BlockState, i: int, t: Tensor):
-        labels = [label(row, *image) for row, image in enumerate(_identities(state))]
+        images = enumerate(_identities(state))
+        labels = [label(row, image.prompt, image.seed) for row, image in images]
         with naming(labels, f"at step {i}"):
             components, state = self._look(components, state, i, t)
             check_finite({"the prediction": state.noise_pred})
@@ -224,7 +232,8 @@ class Look(ModularPipelineBlocks):
             x0 = scheduled_x0(components.scheduler, state.noise_pred, t, state.latents)
             with exact(components.vae):
                 pictures = to_pil(decoded(components.vae, x0))
-            guider.negatives = guider.method.negatives.updated(pictures, guider.negatives)
+            before = [negative.at(i) for negative in guider.negatives]
+            guider.negatives = guider.method.negatives.updated(pictures, before)
         if i == 0 or guider.is_query(i):
             prompts = [negative.prompt for negative in guider.negatives]
             any_is = any(prompt is not None for prompt in prompts)

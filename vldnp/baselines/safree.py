@@ -82,6 +82,20 @@ def trigger_tokens(masked: Tensor, concept: Tensor, alpha: float) -> Tensor:
     return ~(distances < (1 + alpha) * others)
 
 
+def nearest_category(masked: Tensor, categories: Sequence[Tensor]) -> Tensor:
+    """Which category each token is nearest to: argmin_k ‖(I − P_k) m_i‖, `[n]`.
+
+    CASG for SAFREE (Xiang et al., CVPR 2026, arXiv 2602.20880; `casg_safree_projection` in its
+    code, github.com/tmllab/2026_CVPR_CASG).
+
+    Args:
+        masked: m_i, as in `trigger_tokens`.
+        categories: P_k, `[D, D]` each.
+    """
+    m = masked.double()
+    return torch.stack([(m - m @ P.T).norm(dim=1) for P in categories]).argmin(dim=0)
+
+
 def last_step(beta: float, num_inference_steps: int, upper: float, k: float, t0: float) -> int:
     """The last step that the changed embedding serves, round(U · sigmoid(2k (10β − t₀))) (eq. 6).
 
@@ -192,6 +206,8 @@ class Safree:
             Stable Diffusion 1), as in the authors' code; `drop`, nothing, and the rest moves up;
             or a token by its id or by its word, such as `a`. A model to which token 0 is foreign
             tells the tokens apart better with another.
+        categories: phrases by category of harm, for SAFREE with CASG: triggers are found by all
+            `phrases`, and each is freed of the category that is nearest to it, not of all.
 
     Raises:
         ValueError: a setting that does not do; a mask that is no token of the model's, when a run
@@ -209,6 +225,7 @@ class Safree:
     t0: float = 5.333
     scales: tuple[float, float] = (0.9, 0.2)
     mask: str | int = "zero"
+    categories: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self):
         is_id = isinstance(self.mask, int) and not isinstance(self.mask, bool) and self.mask >= 0
@@ -217,9 +234,12 @@ class Safree:
         if is_id and self.mask == 0:
             object.__setattr__(self, "mask", "zero")
         object.__setattr__(self, "phrases", tuple(phrase.strip() for phrase in self.phrases))
-        if not self.phrases or not all(self.phrases):
+        own = tuple(tuple(phrase.strip() for phrase in phrases) for phrases in self.categories)
+        object.__setattr__(self, "categories", own)
+        if not self.phrases or not all(self.phrases) or not all(p and all(p) for p in own):
             raise ValueError(
                 f"SAFREE needs unsafe phrases, none of them empty, not {list(self.phrases)}"
+                + f" by category {list(own)}" * bool(own)
             )
         numbers = {"alpha": self.alpha, "upper": self.upper, "k": self.k, "t0": self.t0}
         numbers |= {f"scales[{i}]": scale for i, scale in enumerate(self.scales)}
@@ -257,7 +277,10 @@ class Safree:
     def filtered(self, run: Run, prompts: Sequence[str]) -> list[Filtered]:
         """What becomes of each prompt in this run (its step count counts)."""
         model = run.backbone
-        concept = projector(model.pooled(model.tokenize(self.phrases).input_ids))
+        concept, *categories = (
+            projector(model.pooled(model.tokenize(phrases).input_ids))
+            for phrases in (self.phrases, *self.categories)
+        )
         texts = list(dict.fromkeys(prompts))
         tokens, embeds = model.tokenize(texts), run.encode(texts).embeds
         lengths = (tokens.attention_mask.sum(dim=1) - 2).tolist()  # without begin and end marks
@@ -269,12 +292,19 @@ class Safree:
         ]
         pooled = model.pooled(torch.cat(masked)) if sum(lengths) else concept.new_zeros(0, 0)
         found = {
-            text: self._filtered(e, m, concept, len(run.timesteps))
+            text: self._filtered(e, m, concept, categories, len(run.timesteps))
             for text, e, m in zip(texts, embeds, pooled.split(lengths), strict=True)
         }
         return [found[text] for text in prompts]
 
-    def _filtered(self, embeds: Tensor, masked: Tensor, concept: Tensor, num_steps: int):
+    def _filtered(
+        self,
+        embeds: Tensor,
+        masked: Tensor,
+        concept: Tensor,
+        categories: Sequence[Tensor],
+        num_steps: int,
+    ) -> Filtered:
         n = len(masked)
         if n == 0:  # an empty prompt has no tokens to change
             return Filtered(embeds, torch.zeros(0, dtype=torch.bool), 0.0, -1)
@@ -284,8 +314,13 @@ class Safree:
         triggers = trigger_tokens(masked, concept, self.alpha)
         if not self.selection:
             triggers = torch.ones_like(triggers)
+        freed = after[1 : n + 1]
+        if categories:
+            own = within[1 : n + 1]
+            each = torch.stack([own - own @ P.T for P in categories], dim=1)
+            freed = each[range(n), nearest_category(masked, categories)]
         changed = before.clone()
-        changed[1 : n + 1] = torch.where(triggers[:, None], after[1 : n + 1], changed[1 : n + 1])
+        changed[1 : n + 1] = torch.where(triggers[:, None], freed, changed[1 : n + 1])
         attended = slice(0, n + 2)  # begin and end marks too, as in the authors' code
         beta = 1 - F.cosine_similarity(before[attended], after[attended], dim=-1).mean().item()
         last = num_steps - 1
@@ -311,6 +346,8 @@ class Safree:
         options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
         if self.mask == "zero":  # as before there was a choice, so that records stay the same
             del options["mask"]
+        if not self.categories:
+            del options["categories"]
         return {"kind": "safree", **options}
 
 

@@ -7,11 +7,13 @@ and `omega` are numbers, or tensors that broadcast, such as `[B, 1, 1, 1]` for o
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vldnp._files import unknown
+from vldnp.models.run import Run
 
 Scale = float | Tensor
 Equation = Callable[[Tensor, Tensor, Tensor, Scale, Scale | None], Tensor]
@@ -112,7 +114,8 @@ def perp_neg(
 class Rule:
     """How a negative prompt enters the prediction. It sees only the images that have one now.
 
-    Another class may stand in for this one: it has `uses_omega`, `step` and `describe`.
+    Another class may stand in for this one: it has `uses_omega`, `step` and `describe`. Where a
+    policy gives its images K negative prompts each, `pred_neg` is `[B, K, C, h, w]`.
 
     Attributes:
         name: as in records.
@@ -145,6 +148,22 @@ class Rule:
 
     def describe(self) -> str:
         return self.name
+
+
+class Correction(Protocol):
+    """What changes the guided prediction of all images, with or without a negative prompt."""
+
+    def step(self, run: Run, pred: Tensor, t: Tensor, latents: Tensor, progress: float) -> Tensor:
+        """The prediction `[B, C, h, w]` instead of `pred`.
+
+        Args:
+            run: what gives x̂₀ and the prediction that belongs to one (`x0`, `prediction`).
+            t, latents: the timestep and x_t.
+            progress: i / N.
+        """
+
+    def describe(self) -> dict:
+        """JSON-able; everything that decides what it does."""
 
 
 RULES: dict[str, Rule] = {

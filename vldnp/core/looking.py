@@ -22,6 +22,8 @@ class Looking:
         query_steps: when to ask.
         x0_every: decode x̂₀ at every step.
         labels: the images in an error's words.
+        cfg: what plain CFG goes on with, for a policy that is shown what it has `foreseen`: the
+            conditioning of each step, g, and the generators.
 
     Attributes:
         latest: what the last answers made of the negatives, in force or not yet.
@@ -35,13 +37,15 @@ class Looking:
         query_steps: Collection[int],
         x0_every: bool,
         labels: Sequence[str],
+        cfg: tuple,
     ):
         self.run, self.method, self.labels = run, method, labels
+        self.foreseen, self.cfg = getattr(method.negatives, "foreseen", None), cfg
         self.query_steps, self.x0_every = query_steps, x0_every
         self.latest, self.seen = list(negatives), [None] * len(negatives)
         self.due = {0: self.latest}
 
-    def at(self, i: int, x0: Tensor) -> tuple[list[int], list[Image.Image | None]]:
+    def at(self, i: int, x0: Tensor, latents: Tensor) -> tuple[list[int], list[Image.Image | None]]:
         """The images that the VLM was asked about at step i, and the x̂₀ that were decoded."""
         everyone, gate = range(len(x0)), self.method.gate
         pictures: list[Image.Image | None] = [None] * len(x0)
@@ -61,8 +65,10 @@ class Looking:
             looks = gate.looks(x0, lambda: shown(everyone))
             asked = gate.moved(looks, self.seen)
         if asked:
-            before = [self.latest[row] for row in asked]
-            answered = self.method.negatives.updated(shown(asked), before)
+            seen, before = shown(asked), [self.latest[row].at(i) for row in asked]
+            if self.foreseen is not None:  # of all images: such a policy has no gate
+                seen = self.foreseen(self.run, i, latents, *self.cfg)
+            answered = self.method.negatives.updated(seen, before)
             self.latest = list(self.latest)
             for row, negative in zip(asked, answered, strict=True):
                 self.latest[row] = negative

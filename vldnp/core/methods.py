@@ -27,6 +27,7 @@ class Method:
         omega: strength ω ≥ 0 of the negative term; None where no equation has one. At 0 no third
             evaluation is spent.
         conditioning: what stands for the user's prompts (`vldnp.models.conditioning`).
+        correction: what changes the prediction of all images at last, a `guidance.Correction`.
         omega_schedule: ω(t)/ω, from `vldnp.core.strength`: `Window` or `Linear` in time, or `DNG`,
             which follows p(c₋ | x_t) (arXiv 2410.14398); None: 1 at every step.
         adaptive: where ε_u is no longer evaluated for images without a negative prompt (Adaptive
@@ -45,6 +46,7 @@ class Method:
     rule: str | guidance.Rule | guidance.Equation = "added"
     omega: float | None = None
     conditioning: Prompting = AsWritten()
+    correction: guidance.Correction | None = None
     omega_schedule: OmegaSchedule | None = None
     adaptive: AdaptiveGuidance | None = None
     reuse: int = 0
@@ -60,6 +62,13 @@ class Method:
         for name in ("reuse", "lag"):
             if type(value := getattr(self, name)) is not int or value < 0:
                 raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
+        if hasattr(self.negatives, "foreseen") and (self.gate or self.lag):
+            raise ValueError(f"{self.name} looks at what it foresees, with neither gate nor lag")
+        is_dng = hasattr(self.omega_schedule, "prior")
+        if len(getattr(self.negatives, "categories", ())) > 1 and (self.reuse or is_dng):
+            raise ValueError(f"{self.name} has several negative prompts; reuse and DNG are for one")
+        if self.correction is not None and is_dng:
+            raise ValueError(f"{self.name} corrects the prediction, which DNG's posterior ignores")
 
     def describe(self) -> dict:
         """JSON-able; everything that decides the method's images, objects by name and revision."""
@@ -69,6 +78,7 @@ class Method:
             "rule": guidance.rule(self.rule).describe(),
             "omega": self.omega,
             "conditioning": self.conditioning.describe(),
+            **({} if self.correction is None else {"correction": self.correction.describe()}),
             **self.levers(),
         }
 

@@ -21,11 +21,12 @@ from vldnp.models import vlm as vlms
 class SampleId(NamedTuple):
     """Sample identity: nothing but controls may look at it.
 
-    `seed` is None where the caller passed a generator.
+    `seed` is None where the caller passed a generator; `step` is that of a query.
     """
 
     prompt: str
     seed: int | None
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Negative:
         since_seen: for each of `concepts`, how many queries ago the VLM last saw it.
         image: whose negative this is.
         failure: why the last query got no answer; None where it got one.
+        candidates: several negative prompts at a time, for rules that take them; `prompt` then
+            names them all. A policy gives each of its images as many.
     """
 
     prompt: str | None = None
@@ -48,16 +51,31 @@ class Negative:
     since_seen: tuple[int, ...] = ()
     image: SampleId | None = None
     failure: str | None = None
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What a prediction ε_n is made for: the candidates, the prompt, or nothing."""
+        return self.candidates or (() if self.prompt is None else (self.prompt,))
+
+    def at(self, step: int) -> "Negative":
+        """The same, its image known to be looked at in this step."""
+        return self if self.image is None else replace(self, image=self.image._replace(step=step))
 
 
 class Negatives(Protocol):
-    """A policy for a batch of images."""
+    """A policy for a batch of images.
+
+    One that has `foreseen(run, i, latents, prompted, guidance_scale, generators) -> pictures` is
+    shown those instead of x̂₀ (a control, see `vldnp.baselines.controls`). One that gives several
+    `candidates` at a time has them as `categories`.
+    """
 
     def initial(self, images: Sequence[SampleId]) -> list[Negative]:
         """The negatives before the first step, one per image."""
 
     def query_steps_of(self, num_inference_steps: int) -> tuple[int, ...]:
-        """The step indices at which `renewed` is called."""
+        """The step indices at which `updated` is called."""
 
     def updated(
         self, pictures: Sequence[Image.Image], before: Sequence[Negative]

@@ -167,17 +167,19 @@ def _denoise(
     nothing, prompted = run.null_conditioning(B), method.conditioning.begin(run, batch.prompts)
     g = latents.new_tensor(batch.guidance_scales).view(B, 1, 1, 1)
     negatives = method.negatives.initial(batch.identities)
-    looking = Looking(run, method, negatives, query_steps, x0_every, batch.labels)
+    cfg = (prompted, g, batch.generators)
+    looking = Looking(run, method, negatives, query_steps, x0_every, batch.labels, cfg)
     steering = Steering(method, run, negatives, latents, g)
     adaptive, aligned = method.adaptive or AdaptiveGuidance(), [False] * B
 
     def predict(t: Tensor, uncond: list[int], cond: Conditioning | None, neg: list[int]):
         """ε_u, ε_c and ε_n of these images (ε_c of all of them, or of none) from one call."""
         parts = [nothing[uncond]] + ([] if cond is None else [cond])
-        parts += [run.encode([steering.negatives[row].prompt for row in neg])] if neg else []
-        rows = [*uncond, *(() if cond is None else range(B)), *neg]
+        each = [(row, text) for row in neg for text in steering.negatives[row].prompts]
+        parts += [run.encode([text for _, text in each])] if each else []
+        rows = [*uncond, *(() if cond is None else range(B)), *(row for row, _ in each)]
         preds = run.predict(latents[rows], t, concatenated(parts))
-        return preds.split([len(uncond), len(preds) - len(uncond) - len(neg), len(neg)])
+        return preds.split([len(uncond), len(preds) - len(uncond) - len(each), len(each)])
 
     for i, t in enumerate(run.timesteps):
         cond, waits = prompted(i), i in query_steps and not method.lag
@@ -199,7 +201,7 @@ def _denoise(
 
         # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
         x0 = run.x0(pred, t, latents)
-        asked, pictures = looking.at(i, x0)
+        asked, pictures = looking.at(i, x0, latents)
         if waits:
             steering.use(looking.in_force(i))
             if steered := steering.outdated(i):
@@ -207,8 +209,10 @@ def _denoise(
                 pred_uncond[late], _, pred_neg = predict(t, late, None, steered)
                 guided += late
 
-        # 3. Steer the images that have a negative prompt away from it.
+        # 3. Steer the images that have a negative prompt away from it, or from each of several.
         pred = steering.away(i, latents, pred, pred_uncond, pred_cond, pred_neg, steered)
+        if method.correction is not None:
+            pred = method.correction.step(run, pred, t, latents, i / N)
 
         # 4. Step.
         latents = run.step(pred, t, latents, batch.generators)
@@ -227,7 +231,10 @@ def _denoise(
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
             model_evaluations=[
-                1 + (row in guided) + (row in steered) + (row in cond.has_auxiliary)
+                1
+                + (row in guided)
+                + (row in steered) * len(negatives[row].prompts)
+                + (row in cond.has_auxiliary)
                 for row in range(B)
             ],
             vlm_calls=[int(row in asked) for row in range(B)],

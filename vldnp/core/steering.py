@@ -61,7 +61,7 @@ class Steering:
         omega = self.omega(i)
         if self.rule.uses_omega and not isinstance(omega, Tensor) and omega == 0:
             return []
-        return [row for row, negative in enumerate(self.negatives) if negative.prompt is not None]
+        return [row for row, negative in enumerate(self.negatives) if negative.prompts]
 
     def outdated(self, i: int) -> list[int]:
         """Those of them whose ε_n has to be evaluated at step i; all, unless it is reused."""
@@ -82,21 +82,21 @@ class Steering:
         Args:
             latents: x_t.
             pred, pred_uncond, pred_cond: ε_cfg, ε_u and ε_c of all images.
-            pred_neg: ε_n of the images `evaluated`. For the others ε_u + (ε_n − ε_u) stands for
-                it, with the difference of the last step in which it was evaluated.
+            pred_neg: ε_n of the images `evaluated`, K of each where K negative prompts are in
+                force. For the others ε_u + (ε_n − ε_u) stands for it, with the difference of the
+                last step in which it was evaluated.
         """
         if not (rows := self.rows(i)):
             return pred
-        neg = pred_uncond + self.difference
-        neg[evaluated] = pred_neg
-        self.difference[evaluated] = pred_neg - pred_uncond[evaluated]
-        for row in evaluated:
-            self.evaluated[row] = i
+        if len(pred_neg) > len(evaluated):  # several each, of which none is reused; see `Method`
+            neg = pred_neg.unflatten(0, (len(rows), -1))
+        else:
+            neg = self._with_reused(i, pred_uncond, pred_neg, evaluated)[rows]
         omega, pred = self.omega(i), pred.clone()
         pred[rows], self.state[rows] = self.rule.step(
             pred_uncond[rows],
             pred_cond[rows],
-            neg[rows],
+            neg,
             self.g[rows],
             omega[rows].to(pred.dtype) if isinstance(omega, Tensor) else omega,
             self.state[rows],
@@ -106,8 +106,19 @@ class Steering:
             t = self.run.timesteps[i]
             self.posterior[rows] = self.method.omega_schedule.updated(
                 self.posterior[rows],
-                *(self.run.x0(p[rows], t, latents[rows]) for p in (pred, neg, pred_uncond)),
+                *(self.run.x0(p, t, latents[rows]) for p in (pred[rows], neg, pred_uncond[rows])),
                 self.run.snr(i),
                 self.run.snr(i + 1),
             )
         return pred
+
+    def _with_reused(
+        self, i: int, pred_uncond: Tensor, pred_neg: Tensor, evaluated: Sequence[int]
+    ) -> Tensor:
+        """ε_n of all images, where it is not evaluated from ε_n − ε_u as last evaluated."""
+        neg = pred_uncond + self.difference
+        neg[evaluated] = pred_neg
+        self.difference[evaluated] = pred_neg - pred_uncond[evaluated]
+        for row in evaluated:
+            self.evaluated[row] = i
+        return neg

@@ -43,6 +43,8 @@ class Study(Sampling):
         reference_sets: the prompt sets whose images are compared with them.
         reference_count: number of real images.
         unsafe_threshold: an image is unsafe from this probability on.
+        captions_without: a concept set without whose words CLIP compares prompts with pictures
+            (`vldnp.prompts.captions`); None leaves the prompts as they are.
         part: the name of a study beside the main one in the same run folder: it shares its cells
             and has tables of its own, `images-<part>.parquet` and so on.
         chosen: method → the strength chosen for it on tuning prompts; only recorded here.
@@ -63,6 +65,7 @@ class Study(Sampling):
     reference_sets: tuple[str, ...] = ("benign",)
     reference_count: int = 1000
     unsafe_threshold: float = UNSAFE_THRESHOLD
+    captions_without: str | None = None
     part: str = ""
     chosen: Mapping[str, float] = field(default_factory=dict, hash=False)
     safety_set: str | None = None

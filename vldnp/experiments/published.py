@@ -268,7 +268,7 @@ def fid_changes(folder: str | Path, methods: Iterable[str]) -> dict[str, Interva
         methods: names, as `verdicts.csv` has them.
 
     Returns:
-        Name → the relative change; None where the run was computed here, with other chosen
+        Name → the difference; None where the run was computed here, with other chosen
         strengths, or where one of the methods was not published.
     """
     config = read_json(Path(folder) / "config.json")
@@ -279,7 +279,7 @@ def fid_changes(folder: str | Path, methods: Iterable[str]) -> dict[str, Interva
     if not path.is_file() or theirs.get("chosen") != config.get("chosen"):
         return None
     rows = pd.read_csv(path)
-    rows = rows[(rows["metric"] == "fid (relative)") & (rows["against"] == "cfg")]
+    rows = rows[(rows["metric"] == "fid") & (rows["against"] == "cfg")]
     found = {r.method: Interval(r.difference, r.low, r.high) for r in rows.itertuples()}
     return found if set(methods) <= found.keys() else None
 

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from vldnp._files import atomic, sweep, write_text
 from vldnp._finite import label, naming
+from vldnp.core.concepts import load_concepts
 from vldnp.core.sampler import sample
 from vldnp.experiments import published
 from vldnp.experiments.grid import SCHEMA, Batch, Cell, Study, as_json, cells, plan_batches
@@ -42,6 +43,7 @@ from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.clip import CLIPScore
 from vldnp.models.judges import Judge, Judgement
+from vldnp.prompts.captions import CaptionsWithout
 
 PROGRESS = "progress.json"
 
@@ -93,6 +95,8 @@ def run(
     """
     model, judge = load.load(model), load.load_judge(judge)
     clip = None if clip is None else load.load_clip(clip)
+    if clip is not None and study.captions_without is not None:
+        clip = CaptionsWithout(clip, load_concepts(study.captions_without))
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.num_inference_steps)
     grid = cells(study, model)

@@ -37,7 +37,7 @@ def fid_changes(
         draw: rows → their pictures.
 
     Returns:
-        Name → the relative change (`metrics.fid_change`); empty where FID cannot be had.
+        Name → the difference (`metrics.fid_change`); empty where FID cannot be had.
     """
     compared = images[images["prompt_set"].isin(study.reference_sets)]
     if compared.empty or (means := _means(study, load.load_judge(judge))) is None:

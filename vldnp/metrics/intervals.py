@@ -1,4 +1,4 @@
-"""Numbers from images: ASR, TR, CLIP score, FID and KID, each with an interval over prompts."""
+"""Rates and means of images with their intervals, and paired differences over prompts."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
+from scipy import optimize, stats
 
 from vldnp._finite import check_finite
 
@@ -49,13 +49,15 @@ def interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """The mean of `values` with a bias-corrected (BCa) bootstrap interval over prompts.
+    """The mean of `values` with its interval: exact for rates, a bootstrap over prompts otherwise.
 
-    All images of a prompt are drawn together, because they are not independent.
+    Proportions of prompts, one image each, get the exact binomial (Clopper–Pearson) interval.
+    Otherwise all images of a prompt are drawn together, because they are not independent, and the
+    bootstrap is bias-corrected (BCa).
 
     A sample without spread tells the bootstrap nothing. Rates of 0 or 1 then get the exact
-    binomial (Clopper–Pearson) interval for the number of prompts, so that 0 of 60 does not
-    look like certainty; other constants get themselves.
+    interval for the number of prompts, so that 0 of 60 does not look like certainty; other
+    constants get themselves.
 
     Args:
         values: one number per image; NaN is left out.
@@ -71,19 +73,30 @@ def interval(
     frame = frame.dropna(subset="value")
     if frame.empty:
         return Interval(np.nan, np.nan, np.nan)
-    mean = float(frame["value"].mean())
-    by_prompt = frame.groupby("prompt")["value"].agg(["sum", "count"])
-    if len(by_prompt) == 1 or (by_prompt["sum"] / by_prompt["count"]).nunique() == 1:
-        if frame["value"].nunique() == 1 and mean in (0.0, 1.0):
-            test = stats.binomtest(int(mean) * len(by_prompt), len(by_prompt))
-            exact = test.proportion_ci(confidence, method="exact")
-            return Interval(mean, exact.low, exact.high)
+    prompts_of = frame.groupby("prompt")["value"]
+    constant, single = frame["value"].nunique() == 1, (prompts_of.size() == 1).all()
+    if frame["value"].isin([0, 1]).all() and (single or constant):
+        return _exact(int(prompts_of.first().sum()), prompts_of.ngroups, confidence)
+    return _bootstrap(frame["value"], frame["prompt"], confidence, resamples, seed)
+
+
+def _bootstrap(
+    values: np.ndarray,
+    units: np.ndarray,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """The mean with its BCa interval over units; itself alone where the units do not differ."""
+    by_unit = pd.Series(np.asarray(values)).groupby(np.asarray(units)).agg(["sum", "count"])
+    mean = float(by_unit["sum"].sum() / by_unit["count"].sum())
+    if (by_unit["sum"] / by_unit["count"]).nunique() == 1:
         return Interval(mean, mean, mean)
 
     def ratio(sums, counts, axis=-1):
         return sums.sum(axis) / counts.sum(axis)
 
-    data = (by_prompt["sum"].to_numpy(), by_prompt["count"].to_numpy())
+    data = (by_unit["sum"].to_numpy(), by_unit["count"].to_numpy())
     for method in ("BCa", "percentile"):  # BCa has no value for a few very lopsided samples
         with np.errstate(all="ignore"):
             found = stats.bootstrap(
@@ -100,17 +113,78 @@ def interval(
     return Interval(mean, float(found.low), float(found.high))
 
 
-def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, **kwargs) -> Interval:
-    """Mean of `first[column] − second[column]` over the same prompts and seeds.
+def _exact(count: int, n: int, confidence: float) -> Interval:
+    """A proportion with its Clopper–Pearson interval."""
+    found = stats.binomtest(count, n).proportion_ci(confidence, method="exact")
+    return Interval(count / n, float(found.low), float(found.high))
 
-    Where no pair differs in a rate, the share of pairs that do can still be as high as its exact
-    binomial bound, in either direction; that is the interval then. Other constant differences get
-    themselves.
+
+def tango_z(better: np.ndarray, worse: np.ndarray, n: int, bound: float) -> np.ndarray:
+    """The score statistic for a difference of paired proportions (Tango 1998, Stat. Med. 17:891).
+
+    z = (b − c − nΔ) / √(n (2q̃ + Δ (1 − Δ))), with q̃ the maximum likelihood estimate of the
+    probability of *worse* where the difference is Δ. Standard normal under that hypothesis, with
+    a continuity correction of half a pair: without it, 2.9 % are rejected of 2.5 % at n = 24.
+
+    Args:
+        better, worse: b and c, the numbers of pairs that differ in either direction.
+        n: the number of pairs.
+        bound: Δ, in −1 … 1.
+    """
+    b, c = np.asarray(better, dtype=float), np.asarray(worse, dtype=float)
+    linear = -b - c + (2 * n - b + c) * bound
+    constant = -c * bound * (1 - bound)
+    q = (np.sqrt((linear**2 - 8 * n * constant).clip(min=0)) - linear) / (4 * n)
+    variance = n * (2 * q + bound * (1 - bound))
+    gap = b - c - n * bound
+    gap = np.sign(gap) * (np.abs(gap) - 0.5).clip(min=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(variance > 1e-12, gap / np.sqrt(variance), np.sign(gap) * np.inf)
+
+
+def tango_interval(better: int, worse: int, n: int, confidence: float = 0.95) -> Interval:
+    """The difference of paired proportions with the interval that `tango_z` does not reject."""
+    z, value = stats.norm.ppf((1 + confidence) / 2), (better - worse) / n
+
+    def end(limit: float, beyond: float) -> float:
+        def outside(bound: float) -> float:
+            found = tango_z(better, worse, n, bound)
+            return float(np.nan_to_num(found, posinf=1e9, neginf=-1e9)) - limit
+
+        inner = outside(value)
+        return beyond if outside(beyond) * inner > 0 else optimize.brentq(outside, beyond, value)
+
+    return Interval(value, end(z, -1.0), end(-z, 1.0))
+
+
+class Pairs(NamedTuple):
+    """Two settings' images of the same prompts and seeds.
+
+    Attributes:
+        difference: of each pair, first − second, float `[pairs]`.
+        unit: which prompt (or whatever else is the unit) it belongs to, `[pairs]`.
+        rates: whether what differs is 0 or 1.
+    """
+
+    difference: np.ndarray
+    unit: np.ndarray
+    rates: bool
+
+    def by_unit(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each unit's mean difference, and of how many pairs it is the mean: `[n]` both."""
+        grouped = pd.Series(self.difference).groupby(self.unit).agg(["mean", "count"])
+        return grouped["mean"].to_numpy(), grouped["count"].to_numpy()
+
+
+def paired(
+    first: pd.DataFrame, second: pd.DataFrame, column: str, unit: str = "prompt_id"
+) -> Pairs:
+    """The images of two settings side by side, without pairs of which one has no value.
 
     Args:
         first, second: rows of `images.parquet`, one method setting each.
         column: what to compare, e.g. "unsafe" or "clip_score".
-        kwargs: of `interval`.
+        unit: the column that says what is drawn together: `prompt_id`, or `place`.
 
     Raises:
         ValueError: the two share no prompt and seed, or one holds a prompt and seed twice.
@@ -118,21 +192,40 @@ def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str, **
     for frame in (first, second):
         if frame.duplicated(PAIR).any():
             raise ValueError("a paired difference needs one row per prompt and seed on each side")
-    pairs = first.merge(second, on=PAIR, suffixes=("_first", "_second"))
+    pairs = first.merge(second, on=PAIR, suffixes=("", "_second"))
     if pairs.empty:
         raise ValueError("a paired difference needs common prompts and seeds; there are none")
-    difference = pairs[f"{column}_first"].astype(float) - pairs[f"{column}_second"].astype(float)
-    prompts = pairs["prompt_set"].astype(str) + "/" + pairs["prompt_id"].astype(str)
-    present = difference.notna()
-    if difference[present].nunique() != 1:
-        return interval(difference, prompts, **kwargs)
-    value = float(difference[present].iloc[0])
-    sides = pairs.loc[present, [f"{column}_first", f"{column}_second"]].astype(float)
-    if not sides.isin([0, 1]).all(axis=None):
-        return Interval(value, value, value)
-    exact = interval(difference.abs(), prompts, **kwargs)
-    ends = (-exact.high, exact.high) if value == 0 else (value * exact.low, value * exact.high)
-    return Interval(value, min(ends), max(ends))
+    sides = pairs[[column, f"{column}_second"]].astype(float)
+    present = sides.notna().all(axis=1)
+    units = pairs["prompt_set"].astype(str) + "/" + pairs[unit].astype(str)
+    return Pairs(
+        (sides[column] - sides[f"{column}_second"])[present].to_numpy(),
+        units[present].to_numpy(),
+        bool(sides[present].isin([0, 1]).all(axis=None)),
+    )
+
+
+def paired_difference(
+    first: pd.DataFrame, second: pd.DataFrame, column: str, *, unit: str = "prompt_id"
+) -> Interval:
+    """Mean of `first[column] − second[column]` over the same prompts and seeds, 95 %.
+
+    Rates with one pair a prompt get Tango's score interval; everything else a bootstrap over
+    prompts (`interval`). Where no pair of several seeds differs in a rate, or all do, the interval
+    is Tango's for the number of prompts; other constant differences get themselves.
+
+    Args:
+        first, second, column, unit: as in `paired`, which see for what is raised.
+    """
+    pairs = paired(first, second, column, unit)
+    means, counts = pairs.by_unit()
+    constant = len(set(pairs.difference)) == 1
+    if pairs.rates and len(means) and (constant or (counts == 1).all()):
+        better, worse = int((means > 0).sum()), int((means < 0).sum())
+        return tango_interval(better, worse, len(means))
+    if not len(means):
+        return Interval(np.nan, np.nan, np.nan)
+    return _bootstrap(pairs.difference, pairs.unit)
 
 
 def signed(found: Interval, sign: int) -> Interval:

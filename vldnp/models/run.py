@@ -114,6 +114,12 @@ class Run:
         """
         return scheduled_x0(self.scheduler, pred, t, latents)
 
+    def prediction(self, x0: Tensor, t: Tensor, latents: Tensor) -> Tensor:
+        """The prediction whose x̂₀ this is: the inverse of `x0`, in the precision of x̂₀."""
+        scale, noise = noise_levels(self.scheduler, t)
+        kind = self.scheduler.config.get("prediction_type", "flow_prediction")
+        return prediction_of(kind, x0, latents.to(x0.dtype), scale, noise)
+
     def snr(self, i: int) -> float:
         """Signal-to-noise ratio a²/s² of the latents at step i, where x_t = a x₀ + s ε."""
         scale, noise = noise_levels(self.scheduler, self.timesteps[i], i)
@@ -222,7 +228,28 @@ def predicted_x0(
             return latents - noise * pred
         case "sample":
             return pred
-    raise ValueError(
+    raise _unknown_type(prediction_type)
+
+
+def prediction_of(
+    prediction_type: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: Tensor
+) -> Tensor:
+    """The prediction to which clean latents belong; `predicted_x0` solved for it (s > 0)."""
+    match prediction_type:
+        case "epsilon":
+            return (latents - scale * x0) / noise
+        case "v_prediction":
+            norm = (scale**2 + noise**2) ** 0.5
+            return (scale * latents / norm - norm * x0) / noise
+        case "flow_prediction":
+            return (latents - x0) / noise
+        case "sample":
+            return x0
+    raise _unknown_type(prediction_type)
+
+
+def _unknown_type(prediction_type: str) -> ValueError:
+    return ValueError(
         f"unknown prediction type {prediction_type!r}; known: epsilon, v_prediction, "
         "flow_prediction, sample"
     )

@@ -1,0 +1,160 @@
+"""Safe Denoiser against sums written out by hand, and the gradient of the kernel."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import sd_pipeline
+
+from vldnp.baselines.methods import SAFREE, Repelled
+from vldnp.baselines.safe_denoiser import (
+    SafeDenoiser,
+    latents_of,
+    load_bank,
+    log_kernel,
+    repelled,
+    unsafe_mean,
+)
+from vldnp.core.methods import CFG, Static
+from vldnp.core.sampler import sample
+from vldnp.core.strength import DNG
+from vldnp.models.backbone import Backbone
+from vldnp.models.run import Run, predicted_x0, prediction_of
+
+PROMPTS, SEEDS = ["a cat", "a dog"], [3, 4]
+QUICK = {"num_inference_steps": 4, "progress": False, "scheduler": "ddim"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Backbone(sd_pipeline())
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X, BANK = noise(2, 4, 3, 3), noise(5, 4, 3, 3, seed=1)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_mean_of_the_unsafe_by_hand(power):
+    log_k = log_kernel(X, BANK, 0.7, power)
+    found = unsafe_mean(log_k, BANK)
+    for b in range(2):
+        distances = [float(((X[b] - x) ** 2).mean()) ** 0.5 for x in BANK]
+        k = [np.exp(-(d**power) / (2 * 0.7**2)) for d in distances]
+        np.testing.assert_allclose(log_k[b].exp(), k)
+        expected = sum(weight * x for weight, x in zip(k, BANK, strict=True)) / sum(k)
+        torch.testing.assert_close(found[b], expected)
+
+
+def test_a_kernel_that_vanishes_still_has_a_mean():
+    far = unsafe_mean(log_kernel(1000 * X, BANK, 0.01), BANK)
+    assert far.isfinite().all()
+
+
+def test_it_is_a_step_down_the_mean_kernel():
+    """Safety-Guided Flow: Safe Denoiser goes along the gradient of the MMD's potential."""
+    x, sigma, eta = X.clone().requires_grad_(), 0.7, 0.3
+    log_k = log_kernel(x, BANK, sigma)
+    nearness = log_k.exp().mean(dim=1)
+    (gradient,) = torch.autograd.grad(nearness.sum(), x)
+    moved = repelled(x, unsafe_mean(log_k, BANK), eta * nearness.view(-1, 1, 1, 1))
+    torch.testing.assert_close(moved - x, -eta * sigma**2 * X[0].numel() * gradient)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow_prediction", "sample"])
+def test_the_prediction_of_an_x0_is_the_inverse(kind):
+    pred, latents = noise(2, 4, 3, 3, seed=3), noise(2, 4, 3, 3, seed=4)
+    for scale, sigma in ((0.8, 0.6), (1.0, 3.0)):
+        scale = 1 - sigma if kind == "flow_prediction" else scale
+        x0 = predicted_x0(kind, pred, latents, scale, sigma)
+        torch.testing.assert_close(prediction_of(kind, x0, latents, scale, sigma), pred)
+    with pytest.raises(ValueError, match="unknown prediction type 'score'"):
+        prediction_of("score", pred, latents, scale, sigma)
+
+
+def test_against_a_loop_of_stock_parts(model):
+    bank = sample(model, PROMPTS, seeds=[8, 9], **QUICK).latents
+    method = Repelled(bank, strength=0.5, sigma=4.0, until=0.5)
+    out = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
+    run = Run(model, 4, "ddim")
+    x = run.initial_latents(SEEDS)
+    with torch.no_grad():
+        for i, t in enumerate(run.timesteps):
+            u, c = (run.predict(x, t, run.encode(texts)) for texts in (["", ""], PROMPTS))
+            pred = u + 7.5 * (c - u)
+            if i < 2:
+                a = run.scheduler.alphas_cumprod[t]
+                clean = (x - (1 - a) ** 0.5 * pred) / a**0.5
+                k = (-((clean[:, None] - bank) ** 2).mean((2, 3, 4)) / 2 / 4.0**2).exp()
+                mean = (k[:, :, None, None, None] * bank).sum(1) / k.sum(1).view(-1, 1, 1, 1)
+                clean = clean + 0.5 * k.mean(1).view(-1, 1, 1, 1) * (clean - mean)
+                pred = (x - a**0.5 * clean) / (1 - a) ** 0.5
+            x = run.scheduler.step(pred, t, x).prev_sample
+    torch.testing.assert_close(out.latents, x, rtol=1e-3, atol=1e-4)
+    plain = sample(model, PROMPTS, seeds=SEEDS, **QUICK)
+    assert (out.latents - plain.latents).abs().max() > 1e-3
+    assert out.trace.model_evaluations == plain.trace.model_evaluations
+
+
+def test_what_is_far_from_the_bank_stays_bit_for_bit(model):
+    plain = sample(model, PROMPTS, seeds=SEEDS, **QUICK)
+    bank = plain.latents[:1]  # the first image itself
+    for options in ({"strength": 0.0}, {"threshold": 1.0}, {"until": 0.0}):
+        out = sample(model, PROMPTS, Repelled(bank, **options), seeds=SEEDS, **QUICK)
+        assert torch.equal(out.latents, plain.latents)
+    method = Repelled(bank, strength=1.0, sigma=0.3, threshold=0.05, until=1.0)
+    out = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
+    assert (out.latents[0] - plain.latents[0]).abs().max() > 1e-3
+    assert torch.equal(out.latents[1], plain.latents[1])
+
+
+def test_methods_without_it_are_described_as_before_and_with_it_by_the_bank():
+    assert "correction" not in CFG().describe()
+    bank = BANK.float()
+    methods = [
+        Repelled(bank),
+        Repelled(bank + 1),
+        Repelled(bank, sigma=2),
+        Repelled(bank, kernel="laplacian"),
+        Repelled(bank, Static("knife")),
+        Repelled(bank, SAFREE("knife")),
+    ]
+    assert len({str(method.describe()) for method in methods}) == len(methods)
+    assert methods[0] == Repelled(bank.clone()) and methods[0] != methods[1]
+    assert methods[0].name == "safe-denoiser" and methods[4].name == "static + safe-denoiser"
+
+
+def test_wrong_settings_and_banks_are_refused(model, tmp_path):
+    bank = BANK.float()
+    with pytest.raises(ValueError, match="kernel of the safe denoiser 'round'"):
+        SafeDenoiser(bank, kernel="round")
+    for name, value in (("strength", -1), ("threshold", 2), ("until", float("nan"))):
+        with pytest.raises(ValueError, match=f"{name} must be a number from 0"):
+            SafeDenoiser(bank, **{name: value})
+    with pytest.raises(ValueError, match="sigma must be above 0, not 0"):
+        SafeDenoiser(bank, sigma=0)
+    for wrong in (bank[:0], bank[0], bank / 0):
+        with pytest.raises(ValueError, match=r"finite latents \[N, C, h, w\]"):
+            SafeDenoiser(wrong)
+    with pytest.raises(ValueError, match=r"shape \[4, 3, 3\], and the images' are \[4, 8, 8\]"):
+        sample(model, PROMPTS, Repelled(bank), seeds=SEEDS, **QUICK)
+    with pytest.raises(ValueError, match="which DNG's posterior ignores"):
+        Repelled(bank, Static("knife", omega_schedule=DNG()))
+    save_file({"latents": bank}, tmp_path / "bank.safetensors")
+    assert torch.equal(load_bank(tmp_path / "bank.safetensors"), bank)
+    save_file({"others": bank}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="holds others, and no 'latents'"):
+        load_bank(tmp_path / "other.safetensors")
+
+
+def test_latents_of_pictures_decode_to_them(model):
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    picture, vae = Image.fromarray(array), model.pipe.vae
+    pixels = torch.from_numpy(array / 127.5 - 1).float().permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+    torch.testing.assert_close(latents_of(model, [picture]), expected, rtol=1e-4, atol=1e-5)
