@@ -5,14 +5,12 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from vldnp._files import data_folder, fingerprint, machine, write_text
 from vldnp.experiments import run
@@ -26,6 +24,7 @@ from vldnp.experiments.published import (
     protocol_digest,
 )
 from vldnp.experiments.run_folder import image_path, opened, read_record
+from vldnp.experiments.workers import one_thread
 from vldnp.metrics.fid import Distances
 from vldnp.metrics.intervals import Interval, paired_difference
 from vldnp.metrics.summary import table
@@ -312,14 +311,3 @@ def code() -> str:
     }
     versions = {name: version(name) for name in PACKAGES}
     return digest([sources, versions, platform.machine()])[:12]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch with one thread, and with as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
