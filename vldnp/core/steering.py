@@ -88,10 +88,12 @@ class Steering:
         """
         if not (rows := self.rows(i)):
             return pred
-        if len(pred_neg) > len(evaluated):  # several each, of which none is reused; see `Method`
+        if self.method.reuse:
+            neg = self._with_reused(i, pred_uncond, pred_neg, evaluated)[rows]
+        elif len(pred_neg) > len(rows):  # several each
             neg = pred_neg.unflatten(0, (len(rows), -1))
         else:
-            neg = self._with_reused(i, pred_uncond, pred_neg, evaluated)[rows]
+            neg = pred_neg
         omega, pred = self.omega(i), pred.clone()
         pred[rows], self.state[rows] = self.rule.step(
             pred_uncond[rows],
