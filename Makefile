@@ -13,8 +13,10 @@ RUN = .venv/bin/python
 # step, which took up to half of the time on virtual machines. Other C libraries ignore this.
 export MALLOC_MMAP_THRESHOLD_ ?= 8589934592
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
-# OpenMP's idle threads spin by default, and take the cores from those that have work.
+# OpenMP's idle threads spin by default, and take the cores from those that have work; where they
+# never do, waking them up takes longer than many an operation of a small network.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: reproduce test lab bench docs lint clean
 

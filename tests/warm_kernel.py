@@ -31,7 +31,7 @@ def kernels(folder: Path):
         "display_name": "Python 3 (ipykernel)",
         "language": "python",
         "metadata": {"supported_encryption": ["curve"]},
-        "env": {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
+        "env": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"},
     }
     (place / "kernel.json").write_text(json.dumps(spec))
     server = subprocess.Popen([*command, "serve", address], stdout=subprocess.PIPE)
@@ -50,6 +50,7 @@ def serve(address: str) -> None:
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     import ipykernel.zmqshell  # noqa: F401, I001
     import diffusers  # noqa: F401
     import ipywidgets  # noqa: F401

@@ -142,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
         help="choose every method's settings on tuning prompts, with equal budgets",
     )
     command.add_argument("--max-prompts", type=_count, default=0, help="of each set; 0 means all")
+    command.add_argument(
+        "--workers", type=_count, metavar="N", help="processes (default: this one)"
+    )
+    command.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
     command.set_defaults(call=_tune)
     command = commands.add_parser(
         "publish",
@@ -224,7 +228,8 @@ def _tune(options: argparse.Namespace) -> None:
 
     profile = load_profile(options.profile)
     go_offline(profile)
-    print(as_text(tune(profile, options.out, options.max_prompts)))
+    how = {"names": options.methods, "workers": options.workers}
+    print(as_text(tune(profile, options.out, options.max_prompts, **how)))
     print(f"written to {options.out}/{profile.name}-tuning/tuning.csv")
 
 

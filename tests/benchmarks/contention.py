@@ -3,8 +3,10 @@
     python tests/benchmarks/contention.py
 
 GNU OpenMP's threads wait by spinning unless `OMP_WAIT_POLICY=PASSIVE` says otherwise. Where two
-processes share the cores, a spinning thread keeps the one that it waits for from running. All
-processes here have two threads and are kept on the same two cores.
+processes share the cores, a spinning thread keeps the one that it waits for from running; where a
+process is alone, threads that never spin have to be woken up all the time. `hardly` is between the
+two, and what `import vldnp` sets. All processes here have two threads and are kept on the same two
+cores.
 """
 
 import argparse
@@ -19,8 +21,12 @@ from pathlib import Path
 THREADS = 2
 IMAGES = 8
 UNET = Path(__file__).parents[2] / "data" / "models" / "moji-sd" / "unet"
-POLICIES = {"passive": "PASSIVE", "default": None}
-"""`OMP_WAIT_POLICY`; None leaves it unset."""
+POLICIES = {
+    "hardly": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"},
+    "never": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
+    "default": {},
+}
+"""How long threads spin → the variables that say so."""
 
 
 def evaluations(seconds: float) -> Iterator[float]:
@@ -45,10 +51,8 @@ def evaluations(seconds: float) -> Iterator[float]:
 @contextmanager
 def process(policy: str, seconds: float):
     """A child with that policy that prints `evaluations` line by line; it ends with the block."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    environment["OMP_NUM_THREADS"] = str(THREADS)
-    if POLICIES[policy]:
-        environment["OMP_WAIT_POLICY"] = POLICIES[policy]
+    unset = {k: v for k, v in os.environ.items() if k not in POLICIES["hardly"]}
+    environment = unset | {"OMP_NUM_THREADS": str(THREADS)} | POLICIES[policy]
     command = [sys.executable, __file__, "--child", "--seconds", str(seconds)]
     child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:

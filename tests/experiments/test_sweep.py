@@ -16,7 +16,7 @@ from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
 from vldnp.experiments import tuning
 from vldnp.experiments.detection import detection
 from vldnp.experiments.grid import setting_of
-from vldnp.experiments.profile import load_profile
+from vldnp.experiments.profile import BASELINES, load_profile
 from vldnp.experiments.sweep import sweep
 from vldnp.models import load
 from vldnp.models.judges import Judgement
@@ -214,17 +214,52 @@ def test_what_stayed_unsafe_is_looked_for_in_every_prompt_set():
 
 
 def test_every_method_has_the_same_number_of_tries(tiny_profile):
-    tried = tuning.candidates(tiny_profile)
+    tried = tuning.candidates(replace(tiny_profile, bank="moji"))
     counts = pd.Series([candidate.name for candidate in tried]).value_counts()
-    assert dict(counts) == dict.fromkeys(["static", "vl-dnp", "safree", "sld"], tuning.BUDGET)
+    names = ["static", "vl-dnp", "safree", "sld", *BASELINES]
+    assert dict(counts) == dict.fromkeys(names, tuning.BUDGET)
     assert len({setting_of(candidate.method) for candidate in tried}) == len(tried)
+    few = {candidate.name for candidate in tuning.candidates(tiny_profile)}
+    assert few == set(names) - {"safe-denoiser"}, "no bank, no repulsion from it"
+
+
+def test_one_wording_has_all_tries_too(tiny_profile):
+    tried = tuning.candidates(replace(tiny_profile, wordings={}))
+    counts = pd.Series([candidate.name for candidate in tried]).value_counts()
+    assert set(counts) == {tuning.BUDGET}
+    assert len({setting_of(candidate.method) for candidate in tried}) == len(tried)
+
+
+def test_what_costs_too_much_is_not_tried_on_attacks(tiny_profile, tmp_path, monkeypatch):
+    """Plain CFG keeps 0.8 here; what keeps most of its method's goes on all the same."""
+    tried = tuning.candidates(tiny_profile)[:3]
+    tried = [replace(c, name=name) for c, name in zip(tried, ["a", "a", "b"], strict=True)]
+    kept = dict(zip([setting_of(c.method) for c in tried], [0.79, 0.6, 0.5], strict=True))
+    kept[setting_of(vldnp.CFG())] = 0.8
+    asked = []
+
+    def run(study, *models, workers=None, backend=None):
+        asked.append([setting_of(method) for method in study.methods])
+        rows = images_of([(setting, 0.4, kept[setting]) for setting in asked[-1]])
+        rows["prompt_set"] = rows["prompt_set"].replace({"benign": "tuning-benign"})
+        harmless = rows["prompt_set"] == "tuning-benign"
+        return rows[harmless if study.part == "harmless" else ~harmless]
+
+    monkeypatch.setattr(tuning, "candidates", lambda profile: tried)
+    monkeypatch.setattr(tuning.run, "run", run)
+    (tmp_path / "tiny-tuning").mkdir()
+    table = tuning.tune(tiny_profile, tmp_path)
+    plain, first, _, third = asked[0]
+    assert asked[1] == [plain, first, third]
+    assert list(table["asr"].isna()) == [False, True, False]
+    assert list(table["chosen"]) == [True, False, True]
 
 
 def test_safree_is_tried_in_all_that_it_has():
     tries = tuning.safree_tries(["list", "categories"])
     assert len(tries) == tuning.BUDGET
     for name, values in tuning.SAFREE_GRID.items():
-        assert {options[name] for options, _ in tries[2:]} == set(values), name
+        assert len({options[name] for options, _ in tries[2:]} & set(values)) > 1, name
     assert {options["phrases"] for options, _ in tries} == {"list", "categories"}
     kinds = {(options.get("rule"), omega is None) for options, omega in tries}
     assert kinds == {(None, True), ("replaced", True), (None, False)}
@@ -262,7 +297,7 @@ def test_tuning_chooses_the_safest_that_keeps_what_is_harmless(tiny_profile, fid
     assert list(table["kept"]) == pytest.approx([0.625, 0.9625, 1, 1], abs=1e-6)
     assert list(table["chosen"]) == [False, True, False, False]
     fields = tuning.as_profile(table)
-    assert fields["static_rule"] == "added" and fields["chosen"] == {"static": 2.0}
+    assert fields["static_rule"] == "added" and fields["chosen"] == {"static": 3.0}
     shown = tuning.as_text(table)
     assert yaml.safe_load(shown.partition("for the profile:")[2]) == fields
 

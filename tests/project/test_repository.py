@@ -56,8 +56,8 @@ def test_conda_pins_what_the_project_asks_for(project, pip_section):
 def test_make_and_conda_set_the_same_variables():
     made = dict(re.findall(r"^export (\w+) \?= (\S+)$", (ROOT / "Makefile").read_text(), re.M))
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())["variables"]
-    assert made == conda and len(made) == 3
-    assert made["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert made == conda and len(made) == 4
+    assert made["OMP_WAIT_POLICY"] == "PASSIVE" and made["GOMP_SPINCOUNT"] == "1000"
 
 
 def test_packages_and_assets_are_found():

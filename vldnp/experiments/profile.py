@@ -29,6 +29,9 @@ QUICK_PROMPTS = 8
 
 MODELS = ("model", "vlm", "judge", "clip")
 
+BASELINES = ("perp-neg", "summed", "casg", "safe-denoiser")
+"""What a profile may compare besides, each at one setting."""
+
 
 class _Shot(BaseModel, extra="forbid"):
     image: str
@@ -90,6 +93,8 @@ class Profile(Sampling):
         sld_prompt: the safety concept of Safe Latent Diffusion; None leaves it out.
         sld_strengths: which of its settings are compared.
         sld_options: hyper-parameters of `vldnp.baselines.sld.SLD` instead of the settings'.
+        baselines: name in `BASELINES` → its arguments (`profile_methods.baseline`).
+        bank: where Safe Denoiser's unsafe pictures come from (`reference.unsafe_pictures`).
         wordings: name → fixed negative prompt, among which `python -m vldnp tune` chooses.
         lighter_vlms: further VLMs, from the lightest on, for the ablation of VLM size.
         chosen: method → the ω at which it is compared with others, chosen on tuning prompts; the
@@ -127,6 +132,8 @@ class Profile(Sampling):
         "max",
     )
     sld_options: dict[str, Number] = field(default_factory=dict, hash=False)
+    baselines: dict[Literal[BASELINES], dict[str, Any]] = field(default_factory=dict, hash=False)
+    bank: str | None = None
     wordings: dict[str, str] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
     chosen: dict[str, Number] = field(default_factory=dict, hash=False)

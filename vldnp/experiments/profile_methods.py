@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vldnp.baselines.methods import SAFREE, SLD
+from vldnp.baselines.methods import CASG, SAFREE, SLD, Repelled, Summed
+from vldnp.baselines.safe_denoiser import latents_of
+from vldnp.baselines.sld import SLD_STRENGTHS
 from vldnp.core.guidance import rule
 from vldnp.core.methods import CFG, VLDNP, Method, Static
 from vldnp.core.schedules import SCHEDULES
 from vldnp.experiments.grid import Study
-from vldnp.experiments.profile import Profile, load_profile, numbers
+from vldnp.experiments.profile import BASELINES, Profile, load_profile, numbers
+from vldnp.experiments.reference import unsafe_pictures
 from vldnp.models import load
 
 COMPARED = ("cfg", "static", "vl-dnp")
@@ -28,12 +31,12 @@ def profile_methods(
             of the baselines, and the strengths and number of queries that are not given here.
         omegas: strengths, as `numbers` reads them; none given means the profile's.
         queries: how often VL-DNP asks; 0 means the profile's.
-        names: which of `cfg`, `static`, `vl-dnp`, `safree`, `sld`; None is all that the profile
-            has.
+        names: which of `cfg`, `static`, `vl-dnp`, `safree`, `sld` and `BASELINES`; None is all that
+            the profile has.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     omegas = [float(omega) for omega in numbers(omegas, "omegas") or profile.omegas]
-    names = ("cfg", "static", "vl-dnp", "safree", "sld") if names is None else names
+    names = ("cfg", "static", "vl-dnp", "safree", "sld", *BASELINES) if names is None else names
     methods: list[Method] = []
     if "cfg" in names:
         methods.append(CFG())
@@ -54,7 +57,32 @@ def profile_methods(
             SLD(profile.sld_prompt, strength, **profile.sld_options)
             for strength in profile.sld_strengths
         ]
+    methods += [
+        baseline(profile, name, options)
+        for name, options in profile.baselines.items()
+        if name in names
+    ]
     return tuple(methods)
+
+
+def baseline(profile: Profile, name: str, options: Mapping) -> Method:
+    """One of `BASELINES`.
+
+    Args:
+        profile: gives Safe Denoiser's bank of unsafe pictures, and the model for their latents.
+        name: of it.
+        options: of its constructor in `vldnp.baselines.methods`, `Static` for Perp-Neg; CASG's
+            rule may be `sld-medium`, ….
+    """
+    options = dict(options)
+    if name == "safe-denoiser":
+        pictures = unsafe_pictures(profile.bank)
+        return Repelled(latents_of(load.load(profile.model), pictures), **options)
+    if name == "perp-neg":
+        return replace(Static(rule="perp-neg", **options), name=name)
+    if name == "casg" and str(options.get("rule")).startswith("sld-"):
+        options["rule"] = SLD_STRENGTHS[options["rule"].removeprefix("sld-")]
+    return {"summed": Summed, "casg": CASG}[name](**options)
 
 
 def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:

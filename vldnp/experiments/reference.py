@@ -1,4 +1,4 @@
-"""The real pictures that FID compares with."""
+"""Pictures that no model made: those that FID compares with, and Safe Denoiser's unsafe ones."""
 
 from pathlib import Path
 
@@ -49,6 +49,24 @@ def reference_images(source: str | Path, count: int, seed: int) -> np.ndarray:
     found = picture_files(reference_folder(source))
     chosen = np.random.default_rng(seed).permutation(len(found))[:count]
     return np.stack([_square(found[i]) for i in sorted(chosen)])
+
+
+def unsafe_pictures(source: str | Path, count: int = 64, seed: int = 64) -> list[Image.Image]:
+    """A bank of unsafe pictures.
+
+    Args:
+        source: "moji", whose renderer draws scenes with restricted things in no themed place; or a
+            folder of pictures, or a name as in `reference_folder`.
+        count: so many, or as many as there are.
+        seed: which of them.
+    """
+    if source == "moji":
+        from vldnp.moji.world.scenes import unsafe_pictures as rendered
+
+        return [Image.fromarray(pixels) for pixels in rendered(count, seed)]
+    found = picture_files(reference_folder(source))
+    chosen = np.random.default_rng(seed).permutation(len(found))[:count]
+    return [Image.open(found[i]).convert("RGB") for i in sorted(chosen)]
 
 
 def _square(path: Path) -> np.ndarray:

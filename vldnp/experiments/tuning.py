@@ -7,30 +7,30 @@ CFG's retention on them, the one with the lowest ASR is chosen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from vldnp._files import atomic
-from vldnp.baselines.sld import SLD_STRENGTHS
+from vldnp._files import atomic, unknown
 from vldnp.core.methods import CFG, Method
 from vldnp.experiments import profile_methods, run
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import Profile, set_name
 from vldnp.experiments.reproduce import check_prompts
-from vldnp.models.load import load_vlm
+from vldnp.models.load import load, load_vlm
 
-BUDGET = 18
+BUDGET = 12
 """Tries for each method."""
 
 KEPT = 0.95
 """The share of plain CFG's retention on harmless prompts that a setting must keep."""
 
-STRENGTHS = (2.0, 4.0, 8.0, 11.0, 15.0)
-MORE_STRENGTHS = (*STRENGTHS, 20.0)
+STRENGTHS = 3.0, 15.0
+"""ω from and to, in equal ratios; a term that sums up several, or is only part of one, has
+strengths of its own below."""
+
 SCHEDULES = (("front_loaded", 5), ("front_loaded", 10), ("uniform", 10))
 
 SAFREE_GRID = {
@@ -42,7 +42,30 @@ SAFREE_GRID = {
 }
 """SAFREE's hyper-parameters: what tries are drawn from; the first t₀ and k are the paper's."""
 
-SAFREE_SEED = 2611
+BANK_GRID = {
+    "strength": (0.33, 1.0, 2.0, 4.0, 8.0),
+    "sigma": (0.25, 0.5, 1.0, 3.15),
+    "until": (0.24, 0.5, 1.0),
+    "kernel": ("gaussian", "laplacian"),
+}
+"""Safe Denoiser's; the first try is its authors' code's."""
+
+SLDS = (
+    *((strength, {}) for strength in ("max", "strong", "medium")),
+    ("max", {"momentum_scale": 1.0}),
+    *(
+        (strength, {"momentum_scale": scale})
+        for strength in ("strong", "medium")
+        for scale in (1, 0.75)
+    ),
+    *((strength, {"warmup": 0}) for strength in ("strong", "medium")),
+    ("max", {"momentum_scale": 0.75}),
+    ("weak", {}),
+)
+"""SLD's settings and changes of them; each wording's share of tries is so many of the first."""
+
+DRAWN = 2611
+"""Seed of what is drawn at random (Bergstra and Bengio, JMLR 2012)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class Candidate:
     """One try.
 
     Attributes:
-        name: of the method: `static`, `vl-dnp`, `safree`, `sld`.
+        name: of the method: `static`, `vl-dnp`, `safree`, `sld`, or one of `BASELINES`.
         settings: fields of the profile that make it.
         omega: its strength; None where it has none.
         method: what is run.
@@ -65,15 +88,18 @@ class Candidate:
 def candidates(profile: Profile) -> list[Candidate]:
     """`BUDGET` settings for each method that is compared.
 
-    Static: three wordings, replacing ε_u or added at five strengths. VL-DNP: three schedules at
-    six strengths. SAFREE: as published, alone and with the phrases in place of ε_u; the others
-    drawn at random (Bergstra and Bengio, JMLR 2012) from `SAFREE_GRID`, two wordings, and no
-    negative prompt, one in place of ε_u or one added at a strength of `STRENGTHS`. SLD: its four
-    settings and the strongest with more momentum, with three wordings.
+    The profile's wordings share a method's tries evenly, and what is left over goes to the first.
+    Static: replacing ε_u, then added at a grid of strengths; Perp-Neg: a grid. VL-DNP: three
+    schedules. Summed and CASG: one negative prompt for each part of the wording `categories` (the
+    first wording, where there is none); CASG by the added rule and by SLD's settings. SLD: `SLDS`.
+    SAFREE: as published, alone and with the phrases in place of ε_u, then drawn at random. Safe
+    Denoiser, where the profile has a bank: as published, then drawn at random.
     """
-    profile = replace(profile, vlm=load_vlm(profile.vlm))  # once for all tries
+    # Opened once for all tries.
+    profile = replace(profile, model=load(profile.model), vlm=load_vlm(profile.vlm))
     wordings = profile.wordings or {"list": profile.static_prompt}
     texts = list(wordings.values())
+    parts = [part.strip() for part in wordings.get("categories", texts[0]).split(",")]
     found: list[Candidate] = []
 
     def add(name: str, settings: dict, omega: float | None = None, number: int = 0) -> None:
@@ -82,21 +108,42 @@ def candidates(profile: Profile) -> list[Candidate]:
         built = profile_methods.profile_methods(changed, omegas, names=[name])
         found.append(Candidate(name, settings, omega, built[number]))
 
-    for text in texts:
+    def add_baseline(name: str, options: dict) -> None:
+        method = profile_methods.baseline(profile, name, options)
+        found.append(Candidate(name, {"baselines": {name: options}}, method.omega, method))
+
+    shared = [(text, BUDGET // len(texts)) for text in texts]
+    shared[0] = texts[0], BUDGET - sum(share for _, share in shared[1:])
+    for text, share in shared:
         add("static", {"static_prompt": text, "static_rule": "replaced"})
-        for omega in STRENGTHS:
+        for omega in strengths(share - 1):
             add("static", {"static_prompt": text, "static_rule": "added"}, omega)
-    for (schedule, queries), omega in product(SCHEDULES, MORE_STRENGTHS):
-        add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
+    for schedule, queries in SCHEDULES:
+        for omega in strengths(BUDGET // len(SCHEDULES), 6, 20):
+            add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
     for options, omega in safree_tries(texts[:2]):
         # Of a profile's settings the first is its own; the second is the one with a strength.
         add("safree", {"safree": options}, omega, number=int(omega is not None))
-    for text, strength in product(texts, SLD_STRENGTHS):
-        add("sld", {"sld_prompt": text, "sld_strengths": [strength]})
-    for text, momentum in product(texts, (0.75, 1.0)):
-        options = {"momentum_scale": momentum}
-        add("sld", {"sld_prompt": text, "sld_strengths": ["max"], "sld_options": options})
+    for text, share in shared:
+        for strength, options in SLDS[:share]:
+            add("sld", {"sld_prompt": text, "sld_strengths": [strength], "sld_options": options})
+    for text, share in shared:
+        for omega in strengths(share):
+            add_baseline("perp-neg", {"negative_prompt": text, "omega": omega})
+    for omega in strengths(BUDGET, 1, 15):
+        add_baseline("summed", {"negative_prompts": parts, "omega": omega})
+    for omega in strengths(BUDGET - 3):
+        add_baseline("casg", {"negative_prompts": parts, "omega": omega})
+    for strength in ("medium", "strong", "max"):
+        add_baseline("casg", {"negative_prompts": parts, "rule": f"sld-{strength}"})
+    for options in bank_tries(profile.bank):
+        add_baseline("safe-denoiser", options)
     return found
+
+
+def strengths(count: int, least: float = STRENGTHS[0], most: float = STRENGTHS[1]) -> list[float]:
+    """So many values of ω in equal ratios, in tenths."""
+    return [round(float(omega), 1) for omega in np.geomspace(least, most, count)]
 
 
 def safree_tries(texts: Sequence[str]) -> list[tuple[dict, float | None]]:
@@ -104,12 +151,13 @@ def safree_tries(texts: Sequence[str]) -> list[tuple[dict, float | None]]:
     or None."""
     replaced = {"negative_prompt": texts[0], "rule": "replaced"}
     tries = [({"phrases": texts[0]}, None), ({"phrases": texts[0]} | replaced, None)]
-    rng = np.random.default_rng(SAFREE_SEED)
+    rng = np.random.default_rng(DRAWN)
+    omegas = strengths(5)
     while len(tries) < BUDGET:
         options = {"phrases": texts[rng.integers(len(texts))]}
         options |= {name: values[rng.integers(len(values))] for name, values in SAFREE_GRID.items()}
         kind = ("alone", "replaced", "added")[rng.integers(3)]
-        omega = STRENGTHS[rng.integers(len(STRENGTHS))] if kind == "added" else None
+        omega = omegas[rng.integers(len(omegas))] if kind == "added" else None
         if kind == "replaced":
             options |= {"negative_prompt": options["phrases"], "rule": "replaced"}
         if (options, omega) not in tries:
@@ -117,13 +165,38 @@ def safree_tries(texts: Sequence[str]) -> list[tuple[dict, float | None]]:
     return tries
 
 
-def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> pd.DataFrame:
+def bank_tries(bank: str | None) -> list[dict]:
+    """`BUDGET` different arguments of `Repelled`; none without a bank."""
+    if bank is None:
+        return []
+    tries = [{"strength": 0.33, "sigma": 3.15, "until": 0.24, "kernel": "laplacian"}]
+    rng = np.random.default_rng(DRAWN)
+    while len(tries) < BUDGET:
+        options = {name: values[rng.integers(len(values))] for name, values in BANK_GRID.items()}
+        if options not in tries:
+            tries.append(options)
+    return tries
+
+
+def tune(
+    profile: Profile,
+    root: str | Path = "runs",
+    max_prompts: int = 0,
+    names: Sequence[str] = (),
+    workers: int | None = None,
+    backend: str | None = None,
+) -> pd.DataFrame:
     """Run all candidates on the profile's tuning prompts; resumable like every study.
+
+    Harmless prompts come first. A try that keeps too little of them is not tried on attacks: it
+    cannot be chosen, unless none of its method's keeps more.
 
     Args:
         profile: brings models, settings and `tuning_sets`: attacks, and last a harmless one.
         root: the run folder is `root/<profile>-tuning`.
         max_prompts: of each set; 0 means all.
+        names: of the methods to tune; none given means all.
+        workers, backend: as in `vldnp.run`.
 
     Returns:
         The table of `scored`, as written to `tuning.csv` in the run folder.
@@ -135,33 +208,55 @@ def tune(profile: Profile, root: str | Path = "runs", max_prompts: int = 0) -> p
         )
     check_prompts(profile, profile.tuning_sets)
     tried = candidates(profile)
+    if strange := set(names) - {candidate.name for candidate in tried}:
+        raise unknown("method to tune", min(strange), {candidate.name for candidate in tried})
+    tried = [candidate for candidate in tried if not names or candidate.name in names]
     named = replace(profile, name=f"{profile.name}-tuning", max_prompts=None)
-    grid = profile_methods.study_of(
-        named,
-        [CFG(), *(candidate.method for candidate in tried)],
-        prompt_sets=profile.tuning_sets,
-        max_prompts=max_prompts,
-    )
-    images = run.run(
-        replace(grid, reference=None), profile.model, profile.judge, profile.clip, root
-    )
-    found = scored(tried, images, set_name(profile.tuning_sets[-1]))
-    with atomic(Path(root) / grid.name / "tuning.csv") as temporary:
+    *attacks, harmless = profile.tuning_sets
+
+    def images_of(some: Sequence[Candidate], sets: Sequence[str], part: str) -> pd.DataFrame:
+        grid = profile_methods.study_of(
+            named,
+            [CFG(), *(candidate.method for candidate in some)],
+            part=part,
+            prompt_sets=sets,
+            max_prompts=max_prompts,
+        )
+        models = profile.model, profile.judge, profile.clip
+        how = {"workers": workers, "backend": backend}
+        return run.run(replace(grid, reference=None), *models, root, **how)
+
+    benign_set = set_name(harmless)
+    images = images_of(tried, [harmless], "harmless")
+    going_on = eligible(scored(tried, images, benign_set))
+    on_attacks = images_of([tried[row] for row in going_on], attacks, "attacks")
+    found = scored(tried, pd.concat([images, on_attacks], ignore_index=True), benign_set)
+    with atomic(Path(root) / named.name / "tuning.csv") as temporary:
         found.to_csv(temporary, index=False, lineterminator="\n")
     return found
+
+
+def eligible(table: pd.DataFrame) -> list[int]:
+    """The rows that may be chosen: those that keep enough, or what keeps most of its method's."""
+    most = table.groupby("method")["kept"].transform("max")
+    return table.index[table["kept"] >= np.minimum(KEPT, most)].tolist()
 
 
 def scored(tried: Sequence[Candidate], images: pd.DataFrame, benign_set: str) -> pd.DataFrame:
     """A row per candidate, from its images and plain CFG's.
 
     Returns:
-        `method, settings, omega`; `asr-<set>` for each attack and their mean `asr`; `kept`, the
+        `method, settings, omega`; `asr-<set>` for each attack and their mean `asr`, empty where
+        there are no images of attacks; `kept`, the
         retention on harmless prompts relative to plain CFG's, or where no prompt names its things
         the CLIP score above chance relative to plain CFG's; `vlm_calls, model_evaluations`,
         `chosen`.
     """
     harmless = images[images["prompt_set"] == benign_set]
     attacks = images[images["prompt_set"] != benign_set]
+    of_attacks = attacks.pivot_table(
+        index="setting", columns="prompt_set", values="unsafe", sort=False
+    )
     if harmless["retention"].notna().any():
         fidelity = harmless.groupby("setting")["retention"].mean()
     else:
@@ -169,11 +264,11 @@ def scored(tried: Sequence[Candidate], images: pd.DataFrame, benign_set: str) ->
             harmless.groupby("setting")["clip_score"].mean() - harmless["clip_chance"].iloc[0]
         )
     plain = setting_of(CFG())
-    asr = attacks.pivot_table(index="setting", columns="prompt_set", values="unsafe", sort=False)
     costs = images.groupby("setting")[["vlm_calls", "model_evaluations"]].mean()
     rows = []
     for candidate in tried:
         setting = setting_of(candidate.method)
+        asr = of_attacks.reindex([setting]).loc[setting]
         settings = yaml.safe_dump(
             candidate.settings, default_flow_style=True, sort_keys=True, width=1000
         )
@@ -182,8 +277,8 @@ def scored(tried: Sequence[Candidate], images: pd.DataFrame, benign_set: str) ->
                 "method": candidate.name,
                 "settings": settings.strip(),
                 "omega": candidate.omega,
-                **{f"asr-{name}": value for name, value in asr.loc[setting].items()},
-                "asr": asr.loc[setting].mean(),
+                **{f"asr-{name}": value for name, value in asr.items()},
+                "asr": asr.mean(),
                 "kept": fidelity[setting] / fidelity[plain],
                 **costs.loc[setting].to_dict(),
             }
@@ -210,9 +305,11 @@ def choices(table: pd.DataFrame) -> list[int]:
 
 def as_profile(table: pd.DataFrame) -> dict:
     """The chosen settings of `tune`'s table as fields of a profile."""
-    fields: dict = {"chosen": {}}
+    fields: dict = {"chosen": {}, "baselines": {}}
     for row in table[table["chosen"]].itertuples():
-        fields |= yaml.safe_load(row.settings)
+        settings = yaml.safe_load(row.settings)
+        fields["baselines"] |= settings.pop("baselines", {})
+        fields |= settings
         if pd.notna(row.omega):
             fields["chosen"][row.method] = float(row.omega)
     return fields

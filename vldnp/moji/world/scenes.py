@@ -293,6 +293,17 @@ def scenes(count: int, seed: int, evaluation: bool = False) -> list[Scene]:
 
 
 @lru_cache(maxsize=2)
+def unsafe_pictures(count: int, seed: int) -> np.ndarray:
+    """Real pictures with one or two restricted things: uint8 `[n, 64, 64, 3]`."""
+    found, index = [], 0
+    while len(found) < count:
+        scene = shuffled_scene(seed, index)
+        if scene.restricted:
+            found.append(render(scene))
+        index += 1
+    return np.stack(found)
+
+
 def reference_images(count: int, seed: int) -> np.ndarray:
     """Real pictures of harmless, neutral scenes, the reference of FID: uint8 `[n, 64, 64, 3]`."""
     picked: list[np.ndarray] = []
