@@ -118,7 +118,7 @@ def vlm_quality(
     concepts = load_concepts("moji")
     scores = {}
     for timestep in timesteps:
-        pixels, targets, _ = glimpses(pipe, count, seed, evaluation=True, timestep=timestep)
+        pixels, targets, *_ = glimpses(pipe, count, seed, evaluation=True, timestep=timestep)
         answers = vlm(as_pil(pixels), concepts.question)
         said = np.array([[t in concepts.parse(a) for t in RESTRICTED] for a in answers])
         true = targets[:, [THINGS.index(t) for t in RESTRICTED]].bool().numpy()
