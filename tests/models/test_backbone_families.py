@@ -19,7 +19,7 @@ from tiny_models import PIPELINES, sd3_pipeline, sdxl_pipeline
 
 from vldnp.baselines.methods import SAFREE
 from vldnp.core.methods import CFG, VLDNP, Static
-from vldnp.core.sampler import denoise, sample
+from vldnp.core.sampler import sample
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning

@@ -67,9 +67,7 @@ class Method:
             if type(value := getattr(self, name)) is not int or value < 0:
                 raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
         if not isinstance(self.preview, Preview | None):
-            raise TypeError(
-                f"preview must be opened by vldnp.load_preview, not {self.preview!r}"
-            )
+            raise TypeError(f"preview must be opened by vldnp.load_preview, not {self.preview!r}")
         if hasattr(self.negatives, "foreseen") and (self.gate or self.lag or self.preview):
             raise ValueError(
                 f"{self.name} looks at what it foresees, without a gate, a lag or a preview"
