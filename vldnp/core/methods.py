@@ -181,13 +181,21 @@ FAST = {"adaptive": AdaptiveGuidance(0.48)}
 """The levers of `fast`: what did best in a first look at 32 tuning prompts a set, no choice yet."""
 
 
-def fast(vlm: Callable, concepts: str | Path | ConceptSet, **options) -> Method:
+def fast(
+    vlm: Callable,
+    concepts: str | Path | ConceptSet,
+    preview: Preview | None = None,
+    **options,
+) -> Method:
     """`VLDNP` with the levers of `FAST`, as `vl-dnp-fast` in tables.
 
     Args:
+        preview: the tiny VAE of the model that paints, such as `vldnp.load_preview("taesd")`; None
+            decodes by the model's own.
         vlm, concepts, options: as of `VLDNP`; an option of `FAST` may be given another value.
     """
-    return replace(VLDNP(vlm, concepts, **FAST | options), name="vl-dnp-fast")
+    method = VLDNP(vlm, concepts, preview=preview, **FAST | options)
+    return replace(method, name="vl-dnp-fast")
 
 
 def _omega(omega: float, rule: str | guidance.Rule) -> float | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import torch
-from diffusers import AutoencoderTiny
 
 from vldnp._files import first_line
 from vldnp.baselines.controls import AnswersNone, Oracle
@@ -25,7 +24,6 @@ from vldnp.experiments.reproduce import NOTEBOOKS, notebooks_in
 from vldnp.experiments.sweep import sweep
 from vldnp.models import hub, load
 from vldnp.models.backbone import Backbone
-from vldnp.models.preview import Preview
 from vldnp.prompts.public import fetched, public_sets
 from vldnp.prompts.table import load_prompts
 
@@ -97,7 +95,7 @@ def grid(profile: Profile) -> pd.DataFrame:
         profile,
         vlm=AnswersNone(str(profile.vlm)),
         lighter_vlms=tuple(AnswersNone(str(vlm)) for vlm in profile.lighter_vlms),
-        preview=profile.preview and Preview(AutoencoderTiny(), str(profile.preview), ""),
+        preview=profile.preview and random_models.taesd(),
     )
     attacks = [name for name in profile.prompt_sets if set_name(name) != profile.benign_set]
     studies = {"main grid": profile_study(stand_in)}
