@@ -238,7 +238,8 @@ def cost_points(
     metrics = metrics or (("asr", first), ("retention", first), ("retention", last))
     there = set(zip(data["metric"], data["prompt_set"], strict=True))
     shown = [pair for pair in dict.fromkeys(metrics) if pair in there]
-    with panels((3.6 * len(shown) + 2, 4.6), 1, len(shown)) as (figure, grid):
+    lines = -(-data[variant].nunique() // 2)  # of the legend
+    with panels((4 * len(shown), 3.4 + 0.22 * lines), 1, len(shown)) as (figure, grid):
         for axes, (metric, prompt_set) in zip(grid[0], shown, strict=True):
             rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
             for place, (name, part) in enumerate(rows.groupby(variant, sort=False)):
@@ -247,7 +248,7 @@ def cost_points(
             axes.set(xlabel="time of an image, plain CFG's being 1", ylabel=MEANS[metric].gain)
             axes.set_title(f"{prompt_set!r} prompts", fontsize="medium")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -190,6 +190,7 @@ def load_preview(preview, revision: str | None = None, *, device=None, dtype=tor
         ValueError, FileNotFoundError, TypeError: one line.
     """
     from diffusers import AutoencoderTiny
+    from diffusers.utils import logging
 
     from vldnp.models.preview import Preview
 
@@ -206,14 +207,19 @@ def load_preview(preview, revision: str | None = None, *, device=None, dtype=tor
         )
     source = find("preview", preview, revision)
     require(source, "config.json")
-    with opening(source):
-        vae = AutoencoderTiny.from_pretrained(
-            source.location,
-            revision=source.hub_revision,
-            dtype=_dtype(dtype),
-            use_safetensors=True,
-        )
-        vae = vae.to(device or default_device())
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # it remarks on a key that every config of the class has
+    try:
+        with opening(source):
+            vae = AutoencoderTiny.from_pretrained(
+                source.location,
+                revision=source.hub_revision,
+                dtype=_dtype(dtype),
+                use_safetensors=True,
+            )
+    finally:
+        logging.set_verbosity(loud)
+    vae = vae.to(device or default_device())
     return Preview(vae, source.name, source.revision)
 
 
