@@ -129,7 +129,7 @@ def vlm_quality(
 
 @torch.inference_mode()
 def preview_quality(
-    preview, vlm, pipe, count: int = 128, seed: int = 906, timesteps: Sequence[int] = TIMESTEPS
+    preview, vlm, pipe, count: int = 128, seed: int = 906, timesteps: Sequence[int] = (0, 680)
 ) -> dict[str, float]:
     """How a preview decoder's pictures of x̂₀ compare with the VAE's, by timestep, held-out scenes.
 
