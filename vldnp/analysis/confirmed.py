@@ -46,7 +46,7 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
     """
     profile = load_profile(protocol.profile)
     frames: dict[str, pd.DataFrame] = {}
-    settings: dict[str, str] = {}
+    settings: dict[bool, dict[str, str]] = {False: {}, True: {}}  # at chosen ones, on curves
     fid: dict[str, Interval] = {}
     for name, part in protocol.parts.items():
         study = study_of_part(protocol, name)
@@ -55,12 +55,11 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
         if folder is None:
             continue
         frames[name] = _with_places(pd.read_parquet(folder / "images.parquet"), study)
-        if not part.omegas:
-            methods = methods_of(profile, part).items()
-            settings |= {method: setting_of(some[0]) for method, some in methods}
+        methods = methods_of(profile, part).items()
+        settings[bool(part.omegas)] |= {method: setting_of(some[0]) for method, some in methods}
         if (folder / "fid.csv").is_file():
             rows = pd.read_csv(folder / "fid.csv").itertuples()
-            fid |= {row.method: Interval(row.difference, row.low, row.high) for row in rows}
+            fid |= {row.method: Interval(row.value, row.low, row.high) for row in rows}
 
     def made(curves: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         parts = {name: p for name, p in protocol.parts.items() if bool(p.omegas) == curves}
@@ -81,9 +80,7 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
             for row in asked
             if row[0] == claim
         ]
-        return rows, claims.verdicts(
-            rows, whole, {} if curves else settings, fid, None, protocol.attacks
-        )
+        return rows, claims.verdicts(rows, whole, settings[curves], fid, None, protocol.attacks)
 
     images, at_chosen = made(curves=False)
     _, on_curves = made(curves=True)
@@ -91,7 +88,7 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
         "claim", kind="stable", ignore_index=True
     )
     lacking = [name for name in protocol.parts if name not in frames]
-    return Confirmed(found.assign(protocol=protocol.digest[:12]), images, settings, lacking)
+    return Confirmed(found.assign(protocol=protocol.digest[:12]), images, settings[False], lacking)
 
 
 def _of_curves(comparison: claims.Comparison) -> bool:

@@ -102,7 +102,8 @@ def methods_of(profile: Profile, part: Part) -> dict[str, list[Method]]:
         known.setdefault(method.name, []).append(method)
     if not part.omegas:
         known = {name: [method] for name, method in chosen(profile, methods).items()}
-    known |= {"sld": some for name, some in known.items() if name.startswith("sld-")}
+    if slds := [some for name, some in known.items() if name.startswith("sld-")]:
+        known["sld"] = slds[0]
     known["vl-dnp-fast"] = [replace(dynamic(profile, **FAST), name="vl-dnp-fast")]
     for vlm in profile.lighter_vlms:
         known[f"vl-dnp, {vlm}"] = [dynamic(profile, vlm=vlm)]
