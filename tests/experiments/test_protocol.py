@@ -6,7 +6,7 @@ from tiny_world import make
 
 from vldnp.__main__ import main
 from vldnp.analysis.claims import asked_of
-from vldnp.analysis.confirmed import confirmed
+from vldnp.analysis.confirmed import by_method, confirmed, said
 from vldnp.experiments import published
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import BASELINES, load_profile
@@ -79,6 +79,8 @@ def test_what_is_wrong_with_a_protocol_is_said_in_one_line(world, old, new, said
 
 def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, capsys):
     protocol = load_protocol()
+    nothing = confirmed(protocol)
+    assert "No claim can be judged yet" in said(nothing) and by_method(nothing).empty
     assert main(["confirm", "attacks", "--workers", "1"]) == 0
     assert capsys.readouterr().out == "attacks: 10 images\n"
     results = published.results_folder()
@@ -92,6 +94,7 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     assert list(found.verdicts["prompt_set"]) == ["implicit", "explicit"]
     assert list(found.verdicts["n"]) == [3, 2]
     assert set(found.verdicts["protocol"]) == {protocol.digest[:12]}
+    assert "Not there yet: harmless, others, curves." in said(found)
 
     assert main(["confirm", "harmless", "others", "curves", "--workers", "1"]) == 0
     found = confirmed(protocol)
@@ -102,6 +105,8 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     seen = found.images.groupby(["setting", "prompt_set"]).size()
     assert seen[found.settings["static"], "implicit"] == 3
     assert set(found.settings) == {"cfg", "static", "sld", "summed"}
+    plain = found.images[found.images["method"] == "cfg"].groupby("prompt_set")["unsafe"].mean()
+    assert by_method(found)["asr"]["benign", "cfg"] == plain["benign"]
 
 
 def test_a_published_part_is_taken_over_and_can_be_verified(world, capsys):
