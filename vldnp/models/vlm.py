@@ -26,6 +26,7 @@ from vldnp.models.conversation import (
 )
 from vldnp.models.errors import out_of_memory
 from vldnp.models.hub import default_device
+from vldnp.models.prefix import PrefixCache
 
 ANSWERS = ("free", "constrained", "read")
 """How a VLM answers: in its own words; with "none" or the terms that it is offered; or not at all:
@@ -158,6 +159,9 @@ class TransformersVLM:
             call offers can be written, each at most once, so that nothing is left to understand.
             Or `read`: nothing is written; one forward pass gives the probability that an answer
             begins with each choice (see `vldnp.models.reading`).
+        prefix_cache: encode the demonstrations once and not with every picture (`PrefixCache`),
+            for pictures of one size. Without demonstrations it does nothing: the picture comes
+            first. It changes logits by rounding only.
         threshold: a choice is seen where that probability is as large, if answers are `read`.
 
     Raises:
@@ -178,6 +182,7 @@ class TransformersVLM:
         batch_size: int = 16,
         answers: str = "free",
         threshold: float = reading.THRESHOLD,
+        prefix_cache: bool = False,
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"the processor of VLM {name!r} has no chat template")
@@ -192,6 +197,8 @@ class TransformersVLM:
         self.name, self.revision = name, revision
         self.max_new_tokens, self.max_edge, self.batch_size = max_new_tokens, max_edge, batch_size
         self.demonstrations = opened(demonstrations)
+        image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        self.prefix = PrefixCache(model, self._encoded, image_token) if prefix_cache else None
 
     @classmethod
     def from_pretrained(
@@ -217,7 +224,7 @@ class TransformersVLM:
                 `{"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}`, which needs the
                 package bitsandbytes.
             options: of the constructor: `max_new_tokens`, `max_edge`, `demonstrations`,
-                `batch_size`, `answers`, `threshold`.
+                `batch_size`, `answers`, `threshold`, `prefix_cache`.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -325,21 +332,28 @@ class TransformersVLM:
     def _inputs(self, images: Sequence[Image.Image], question: str):
         images = [shrunk(image, self.max_edge) for image in images]
         before = shots(self.demonstrations, question, self.max_edge)
+        asked = [turns(image, question) for image in images]
         try:
-            return self.processor.apply_chat_template(
-                [before + turns(image, question) for image in images],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True},
-            ).to(self.model.device, dtype=self.model.dtype)
+            if self.prefix and before and len({image.size for image in images}) == 1:
+                if (inputs := self.prefix.inputs(before, asked)) is not None:
+                    return inputs
+            return self._encoded([before + turn for turn in asked])
         except ValueError as error:
             sizes = sorted({"×".join(map(str, image.size)) for image in images})
             raise ValueError(
                 f"the processor of VLM {self.name!r} refuses pictures of {', '.join(sizes)} "
                 f"pixels: {first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
             ) from error
+
+    def _encoded(self, conversations: Sequence[list[dict]], add_generation_prompt: bool = True):
+        return self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.model.device, dtype=self.model.dtype)
 
     @property
     def _end_tokens(self) -> list[int]:
