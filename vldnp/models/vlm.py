@@ -79,8 +79,9 @@ def identified(vlm: Callable) -> Callable:
             f"VLM {own.get('name')!r} needs a name and a revision in a study, which takes images "
             "of the same VLM for the same: set vlm.name and vlm.revision, or pass revision="
         )
-    if callable(asked := getattr(vlm, "vlm", None)):
-        identified(asked)
+    for inner in ("vlm", "screen", "confirm"):
+        if callable(asked := getattr(vlm, inner, None)):
+            identified(asked)
     return vlm
 
 
