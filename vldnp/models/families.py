@@ -313,6 +313,22 @@ def truncated(pipe: DiffusionPipeline, text: str) -> str | None:
     return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None
 
 
+def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
+    """The words of a text that are no token of the first tokenizer's, each once, in order.
+
+    It writes such a word in several pieces, or with its mark for the unknown.
+    """
+    encoded = pipe.tokenizer(text, truncation=False, add_special_tokens=False)
+    places, unknown = encoded.word_ids(), pipe.tokenizer.unk_token_id
+    pieces = [
+        place
+        for place, token in zip(places, encoded.input_ids, strict=True)
+        if place is not None and (token == unknown or places.count(place) > 1)
+    ]
+    spans = [encoded.word_to_chars(place) for place in dict.fromkeys(pieces)]
+    return list(dict.fromkeys(text[span.start : span.end] for span in spans))
+
+
 def null_conditioning(pipe: DiffusionPipeline, empty: Conditioning) -> Conditioning:
     """What ε_u is told, given the encoded empty prompt: that, or zeros where SDXL wants them."""
     if not pipe.config.get("force_zeros_for_empty_prompt"):
