@@ -32,7 +32,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = '<img src=x onerror="window.harmed = 1"> a cat'
 SCROLLED = """[...document.querySelectorAll(".jp-OutputArea:has(.vldnp-explorer) *")].filter(e =>
   /auto|scroll/.test(getComputedStyle(e).overflow)
-  && (e.scrollHeight > e.clientHeight || e.scrollWidth > e.clientWidth)).map(e => e.className)"""
+  && (e.scrollHeight > e.clientHeight || e.scrollWidth > e.clientWidth)).map(e => `${e.className} ${e.scrollWidth}>${e.clientWidth} ${e.scrollHeight}>${e.clientHeight}`)"""
 """What has a scrollbar in the output that the explorer is in."""
 
 PATIENCE = 180_000

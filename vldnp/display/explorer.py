@@ -238,7 +238,7 @@ class Explorer:
         own, names = str(settings.vlm), hub.EMBEDDED["vlm"]
         names = names if own in names else hub.HUB["vlm"]
         vlms = list(dict.fromkeys([own, *names, *self.vlms]))
-        short, full = widgets.Layout(width="190px"), widgets.Layout(width="100%")
+        short = widgets.Layout(width="190px")
         self.prompt = widgets.Combobox(
             value=offered[0],
             options=list(dict.fromkeys(offered)),
@@ -267,7 +267,7 @@ class Explorer:
         self.cancel = widgets.Button(description="cancel", icon="stop", disabled=True)
         self.bar = widgets.IntProgress(max=settings.num_inference_steps)
         self.status, self.picture = widgets.HTML(), widgets.HTML()
-        self.words, self.command, self.note = (widgets.HTML(layout=full) for _ in range(3))
+        self.words, self.command, self.note = (widgets.HTML() for _ in range(3))
         self.run.on_click(self.start)
         self.cancel.on_click(self.stop)
         self.prompt.on_msg(self._submitted)

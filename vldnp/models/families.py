@@ -309,7 +309,7 @@ def truncated(pipe: DiffusionPipeline, text: str) -> str | None:
     tokenizer, limit = primary_tokenizer(pipe)
     if isinstance(pipe, TextualInversionLoaderMixin):
         text = pipe.maybe_convert_prompt(text, tokenizer)
-    ids = tokenizer(text, truncation=False).input_ids
+    ids = tokenizer(text, truncation=False, verbose=False).input_ids
     return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None
 
 
@@ -318,7 +318,7 @@ def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
 
     It writes such a word in several pieces, or with its mark for the unknown.
     """
-    encoded = pipe.tokenizer(text, truncation=False, add_special_tokens=False)
+    encoded = pipe.tokenizer(text, truncation=False, add_special_tokens=False, verbose=False)
     places, unknown = encoded.word_ids(), pipe.tokenizer.unk_token_id
     pieces = [
         place
