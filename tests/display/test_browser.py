@@ -11,9 +11,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -32,7 +35,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = '<img src=x onerror="window.harmed = 1"> a cat'
 SCROLLED = """[...document.querySelectorAll(".jp-OutputArea:has(.vldnp-explorer) *")].filter(e =>
   /auto|scroll/.test(getComputedStyle(e).overflow)
-  && (e.scrollHeight > e.clientHeight || e.scrollWidth > e.clientWidth)).map(e => `${e.className} ${e.scrollWidth}>${e.clientWidth} ${e.scrollHeight}>${e.clientHeight}`)"""
+  && (e.scrollHeight > e.clientHeight || e.scrollWidth > e.clientWidth)).map(e =>
+  `${e.className} ${[e.scrollWidth, e.clientWidth, e.scrollHeight, e.clientHeight]}`)"""
 """What has a scrollbar in the output that the explorer is in."""
 
 PATIENCE = 180_000
@@ -316,7 +320,7 @@ def kernelless(explored, project, tmp_path_factory):
         notebook.cells[0].source += f"\n\n{name}"  # trust goes by content
         nbformat.write(notebook, root / f"{name}.ipynb")
     source = project / "notebooks" / "09_explorer.ipynb"
-    execute(source, root / "explorer.ipynb", {"quick": True, "out": str(home)})
+    execute(source, root / "explorer.ipynb", {"quick": True, "prompt": "a cat"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_DATA_DIR", str(home / "data"))
         trust([root / "trusted.ipynb"])
@@ -376,3 +380,46 @@ def test_without_a_kernel_and_trust(opened):
     second.get_by_text("show / hide").click()
     expect(pictures[1]).to_be_visible()
     assert page.evaluate("window.harmed") is None
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The address of the documentation, as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    handler = partial(QuietHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_the_docs_gallery(site, page):
+    """Each notebook of the front page's table opens with its outputs; no browser complains."""
+    complaints, asked = [], []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda said: said.type == "error" and complaints.append((said.text, said.location["url"])),
+    )
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(site)
+    links = page.locator("article a[href^=notebooks]")
+    names = [link.get_attribute("href") for link in links.all()]
+    assert len(names) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    for name in ("notebooks/03_pareto.html", "notebooks/09_explorer.html"):
+        page.goto(site)
+        page.locator(f"article a[href='{name}']").click()
+        picture = page.locator(".jp-OutputArea-output img").first
+        picture.wait_for()
+        assert picture.evaluate("image => image.complete && image.naturalWidth") > 100
+    icon = f"{site}/favicon.ico"  # asked for by the browser itself
+    assert [complaint for complaint in complaints if icon not in complaint] == []
+    assert all(url.startswith((site, "data:")) for url in asked)
