@@ -13,7 +13,7 @@ import vldnp
 from vldnp.analysis import compare
 from vldnp.analysis.failures import failed
 from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
-from vldnp.experiments import tuning
+from vldnp.experiments import profile_methods, tuning
 from vldnp.experiments.detection import detection
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import BASELINES, load_profile
@@ -326,7 +326,7 @@ def test_chosen_strengths_enter_the_comparison():
         vldnp.SAFREE("knife"),
         vldnp.SAFREE("knife", "knife", "added", 4),
     )
-    found = compare.chosen(profile, methods)
+    found = profile_methods.chosen(profile, methods)
     assert {name: method.omega for name, method in found.items()} == {
         "cfg": None,
         "static": 4,

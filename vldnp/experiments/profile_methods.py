@@ -102,6 +102,25 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
     return VLDNP(vlm, profile.concepts, omega, **options)
 
 
+def chosen(profile: Profile, methods: tuple[Method, ...]) -> dict[str, Method]:
+    """Method name → the one setting of it that was chosen on the tuning prompts.
+
+    A method whose chosen strength is not among `methods` enters with the nearest; one without a
+    chosen strength with the setting that has none, if there is one.
+    """
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(method.name for method in methods):
+        settings = [method for method in methods if method.name == name]
+        without = [method for method in settings if method.omega is None]
+        if without and name not in profile.chosen:
+            found[name] = without[0]
+            continue
+        omega = profile.chosen_omega(name)
+        swept = [method for method in settings if method.omega is not None] or without
+        found[name] = min(swept, key=lambda method: abs((method.omega or 0) - omega))
+    return found
+
+
 def profile_study(
     profile: str | Path | Profile,
     omegas: Sequence[float] = (),
@@ -138,6 +157,7 @@ def study_of(
         reference=profile.reference,
         reference_sets=(profile.benign_set,),
         part=part,
+        captions_without=profile.concepts,
         chosen=profile.chosen,
         safety_set=profile.safety_set,
     )
