@@ -11,8 +11,8 @@ import tiny_vlms
 import tiny_world
 import yaml
 from tiny import sd_pipeline
-from tiny_models import tiny_vae
 from tiny_judges import classifier
+from tiny_models import tiny_vae
 
 from vldnp import __main__ as cli
 from vldnp.experiments import reproduce
