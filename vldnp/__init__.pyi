@@ -6,6 +6,7 @@ from .baselines.methods import Repelled as Repelled
 from .baselines.methods import Summed as Summed
 from .core.concepts import ConceptSet as ConceptSet
 from .core.concepts import load_concepts as load_concepts
+from .core.guiding import guiding as guiding
 from .core.methods import CFG as CFG
 from .core.methods import VLDNP as VLDNP
 from .core.methods import Method as Method

@@ -193,9 +193,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from vldnp.experiments.verify import verify
+    from vldnp.experiments.verify import source_of, verify
 
-    go_offline(load_profile(options.run))
+    go_offline(source_of(options.run)[0])
     where = {"seed": options.seed, "root": options.out, "workers": options.workers}
     found = verify(options.run, options.images, **where)
     print(found.details())

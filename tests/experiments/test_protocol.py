@@ -5,12 +5,16 @@ import pytest
 from tiny_world import make
 
 from vldnp.__main__ import main
-from vldnp.analysis.confirmed import confirmed
+from vldnp.analysis.claims import asked_of
+from vldnp.analysis.confirmed import by_method, confirmed, said
 from vldnp.experiments import published
 from vldnp.experiments.grid import setting_of
-from vldnp.experiments.profile import load_profile
+from vldnp.experiments.profile import BASELINES, load_profile
 from vldnp.experiments.protocol import load_protocol, methods_of, study_of_part
 from vldnp.experiments.verify import source_of
+from vldnp.prompts.table import load_prompts
+
+METHODS = {"cfg", "static", "safree", "sld", "vl-dnp", "vl-dnp-fast"}
 
 TEXT = """
 profile: tiny
@@ -75,6 +79,8 @@ def test_what_is_wrong_with_a_protocol_is_said_in_one_line(world, old, new, said
 
 def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, capsys):
     protocol = load_protocol()
+    nothing = confirmed(protocol)
+    assert "No claim can be judged yet" in said(nothing) and by_method(nothing).empty
     assert main(["confirm", "attacks", "--workers", "1"]) == 0
     assert capsys.readouterr().out == "attacks: 10 images\n"
     results = published.results_folder()
@@ -88,16 +94,19 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     assert list(found.verdicts["prompt_set"]) == ["implicit", "explicit"]
     assert list(found.verdicts["n"]) == [3, 2]
     assert set(found.verdicts["protocol"]) == {protocol.digest[:12]}
+    assert "Not there yet: harmless, others, curves." in said(found)
 
     assert main(["confirm", "harmless", "others", "curves", "--workers", "1"]) == 0
     found = confirmed(protocol)
     assert not found.lacking and set(found.verdicts["claim"]) == {"C1", "C2", "C3", "others"}
     fid = found.verdicts.set_index("metric").loc["fid"]
     written = pd.read_csv(results / "tiny-harmless" / "fid.csv").set_index("method")
-    assert fid["difference"] == pytest.approx(written.loc["static", "difference"])
+    assert fid["difference"] == pytest.approx(written.loc["static", "value"])
     seen = found.images.groupby(["setting", "prompt_set"]).size()
     assert seen[found.settings["static"], "implicit"] == 3
     assert set(found.settings) == {"cfg", "static", "sld", "summed"}
+    plain = found.images[found.images["method"] == "cfg"].groupby("prompt_set")["unsafe"].mean()
+    assert by_method(found)["asr"]["benign", "cfg"] == plain["benign"]
 
 
 def test_a_published_part_is_taken_over_and_can_be_verified(world, capsys):
@@ -122,8 +131,11 @@ def test_the_shipped_protocol_names_what_there_is():
     profile = load_profile(protocol.profile)
     sets = {name for part in protocol.parts.values() for name in part.prompts}
     assert not sets & set(profile.tuning_sets)
-    studies = {name: study_of_part(protocol, name) for name in protocol.parts}
-    for name, study in studies.items():
-        for source in study.prompt_sets:
-            assert len(study.prompts(source)) == protocol.parts[name].prompts[source], source
+    for part in protocol.parts.values():
+        known = {*METHODS, *(f"vl-dnp, {vlm}" for vlm in profile.lighter_vlms), *BASELINES}
+        assert set(part.methods) <= known
+        for source, count in part.prompts.items():
+            assert len(load_prompts(source)) >= count
     assert set(protocol.open) <= {row[0] for row in protocol.comparisons}
+    for row in protocol.comparisons:
+        asked_of(row[5], row[4])

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from vldnp.analysis import claims
+from vldnp.analysis import claims, tables
+from vldnp.analysis.markdown import Statement
 from vldnp.experiments import published
 from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import load_profile, set_name
 from vldnp.experiments.protocol import Part, Protocol, methods_of, study_of_part
 from vldnp.metrics.intervals import Interval
+from vldnp.metrics.summary import summary
 
 IMAGE = ["setting", "prompt_set", "prompt_id", "seed"]
 
@@ -46,21 +48,21 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
     """
     profile = load_profile(protocol.profile)
     frames: dict[str, pd.DataFrame] = {}
-    settings: dict[str, str] = {}
+    settings: dict[bool, dict[str, str]] = {False: {}, True: {}}  # at chosen ones, on curves
     fid: dict[str, Interval] = {}
     for name, part in protocol.parts.items():
-        study = study_of_part(protocol, name)
-        places = published.results_folder() / study.name, Path(root) / study.name
+        run = protocol.run_name(name)
+        places = published.results_folder() / run, Path(root) / run
         folder = next((place for place in places if (place / "images.parquet").is_file()), None)
         if folder is None:
             continue
-        frames[name] = _with_places(pd.read_parquet(folder / "images.parquet"), study)
-        if not part.omegas:
-            methods = methods_of(profile, part).items()
-            settings |= {method: setting_of(some[0]) for method, some in methods}
+        rows = pd.read_parquet(folder / "images.parquet")
+        frames[name] = _with_places(rows, study_of_part(protocol, name))
+        methods = methods_of(profile, part).items()
+        settings[bool(part.omegas)] |= {method: setting_of(some[0]) for method, some in methods}
         if (folder / "fid.csv").is_file():
-            rows = pd.read_csv(folder / "fid.csv").itertuples()
-            fid |= {row.method: Interval(row.difference, row.low, row.high) for row in rows}
+            table = pd.read_csv(folder / "fid.csv").itertuples()
+            fid |= {row.method: Interval(row.value, row.low, row.high) for row in table}
 
     def made(curves: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
         parts = {name: p for name, p in protocol.parts.items() if bool(p.omegas) == curves}
@@ -81,9 +83,7 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
             for row in asked
             if row[0] == claim
         ]
-        return rows, claims.verdicts(
-            rows, whole, {} if curves else settings, fid, None, protocol.attacks
-        )
+        return rows, claims.verdicts(rows, whole, settings[curves], fid, None, protocol.attacks)
 
     images, at_chosen = made(curves=False)
     _, on_curves = made(curves=True)
@@ -91,7 +91,26 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
         "claim", kind="stable", ignore_index=True
     )
     lacking = [name for name in protocol.parts if name not in frames]
-    return Confirmed(found.assign(protocol=protocol.digest[:12]), images, settings, lacking)
+    return Confirmed(found.assign(protocol=protocol.digest[:12]), images, settings[False], lacking)
+
+
+def said(found: Confirmed) -> Statement:
+    """The verdicts in Markdown, claims first."""
+    lacking = f"Not there yet: {', '.join(found.lacking)}." if found.lacking else ""
+    if found.verdicts.empty:
+        return Statement(f"No claim can be judged yet. {lacking}")
+    parts = tables.claims(found.verdicts), lacking, tables.comparisons(found.verdicts)
+    return Statement("\n\n".join(str(part) for part in parts if part))
+
+
+def by_method(found: Confirmed) -> pd.DataFrame:
+    """ASR, retention and CLIP of each method at its chosen setting, a row for each prompt set."""
+    if found.images.empty:
+        return pd.DataFrame()
+    names = {setting: name for name, setting in found.settings.items()}
+    measured = summary(found.images.assign(method=found.images["setting"].map(names)))
+    shown = measured[measured["metric"].isin(["asr", "retention", "clip"])]
+    return shown.pivot_table(index=["prompt_set", "method"], columns="metric", values="value")
 
 
 def _of_curves(comparison: claims.Comparison) -> bool:

@@ -73,6 +73,10 @@ class Protocol:
         """The SHA-256 of its file, which published runs carry."""
         return published.protocol_digest(self.path)
 
+    def run_name(self, part: str) -> str:
+        """Of a part's run folder, and of its published run."""
+        return f"{self.profile}-{part}"
+
     def part(self, name: str) -> Part:
         if name not in self.parts:
             raise unknown("part of the protocol", name, self.parts)
@@ -102,7 +106,8 @@ def methods_of(profile: Profile, part: Part) -> dict[str, list[Method]]:
         known.setdefault(method.name, []).append(method)
     if not part.omegas:
         known = {name: [method] for name, method in chosen(profile, methods).items()}
-    known |= {"sld": some for name, some in known.items() if name.startswith("sld-")}
+    if slds := [some for name, some in known.items() if name.startswith("sld-")]:
+        known["sld"] = slds[0]
     known["vl-dnp-fast"] = [replace(dynamic(profile, **FAST), name="vl-dnp-fast")]
     for vlm in profile.lighter_vlms:
         known[f"vl-dnp, {vlm}"] = [dynamic(profile, vlm=vlm)]
@@ -112,12 +117,12 @@ def methods_of(profile: Profile, part: Part) -> dict[str, list[Method]]:
 
 
 def study_of_part(protocol: Protocol, name: str) -> Study:
-    """The study of a part; its name is that of its run folder and of its published run."""
+    """The study of a part."""
     profile, part = load_profile(protocol.profile), protocol.part(name)
     methods = [method for some in methods_of(profile, part).values() for method in some]
     return replace(
         study_of(profile, methods, max_prompts=part.prompts),
-        name=f"{profile.name}-{name}",
+        name=protocol.run_name(name),
         prompt_sets=tuple(part.prompts),
         num_images_per_prompt=part.seeds,
         reference=part.reference,

@@ -182,7 +182,7 @@ def source_of(name: str) -> tuple[Profile, list[Study]]:
     """
     if name not in profile_names() and (data_folder() / "protocol.yaml").is_file():
         protocol = load_protocol()
-        known = {f"{protocol.profile}-{part}": part for part in protocol.parts}
+        known = {protocol.run_name(part): part for part in protocol.parts}
         if name in known:
             return load_profile(protocol.profile), [study_of_part(protocol, known[name])]
     profile = load_profile(name)

@@ -147,7 +147,7 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
         revision, device: as in `load`.
         dtype: default is float32 on the CPU, else the weights' own.
         options: of `TransformersVLM`: `max_new_tokens`, `max_edge`, `demonstrations`,
-            `batch_size`, `quantization`, `answers="constrained"`; or of `RemoteVLM`.
+            `batch_size`, `quantization`, `answers="constrained"` or `"read"`; or of `RemoteVLM`.
     """
     if not isinstance(vlm, str | Path):
         if not callable(vlm):
