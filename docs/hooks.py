@@ -21,8 +21,9 @@ def on_files(files, config):
     for path in sorted((ROOT / "notebooks" / "figures").iterdir()):
         name = f"notebooks/figures/{path.name}"
         files.append(File.generated(config, name, abs_src_path=str(path)))
+    exporter = HTMLExporter(require_js_url="", mathjax_url="")  # nothing from another server
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        page, _ = HTMLExporter().from_notebook_node(nbformat.read(path, as_version=4))
+        page, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
         files.append(File.generated(config, f"notebooks/{path.stem}.html", content=page))
     files.remove(files.get_file_from_path("hooks.py"))
     return files

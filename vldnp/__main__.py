@@ -148,6 +148,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
     command.set_defaults(call=_tune)
     command = commands.add_parser(
+        "confirm",
+        parents=[out],
+        help="the confirmatory study of data/protocol.yaml: compute and publish what is missing",
+    )
+    command.add_argument("parts", nargs="*", metavar="PART", help="default: all, in their order")
+    command.add_argument("--workers", type=_count, metavar="N", help="default: one per core or GPU")
+    command.add_argument(
+        "--backend", default="loky", metavar="NAME", help="as of run (%(default)s)"
+    )
+    command.set_defaults(call=_confirm)
+    command = commands.add_parser(
         "publish",
         parents=[run],
         help="put a run's outputs into this checkout: notebooks, results, figures, docs/results.md",
@@ -182,9 +193,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from vldnp.experiments.verify import verify
+    from vldnp.experiments.verify import source_of, verify
 
-    go_offline(load_profile(options.run))
+    go_offline(source_of(options.run)[0])
     where = {"seed": options.seed, "root": options.out, "workers": options.workers}
     found = verify(options.run, options.images, **where)
     print(found.details())
@@ -231,6 +242,17 @@ def _tune(options: argparse.Namespace) -> None:
     how = {"names": options.methods, "workers": options.workers}
     print(as_text(tune(profile, options.out, options.max_prompts, **how)))
     print(f"written to {options.out}/{profile.name}-tuning/tuning.csv")
+
+
+def _confirm(options: argparse.Namespace) -> None:
+    from vldnp.experiments.protocol import confirm, load_protocol
+
+    protocol = load_protocol()
+    go_offline(load_profile(protocol.profile))
+    how = {"workers": options.workers, "backend": options.backend}
+    for part in [protocol.part(name) and name for name in options.parts] or protocol.parts:
+        images = confirm(protocol, part, options.out, **how)
+        print(f"{part}: {len(images)} images")
 
 
 def _publish(options: argparse.Namespace) -> None:

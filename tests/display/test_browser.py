@@ -11,9 +11,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -23,12 +26,19 @@ from PIL import Image
 
 from vldnp._files import trust
 from vldnp.display.blur import data_uri
+from vldnp.experiments.reproduce import execute
 from vldnp.models.cnn_judge import CNNJudge
 from vldnp.moji.world.icons import RESTRICTED, THINGS
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = '<img src=x onerror="window.harmed = 1"> a cat'
+SCROLLED = """[...document.querySelectorAll(".jp-OutputArea:has(.vldnp-explorer) *")].filter(e =>
+  /auto|scroll/.test(getComputedStyle(e).overflow)
+  && (e.scrollHeight > e.clientHeight || e.scrollWidth > e.clientWidth)).map(e =>
+  `${e.className} ${[e.scrollWidth, e.clientWidth, e.scrollHeight, e.clientHeight]}`)"""
+"""What has a scrollbar in the output that the explorer is in."""
+
 PATIENCE = 180_000
 """Milliseconds until something that must come has not come."""
 
@@ -178,7 +188,9 @@ def explored(lab, browser, project):
         panel = page.locator(".vldnp-explorer").first
         run, cancel = (panel.get_by_role("button", name=name) for name in ("run", "cancel"))
         choices = panel.locator("select")
-        panel.locator("input[list]").fill(NASTY)
+        prompt, seed = panel.locator("input[list]"), panel.get_by_label("seed")
+        prompt.fill(NASTY)
+        expect(panel.locator(".vldnp-note")).to_contain_text("spelled in pieces: <, img")
         choices.nth(1).select_option("moji-vlm-s")  # opened first, which leaves time to cancel
         run.click()
         cancel.click()
@@ -186,18 +198,33 @@ def explored(lab, browser, project):
         seen["after cancelling"] = panel.locator(".vldnp-command").count()
 
         choices.nth(0).select_option("static")
-        panel.get_by_label("seed").fill("5")
-        panel.get_by_label("seed").press("Enter")
-        run.click()
-        expect(panel).to_contain_text("done: static, ω = 8, seed 5")
+        for unused in (choices.nth(1), choices.nth(2), panel.get_by_label("queries")):
+            expect(unused).to_be_disabled()
+        expect(panel.get_by_label("ω")).to_be_enabled()
+        seed.fill("5")
+        prompt.press("Enter")
+        expect(panel).to_contain_text("done: static, ω = 2, seed 5")
+        expect(panel.locator(".vldnp-history")).to_contain_text("P(unsafe) = 1.00")
+        seen["scrolled"] = page.evaluate(SCROLLED)
         picture = panel.locator(".vldnp-flagged").first
         expect(picture.locator("img.vldnp-picture")).to_be_hidden()
         picture.get_by_text("show").click()
         expect(picture.locator("img.vldnp-picture")).to_be_visible()
         seen["picture"] = picture.locator("img.vldnp-picture").get_attribute("src")
         seen["prompt"] = panel.locator(".vldnp-history i").first.inner_text()
-        panel.get_by_role("button", name="copy as papermill command").click()
+        copy = panel.locator(".vldnp-command button")
+        copy.click()
+        expect(copy).to_have_text("copied")
+        expect(copy).to_have_text("copy as papermill command")  # it can be copied again
         seen["command"] = page.evaluate("navigator.clipboard.readText()")
+        choices.nth(0).select_option("cfg")
+        prompt.fill("a dog")
+        seed.fill("6")
+        seed.press("Enter")
+        panel.locator(".vldnp-history button").first.click()
+        expect(choices.nth(0)).to_have_value("static")
+        expect(prompt).to_have_value(NASTY)
+        expect(seed).to_have_value("5")
         seen["harmed"] = page.evaluate("window.harmed")
     words = shlex.split(seen["command"])
     subprocess.run([sys.executable, "-m", *words], cwd=project, check=True, capture_output=True)
@@ -207,6 +234,7 @@ def explored(lab, browser, project):
 def test_explorer(explored, project):
     assert explored["after cancelling"] == 0  # a command is of a run that came to its end
     assert explored["prompt"] == NASTY and explored["harmed"] is None
+    assert explored["scrolled"] == []
     files = list((project / "runs" / "strict" / "trajectories").glob("img-*-5-*.png"))
     painted = {file.stem.split("-5-")[1]: data_uri(Image.open(file)) for file in files}
     assert len(painted) == 4 and painted["1-static"] == explored["picture"] != painted["0-cfg"]
@@ -291,6 +319,8 @@ def kernelless(explored, project, tmp_path_factory):
         notebook = nbformat.read(project / "explored.ipynb", 4)
         notebook.cells[0].source += f"\n\n{name}"  # trust goes by content
         nbformat.write(notebook, root / f"{name}.ipynb")
+    source = project / "notebooks" / "09_explorer.ipynb"
+    execute(source, root / "explorer.ipynb", {"quick": True, "prompt": "a cat"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_DATA_DIR", str(home / "data"))
         trust([root / "trusted.ipynb"])
@@ -315,6 +345,14 @@ def opened(kernelless, page):
 
 def test_without_a_kernel(opened):
     check_viewer(opened("trusted"))
+
+
+def test_the_explorer_without_a_kernel_is_its_figure(opened):
+    page = opened("explorer")
+    page.locator(".jp-OutputArea-output img").first.wait_for()
+    shown = page.locator(".jp-OutputArea-output").all_inner_texts()
+    assert len(shown) == 2 and "papermill notebooks/01_trajectories.ipynb" in shown[1]
+    assert "widget" not in page.locator(".jp-Notebook").inner_text().replace("widgets", "")
 
 
 def test_without_a_kernel_and_trust(opened):
@@ -342,3 +380,46 @@ def test_without_a_kernel_and_trust(opened):
     second.get_by_text("show / hide").click()
     expect(pictures[1]).to_be_visible()
     assert page.evaluate("window.harmed") is None
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The address of the documentation, as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    handler = partial(QuietHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_the_docs_gallery(site, page):
+    """Each notebook of the front page's table opens with its outputs; no browser complains."""
+    complaints, asked = [], []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "console",
+        lambda said: said.type == "error" and complaints.append((said.text, said.location["url"])),
+    )
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(site)
+    links = page.locator("article a[href^=notebooks]")
+    names = [link.get_attribute("href") for link in links.all()]
+    assert len(names) == len(list((ROOT / "notebooks").glob("*.ipynb")))
+    for name in ("notebooks/03_pareto.html", "notebooks/09_explorer.html"):
+        page.goto(site)
+        page.locator(f"article a[href='{name}']").click()
+        picture = page.locator(".jp-OutputArea-output img").first
+        picture.wait_for()
+        assert picture.evaluate("image => image.complete && image.naturalWidth") > 100
+    icon = f"{site}/favicon.ico"  # asked for by the browser itself
+    assert [complaint for complaint in complaints if icon not in complaint] == []
+    assert all(url.startswith((site, "data:")) for url in asked)

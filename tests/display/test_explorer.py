@@ -12,8 +12,8 @@ from PIL import Image
 from tiny_judges import EverythingUnsafe
 
 import vldnp
-from vldnp.display import explorer
-from vldnp.display.explorer import METHODS, REMEMBERED, Choice, Explorer, command
+from vldnp.display.choice import METHODS, Choice, command, methods, remarks
+from vldnp.display.explorer import REMEMBERED, Explorer
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,11 +56,53 @@ def test_it_paints_what_sample_paints(panel, opened):
 
 
 def test_methods_are_those_of_the_package(opened):
-    made = explorer.methods("tiny", omega=3, vlm=opened["vlms"]["moji-vlm-l"])
+    made = methods("tiny", omega=3, vlm=opened["vlms"]["moji-vlm-l"])
     assert tuple(made) == METHODS == tuple(method.name for method in made.values())
     assert made["static"].omega == made["vl-dnp"].omega == 3
+    chosen = methods("tiny", vlm=opened["vlms"]["moji-vlm-l"])
+    assert (chosen["static"].omega, chosen["vl-dnp"].omega) == (2, 8)
     with pytest.raises(ValueError, match="unknown schedule 'unifrom': did you mean 'uniform'"):
-        explorer.methods("tiny", schedule="unifrom")
+        methods("tiny", schedule="unifrom")
+
+
+def test_controls_that_a_method_does_not_use_are_disabled(panel):
+    for method, expected in {
+        "cfg": {"vlm", "omega", "schedule", "queries"},
+        "static": {"vlm", "schedule", "queries"},
+        "vl-dnp": set(),
+    }.items():
+        panel.method.value = method
+        names = ("prompt", "vlm", "omega", "schedule", "queries", "seed")
+        assert {name for name in names if getattr(panel, name).disabled} == expected
+    assert panel.omega.value == 8  # each method at the strength that was chosen for it
+    panel.method.value = "static"
+    assert panel.omega.value == 2
+
+
+def test_a_thumbnail_brings_its_settings_back(panel):
+    told = {"method": "static", "prompt": "a dog", "omega": 5, "seed": 7}
+    run(panel, **told)
+    first = panel.runs[0][0]
+    run(panel, prompt="a cat", method="vl-dnp", queries=1, schedule="uniform", seed=1)
+    picture, button = panel.history.children[1].children
+    assert "P(unsafe) = 0.90" in picture.value and "a dog" in picture.value
+    button.click()
+    assert panel.choice == first and {n: getattr(first, n) for n in told} == told
+    assert len(panel.runs) == 2  # nothing was painted
+
+
+def test_words_that_the_model_does_not_know_are_named(panel, opened):
+    panel.prompt.value = "a cat"
+    assert panel.note.value == ""
+    panel.prompt.value = "a <b>zebra, cat"
+    assert "spelled in pieces: " in panel.note.value and "zebra" in panel.note.value
+    assert "<b>zebra" not in panel.note.value
+    long = " ".join(["a cat"] * 20) + " and a dog"
+    (cut,) = remarks(opened["model"], long)
+    assert cut.endswith("and a dog") and "never sees" in cut
+    model = vldnp.load(ROOT / "data" / "models" / "moji-sd")
+    (said,) = remarks(model, "a naked woman, oil painting of a cat")
+    assert said.endswith("spelled in pieces: naked, woman, oil, painting.")
 
 
 def test_cancelling_keeps_the_thumbnails(panel):
@@ -80,14 +122,15 @@ def test_the_last_eight_runs_stay(panel):
     for seed in range(REMEMBERED + 1):
         run(panel, prompt="a cat", method="cfg", seed=seed)
     assert [choice.seed for choice, *_ in panel.runs] == list(range(REMEMBERED, 0, -1))
-    assert panel.history.value.count("vldnp-picture") == REMEMBERED
+    assert len(panel.history.children) == REMEMBERED
     figure = panel.sheet()
     assert len(figure.axes) == REMEMBERED and all(axes.texts for axes in figure.axes)  # blurred
 
 
 def test_nothing_typed_becomes_markup(panel):
     run(panel, prompt=NASTY, method="cfg")
-    for widget in (panel.picture, panel.words, panel.command, panel.history, panel.status):
+    thumbnail = panel.history.children[0].children[0]
+    for widget in (panel.picture, panel.words, panel.command, panel.note, panel.status, thumbnail):
         tags = re.findall(r"<\s*(\w+)[^>]*", widget.value)
         assert set(tags) <= {
             "img",
@@ -102,7 +145,7 @@ def test_nothing_typed_becomes_markup(panel):
             "summary",
         }
         assert "<img src=x" not in widget.value
-    assert "&lt;img src=x" in panel.history.value
+    assert "&lt;img src=x" in thumbnail.value
 
 
 def test_errors_are_said_in_the_panel(panel):

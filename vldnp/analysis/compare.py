@@ -7,30 +7,11 @@ import pandas as pd
 
 from vldnp._files import atomic
 from vldnp.analysis import claims, failures
-from vldnp.core.methods import CFG, Method
+from vldnp.core.methods import CFG
 from vldnp.experiments import profile_methods, published, run
 from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import Profile, set_name
 from vldnp.experiments.run_fid import fid_changes
-
-
-def chosen(profile: Profile, methods: tuple[Method, ...]) -> dict[str, Method]:
-    """Method name → the one setting of it that was chosen on the tuning prompts.
-
-    A method whose chosen strength is not among `methods` enters with the nearest; one without a
-    chosen strength with the setting that has none, if there is one.
-    """
-    found: dict[str, Method] = {}
-    for name in dict.fromkeys(method.name for method in methods):
-        settings = [method for method in methods if method.name == name]
-        without = [method for method in settings if method.omega is None]
-        if without and name not in profile.chosen:
-            found[name] = without[0]
-            continue
-        omega = profile.chosen_omega(name)
-        swept = [method for method in settings if method.omega is not None] or without
-        found[name] = min(swept, key=lambda method: abs((method.omega or 0) - omega))
-    return found
 
 
 def compare(
@@ -51,7 +32,7 @@ def compare(
             the grid, and `vl-dnp, <VLM>` for each lighter VLM.
         root: where run folders lie.
     """
-    methods = chosen(profile, grid.methods)
+    methods = profile_methods.chosen(profile, grid.methods)
     settings = {name: setting_of(method) for name, method in methods.items()}
     attacks = tuple(s for s in map(set_name, grid.prompt_sets) if s != profile.benign_set)
     if profile.lighter_vlms and attacks:

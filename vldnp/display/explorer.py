@@ -1,35 +1,29 @@
 """The explorer: type a prompt, watch the picture form, compare runs, take the command along."""
 
 import html
-import shlex
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vldnp._files import first_line, unknown
+from vldnp._files import first_line
 from vldnp.analysis.markdown import Statement
-from vldnp.baselines.methods import SAFREE
 from vldnp.core.methods import Method
 from vldnp.core.sampler import denoise
 from vldnp.core.schedules import SCHEDULES
 from vldnp.core.trace import Step
 from vldnp.display import blur
+from vldnp.display.choice import CONTROLS, METHODS, Choice, command, methods, remarks
 from vldnp.display.picture_grid import image_grid
 from vldnp.display.templating import filled, text_of
 from vldnp.display.trajectory_data import shortened
-from vldnp.experiments import profile_methods
-from vldnp.experiments.profile import Profile, load_profile
+from vldnp.experiments.profile import load_profile
 from vldnp.models import hub, load
 from vldnp.models.backbone import to_pil
 from vldnp.prompts.table import load_prompts, sampled
-
-METHODS = ("cfg", "static", "safree", "vl-dnp")
 
 REMEMBERED = 8
 """So many runs stay as thumbnails."""
@@ -39,83 +33,6 @@ WIDTH, THUMBNAIL = 256, 112
 
 PROMPTS_OFFERED = 12
 """Prompts of each set that can be picked."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one run is made of; the fields are parameters of the notebook `01_trajectories`.
-
-    Attributes:
-        prompt: what is painted.
-        method: one of `METHODS`.
-        vlm: a name; empty means the profile's.
-        omega: strength of the negative term.
-        schedule: a name in `vldnp.core.schedules.SCHEDULES`.
-        queries: how often the VLM is asked; 0 means the profile's number.
-        seed: of the initial noise.
-    """
-
-    prompt: str
-    method: str = "vl-dnp"
-    vlm: str = ""
-    omega: float = 8.0
-    schedule: str = "front_loaded"
-    queries: int = 0
-    seed: int = 0
-
-    @property
-    def label(self) -> str:
-        """Those parts that the method depends on, in a few words."""
-        parts = [self.method]
-        if self.method in ("static", "vl-dnp"):
-            parts.append(f"ω = {self.omega:g}")
-        if self.method == "vl-dnp":
-            parts += [self.vlm, f"{self.schedule} {self.queries or ''}".strip()]
-        return ", ".join([*filter(None, parts), f"seed {self.seed}"])
-
-
-def methods(
-    profile: str | Path | Profile,
-    omega: float = 8.0,
-    queries: int = 0,
-    vlm: str | Callable = "",
-    schedule: str = "front_loaded",
-) -> dict[str, Method]:
-    """All of `METHODS` by name, for one prompt.
-
-    Args:
-        profile: a name, a YAML file or a `Profile`; gives the concepts and the baselines' settings.
-        omega, queries, schedule: as in `Choice`.
-        vlm: a name or an opened VLM; empty means the profile's.
-    """
-    profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    if schedule not in SCHEDULES:
-        raise unknown("schedule", schedule, SCHEDULES)
-    fixed = profile_methods.profile_methods(profile, [omega], names=("cfg", "static"))
-    safree = SAFREE(**profile.safree or {"phrases": profile.static_prompt})
-    guided = profile_methods.dynamic(
-        profile, omega, vlm=vlm or profile.vlm, queries=queries, schedule=schedule
-    )
-    return {method.name: method for method in (*fixed, safree, guided)}
-
-
-def command(choice: Choice, profile: str = "moji", out: str = "../runs") -> str:
-    """The shell line, for the project's root, that paints the choice's picture again.
-
-    `01_trajectories` runs every method with these settings, and writes the final pictures into
-    `trajectories/` of the run folder. Texts are quoted for a POSIX shell.
-    """
-    texts = {"profile": profile, "out": out, "prompt": choice.prompt}
-    texts |= {"vlm": choice.vlm, "schedule": choice.schedule}
-    numbers = {"seed": choice.seed, "omega": choice.omega, "queries": choice.queries}
-    # -r passes a text as it is; -p would make a number of the prompt "7".
-    words = ["papermill", "notebooks/01_trajectories.ipynb", "explored.ipynb"]
-    words += ["--cwd", "notebooks"]
-    for name, text in texts.items():
-        words += ["-r", name, text]
-    for name, number in numbers.items():
-        words += ["-p", name, str(number)]
-    return shlex.join(words)
 
 
 class Explorer:
@@ -166,14 +83,23 @@ class Explorer:
             seed=self.seed.value,
         )
 
-    def compare(self, prompt: str, names: Sequence[str] = METHODS) -> widgets.Widget:
-        """Run a prompt with several methods, one after the other, and return the panel."""
+    def show(self, choice: Choice) -> None:
+        """Set the widgets to a choice; where it has no VLM, ω, schedule or queries, they stay."""
+        self.method.value = choice.method  # first: ω follows the method
+        for name in ("prompt", "seed"):
+            getattr(self, name).value = getattr(choice, name)
+        for name in ("vlm", "omega", "schedule", "queries"):
+            if value := getattr(choice, name):
+                getattr(self, name).value = value
+
+    def compare(self, prompt: str, names: Sequence[str] = METHODS) -> Figure:
+        """Run a prompt with several methods, one after the other; returns the `sheet`."""
         self.prompt.value = prompt
         for name in names:
             self.method.value = name
             self.start()
             self.thread.join()
-        return self.panel
+        return self.sheet()
 
     def start(self, _=None) -> None:
         """Begin a run in a thread, so that the kernel stays free for the cancel button."""
@@ -261,17 +187,22 @@ class Explorer:
         self.command.value = filled(
             "explorer-command.html", command=command(choice, self.profile, self.out)
         )
-        thumbnails = [self._thumbnail(*run) for run in self.runs]
-        self.history.value = f'<div class="vldnp-history">{"".join(thumbnails)}</div>'
+        self.history.children = [self._thumbnail(*run) for run in self.runs]
         self._say(f"done: {choice.label}; judge: P(unsafe) = {found.probability:.2f}")
 
     def _picture(self, picture: Image.Image, choice: Choice, found: blur.Look) -> None:
         self.picture.value = self._html(picture, WIDTH, choice.prompt, found)
 
-    def _thumbnail(self, choice: Choice, picture: Image.Image, found: blur.Look) -> str:
+    def _thumbnail(self, choice: Choice, picture: Image.Image, found: blur.Look) -> widgets.VBox:
         shown = self._html(picture, THUMBNAIL, choice.prompt, found)
         prompt = html.escape(shortened(choice.prompt))
-        return f"<div>{shown}<i>{prompt}</i><br>{html.escape(choice.label)}</div>"
+        said = f"P(unsafe) = {found.probability:.2f}<br><i>{prompt}</i><br>"
+        again = widgets.Button(
+            description="settings", icon="undo", tooltip=f"bring back: {choice.label}"
+        )
+        again.on_click(lambda _: self.show(choice))
+        made = widgets.HTML(f"<div>{shown}{said}{html.escape(choice.label)}</div>")
+        return widgets.VBox([made, again])
 
     def _html(self, picture: Image.Image, width: int, alt: str, found: blur.Look) -> str:
         reason = None if self.reveal else found.reason
@@ -279,6 +210,23 @@ class Explorer:
 
     def _say(self, text: str) -> None:
         self.status.value = html.escape(text)
+
+    def _submitted(self, _, content: dict, buffers) -> None:
+        """Enter was pressed in the prompt."""
+        if content.get("event") == "submit":
+            self.start()
+
+    def _adapt(self, _=None) -> None:
+        """Enable the controls that the method depends on, at the ω that was chosen for it."""
+        uses = CONTROLS[self.method.value]
+        for name in CONTROLS["vl-dnp"]:
+            getattr(self, name).disabled = name not in uses
+        if "omega" in uses:
+            self.omega.value = self.settings.chosen_omega(self.method.value)
+
+    def _remark(self, _=None) -> None:
+        """Say what of the prompt the model does not know."""
+        self.note.value = "<br>".join(map(html.escape, remarks(self.model, self.prompt.value)))
 
     def _make_widgets(self) -> None:
         settings = self.settings
@@ -290,7 +238,7 @@ class Explorer:
         own, names = str(settings.vlm), hub.EMBEDDED["vlm"]
         names = names if own in names else hub.HUB["vlm"]
         vlms = list(dict.fromkeys([own, *names, *self.vlms]))
-        short, full = widgets.Layout(width="190px"), widgets.Layout(width="100%")
+        short = widgets.Layout(width="190px")
         self.prompt = widgets.Combobox(
             value=offered[0],
             options=list(dict.fromkeys(offered)),
@@ -301,9 +249,9 @@ class Explorer:
             options=METHODS, value="vl-dnp", description="method", layout=short
         )
         self.vlm = widgets.Dropdown(options=vlms, description="VLM", layout=short)
-        self.omega = widgets.BoundedFloatText(8.0, min=0, max=1000, description="ω", layout=short)
+        self.omega = widgets.BoundedFloatText(0.0, min=0, max=1000, description="ω", layout=short)
         self.schedule = widgets.Dropdown(
-            options=list(SCHEDULES), description="schedule", layout=short
+            options=list(SCHEDULES), value=settings.schedule, description="schedule", layout=short
         )
         self.queries = widgets.BoundedIntText(
             settings.queries,
@@ -319,14 +267,22 @@ class Explorer:
         self.cancel = widgets.Button(description="cancel", icon="stop", disabled=True)
         self.bar = widgets.IntProgress(max=settings.num_inference_steps)
         self.status, self.picture = widgets.HTML(), widgets.HTML()
-        self.words, self.command, self.history = (widgets.HTML(layout=full) for _ in range(3))
+        self.words, self.command, self.note = (widgets.HTML() for _ in range(3))
         self.run.on_click(self.start)
         self.cancel.on_click(self.stop)
+        self.prompt.on_msg(self._submitted)
+        self.prompt.observe(self._remark, "value")
+        self.method.observe(self._adapt, "value")
+        self._adapt()
+        self._remark()
 
         def row(*parts: widgets.Widget, align: str = "center") -> widgets.Box:
             layout = widgets.Layout(display="flex", flex_flow="row wrap", align_items=align)
             return widgets.Box(parts, layout=layout)
 
+        self.history = row(align="flex-start")
+        self.history.add_class("vldnp-history")
+        self.note.add_class("vldnp-note")
         beside = widgets.VBox(
             [self.words, self.command], layout=widgets.Layout(flex="1 1 300px", padding="0 12px")
         )
@@ -334,6 +290,7 @@ class Explorer:
             [
                 widgets.HTML(f"<style>{text_of('explorer.css')}</style>"),
                 self.prompt,
+                self.note,
                 row(self.method, self.vlm, self.omega, self.schedule, self.queries, self.seed),
                 row(self.run, self.cancel, self.bar, self.status),
                 row(self.picture, beside, align="flex-start"),

@@ -5,7 +5,6 @@ All of it comes from one run folder, so that the notebooks, the table and the pa
 
 import ast
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +18,10 @@ from vldnp._files import atomic, trust, write_text
 from vldnp.analysis.tables import claims, overview, verdict
 from vldnp.display.report import opened
 from vldnp.experiments import publishing
+from vldnp.experiments.reproduce import notebooks_in, without_widgets
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 FIGURES = ("pareto.png", "examples.png", "trajectory.webp")
-WIDGETS = "application/vnd.jupyter.widget-state+json"
-VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def publish(run: str | Path, checkout: str | Path) -> list[Path]:
@@ -44,7 +42,7 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
             notebook is of another version, was run with other parameters, or names this machine.
     """
     run, checkout = Path(run), Path(checkout)
-    sources = sorted((checkout / "notebooks").glob("0*.ipynb"))
+    sources = notebooks_in(checkout / "notebooks")
     needed = [run / "notebooks" / source.name for source in sources]
     needed += [run / name for name in ("config.json", "table.csv", "verdicts.csv")]
     needed += [*(run / "figures" / name for name in FIGURES)]
@@ -116,8 +114,8 @@ def with_results(
 def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> NotebookNode:
     """A notebook with the outputs of its executed copy, and nothing else of it.
 
-    Left out are injected parameters, papermill's records, progress bars, and the state of widgets
-    that no output shows. Where the profile was not the default, the parameters cell says so.
+    Left out are injected parameters, papermill's records and widgets. Where the profile was not the
+    default, the parameters cell says so.
     """
     injected = [cell for cell in executed.cells if "injected-parameters" in _tags(cell)]
     cells = [cell for cell in executed.cells if cell not in injected]
@@ -134,19 +132,13 @@ def with_outputs(source: NotebookNode, executed: NotebookNode, name: str) -> Not
     published = nbformat.from_dict(json.loads(nbformat.writes(source)))
     for cell, ran in zip(published.cells, cells, strict=True):
         if cell.cell_type == "code":
-            cell.outputs = [output for output in ran.outputs if not _is_progress(output)]
+            cell.outputs = ran.outputs
             cell.execution_count = ran.execution_count
             if "parameters" in _tags(cell) and len(set(profiles)) > 1:
                 note = "*The outputs below are those of profile `{1}`; this cell asks for `{0}`.*"
                 shown = {"text/markdown": note.format(*profiles), "text/plain": "a note"}
                 cell.outputs.append(new_output("display_data", shown))
-    state = executed.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
-    shown = _shown(state, [o.data[VIEW]["model_id"] for o in _outputs(published) if _has_view(o)])
-    published.metadata.pop("widgets", None)
-    if shown:
-        kept = {"state": shown, "version_major": 2, "version_minor": 0}
-        published.metadata["widgets"] = {WIDGETS: kept}
-    return published
+    return without_widgets(published)
 
 
 def _tags(cell: NotebookNode) -> Sequence[str]:
@@ -161,27 +153,3 @@ def _assignments(cells) -> dict:
             target = node.targets[0] if isinstance(node, ast.Assign) else node.target
             values[target.id] = ast.literal_eval(node.value)
     return values
-
-
-def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
-
-
-def _has_view(output: NotebookNode) -> bool:
-    return VIEW in output.get("data", {})
-
-
-def _is_progress(output: NotebookNode) -> bool:
-    text = output.get("data", {}).get("text/plain", "")
-    return _has_view(output) and bool(re.search(r"\d+%\||\d\w+ \[\d\d:", text))
-
-
-def _shown(state: dict, roots: Sequence[str]) -> dict:
-    """The widgets that can be reached from the displayed ones."""
-    reached, waiting = set(), list(roots)
-    while waiting:
-        model = waiting.pop()
-        if model in state and model not in reached:
-            reached.add(model)
-            waiting += re.findall(r"IPY_MODEL_(\w+)", json.dumps(state[model]))
-    return {key: state[key] for key in state if key in reached}

@@ -22,6 +22,7 @@ from PIL import Image
 
 from vldnp._files import write_text
 from vldnp.analysis import tables
+from vldnp.analysis.claims import CLAIMS, overall
 from vldnp.analysis.markdown import Statement, literal, table_of
 from vldnp.display import blur, viewer
 from vldnp.display.templating import filled, text_of
@@ -191,6 +192,17 @@ def origin(run: Run) -> Statement:
             f"{n} on {literal(name)}" for name, n in counts.items()
         )
     return Statement("\n\n".join([*lines, f"{text}."]))
+
+
+def verdicts(table: pd.DataFrame) -> Statement:
+    """The comparisons of each claim, to be unfolded."""
+    parts = []
+    for claim, verdict in overall(table).items():
+        rows = table[table["claim"] == claim]
+        said = f"<b>{claim}</b> {CLAIMS.get(claim, '')}: {verdict}, comparisons: {len(rows)}"
+        shown = tables.comparisons(rows)
+        parts.append(f"<details><summary>{said}</summary>\n\n{shown}\n\n</details>")
+    return Statement("\n\n".join(parts))
 
 
 def trajectories(run: Run) -> HTML | None:

@@ -1,13 +1,15 @@
 """What a trajectory shows, in sentences and small tables."""
 
+import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from vldnp.analysis.markdown import Statement, listed, literal
 from vldnp.core.trace import Output
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
-from vldnp.models.judges import Judge
+from vldnp.models.judges import Judge, Judgement
 
 
 def side_by_side(
@@ -26,10 +28,12 @@ def side_by_side(
         found = set().union(*judged.found())
         trace = output.trace
         images = len(trace.prompts)
+        kept = judged.retention([_named(prompt, judged) for prompt in trace.prompts])
         rows[label] = {
             "images": images,
             "unsafe": int((judged.unsafe_probability >= threshold).sum()),
             "found by the judge": ", ".join(sorted(found)) or "nothing",
+            "retention": np.nan if np.isnan(kept).all() else np.nanmean(kept),
             "evaluations per step": sum(trace.model_evaluations) / images / len(trace.steps),
             "VLM calls per image": sum(trace.vlm_calls) / images,
         }
@@ -37,12 +41,23 @@ def side_by_side(
 
 
 def unsafe_counts(compared: pd.DataFrame) -> Statement:
-    """One sentence from the table of `side_by_side`."""
+    """Two sentences from the table of `side_by_side`."""
     parts = [
         f"`{label}` in **{row['unsafe']} of {row['images']}** ({row['found by the judge']})"
         for label, row in compared.iterrows()
     ]
-    return Statement(f"The judge finds something restricted with {listed(parts)}.")
+    text = f"The judge finds something restricted with {listed(parts)}."
+    kept = compared["retention"].dropna()
+    if len(kept):
+        shares = [f"**{share:.0%}** with `{label}`" for label, share in kept.items()]
+        text += f" Of the harmless things that the prompt names it finds {listed(shares)}."
+    return Statement(text)
+
+
+def _named(prompt: str, judged: Judgement) -> list[str]:
+    """The harmless things that the judge knows and the prompt names."""
+    known = judged.things[0] if judged.things else ()
+    return [thing for thing in known if re.search(rf"\b{re.escape(thing)}\b", prompt.lower())]
 
 
 def queries(output: Output, image: int = 0) -> pd.DataFrame:

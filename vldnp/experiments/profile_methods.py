@@ -92,14 +92,35 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
         profile: gives all that is not given here.
         omega: default is the strength that was chosen on the tuning prompts.
         changes: `vlm` (a name or a VLM), `queries`, `schedule` (a name in `SCHEDULES`), and the
-            further arguments of `vldnp.VLDNP`.
+            further arguments of `vldnp.VLDNP`, of which `preview` may be a name.
     """
     vlm = load.load_vlm(changes.pop("vlm", profile.vlm))
     queries = changes.pop("queries", 0) or profile.queries
     schedule = SCHEDULES[changes.pop("schedule", profile.schedule)](queries)
     omega = profile.chosen_omega("vl-dnp") if omega is None else omega
     options = {"query_steps": schedule} | changes
+    if options.get("preview") is not None:
+        options["preview"] = load.load_preview(options["preview"])
     return VLDNP(vlm, profile.concepts, omega, **options)
+
+
+def chosen(profile: Profile, methods: tuple[Method, ...]) -> dict[str, Method]:
+    """Method name → the one setting of it that was chosen on the tuning prompts.
+
+    A method whose chosen strength is not among `methods` enters with the nearest; one without a
+    chosen strength with the setting that has none, if there is one.
+    """
+    found: dict[str, Method] = {}
+    for name in dict.fromkeys(method.name for method in methods):
+        settings = [method for method in methods if method.name == name]
+        without = [method for method in settings if method.omega is None]
+        if without and name not in profile.chosen:
+            found[name] = without[0]
+            continue
+        omega = profile.chosen_omega(name)
+        swept = [method for method in settings if method.omega is not None] or without
+        found[name] = min(swept, key=lambda method: abs((method.omega or 0) - omega))
+    return found
 
 
 def profile_study(
@@ -138,6 +159,7 @@ def study_of(
         reference=profile.reference,
         reference_sets=(profile.benign_set,),
         part=part,
+        captions_without=profile.concepts,
         chosen=profile.chosen,
         safety_set=profile.safety_set,
     )

@@ -4,8 +4,8 @@
 
 - `images.parquet`, `images-<part>.parquet`: the rows of the run folder's file of that name, and
   `place` (in the row's batch) and `pixels` (`pixels_digest` of the picture);
-- `table.csv` and `config.json` as in the run folder, `verdicts.csv` and `tuning.csv` where there
-  are any;
+- `table.csv` and `config.json` as in the run folder, `verdicts.csv`, `fid.csv` and `tuning.csv`
+  where there are any;
 
 and for all of them `methods.json` (setting → the method's description) and `meta.json`: the
 `SCHEMA`, the models' revisions (fingerprints, where they are shipped), the versions of packages,
@@ -172,9 +172,9 @@ def pixels_digest(image: Image.Image) -> str:
     return found.hexdigest()[:32]
 
 
-def protocol_digest() -> str | None:
-    """The SHA-256 of `data/protocol.yaml`; None where there is none."""
-    path = data_folder() / "protocol.yaml"
+def protocol_digest(path: Path | None = None) -> str | None:
+    """The SHA-256 of a protocol, `data/protocol.yaml` by default; None where there is none."""
+    path = data_folder() / "protocol.yaml" if path is None else path
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 

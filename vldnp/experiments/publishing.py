@@ -72,7 +72,7 @@ def prepared(run: str | Path, tuning: str | Path | None = None) -> dict[str, byt
         files[part.file("images.parquet").name] = _as_parquet(rows)
         for name in ("table.csv", "config.json"):
             files[part.file(name).name] = part.file(name).read_bytes()
-    for source in (run / "verdicts.csv", tuning):
+    for source in (run / "verdicts.csv", run / "fid.csv", tuning):
         if source is not None and Path(source).is_file():
             files[Path(source).name] = Path(source).read_bytes()
     methods = {digest(m)[:12]: m for config in configs for m in config["methods"]}
@@ -104,9 +104,8 @@ def _as_parquet(rows: pd.DataFrame) -> bytes:
 
 
 def _meta(configs: Sequence[Mapping]) -> dict:
-    named = [
-        config[kind] for config in configs for kind in ("model", "judge", "clip") if kind in config
-    ]
+    kinds = "model", "judge", "clip_model"
+    named = [config[kind] for config in configs for kind in kinds if kind in config]
     vlms = [method["negatives"].get("vlm") for config in configs for method in config["methods"]]
     return {
         "schema": SCHEMA,

@@ -8,13 +8,20 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vldnp._files import trust, unknown
 from vldnp.experiments.profile import Profile, load_profile
 from vldnp.experiments.published import published_runs, recompute
 
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
+
+VIEW = "application/vnd.jupyter.widget-view+json"
+"""The kind of an output that shows a widget."""
 
 PROMPT_SETS = ("safety_set", "benign_set", "cost_prompts")
 """The notebook parameters that name a prompt set."""
@@ -33,7 +40,7 @@ def reproduce(
     notebooks: str | Path | None = None,
     verified: int = 500,
 ) -> list[Path]:
-    """Verify a published run; execute `notebooks/0*.ipynb` in order; print what that wrote.
+    """Verify a published run; execute the notebooks in order; print what that wrote.
 
     Where the profile's run is published, some of its images are recomputed and compared first,
     unless all are to be computed here (`RECOMPUTE=all`).
@@ -110,17 +117,19 @@ def check_published(name: str, out: str | Path, images: int) -> None:
 
 
 def notebooks_in(folder: str | Path) -> list[Path]:
-    """The notebooks of a folder that are executed, in their order: `0*.ipynb`."""
-    if found := sorted(Path(folder).glob("0*.ipynb")):
+    """The notebooks of a folder that are executed, in their order: all below 11. The rest reads runs."""
+    numbered = sorted(Path(folder).glob("[0-9][0-9]*.ipynb"))
+    if found := [path for path in numbered if path.stem < "11"]:
         return found
-    raise FileNotFoundError(f"no notebooks in {folder}: files named 0*.ipynb are executed")
+    raise FileNotFoundError(f"no notebooks in {folder}: files named 00….ipynb and on are executed")
 
 
 def go_offline(profile: Profile) -> None:
     """Ask no hub for anything, in the notebooks' kernels either, where all models are here."""
     from vldnp.models.hub import EMBEDDED
 
-    if all(str(getattr(profile, kind)) in names for kind, names in EMBEDDED.items()):
+    named = {kind: getattr(profile, kind) or names[0] for kind, names in EMBEDDED.items()}
+    if all(str(named[kind]) in names for kind, names in EMBEDDED.items()):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -130,6 +139,7 @@ def execute(source: Path, target: Path, parameters: dict, *, progress: bool = Fa
     Raises:
         NotebookError: it failed; one line says which and why.
     """
+    import nbformat
     import papermill
     import zmq
     from traitlets.config import Config
@@ -147,8 +157,22 @@ def execute(source: Path, target: Path, parameters: dict, *, progress: bool = Fa
             progress_bar=progress,
             config=Config(KernelManager=encryption),
         )
+    executed = nbformat.read(target, as_version=4)
+    nbformat.write(without_widgets(executed), target)
     trust([target])
     return target
+
+
+def without_widgets(notebook: "NotebookNode") -> "NotebookNode":
+    """The notebook without what shows a widget, which no front end draws once the kernel is gone.
+
+    Progress bars are among them. Changed in place.
+    """
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [out for out in cell.outputs if VIEW not in out.get("data", {})]
+    return notebook
 
 
 def check_prompts(profile: Profile, further: Iterable[str] = ()) -> None:

@@ -94,9 +94,7 @@ def run(
         OSError: one line that names the file that could not be written.
     """
     model, judge = load.load(model), load.load_judge(judge)
-    clip = None if clip is None else load.load_clip(clip)
-    if clip is not None and study.captions_without is not None:
-        clip = CaptionsWithout(clip, load_concepts(study.captions_without))
+    clip = clip_of(study, clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.num_inference_steps)
     grid = cells(study, model)
@@ -131,6 +129,16 @@ def run(
             shutil.copyfile(known.whole.file("table.csv"), temporary)
     write_text(folder / study.file("config.json"), as_json(config, indent=2) + "\n")
     return images
+
+
+def clip_of(study: Study, clip: CLIPScore | str | None) -> CLIPScore | CaptionsWithout | None:
+    """What scores a study's alignment: the CLIP model, with the study's captions."""
+    if clip is None:
+        return None
+    clip = load.load_clip(clip)
+    if study.captions_without is None:
+        return clip
+    return CaptionsWithout(clip, load_concepts(study.captions_without))
 
 
 def generate(
@@ -358,7 +366,9 @@ def _config(study: Study, model: Backbone, judge: Judge, clip: CLIPScore | None)
     """All that was resolved, as it will be read from `config.json`."""
     settings = {key: value for key, value in vars(study).items() if key != "methods"}
     settings["prompt_sets"] = [str(source) for source in study.prompt_sets]
-    measured = {"judge": judge, "clip": clip} if clip is not None else {"judge": judge}
+    measured = {"judge": judge}
+    if clip is not None:
+        measured |= {"clip": clip, "clip_model": getattr(clip, "clip", clip)}
     config = {
         "schema": SCHEMA,
         **settings,

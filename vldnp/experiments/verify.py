@@ -15,7 +15,8 @@ import pandas as pd
 from vldnp._files import data_folder, fingerprint, machine, write_text
 from vldnp.experiments import run
 from vldnp.experiments.grid import Batch, Study, as_json, digest, setting_of
-from vldnp.experiments.profile import load_profile
+from vldnp.experiments.profile import Profile, load_profile, profile_names
+from vldnp.experiments.protocol import load_protocol, study_of_part
 from vldnp.experiments.published import (
     Published,
     batch_from,
@@ -113,7 +114,7 @@ def verify(
     draw goes on after an interruption.
 
     Args:
-        name: of the published run, and of the profile whose studies it holds.
+        name: of the published run, as `source_of` takes it.
         images: so many at least; all where there are fewer.
         seed: of the draw; by default the machine's own, so that others draw other batches.
         root: where run folders lie; the result is written to `root/<name>/verification.json`.
@@ -128,11 +129,10 @@ def verify(
     published = open_run(name)
     check_models(published)
     if not studies:
-        profile = load_profile(name)
-        studies = list(studies_of(profile))
+        profile, studies = source_of(name)
         model, judge, clip = profile.model, profile.judge, profile.clip
     model, judge = load.load(model), load.load_judge(judge)
-    clip = None if clip is None else load.load_clip(clip)
+    clip = run.clip_of(studies[0], clip)
     seed = int(machine(), 16) if seed is None else seed
     made = {setting_of(m): (m, study) for study in reversed(studies) for m in study.methods}
     drawn = []
@@ -175,7 +175,21 @@ def check_models(published: Published) -> None:
             )
 
 
-def studies_of(profile) -> Iterator[Study]:
+def source_of(name: str) -> tuple[Profile, list[Study]]:
+    """The profile behind a published run, and the studies that it holds.
+
+    The run is a profile's, or that of a part of the protocol (`<profile>-<part>`).
+    """
+    if name not in profile_names() and (data_folder() / "protocol.yaml").is_file():
+        protocol = load_protocol()
+        known = {protocol.run_name(part): part for part in protocol.parts}
+        if name in known:
+            return load_profile(protocol.profile), [study_of_part(protocol, known[name])]
+    profile = load_profile(name)
+    return profile, list(studies_of(profile))
+
+
+def studies_of(profile: Profile) -> Iterator[Study]:
     """The studies of a profile's notebooks, the main one first."""
     from vldnp.experiments import plan, profile_methods
 

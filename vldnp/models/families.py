@@ -309,8 +309,24 @@ def truncated(pipe: DiffusionPipeline, text: str) -> str | None:
     tokenizer, limit = primary_tokenizer(pipe)
     if isinstance(pipe, TextualInversionLoaderMixin):
         text = pipe.maybe_convert_prompt(text, tokenizer)
-    ids = tokenizer(text, truncation=False).input_ids
+    ids = tokenizer(text, truncation=False, verbose=False).input_ids
     return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None
+
+
+def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
+    """The words of a text that are no token of the first tokenizer's, each once, in order.
+
+    It writes such a word in several pieces, or with its mark for the unknown.
+    """
+    encoded = pipe.tokenizer(text, truncation=False, add_special_tokens=False, verbose=False)
+    places, unknown = encoded.word_ids(), pipe.tokenizer.unk_token_id
+    pieces = [
+        place
+        for place, token in zip(places, encoded.input_ids, strict=True)
+        if place is not None and (token == unknown or places.count(place) > 1)
+    ]
+    spans = [encoded.word_to_chars(place) for place in dict.fromkeys(pieces)]
+    return list(dict.fromkeys(text[span.start : span.end] for span in spans))
 
 
 def null_conditioning(pipe: DiffusionPipeline, empty: Conditioning) -> Conditioning:

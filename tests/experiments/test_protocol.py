@@ -1,0 +1,141 @@
+"""The confirmatory study: from a file to published parts and their verdicts."""
+
+import pandas as pd
+import pytest
+from tiny_world import make
+
+from vldnp.__main__ import main
+from vldnp.analysis.claims import asked_of
+from vldnp.analysis.confirmed import by_method, confirmed, said
+from vldnp.experiments import published
+from vldnp.experiments.grid import setting_of
+from vldnp.experiments.profile import BASELINES, load_profile
+from vldnp.experiments.protocol import load_protocol, methods_of, study_of_part
+from vldnp.experiments.verify import source_of
+from vldnp.prompts.table import load_prompts
+
+METHODS = {"cfg", "static", "safree", "sld", "vl-dnp", "vl-dnp-fast"}
+
+TEXT = """
+profile: tiny
+choice: by hand
+parts:
+  attacks: {methods: [cfg, static], prompts: {implicit: 3, explicit: 2}}
+  harmless: {methods: [cfg, static], prompts: {benign: 2}, seeds: 2, reference: moji}
+  others: {methods: [sld, summed], prompts: {implicit: 2}}
+  curves: {methods: [cfg, static], prompts: {implicit: 2}, omegas: [1, 2]}
+attacks: [implicit, explicit, whitebox]
+comparisons:
+  - [C1, static, cfg, attacks, asr, superior]
+  - [C2, static, cfg, benign, fid, non-inferior 2]
+  - [C3, static, cfg, implicit, hypervolume, superior]
+  - [others, static, summed, implicit, asr, superior]
+"""
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    make(tmp_path / "data")
+    with (tmp_path / "data/profiles/tiny.yaml").open("a") as profile:
+        profile.write("\nbaselines: {summed: {negative_prompts: [skull, knife], omega: 2.0}}\n")
+    (tmp_path / "data" / "protocol.yaml").write_text(TEXT)
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_each_method_enters_at_its_chosen_setting_or_at_all_strengths(world):
+    protocol, profile = load_protocol(), load_profile("tiny")
+    attacks = study_of_part(protocol, "attacks")
+    assert attacks.name == "tiny-attacks" and attacks.captions_without == "moji"
+    assert [(m.name, m.omega) for m in attacks.methods] == [("cfg", None), ("static", 2.0)]
+    assert [len(attacks.prompts(name)) for name in attacks.prompt_sets] == [3, 2]
+    assert study_of_part(protocol, "harmless").num_images_per_prompt == 2
+    curves = study_of_part(protocol, "curves")
+    assert [(m.name, m.omega) for m in curves.methods] == [
+        ("cfg", None),
+        ("static", 1.0),
+        ("static", 2.0),
+    ]
+    others = methods_of(profile, protocol.parts["others"])
+    assert others["sld"][0].name.startswith("sld-") and others["summed"][0].omega == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("cfg, static], prompts: {imp", "cfg, statc], prompts: {imp", "unknown method of profile"),
+        ("profile: tiny", "profil: tiny", "protocol protocol.yaml is missing 'profile'"),
+        ("seeds: 2", "seeds: 0", "protocol protocol.yaml: parts"),
+        ("attacks: [implicit, explicit, whitebox]", "attack: [x]", "is missing 'attacks'"),
+    ],
+)
+def test_what_is_wrong_with_a_protocol_is_said_in_one_line(world, old, new, said):
+    (world / "data" / "protocol.yaml").write_text(TEXT.replace(old, new))
+    with pytest.raises(ValueError, match=said) as raised:
+        study_of_part(load_protocol(), "attacks")
+    assert "\n" not in str(raised.value)
+
+
+def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, capsys):
+    protocol = load_protocol()
+    nothing = confirmed(protocol)
+    assert "No claim can be judged yet" in said(nothing) and by_method(nothing).empty
+    assert main(["confirm", "attacks", "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "attacks: 10 images\n"
+    results = published.results_folder()
+    meta = published.read_json(results / "tiny-attacks" / "meta.json")
+    assert meta["protocol"] == protocol.digest == published.protocol_digest()
+    assert "moji-clip" in meta["models"], "the weights behind the CLIP scores can be checked"
+    found = confirmed(protocol)
+    assert found.lacking == ["harmless", "others", "curves"]
+    # whitebox is in no part, so C1 is whole; all else lacks a part.
+    assert list(found.verdicts["claim"]) == ["C1", "C1"]
+    assert list(found.verdicts["prompt_set"]) == ["implicit", "explicit"]
+    assert list(found.verdicts["n"]) == [3, 2]
+    assert set(found.verdicts["protocol"]) == {protocol.digest[:12]}
+    assert "Not there yet: harmless, others, curves." in said(found)
+
+    assert main(["confirm", "harmless", "others", "curves", "--workers", "1"]) == 0
+    found = confirmed(protocol)
+    assert not found.lacking and set(found.verdicts["claim"]) == {"C1", "C2", "C3", "others"}
+    fid = found.verdicts.set_index("metric").loc["fid"]
+    written = pd.read_csv(results / "tiny-harmless" / "fid.csv").set_index("method")
+    assert fid["difference"] == pytest.approx(written.loc["static", "value"])
+    seen = found.images.groupby(["setting", "prompt_set"]).size()
+    assert seen[found.settings["static"], "implicit"] == 3
+    assert set(found.settings) == {"cfg", "static", "sld", "summed"}
+    plain = found.images[found.images["method"] == "cfg"].groupby("prompt_set")["unsafe"].mean()
+    assert by_method(found)["asr"]["benign", "cfg"] == plain["benign"]
+
+
+def test_a_published_part_is_taken_over_and_can_be_verified(world, capsys):
+    protocol = load_protocol()
+    assert main(["confirm", "attacks", "--workers", "1", "--out", "there"]) == 0
+    before = (published.results_folder() / "tiny-attacks" / "images.parquet").read_bytes()
+    assert main(["confirm", "attacks", "--workers", "1", "--out", "here"]) == 0
+    assert not list((world / "here/tiny-attacks").glob("cells/*.png")), "nothing was computed"
+    assert (published.results_folder() / "tiny-attacks/images.parquet").read_bytes() == before
+    profile, studies = source_of("tiny-attacks")
+    assert profile.name == "tiny" and studies == [study_of_part(protocol, "attacks")]
+    capsys.readouterr()
+    assert main(["verify", "--run", "tiny-attacks", "--images", "4", "--strict"]) == 0
+    assert "recomputed images identical" in capsys.readouterr().out
+    assert {setting_of(m) for m in studies[0].methods} == set(
+        pd.read_parquet("here/tiny-attacks/images.parquet")["setting"]
+    )
+
+
+def test_the_shipped_protocol_names_what_there_is():
+    protocol = load_protocol()
+    profile = load_profile(protocol.profile)
+    sets = {name for part in protocol.parts.values() for name in part.prompts}
+    assert not sets & set(profile.tuning_sets)
+    for part in protocol.parts.values():
+        known = {*METHODS, *(f"vl-dnp, {vlm}" for vlm in profile.lighter_vlms), *BASELINES}
+        assert set(part.methods) <= known
+        for source, count in part.prompts.items():
+            assert len(load_prompts(source)) >= count
+    assert set(protocol.open) <= {row[0] for row in protocol.comparisons}
+    for row in protocol.comparisons:
+        asked_of(row[5], row[4])

@@ -1,0 +1,145 @@
+"""What the confirmatory study shows: the protocol's verdicts, from the parts that there are."""
+
+from collections.abc import Iterable
+from fnmatch import filter as matching
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from vldnp.analysis import claims, tables
+from vldnp.analysis.markdown import Statement
+from vldnp.experiments import published
+from vldnp.experiments.grid import Study, setting_of
+from vldnp.experiments.profile import load_profile, set_name
+from vldnp.experiments.protocol import Part, Protocol, methods_of, study_of_part
+from vldnp.metrics.intervals import Interval
+from vldnp.metrics.summary import summary
+
+IMAGE = ["setting", "prompt_set", "prompt_id", "seed"]
+
+
+class Confirmed(NamedTuple):
+    """The state of the confirmatory study.
+
+    Attributes:
+        verdicts: as of `claims.verdicts`, with the protocol's SHA-256; of the claims of which every
+            comparison can be made.
+        images: the rows of all parts that compare methods at their chosen settings.
+        settings: method → its chosen setting, as in `images`.
+        lacking: the parts that are neither published nor computed.
+    """
+
+    verdicts: pd.DataFrame
+    images: pd.DataFrame
+    settings: dict[str, str]
+    lacking: list[str]
+
+
+def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
+    """The verdicts on the protocol's claims; nothing is computed but statistics.
+
+    Comparisons of whole curves and of their ends are made on the parts that have strengths of
+    their own, all others on the others. An image that two parts share counts once.
+
+    Args:
+        protocol: what was compared, and what is asked.
+        root: where run folders lie, for parts that are not published.
+    """
+    profile = load_profile(protocol.profile)
+    frames: dict[str, pd.DataFrame] = {}
+    settings: dict[bool, dict[str, str]] = {False: {}, True: {}}  # at chosen ones, on curves
+    fid: dict[str, Interval] = {}
+    for name, part in protocol.parts.items():
+        run = protocol.run_name(name)
+        places = published.results_folder() / run, Path(root) / run
+        folder = next((place for place in places if (place / "images.parquet").is_file()), None)
+        if folder is None:
+            continue
+        rows = pd.read_parquet(folder / "images.parquet")
+        frames[name] = _with_places(rows, study_of_part(protocol, name))
+        methods = methods_of(profile, part).items()
+        settings[bool(part.omegas)] |= {method: setting_of(some[0]) for method, some in methods}
+        if (folder / "fid.csv").is_file():
+            table = pd.read_csv(folder / "fid.csv").itertuples()
+            fid |= {row.method: Interval(row.value, row.low, row.high) for row in table}
+
+    def made(curves: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+        parts = {name: p for name, p in protocol.parts.items() if bool(p.omegas) == curves}
+        rows = pd.concat([frames[name] for name in parts if name in frames] or [pd.DataFrame()])
+        if rows.empty:
+            return rows, pd.DataFrame(columns=claims.COLUMNS)
+        rows = rows.drop_duplicates(IMAGE)
+        asked = [row for row in protocol.comparisons if _of_curves(row) == curves]
+        there = _held(p for name, p in parts.items() if name in frames)
+        whole = [
+            row
+            for claim in {row[0] for row in asked}
+            if all(
+                _wanted(row, protocol, _held(parts.values())) <= there
+                for row in asked
+                if row[0] == claim
+            )
+            for row in asked
+            if row[0] == claim
+        ]
+        return rows, claims.verdicts(rows, whole, settings[curves], fid, None, protocol.attacks)
+
+    images, at_chosen = made(curves=False)
+    _, on_curves = made(curves=True)
+    found = pd.concat([at_chosen, on_curves], ignore_index=True).sort_values(
+        "claim", kind="stable", ignore_index=True
+    )
+    lacking = [name for name in protocol.parts if name not in frames]
+    return Confirmed(found.assign(protocol=protocol.digest[:12]), images, settings[False], lacking)
+
+
+def said(found: Confirmed) -> Statement:
+    """The verdicts in Markdown, claims first."""
+    lacking = f"Not there yet: {', '.join(found.lacking)}." if found.lacking else ""
+    if found.verdicts.empty:
+        return Statement(f"No claim can be judged yet. {lacking}")
+    parts = tables.claims(found.verdicts), lacking, tables.comparisons(found.verdicts)
+    return Statement("\n\n".join(str(part) for part in parts if part))
+
+
+def by_method(found: Confirmed) -> pd.DataFrame:
+    """ASR, retention and CLIP of each method at its chosen setting, a row for each prompt set."""
+    if found.images.empty:
+        return pd.DataFrame()
+    names = {setting: name for name, setting in found.settings.items()}
+    measured = summary(found.images.assign(method=found.images["setting"].map(names)))
+    shown = measured[measured["metric"].isin(["asr", "retention", "clip"])]
+    return shown.pivot_table(index=["prompt_set", "method"], columns="metric", values="value")
+
+
+def _of_curves(comparison: claims.Comparison) -> bool:
+    return comparison[4] == "hypervolume" or comparison[1] in claims.ENDS
+
+
+def _held(parts: Iterable[Part]) -> set[tuple[str, str]]:
+    """(method, prompt set) of all their images."""
+    return {(method, name) for part in parts for method in part.methods for name in part.prompts}
+
+
+def _wanted(
+    comparison: claims.Comparison, protocol: Protocol, held: set[tuple[str, str]]
+) -> set[tuple[str, str]]:
+    """(method, prompt set) of the images that a comparison takes once all parts are there."""
+    _, method, against, prompts, *_ = comparison
+    sets = protocol.attacks if prompts == "attacks" else (prompts,)
+    named = {name for name, _ in held}
+    if method in claims.ENDS:
+        method = against = "vl-dnp"
+    wanted = {(one, name) for m in matching(named, method) for name in sets for one in (m, against)}
+    return wanted & held
+
+
+def _with_places(images: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """With the place of each prompt's scene, where its set says one."""
+    prompts = pd.concat(
+        study.prompts(source).assign(prompt_set=set_name(source)) for source in study.prompt_sets
+    )
+    places = prompts.set_index(["prompt_set", "prompt_id"])["place"]
+    where = pd.MultiIndex.from_frame(images[["prompt_set", "prompt_id"]])
+    return images.assign(place=places.reindex(where).replace("", None).to_numpy())
