@@ -87,6 +87,12 @@ def test_the_pipelines_pictures_are_the_samplers(pipe, name, make):
     check(pipe, make)
 
 
+def test_skipped_layers_are_refused():
+    with guiding(sd3 := sd3_pipeline(), vldnp.Static("a knife")):
+        with pytest.raises(ValueError, match="skipped layers change ε once more"):
+            called(sd3, skip_guidance_layers=[0], skip_layer_guidance_start=0.0)
+
+
 @pytest.mark.parametrize("family", [sdxl_pipeline, sd3_pipeline], ids=["sdxl", "sd3"])
 def test_the_other_families(family):
     check(family(), scripted)
