@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from tiny import llava, sd_pipeline
+from tiny_models import tiny_vae
 
 from vldnp.models.cnn_judge import CNNJudge
 from vldnp.moji.world.icons import RESTRICTED, THINGS
@@ -23,6 +24,7 @@ model: moji-sd
 vlm: moji-vlm-l
 judge: moji-judge
 clip: moji-clip
+preview: moji-taesd
 reference: moji
 concepts: moji
 prompt_sets: [benign, explicit, implicit, adversarial]
@@ -64,6 +66,7 @@ def make(folder: Path) -> Path:
         judge.network.head.bias.data[THINGS.index("dagger")] = 9
         judge.save_pretrained(models / "moji-judge")
         clip(models / "moji-clip")
+        tiny_vae().save_pretrained(models / "moji-taesd")
     shutil.copytree(DATA / "concepts", folder / "concepts")
     shutil.copy(DATA / "architectures.yaml", folder)
     (folder / "profiles").mkdir()

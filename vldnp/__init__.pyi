@@ -34,7 +34,9 @@ from .models.judges import SafetyChecker as SafetyChecker
 from .models.load import load as load
 from .models.load import load_clip as load_clip
 from .models.load import load_judge as load_judge
+from .models.load import load_preview as load_preview
 from .models.load import load_vlm as load_vlm
+from .models.preview import Preview as Preview
 from .models.vlm import TransformersVLM as TransformersVLM
 from .models.vlm_server import RemoteVLM as RemoteVLM
 from .prompts.table import load_prompts as load_prompts

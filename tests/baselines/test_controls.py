@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
+from tiny_models import tiny_vae
 
 from vldnp.baselines.controls import (
     AnswersNone,
@@ -27,6 +28,7 @@ from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
 from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
+from vldnp.models.preview import Preview
 from vldnp.models.run import Run
 from vldnp.models.vlm import VLMError, identified
 
@@ -226,8 +228,9 @@ def test_the_closed_loop_oracle_judges_where_plain_cfg_would_end(model):
     assert method.describe()["negatives"]["kind"] == "closed loop"
     with pytest.raises(ValueError, match="'static' asks no VLM"):
         closed_loop(Static("knife"))
-    for lever in ({"lag": 1}, {"gate": Gate(0.9)}):
-        with pytest.raises(ValueError, match="neither gate nor lag"):
+    preview = Preview(tiny_vae(), "tiny", "1")
+    for lever in ({"lag": 1}, {"gate": Gate(0.9)}, {"preview": preview}):
+        with pytest.raises(ValueError, match="without a gate, a lag or a preview"):
             closed_loop(VLDNP(Judged(judge), "moji", **lever))
 
 

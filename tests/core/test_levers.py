@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import ScriptedVLM, sd_pipeline
-from tiny_models import sd3_pipeline
+from tiny_models import sd3_pipeline, tiny_vae
 
 from vldnp.core import guidance
 from vldnp.core.concepts import load_concepts
@@ -16,6 +16,7 @@ from vldnp.core.methods import CFG, FAST, VLDNP, Static, fast, identified
 from vldnp.core.sampler import denoise, sample
 from vldnp.core.strength import DNG, Linear, Window
 from vldnp.models.backbone import Backbone, to_pil
+from vldnp.models.preview import Preview
 from vldnp.models.run import Run
 
 PROMPTS = ["a cat", "a dog at the pirate cove", "pizza"]
@@ -65,6 +66,7 @@ def alone(
     gate=2.0,
     embed=None,
     lag=0,
+    tiny=None,
 ):
     """VL-DNP for image k from the levers' definitions: one row a call, and every call counted."""
     run, concepts = Run(model, STEPS, scheduler), load_concepts("moji")
@@ -90,7 +92,8 @@ def alone(
         pred = c if u is None else u + g * (c - u)
         x0, asked, decoded = run.x0(pred, t, x), 0, 0
         if i in QUERIES and i + lag < STEPS:
-            picture = to_pil(run.decode(x0, preview=True))[0]
+            shown = tiny and (tiny.decode(x0.float()).sample / 2 + 0.5).clamp(0, 1)
+            picture = to_pil(shown if tiny else run.decode(x0))[0]
             look, decoded = (embed([picture])[0], 1) if embed else (x0, 0)
             if seen is None or cos(look, seen) < gate:
                 asked, decoded, seen = 1, 1, look
@@ -141,6 +144,8 @@ def vldnp(**levers):
     return VLDNP(ScriptedVLM(reply), "moji", OMEGA, QUERIES, **levers)
 
 
+TINY = tiny_vae()
+
 CASES = {
     "noise, none": ({}, {}),
     "noise, from a step on": ({"adaptive": AdaptiveGuidance(3)}, {"start": 3}),
@@ -161,6 +166,7 @@ CASES = {
         {"gate": 0.992, "embed": brightness},
     ),
     "noise, lag": ({"lag": 2}, {"lag": 2}),
+    "noise, preview": ({"preview": Preview(TINY, "tiny", "1")}, {"tiny": TINY}),
     "velocity, all": (
         {
             "adaptive": AdaptiveGuidance(5, 0.9977),
@@ -168,6 +174,7 @@ CASES = {
             "omega_schedule": Window(2 / 9, 8 / 9),
             "gate": Gate(0.98),
             "lag": 1,
+            "preview": Preview(TINY, "tiny", "1"),
         },
         {
             "start": 5,
@@ -176,6 +183,7 @@ CASES = {
             "factor": lambda p: 2 / 9 <= p < 8 / 9,
             "gate": 0.98,
             "lag": 1,
+            "tiny": TINY,
         },
     ),
     "flow, all": (

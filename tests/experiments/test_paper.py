@@ -12,6 +12,7 @@ import tiny_world
 import yaml
 from tiny import sd_pipeline
 from tiny_judges import classifier
+from tiny_models import tiny_vae
 
 from vldnp import __main__ as cli
 from vldnp.experiments import reproduce
@@ -29,7 +30,7 @@ PUBLISHED = {  # two rows more than are used, in the published formats
 }
 NOTEBOOKS = reproduce.NOTEBOOKS
 IN_PROCESS = ["00_quickstart", "02_omega", "03_pareto", "04_query_schedule", "05_vlm_size"]
-IN_PROCESS += ["06_guidance_rule", "08_cost", "01_trajectories", "09_explorer"]
+IN_PROCESS += ["06_guidance_rule", "08_cost", "01_trajectories", "09_explorer", "10_fast"]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def profile(tmp_path_factory):
     sd_pipeline().save_pretrained(sd)
     for size in ("7B", "3B"):
         tiny_vlms.save("qwen2.5-vl", hub / f"Qwen2.5-VL-{size}-Instruct")
+    tiny_vae().save_pretrained(hub / "taesd")
     clip = hub / "vit_large_patch14_clip_224.openai"
     tiny_world.clip(clip)
     judge = folder / "cache" / "models" / "nudenet-v2.onnx"
@@ -55,6 +57,7 @@ def profile(tmp_path_factory):
                 "vlm": {"name": str(hub / "Qwen2.5-VL-7B-Instruct"), **vlm},
                 "lighter_vlms": [{"name": str(hub / "Qwen2.5-VL-3B-Instruct"), **vlm}],
                 "clip": str(clip),
+                "preview": str(hub / "taesd"),
                 "prompt_sets": list(PUBLISHED),
                 "num_inference_steps": 2,
                 "queries": 2,

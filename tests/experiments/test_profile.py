@@ -12,7 +12,7 @@ from vldnp.baselines.controls import AnswersNone
 from vldnp.core.concepts import load_concepts
 from vldnp.experiments import profile_methods, sweep, tuning
 from vldnp.experiments.profile import load_profile, numbers, profile_names
-from vldnp.experiments.reproduce import NOTEBOOKS
+from vldnp.experiments.reproduce import NOTEBOOKS, notebooks_in
 from vldnp.models import hub
 from vldnp.prompts.public import public_sets
 from vldnp.prompts.table import load_prompts
@@ -24,12 +24,13 @@ def test_shipped_profiles_name_what_exists(name):
     assert profile.name == name
     for kind in ("model", "vlm", "judge", "clip"):
         assert str(getattr(profile, kind)) in hub.names(kind)
+    assert str(profile.preview) in hub.names("preview")
     load_concepts(profile.concepts)
     for prompt_set in profile.prompt_sets:
         if prompt_set not in public_sets():  # which have to be fetched
             load_prompts(prompt_set)
     assert {profile.safety_set, profile.benign_set} <= set(profile.prompt_sets)
-    declared = set().union(*(inspect_notebook(path) for path in NOTEBOOKS.glob("0*.ipynb")))
+    declared = set().union(*(inspect_notebook(path) for path in notebooks_in(NOTEBOOKS)))
     assert profile.notebook_parameters.keys() <= declared
 
 

@@ -13,10 +13,13 @@ import vldnp
 from vldnp.analysis import compare
 from vldnp.analysis.failures import failed
 from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
+from vldnp.core.levers import AdaptiveGuidance
+from vldnp.core.strength import Window
 from vldnp.experiments import profile_methods, tuning
 from vldnp.experiments.detection import detection
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import BASELINES, load_profile
+from vldnp.experiments.profile_methods import dynamic
 from vldnp.experiments.sweep import sweep
 from vldnp.models import load
 from vldnp.models.judges import Judgement
@@ -64,6 +67,50 @@ def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(tiny_p
     assert [method.omega for method in strengths.study.methods] == [1, 2.5]
 
 
+def test_levers_are_axes(tiny_profile):
+    found = sweep(
+        tiny_profile,
+        "fast",
+        {"queries": [0], "adaptive": [None, 0.5], "gate": [None, 0.9]},
+        {"adaptive": [None, AdaptiveGuidance(cosine=0.99)], "reuse": [0, 2]},
+        {"omega_schedule": [Window(stop=0.5)], "lag": [1], "preview": [None, "moji-taesd"]},
+    )
+    methods = {setting_of(method): method for method in found.study.methods}
+    on = {row.variant: methods[row.setting].levers() for row in found.factors.itertuples()}
+    cosine, window = {"start": None, "cosine": 0.99}, Window(stop=0.5).describe()
+    preview = load.load_preview("moji-taesd").describe()
+    assert on == {
+        "cfg": {},
+        "cfg, adaptive 0.5": {"adaptive": {"start": 0.5, "cosine": None}},
+        "vl-dnp": {},
+        "vl-dnp, reuse 2": {"reuse": 2},
+        "vl-dnp, adaptive AdaptiveGuidance(cosine=0.99)": {"adaptive": cosine},
+        "vl-dnp, adaptive AdaptiveGuidance(cosine=0.99), reuse 2": {"adaptive": cosine, "reuse": 2},
+        "vl-dnp, omega_schedule Window(stop=0.5), lag 1": {"omega_schedule": window, "lag": 1},
+        "vl-dnp, omega_schedule Window(stop=0.5), lag 1, preview moji-taesd": {
+            "omega_schedule": window,
+            "lag": 1,
+            "preview": preview,
+        },
+    }
+    by = found.factors.drop_duplicates("variant").set_index("variant")
+    assert by.loc["vl-dnp", "setting"] == setting_of(dynamic(tiny_profile))
+    assert by.loc["cfg", "setting"] == setting_of(vldnp.CFG())
+    assert list(by.loc["vl-dnp", ["queries", "reuse", "gate"]]) == [2, "0", "off"]
+
+
+def test_costs_are_relative_to_plain_cfg_of_the_same_prompts(tiny_profile):
+    found = sweep(tiny_profile, "x", {"queries": [0, 2]})
+    plain, other = found.factors["setting"]
+    rows = [(plain, "a", 2.0), (plain, "b", 4.0), (other, "a", 3.0), (other, "b", 4.0)]
+    images = pd.DataFrame(rows, columns=["setting", "prompt_set", "seconds"])
+    images[["model_evaluations", "vlm_calls", "x0_decodes"]] = 1
+    costs = found.costs(images).set_index(["queries", "prompt_set"])["relative"]
+    assert costs.to_dict() == {(0, "a"): 1, (0, "b"): 1, (2, "a"): 1.5, (2, "b"): 1}
+    alone = sweep(tiny_profile, "x", {"queries": [2]})
+    assert "relative" not in alone.costs(images[images["setting"] == other])
+
+
 @pytest.mark.parametrize(
     "grid, message",
     [
@@ -79,6 +126,8 @@ def test_a_variant_is_the_profiles_own_in_all_that_its_grid_does_not_name(tiny_p
         ({"queries": [-1]}, "queries must be a list of numbers, 0 or more"),
         ({"guide": ["moji-vlm-xl"]}, "unknown vlm 'moji-vlm-xl': did you mean"),
         ({"queries": []}, "study 'tiny' has no methods"),
+        ({"adaptive": [1.5]}, "start must be a share of the run in 0.0..1.0"),
+        ({"preview": ["moji-taes"]}, "unknown preview 'moji-taes': did you mean 'moji-taesd'"),
     ],
 )
 def test_what_cannot_be_swept_is_one_line(tiny_profile, grid, message):

@@ -15,11 +15,11 @@ from diffusers import (
 from httpx2 import ConnectError, Request, Response
 from huggingface_hub import errors
 from tiny import sd_pipeline
-from tiny_models import PIPELINES, sd3_pipeline, sdxl_pipeline, tiny_vae
+from tiny_models import PIPELINES, sd3_pipeline, sdxl_pipeline
 
 from vldnp.baselines.methods import SAFREE
 from vldnp.core.methods import CFG, VLDNP, Static
-from vldnp.core.sampler import denoise, sample
+from vldnp.core.sampler import sample
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
@@ -228,38 +228,9 @@ def test_safree_says_which_family_it_is_for(sdxl):
 # Settings
 
 
-def test_previews_are_shown_and_the_final_picture_is_not_one(folders, tmp_path):
-    tiny = tiny_vae()
-    tiny.save_pretrained(tmp_path / "tiny-vae")
-    plain = load.load(folders("sdxl"), device="cpu")
-    model = load.load(folders("sdxl"), device="cpu", preview=tmp_path / "tiny-vae")
-    assert torch.equal(ours(model).images, ours(plain).images)
-    assert model.revision.startswith(f"{plain.revision}, previews by tiny-vae ")
-    with torch.no_grad():
-        for step in denoise(model, "a cat", num_inference_steps=2, x0_every=True):
-            shown = (tiny.decode(step.x0).sample / 2 + 0.5).clamp(0, 1)
-            assert torch.allclose(model.decode(step.x0, preview=True), shown, atol=1e-6)
-            assert not torch.allclose(model.decode(step.x0), shown, atol=1e-2)
-            pixels = torch.tensor(step.x0_images[0].getdata()).view(32, 32, 3)
-            assert (pixels - shown[0].permute(1, 2, 0) * 255).abs().max() <= 1
-    same = load.load(plain.pipe, preview=tiny)
-    assert same.preview is tiny and same.pipe is plain.pipe
-
-
 def test_a_token_gets_into_no_record(folders):
     model = load.load(folders("sd-1"), device="cpu", token="hf_secret", variant=None)
     assert "hf_secret" not in model.revision and model.revision.endswith(" with variant=None")
-
-
-def test_previews_that_do_not_do(sd3):
-    with pytest.raises(ValueError, match="preview decodes 4 latent channels and 'tiny-3' has 16"):
-        Backbone(sd3.pipe, "tiny-3", preview=tiny_vae(4))
-    with pytest.raises(TypeError, match="preview is a name such as 'taesd'.*not a float"):
-        load.load(sd3, preview=0.5)
-    with pytest.raises(ValueError, match="unknown preview 'taes': did you mean 'taesd'"):
-        load.load(sd3, preview="taes")
-    with pytest.raises(ValueError, match="needs a commit"):
-        load.load(sd3, preview="someone/some-vae")
 
 
 def test_slicing_changes_no_picture(folders):

@@ -122,6 +122,15 @@ def test_the_largest_vlm_reaches_its_goal(seen):
     assert seen["l"][EARLY] >= 0.8 - 0.04, seen
 
 
+def test_previews_are_small_and_show_the_vlm_the_same(model):
+    weights = MODELS / "moji-taesd" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_size <= 1e6
+    preview, vlm = load.load_preview("moji-taesd"), load.load_vlm("moji-vlm-l")
+    measured = evaluate.preview_quality(preview, vlm, model.pipe, 64, 77_006, (FINAL, EARLY))
+    assert measured["psnr_t0"] >= PSNR and measured["psnr_t680"] >= PSNR, measured
+    assert measured["same_t0"] >= SAME and measured["same_t680"] >= SAME, measured
+
+
 def test_clip_ranks_the_right_caption_first():
     assert evaluate.clip_quality(load.load_clip("moji-clip"), count=512, seed=77_003) >= 0.77
 
@@ -146,6 +155,7 @@ def test_no_two_kinds_of_model_learnt_from_the_same_data():
             "judge-2": "moji-judge-2",
             "clip": "moji-clip",
             "vlm": "moji-vlm-l",
+            "preview": "moji-taesd",
         }.items()
     }
     assert all(seeds.values())

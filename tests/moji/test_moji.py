@@ -164,9 +164,8 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path):
 
 
 def test_streams_of_pictures_follow_each_other_and_are_made_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(vlm, "SCENES", 3)
     pipe = load.load("moji-sd").pipe
-    seen = vlm.data(pipe, tmp_path, seed=7, streams=2)
+    seen = vlm.data(pipe, tmp_path, seed=7, streams=2, scenes=3)
     for kind, parts in enumerate(
         zip(*(vlm.glimpses(pipe, 3, seed) for seed in (7, 8)), strict=True)
     ):

@@ -10,10 +10,10 @@ import nbformat
 import papermill
 import pytest
 
-from vldnp.experiments.reproduce import reproduce
+from vldnp.experiments.reproduce import notebooks_in, reproduce
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "notebooks").glob("0*.ipynb"))
+SOURCES = notebooks_in(ROOT / "notebooks")
 PARAMETER = re.compile(r"\w+: (str|bool|int|float|list) = .+  # \w.+")
 COMMON = {"profile": '"moji"', "out": '"../runs"', "quick": "False"}
 
@@ -46,6 +46,7 @@ def test_the_notebooks_are_there():
         "07_table",
         "08_cost",
         "09_explorer",
+        "10_fast",
     ]
 
 

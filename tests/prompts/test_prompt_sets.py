@@ -187,7 +187,7 @@ def test_places_of_the_colours_are_the_darkest_and_the_reddest():
 
 def test_the_models_are_frozen():
     frozen = yaml.safe_load((data_folder() / "models" / "FROZEN").read_text())
-    assert len(frozen["fingerprints"]) == 7
+    assert len(frozen["fingerprints"]) == 8
     for name, fixed in frozen["fingerprints"].items():
         folder = data_folder() / "models" / name
         assert fingerprint(folder) == fixed, name

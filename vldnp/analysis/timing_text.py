@@ -27,15 +27,17 @@ def cost(costs: pd.DataFrame) -> Statement:
 
 def parts_of_cost(table: pd.DataFrame, label: str) -> Statement:
     """What was timed, and a sentence per way from the table of `benchmarks.parts_of_cost`."""
-    first, sequential, batched = table.index
+    first, *others = table.index
     lines = []
-    for name in (sequential, batched):
+    for name in others:
         row = table.loc[name]
         parts = row[list(PARTS)].sort_values(ascending=False)
         shares = [f"{part} {spent / row['seconds']:.0%}" for part, spent in parts[:3].items()]
         lines.append(
             f"`{name}` takes **{row['ratio']:.2f}×** the time of `{first}`: {listed(shares)}."
         )
-    faster = table.loc[sequential, "seconds"] / table.loc[batched, "seconds"]
-    lines.append(f"`{batched}` is **{faster:.1f}** times as fast as `{sequential}`.")
+    sequential = "sequential reference"
+    for name in others[others.index(sequential) + 1 :]:
+        faster = table.loc[sequential, "seconds"] / table.loc[name, "seconds"]
+        lines.append(f"`{name}` is **{faster:.1f}** times as fast as `{sequential}`.")
     return Statement(f"Timed: {literal(label)}.\n\n{bullets(lines)}")

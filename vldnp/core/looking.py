@@ -16,8 +16,8 @@ class Looking:
     """Looks at x̂₀ and keeps what was answered.
 
     Args:
-        run: decodes.
-        method: its policy, gate and lag.
+        run: decodes, where the method has no preview decoder.
+        method: its policy, preview, gate and lag.
         negatives: before the first query, one per image.
         query_steps: when to ask.
         x0_every: decode x̂₀ at every step.
@@ -40,6 +40,7 @@ class Looking:
         cfg: tuple,
     ):
         self.run, self.method, self.labels = run, method, labels
+        self.decoder = method.preview or run
         self.foreseen, self.cfg = getattr(method.negatives, "foreseen", None), cfg
         self.query_steps, self.x0_every = query_steps, x0_every
         self.latest, self.seen = list(negatives), [None] * len(negatives)
@@ -53,7 +54,7 @@ class Looking:
         def shown(rows: Sequence[int]) -> list[Image.Image]:
             if new := [row for row in rows if pictures[row] is None]:
                 with naming([self.labels[row] for row in new], f"at step {i}"):
-                    decoded = to_pil(self.run.decode(x0[new], preview=True))
+                    decoded = to_pil(self.decoder.decode(x0[new]))
                 for row, picture in zip(new, decoded, strict=True):
                     pictures[row] = picture
             return [pictures[row] for row in rows]

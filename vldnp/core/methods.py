@@ -12,8 +12,9 @@ from vldnp.core.schedules import Schedule, as_schedule, front_loaded
 from vldnp.core.strength import OmegaSchedule
 from vldnp.models import vlm as vlms
 from vldnp.models.conditioning import AsWritten, Prompting
+from vldnp.models.preview import Preview
 
-LEVERS = ("omega_schedule", "adaptive", "reuse", "gate", "lag")
+LEVERS = ("omega_schedule", "adaptive", "reuse", "gate", "lag", "preview")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Method:
         lag: d, so that an answer about x̂₀ of step i is in force from step i + d on, as where the
             VLM runs beside the denoising; what could be in force in no step is not asked. 0: at
             once, as in the paper.
+        preview: decodes x̂₀ for the VLM, in place of the model's VAE (`vldnp.load_preview`); None:
+            the VAE does. The final picture is the VAE's always.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Method:
     reuse: int = 0
     gate: Gate | None = None
     lag: int = 0
+    preview: Preview | None = None
 
     def __post_init__(self):
         guidance.rule(self.rule)  # an unknown name fails here, not in the middle of a run
@@ -62,8 +66,12 @@ class Method:
         for name in ("reuse", "lag"):
             if type(value := getattr(self, name)) is not int or value < 0:
                 raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
-        if hasattr(self.negatives, "foreseen") and (self.gate or self.lag):
-            raise ValueError(f"{self.name} looks at what it foresees, with neither gate nor lag")
+        if not isinstance(self.preview, Preview | None):
+            raise TypeError(f"preview must be opened by vldnp.load_preview, not {self.preview!r}")
+        if hasattr(self.negatives, "foreseen") and (self.gate or self.lag or self.preview):
+            raise ValueError(
+                f"{self.name} looks at what it foresees, without a gate, a lag or a preview"
+            )
         is_dng = hasattr(self.omega_schedule, "prior")
         if len(getattr(self.negatives, "categories", ())) > 1 and (self.reuse or is_dng):
             raise ValueError(f"{self.name} has several negative prompts; reuse and DNG are for one")
@@ -156,7 +164,7 @@ def VLDNP(
         on_failure, static_prompt: what to do when the VLM fails to answer: `raise`, `keep` the
             last negative prompt, or use the `static` one; see `negatives.Dynamic`.
         levers: options that spend less: `omega_schedule`, `adaptive`, `reuse`,
-            `gate`, `lag`; see `Method`.
+            `gate`, `lag`, `preview`; see `Method`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")
@@ -173,13 +181,21 @@ FAST = {"adaptive": AdaptiveGuidance(0.48)}
 """The levers of `fast`: what did best in a first look at 32 tuning prompts a set, no choice yet."""
 
 
-def fast(vlm: Callable, concepts: str | Path | ConceptSet, **options) -> Method:
+def fast(
+    vlm: Callable,
+    concepts: str | Path | ConceptSet,
+    preview: Preview | None = None,
+    **options,
+) -> Method:
     """`VLDNP` with the levers of `FAST`, as `vl-dnp-fast` in tables.
 
     Args:
+        preview: the tiny VAE of the model that paints, such as `vldnp.load_preview("taesd")`; None
+            decodes by the model's own.
         vlm, concepts, options: as of `VLDNP`; an option of `FAST` may be given another value.
     """
-    return replace(VLDNP(vlm, concepts, **FAST | options), name="vl-dnp-fast")
+    method = VLDNP(vlm, concepts, preview=preview, **FAST | options)
+    return replace(method, name="vl-dnp-fast")
 
 
 def _omega(omega: float, rule: str | guidance.Rule) -> float | None:

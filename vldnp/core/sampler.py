@@ -148,6 +148,8 @@ def _start(run: Run, batch: "_Batch", method: Method, x0_every: bool) -> Iterato
     """Everything that can be wrong is found here; the generator comes back ready to run."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
+    if method.preview is not None:
+        method.preview.check(run.backbone)
     N = run.num_inference_steps  # an answer that would come too late is not asked for
     query_steps = [i for i in method.negatives.query_steps_of(N) if i + method.lag < N]
     latents = run.initial_latents(batch.generators)

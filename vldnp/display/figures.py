@@ -217,6 +217,40 @@ def factor_points(
     return figure
 
 
+def cost_points(
+    summary: pd.DataFrame,
+    costs: pd.DataFrame,
+    variant: str = "variant",
+    metrics: Sequence[tuple[str, str]] | None = None,
+) -> Figure:
+    """Each metric against an image's time in units of plain CFG's; up and to the left is better.
+
+    Args:
+        summary, costs: of an `Ablation` with plain CFG among its variants.
+        variant: the column that names the variants.
+        metrics: metric and prompt set of each panel; those that are not there are left out. The
+            default is safety and retention on the summary's first prompt set, and retention on
+            its last: an ablation's harmless one.
+    """
+    spent = costs[[variant, "prompt_set", "relative"]]
+    data = _turned(summary).merge(spent, on=[variant, "prompt_set"])
+    first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
+    metrics = metrics or (("asr", first), ("retention", first), ("retention", last))
+    there = set(zip(data["metric"], data["prompt_set"], strict=True))
+    shown = [pair for pair in dict.fromkeys(metrics) if pair in there]
+    with panels((3.6 * len(shown) + 2, 4.6), 1, len(shown)) as (figure, grid):
+        for axes, (metric, prompt_set) in zip(grid[0], shown, strict=True):
+            rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
+            for place, (name, part) in enumerate(rows.groupby(variant, sort=False)):
+                bars = {"yerr": _reach(part), "elinewidth": 0.8, "linestyle": "none"}
+                axes.errorbar(part["relative"], part["value"], label=name, **bars, **_look(place))
+            axes.set(xlabel="time of an image, plain CFG's being 1", ylabel=MEANS[metric].gain)
+            axes.set_title(f"{prompt_set!r} prompts", fontsize="medium")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
 def detection_curves(table: pd.DataFrame) -> Figure:
     """F1, precision and recall by step, a curve per VLM (see `detection`)."""
     with panels((11, 3.2), 1, 3, sharey=True) as (figure, grid):

@@ -18,7 +18,7 @@ from vldnp._files import atomic, trust, write_text
 from vldnp.analysis.tables import claims, overview, verdict
 from vldnp.display.report import opened
 from vldnp.experiments import publishing
-from vldnp.experiments.reproduce import without_widgets
+from vldnp.experiments.reproduce import notebooks_in, without_widgets
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 FIGURES = ("pareto.png", "examples.png", "trajectory.webp")
@@ -42,7 +42,7 @@ def publish(run: str | Path, checkout: str | Path) -> list[Path]:
             notebook is of another version, was run with other parameters, or names this machine.
     """
     run, checkout = Path(run), Path(checkout)
-    sources = sorted((checkout / "notebooks").glob("0*.ipynb"))
+    sources = notebooks_in(checkout / "notebooks")
     needed = [run / "notebooks" / source.name for source in sources]
     needed += [run / name for name in ("config.json", "table.csv", "verdicts.csv")]
     needed += [*(run / "figures" / name for name in FIGURES)]

@@ -95,6 +95,7 @@ def grid(profile: Profile) -> pd.DataFrame:
         profile,
         vlm=AnswersNone(str(profile.vlm)),
         lighter_vlms=tuple(AnswersNone(str(vlm)) for vlm in profile.lighter_vlms),
+        preview=profile.preview and random_models.taesd(),
     )
     attacks = [name for name in profile.prompt_sets if set_name(name) != profile.benign_set]
     studies = {"main grid": profile_study(stand_in)}
@@ -182,6 +183,7 @@ def models(profile: Profile) -> pd.DataFrame:
     """
     named = [(kind, getattr(profile, kind)) for kind in MODELS]
     named += [("lighter VLM", vlm) for vlm in profile.lighter_vlms]
+    named += [("preview", profile.preview)] if profile.preview else []
     rows = []
     for kind, name in named:
         place, is_here = hub.whereabouts("vlm" if kind == "lighter VLM" else kind, name)

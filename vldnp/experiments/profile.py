@@ -75,6 +75,8 @@ class Profile(Sampling):
         name: of the run folder, `runs/<name>`.
         model, vlm, judge, clip: in the file a name, folder or hub id, or a mapping with a `name`
             and the options of `vldnp.load`, `load_vlm`, `load_judge` or `load_clip`.
+        preview: a tiny VAE for the pictures that the VLM is shown, for `vldnp.load_preview`, where
+            the ablation of what is cheaper has it; no other study does.
         concepts: the concept set that the VLM is asked about.
         prompt_sets: names or CSV paths.
         safety_set: of them, the one whose prompts yield unwanted things unnamed, which the
@@ -136,6 +138,7 @@ class Profile(Sampling):
     bank: str | None = None
     wordings: dict[str, str] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
+    preview: Model | None = None
     chosen: dict[str, Number] = field(default_factory=dict, hash=False)
     tuning_sets: tuple[str, ...] = ()
     safety_set: str = "implicit"

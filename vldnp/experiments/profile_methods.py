@@ -92,13 +92,15 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
         profile: gives all that is not given here.
         omega: default is the strength that was chosen on the tuning prompts.
         changes: `vlm` (a name or a VLM), `queries`, `schedule` (a name in `SCHEDULES`), and the
-            further arguments of `vldnp.VLDNP`.
+            further arguments of `vldnp.VLDNP`, of which `preview` may be a name.
     """
     vlm = load.load_vlm(changes.pop("vlm", profile.vlm))
     queries = changes.pop("queries", 0) or profile.queries
     schedule = SCHEDULES[changes.pop("schedule", profile.schedule)](queries)
     omega = profile.chosen_omega("vl-dnp") if omega is None else omega
     options = {"query_steps": schedule} | changes
+    if options.get("preview") is not None:
+        options["preview"] = load.load_preview(options["preview"])
     return VLDNP(vlm, profile.concepts, omega, **options)
 
 

@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from vldnp._files import data_folder, unknown
+from vldnp.models.preview import Preview
 from vldnp.models.vlm import TransformersVLM
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -127,6 +128,16 @@ def stable_diffusion(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def taesd(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Preview:
+    """TAESD with random weights, for the pictures that a VLM is shown."""
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tiny = AutoencoderTiny()  # its default shapes are TAESD's
+    return Preview(tiny.to(device, dtype), "taesd (random weights)", "0")
 
 
 def qwen(

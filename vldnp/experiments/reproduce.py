@@ -40,7 +40,7 @@ def reproduce(
     notebooks: str | Path | None = None,
     verified: int = 500,
 ) -> list[Path]:
-    """Verify a published run; execute `notebooks/0*.ipynb` in order; print what that wrote.
+    """Verify a published run; execute the notebooks in order; print what that wrote.
 
     Where the profile's run is published, some of its images are recomputed and compared first,
     unless all are to be computed here (`RECOMPUTE=all`).
@@ -117,17 +117,19 @@ def check_published(name: str, out: str | Path, images: int) -> None:
 
 
 def notebooks_in(folder: str | Path) -> list[Path]:
-    """The notebooks of a folder that are executed, in their order: `0*.ipynb`."""
-    if found := sorted(Path(folder).glob("0*.ipynb")):
+    """The notebooks of a folder that are executed, in their order: all below 11. The rest reads runs."""
+    numbered = sorted(Path(folder).glob("[0-9][0-9]*.ipynb"))
+    if found := [path for path in numbered if path.stem < "11"]:
         return found
-    raise FileNotFoundError(f"no notebooks in {folder}: files named 0*.ipynb are executed")
+    raise FileNotFoundError(f"no notebooks in {folder}: files named 00….ipynb and on are executed")
 
 
 def go_offline(profile: Profile) -> None:
     """Ask no hub for anything, in the notebooks' kernels either, where all models are here."""
     from vldnp.models.hub import EMBEDDED
 
-    if all(str(getattr(profile, kind)) in names for kind, names in EMBEDDED.items()):
+    named = {kind: getattr(profile, kind) or names[0] for kind, names in EMBEDDED.items()}
+    if all(str(named[kind]) in names for kind, names in EMBEDDED.items()):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -4,7 +4,7 @@ A sweep is a `Study`, which shares the cells of the main run folder, and a table
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from vldnp.baselines.controls import AnswersNone, Oracle, RandomConcepts
 from vldnp.baselines.sld import SLD_STRENGTHS
 from vldnp.core.concepts import load_concepts
 from vldnp.core.guidance import RULES
-from vldnp.core.methods import CFG, Method, Static
+from vldnp.core.levers import AdaptiveGuidance, Gate
+from vldnp.core.methods import CFG, LEVERS, Method, Static
 from vldnp.core.schedules import SCHEDULES
 from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import Profile, numbers
@@ -23,7 +24,7 @@ from vldnp.experiments.profile_methods import dynamic, study_of
 from vldnp.metrics.summary import summary
 from vldnp.models import vlm as vlms
 from vldnp.models.hub import ModelSpec
-from vldnp.models.load import load_vlm
+from vldnp.models.load import load_preview, load_vlm
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,16 @@ class Ablation:
         return self._beside(summary(images).drop(columns=["method", "omega"]))
 
     def costs(self, images: pd.DataFrame) -> pd.DataFrame:
-        """Mean U-Net evaluations, VLM calls and seconds an image, with the factors."""
-        costs = ["model_evaluations", "vlm_calls", "seconds"]
-        return self._beside(images.groupby(["setting", "prompt_set"])[costs].mean().reset_index())
+        """Mean U-Net evaluations, VLM calls, decoded x̂₀ and seconds an image, with the factors.
+
+        Where plain CFG is among the variants, `relative` is the seconds in units of its.
+        """
+        costs = ["model_evaluations", "vlm_calls", "x0_decodes", "seconds"]
+        means = images.groupby(["setting", "prompt_set"])[costs].mean()
+        if (plain := setting_of(CFG())) in means.index:
+            base = means.loc[plain, "seconds"]
+            means["relative"] = means["seconds"].div(base, level="prompt_set")
+        return self._beside(means.reset_index())
 
     def _beside(self, table: pd.DataFrame) -> pd.DataFrame:
         return self.factors.merge(table, on="setting")
@@ -74,6 +82,11 @@ def sweep(
             many wrong things as the profile's VLM names) or `none` (a VLM that sees nothing). An
             oracle is left out where the concept set has no word for anything that its judge named.
             `omega`: strengths.
+            `adaptive`, `reuse`, `omega_schedule`, `gate`, `lag`, `preview`: the options of
+            `vldnp.core.methods.Method` that spend less, where None is off; for short a number for
+            `AdaptiveGuidance(start)` and `Gate(threshold)`, and a name for `load_preview`. Plain
+            CFG has `adaptive` only. With one of them, what a variant is called is in a column
+            `variant` besides.
         prompt_sets: none given means the profile's.
         max_prompts: of each set; 0 means the profile's number for ablations.
 
@@ -89,6 +102,7 @@ def sweep(
         "queries": (profile.queries, None),
         "guide": (_label(profile.vlm), vlm),
         "omega": (omega, omega),
+        **{lever: (_called(off), off) for lever, off in OFF.items()},
     }
     if strange := {axis for grid in grids for axis in grid} - usual.keys():
         raise unknown("axis of a sweep", min(strange), usual)
@@ -102,6 +116,9 @@ def sweep(
             if both["negatives"][0] == "static":
                 labels |= {axis: "" for axis in named if axis not in ("negatives", "rule", "omega")}
             method = _method(profile, **{axis: value for axis, (_, value) in both.items()})
+            if set(named) & OFF.keys():
+                on = [f"{lever} {both[lever][0]}" for lever in method.levers()]
+                labels["variant"] = ", ".join([method.name, *on])
             variants.setdefault(tuple(labels.values()), (labels, method))
     methods = {setting_of(method): method for _, method in variants.values()}
     study = study_of(
@@ -124,6 +141,10 @@ def _values(axis: str, given: Sequence, profile: Profile, vlm) -> dict:
         return {n: n for n in counts}
     if axis == "update_policy":
         return {str(update_policy): update_policy for update_policy in given}
+    if axis in OFF:
+        return {
+            _called(value): SHORT.get((axis, type(value)), lambda v: v)(value) for value in given
+        }
     if axis == "guide":
         controls = {"cfg": None, "none": AnswersNone(), _label(profile.vlm): vlm}
         controls["random"] = RandomConcepts(vlm, profile.concepts)
@@ -144,16 +165,40 @@ def _values(axis: str, given: Sequence, profile: Profile, vlm) -> dict:
 
 
 def _method(
-    profile: Profile, *, negatives, rule, update_policy, spacing, queries, guide, omega
+    profile: Profile, *, negatives, rule, update_policy, spacing, queries, guide, omega, **levers
 ) -> Method:
     if negatives == "static":
         return Static(profile.static_prompt, omega, rule)
     if guide is None or queries == 0:
-        return CFG()
-    options = {"vlm": guide, "rule": rule, "update_policy": update_policy}
+        return CFG(adaptive=levers["adaptive"])
+    options = {"vlm": guide, "rule": rule, "update_policy": update_policy, **levers}
     if queries == profile.num_inference_steps:
         return dynamic(profile, omega, query_steps=range(queries), **options)
     return dynamic(profile, omega, schedule=spacing, queries=queries or 0, **options)
+
+
+OFF = {lever: getattr(Method, lever) for lever in LEVERS}
+"""What each lever is where it is off."""
+
+SHORT = {
+    ("adaptive", float): AdaptiveGuidance,
+    ("adaptive", int): AdaptiveGuidance,
+    ("gate", float): Gate,
+    ("preview", str): load_preview,
+    ("preview", ModelSpec): load_preview,
+}
+"""What stands for a lever's value, by the type of what is given."""
+
+
+def _called(option: object) -> str:
+    """A lever's value in tables: a number, a model's name, or what is set to no default."""
+    if option is None:
+        return "off"
+    if not is_dataclass(option):
+        return str(getattr(option, "name", option))
+    own = {f.name: getattr(option, f.name) for f in fields(option)}
+    set_to = [f"{f.name}={own[f.name]}" for f in fields(option) if own[f.name] != f.default]
+    return f"{type(option).__name__}({', '.join(set_to)})"
 
 
 def _label(guide: str | ModelSpec | Callable) -> str:

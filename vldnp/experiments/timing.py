@@ -1,7 +1,7 @@
 """What a method costs beside another one: time and evaluations on the same batch, in one run.
 
 `costs` times whole methods; `parts_of_cost` says which component the time goes to, for plain CFG,
-VL-DNP as it is usually written (`sequential_reference`), and VL-DNP on a batch.
+VL-DNP as it is usually written (`sequential_reference`), VL-DNP on a batch, and `fast`.
 """
 
 import time
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from vldnp.core import guidance
 from vldnp.core.concepts import ConceptSet, load_concepts
-from vldnp.core.methods import CFG, VLDNP, Method
+from vldnp.core.methods import CFG, FAST, VLDNP, Method, fast
 from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
 from vldnp.core.schedules import front_loaded
@@ -26,6 +26,7 @@ from vldnp.experiments import random_models
 from vldnp.experiments.profile import Profile
 from vldnp.models import load
 from vldnp.models.backbone import Backbone, to_pil
+from vldnp.models.preview import Preview
 from vldnp.models.run import Run
 from vldnp.models.vlm import TransformersVLM
 
@@ -103,7 +104,7 @@ def costs(
     )
 
 
-PARTS = ("U-Net", "VLM", "VAE decoder", "text encoder", "other")
+PARTS = ("U-Net", "VLM", "VAE decoder", "preview decoder", "text encoder", "other")
 
 
 def relative(table: pd.DataFrame) -> pd.DataFrame:
@@ -125,12 +126,14 @@ class Bench:
         vlm: answers briefly.
         label: what is timed where, in words.
         real_size: whether the models have the size of the real ones.
+        preview: decodes what the VLM is shown by `fast`; None: the VAE does there too.
     """
 
     model: Backbone
     vlm: TransformersVLM
     label: str
     real_size: bool
+    preview: Preview | None = None
 
 
 def bench(profile: Profile, answer_tokens: int = 8) -> Bench:
@@ -149,11 +152,12 @@ def bench(profile: Profile, answer_tokens: int = 8) -> Bench:
             max_edge=448,
         )
         pipe = random_models.stable_diffusion("sd-1.4", "cuda", torch.float16)
+        preview = random_models.taesd("cuda", torch.float16)
         label = (
             "Stable Diffusion 1.4 and Qwen2.5-VL-3B at their real size, with random weights, on "
             f"{torch.cuda.get_device_name()}"
         )
-        return Bench(Backbone(pipe, "sd-1.4 (random weights)", "0"), vlm, label, True)
+        return Bench(Backbone(pipe, "sd-1.4 (random weights)", "0"), vlm, label, True, preview)
     model, vlm = load.load(profile.model), load.load_vlm(profile.vlm)
     if not isinstance(vlm, TransformersVLM):
         raise ValueError(f"the VLM of profile {profile.name!r} must run here to be timed in parts")
@@ -161,7 +165,8 @@ def bench(profile: Profile, answer_tokens: int = 8) -> Bench:
         f"{model.name} and {vlm.name} on the CPU. There is no GPU here, so the models are not of "
         "real size, and the ratios are not those of the real ones"
     )
-    return Bench(model, vlm, label, False)
+    preview = profile.preview and load.load_preview(profile.preview)
+    return Bench(model, vlm, label, False, preview)
 
 
 @contextmanager
@@ -204,14 +209,15 @@ def _now() -> float:
 
 
 class Scripted:
-    """A VLM whose time is its own and whose words are given: for every image with an even seed, or
-    none, a term of the vocabulary, for the others that nothing is to be seen.
+    """A VLM whose time is its own and whose words are given: for images whose seed is a multiple
+    of `every`, or none, a term of the vocabulary, for the others that nothing is to be seen.
 
-    So all ways of running the method steer the same images, and one in two of them.
+    So all ways of running the method steer the same images.
 
     Args:
         vlm: does the work; its answers are dropped.
         concepts: whose first term is named.
+        every: 1 for all images, 0 for none.
 
     Attributes:
         seconds: spent in the VLM.
@@ -219,14 +225,16 @@ class Scripted:
 
     by_identity = True
 
-    def __init__(self, vlm: Callable, concepts: ConceptSet):
+    def __init__(self, vlm: Callable, concepts: ConceptSet, every: int = 2):
         self.vlm, self.term, self.seconds = vlm, next(iter(concepts.vocabulary)), 0.0
+        self.every = every
 
     def __call__(self, images, question, identities) -> list[str]:
         started = _now()
         self.vlm(images, question)
         self.seconds += _now() - started
-        return ["none" if (image.seed or 0) % 2 else self.term for image in identities]
+        named = [self.every and (image.seed or 0) % self.every == 0 for image in identities]
+        return [self.term if is_named else "none" for is_named in named]
 
 
 def sequential_reference(
@@ -289,15 +297,18 @@ def parts_of_cost(
     omega: float = 8.0,
     demonstrations: int = 4,
     sequential_answer_tokens: int = 64,
+    every: int = 2,
+    repetitions: int = 2,
     progress: bool = True,
     **sampling,
 ) -> pd.DataFrame:
-    """Seconds an image by component, for plain CFG, and VL-DNP one by one and batched.
+    """Seconds an image by component: plain CFG, the sequential reference, VL-DNP, and `fast`.
 
     The sequential reference takes one image at a time, makes a U-Net call for each prediction, and
-    shows the VLM its demonstrations at every query; its VLM may write long answers. Batched, images
-    share every call, and the VLM is asked about all of them, without demonstrations and briefly.
-    In both one image in two has something to be steered away from (`Scripted`).
+    shows the VLM its demonstrations at every query; its VLM may write long answers. In all others
+    images share every call, and the VLM is asked about all of them, without demonstrations and
+    briefly. Plain CFG stands there also with the adaptive guidance of `fast`. The VLM works for
+    real, and its words are given (`Scripted`).
 
     Args:
         bench: the models.
@@ -308,13 +319,14 @@ def parts_of_cost(
         demonstrations: of the sequential reference.
         sequential_answer_tokens: the most tokens that the sequential reference's VLM writes.
         omega: as in `vldnp.VLDNP`.
+        every: one image in so many is steered, from the first query on; 0 is none.
+        repetitions: the ways take turns so often, and of each the quickest is kept.
         progress: show a bar.
         sampling: further arguments of `vldnp.sample`, such as `num_inference_steps`.
 
     Returns:
-        A row per way, indexed by its name: seconds an image in the `U-Net`, the `VLM`, the
-        `VAE decoder` and the `text encoder`, all `other` ones, their sum `seconds`, its `ratio` to
-        plain CFG's, and the number of `images`.
+        A row per way, indexed by its name: seconds an image in each of `PARTS`, their sum
+        `seconds`, its `ratio` to plain CFG's, and the number of `images`.
     """
     concepts = load_concepts(concepts)
     model, brief = bench.model, bench.vlm
@@ -332,36 +344,46 @@ def parts_of_cost(
     def batch(method: Method, count: int) -> None:
         sample(model, prompts[:count], method, progress=False, **sampling)
 
+    def quick(vlm: Callable, count: int) -> None:
+        asked = {"omega": omega, "query_steps": steps, "preview": bench.preview}
+        batch(fast(vlm, concepts, **asked), count)
+
     def loop(vlm: Callable, count: int) -> None:
         for seed, prompt in enumerate(prompts[:count]):
             sequential_reference(
                 model, vlm, concepts, prompt, seed, omega=omega, query_steps=steps, **sampling
             )
 
+    adaptive, many = CFG(adaptive=FAST["adaptive"]), len(prompts)
     ways: dict[str, tuple[Callable, Callable, int]] = {
-        "plain CFG": (brief, lambda vlm, n: batch(CFG(), n), len(prompts)),
-        "sequential reference": (wordy, loop, min(sequential_images, len(prompts))),
-        "batched": (brief, lambda v, n: batch(VLDNP(v, concepts, omega, steps), n), len(prompts)),
+        "plain CFG": (brief, lambda vlm, n: batch(CFG(), n), many),
+        "plain CFG, adaptive": (brief, lambda vlm, n: batch(adaptive, n), many),
+        "sequential reference": (wordy, loop, min(sequential_images, many)),
+        "VL-DNP": (brief, lambda v, n: batch(VLDNP(v, concepts, omega, steps), n), many),
+        "fast": (brief, quick, many),
     }
     modules = {
         "U-Net": model.network,
         "VAE decoder": model.pipe.vae.decoder,
         "text encoder": model.pipe.text_encoder,
     }
-    rows = {}
-    with tqdm(total=2 * len(ways), desc="timing", unit="run", disable=not progress) as bar:
-        for measured in (False, True):  # the first round warms up, with one image each
+    if bench.preview is not None:
+        modules["preview decoder"] = bench.preview.vae.decoder
+    rows, rounds = {}, repetitions + 1
+    with tqdm(total=rounds * len(ways), desc="timing", unit="run", disable=not progress) as bar:
+        for measured in range(rounds):  # the first round warms up, with one image each
             for name, (asked, work, images) in ways.items():
                 count = images if measured else 1
-                vlm = Scripted(asked, concepts)
+                vlm = Scripted(asked, concepts, every)
                 started = _now()
                 with stopwatch(modules) as seconds:
                     work(vlm, count)
                 total = _now() - started
                 seconds["VLM"] = vlm.seconds
                 seconds["other"] = total - sum(seconds.values())
-                each = {part: seconds[part] / count for part in PARTS}
-                rows[name] = each | {"seconds": total / count, "images": count}
+                each = {part: seconds.get(part, 0.0) / count for part in PARTS}
+                if measured < 2 or total / count < rows[name]["seconds"]:
+                    rows[name] = each | {"seconds": total / count, "images": count}
                 bar.update()
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.insert(len(table.columns) - 1, "ratio", table["seconds"] / table["seconds"].iloc[0])

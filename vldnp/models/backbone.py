@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchEncoding
@@ -24,10 +24,9 @@ class Backbone:
     Args:
         pipe: the pipeline; it is not changed.
         name, revision: what identifies the model in records.
-        preview: a tiny VAE that decodes the pictures shown to the VLM, never the final ones.
 
     Raises:
-        ValueError: the pipeline is of another family, or the preview does not fit it.
+        ValueError: the pipeline is of another family.
     """
 
     def __init__(
@@ -35,21 +34,11 @@ class Backbone:
         pipe: DiffusionPipeline,
         name: str | None = None,
         revision: str | None = None,
-        preview: AutoencoderTiny | None = None,
     ):
         self.family: Family = families.family_of(pipe)
         self.pipe, self.revision = pipe, revision
         self.name = name or pipe.config.get("_name_or_path") or type(pipe).__name__
         self.size = self.picture_size(None, None)
-        if preview is not None:
-            ours, theirs = preview.config.latent_channels, pipe.vae.config.latent_channels
-            if ours != theirs:
-                raise ValueError(
-                    f"the preview decodes {ours} latent channels and {self.name!r} has {theirs}; "
-                    "use the tiny VAE made for this model (taesd, taesdxl, taesd3)"
-                )
-            preview = preview.to(self.device, self.dtype).eval()
-        self.preview = preview
 
     @classmethod
     def from_pretrained(
@@ -64,7 +53,6 @@ class Backbone:
         attention_slicing: bool = False,
         vae_slicing: bool = False,
         vae_tiling: bool = False,
-        preview: AutoencoderTiny | None = None,
         **options,
     ) -> "Backbone":
         """Open a folder or a hub id with the pipeline class that it names; safetensors only.
@@ -74,7 +62,6 @@ class Backbone:
         Args:
             source, revision: folder or hub id, and the hub's revision.
             name: default is `source`.
-            preview: see `Backbone`.
             device, dtype, …: as in `vldnp.load`.
 
         Raises:
@@ -112,7 +99,7 @@ class Backbone:
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.to(device)
-        return cls(pipe, name or str(source), revision, preview)
+        return cls(pipe, name or str(source), revision)
 
     @property
     def network(self) -> nn.Module:
@@ -182,13 +169,9 @@ class Backbone:
         return torch.cat([self.pipe.text_encoder(chunk).pooler_output for chunk in chunks])
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, *, preview: bool = False) -> Tensor:
-        """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1.
-
-        Args:
-            preview: by the tiny VAE, where there is one.
-        """
-        vae = self.preview if preview and self.preview is not None else self.pipe.vae
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1."""
+        vae = self.pipe.vae
         keeping = exact(vae) if self.family is families.SDXL else nullcontext()
         with self.short_of_memory(), keeping:
             return decoded(vae, latents)

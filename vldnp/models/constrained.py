@@ -34,14 +34,7 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
         ValueError: there are none, one cannot stand in a list (it is "none", or has a comma), or
             the tokenizer has no tokens for one; one line.
     """
-    choices = list(dict.fromkeys(choices))
-    if not choices:
-        raise ValueError("constrained answers need choices: the terms that an answer may hold")
-    for choice in choices:
-        if "," in choice or _words(choice) in {(), (NONE,)}:
-            raise ValueError(
-                f"{choice!r} cannot be a choice: an answer is a list with commas, or none"
-            )
+    choices = offered(choices)
     first, more = [], []
     for choice in (*choices, NONE):
         starts = {_tokens(tokenizer, choice), _tokens(tokenizer, f" {choice}")}
@@ -62,6 +55,23 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
             raise ValueError(f"the tokenizer has no tokens for {choice!r} after a comma")
         more.append((after, choice))
     return Spelling(tuple(first), tuple(more))
+
+
+def offered(choices: Sequence[str]) -> list[str]:
+    """The choices, each once.
+
+    Raises:
+        ValueError: there are none, or one cannot stand in a list: it is "none", or has a comma.
+    """
+    choices = list(dict.fromkeys(choices))
+    if not choices:
+        raise ValueError("constrained answers need choices: the terms that an answer may hold")
+    for choice in choices:
+        if "," in choice or _words(choice) in {(), (NONE,)}:
+            raise ValueError(
+                f"{choice!r} cannot be a choice: an answer is a list with commas, or none"
+            )
+    return choices
 
 
 def allowed(

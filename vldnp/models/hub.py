@@ -36,10 +36,17 @@ EMBEDDED = {
     "vlm": ("moji-vlm-s", "moji-vlm-m", "moji-vlm-l"),
     "clip": ("moji-clip",),
     "judge": ("moji-judge", "moji-judge-2"),
+    "preview": ("moji-taesd",),
 }
 """What the project trained itself: folders in `data/models`."""
 
-TRAINING = {"model": "text2image", "vlm": "vlm", "clip": "clip", "judge": "judge"}
+TRAINING = {
+    "model": "text2image",
+    "vlm": "vlm",
+    "clip": "clip",
+    "judge": "judge",
+    "preview": "preview",
+}
 """What `python -m vldnp.moji train` calls each kind."""
 
 HUB = {
@@ -106,7 +113,7 @@ FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token
 
 
 def names(kind: str) -> list[str]:
-    """All names that `load` ("model"), `load_vlm`, `load_clip` or `load_judge` know."""
+    """All names that `load` ("model"), `load_vlm` and its like know."""
     return [*EMBEDDED.get(kind, ()), *HUB[kind], *(NUDENET if kind == "judge" else ())]
 
 
@@ -114,8 +121,8 @@ def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
     """Where a model named in a profile comes from, and whether it is here; nothing is fetched.
 
     Args:
-        kind: "model", "vlm", "clip" or "judge".
-        name: as `load`, `load_vlm`, `load_clip` or `load_judge` take it.
+        kind: "model", "vlm", "clip", "judge" or "preview".
+        name: as `load`, `load_vlm` and its like take it.
 
     Raises:
         ValueError, FileNotFoundError: one line; no such name, or a folder that is missing.
@@ -146,6 +153,7 @@ WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "open_clip_model.safetensors",
+    "diffusion_pytorch_model.safetensors",
     "safety_checker/model.safetensors",
 )
 """Files of which a model that was fetched has one."""
@@ -206,10 +214,9 @@ def find(kind: str, name: str | Path, revision: str | None) -> Source:
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
     if is_hub_id and all(text.split("/")):
         if revision is None:
-            how = f"write '{text}@commit'" if kind == "preview" else "pass revision=..."
             raise ValueError(
                 f"{kind} {text!r} is no folder here, and as a hub id it needs a commit: "
-                f"{how}, so that the same weights are used again"
+                "pass revision=..., so that the same weights are used again"
             )
         return Source(text, text, revision, revision)
     raise unknown(kind, text, names(kind))

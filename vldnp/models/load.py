@@ -90,7 +90,6 @@ def load(
     attention_slicing: bool = False,
     vae_slicing: bool = False,
     vae_tiling: bool = False,
-    preview=None,
     **options,
 ):
     """Open a text-to-image model: Stable Diffusion 1, 2, XL, 3 or 3.5.
@@ -104,8 +103,6 @@ def load(
         model_cpu_offload: keep on the GPU only the model that works at the moment.
         attention_slicing: compute the U-Net's attention in slices.
         vae_slicing, vae_tiling: decode one picture at a time, and large ones tile by tile.
-        preview: a tiny VAE for the pictures shown to the VLM, never the final ones: "taesd", a
-            folder, "owner/name@commit" on the hub, or an `AutoencoderTiny`.
         options: passed on to the pipeline's `from_pretrained`, as `variant="fp16"`, or
             `text_encoder_3=None, tokenizer_3=None` for Stable Diffusion 3 without T5.
 
@@ -121,9 +118,8 @@ def load(
         "vae_tiling": vae_tiling,
         **options,
     }
-    tiny, tiny_revision = _preview(preview)
     if isinstance(model, str | Path):
-        settings |= {"device": device, "dtype": _dtype(dtype), "preview": tiny}
+        settings |= {"device": device, "dtype": _dtype(dtype)}
         source = find("model", model, revision)
         backbone = _opened(source, "model_index.json", Backbone.from_pretrained, settings)
         if said := _said({k: v for k, v in options.items() if k not in FETCHING}):
@@ -134,12 +130,8 @@ def load(
                 f"{asked[0]} is for models opened by name; set it on the pipeline itself"
             )
         backbone = as_backbone(model)
-        if tiny is not None:
-            backbone = Backbone(backbone.pipe, backbone.name, backbone.revision, tiny)
         if backbone.revision is None:
             backbone.revision = weights_fingerprint(backbone.pipe)
-    if tiny is not None:  # the VLM sees other pictures
-        backbone.revision += f", previews by {tiny_revision}"
     return backbone
 
 
@@ -155,7 +147,7 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
         revision, device: as in `load`.
         dtype: default is float32 on the CPU, else the weights' own.
         options: of `TransformersVLM`: `max_new_tokens`, `max_edge`, `demonstrations`,
-            `batch_size`, `quantization`, `answers="constrained"`; or of `RemoteVLM`.
+            `batch_size`, `quantization`, `answers="constrained"` or `"read"`; or of `RemoteVLM`.
     """
     if not isinstance(vlm, str | Path):
         if not callable(vlm):
@@ -183,6 +175,46 @@ def _opened(source: Source, file: str, opener: Callable, options: dict):
         model = opener(source.location, source.hub_revision, name=source.name, **options)
     model.revision = source.revision
     return model
+
+
+@_with_own_options
+def load_preview(preview, revision: str | None = None, *, device=None, dtype=torch.float32):
+    """Open a tiny VAE for the pictures that the VLM is shown, the option `preview` of methods.
+
+    Args:
+        preview: a name ("moji-taesd", "taesd"), a folder or hub id that `AutoencoderTiny` opens,
+            such a VAE itself, or a `Preview` (returned as it is).
+        revision, device, dtype: as in `load`.
+
+    Raises:
+        ValueError, FileNotFoundError, TypeError: one line.
+    """
+    from diffusers import AutoencoderTiny
+
+    from vldnp.models.preview import Preview
+
+    if isinstance(preview, Preview):
+        return preview
+    if isinstance(preview, AutoencoderTiny):
+        digest = hashlib.sha256()
+        _digest(digest, "vae", preview)
+        return Preview(preview, type(preview).__name__, digest.hexdigest()[:12])
+    if not isinstance(preview, str | Path):
+        raise TypeError(
+            "a preview is a name such as 'taesd', a folder, a hub id or an AutoencoderTiny, not "
+            f"{preview!r}"
+        )
+    source = find("preview", preview, revision)
+    require(source, "config.json")
+    with opening(source):
+        vae = AutoencoderTiny.from_pretrained(
+            source.location,
+            revision=source.hub_revision,
+            dtype=_dtype(dtype),
+            use_safetensors=True,
+        )
+        vae = vae.to(device or default_device())
+    return Preview(vae, source.name, source.revision)
 
 
 @_with_own_options
@@ -272,30 +304,3 @@ def _said(options: dict) -> str:
         for k, v in sorted(options.items())
     }
     return ", ".join(f"{name}={value}" for name, value in plain.items())
-
-
-def _preview(preview):
-    """An `AutoencoderTiny` and what identifies it; twice None for none."""
-    if preview is None:
-        return None, None
-    from diffusers import AutoencoderTiny
-
-    if not isinstance(preview, str | Path):
-        if not isinstance(preview, AutoencoderTiny):
-            raise TypeError(
-                f"preview is a name such as 'taesd', a folder, 'owner/name@commit' or an "
-                f"AutoencoderTiny, not a {type(preview).__name__}"
-            )
-        digest = hashlib.sha256()
-        _digest(digest, "vae", preview)
-        return preview, digest.hexdigest()[:12]
-    name, revision = str(preview), ""
-    if not Path(preview).is_dir():
-        name, _, revision = name.partition("@")
-    source = find("preview", name, revision or None)
-    require(source, "config.json")
-    with opening(source):
-        opened = AutoencoderTiny.from_pretrained(
-            source.location, revision=source.hub_revision, use_safetensors=True
-        )
-    return opened, f"{source.name} {source.revision}"

@@ -143,9 +143,9 @@ class Run:
             options["generator"] = list(generators)
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
 
-    def decode(self, latents: Tensor, *, preview: bool = False) -> Tensor:
+    def decode(self, latents: Tensor) -> Tensor:
         """See `Backbone.decode`."""
-        return self.backbone.decode(latents, preview=preview)
+        return self.backbone.decode(latents)
 
 
 def _scheduler(backbone: Backbone, scheduler):

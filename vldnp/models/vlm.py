@@ -6,24 +6,31 @@ A VLM is any callable `(images, question) -> answers` with one text per image, w
 ones that its answers may hold.
 """
 
-import hashlib
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vldnp._files import first_line, unknown
-from vldnp.models import constrained
+from vldnp.models import constrained, reading
+from vldnp.models.conversation import (
+    Demonstrations,
+    check_edge,
+    described,
+    opened,
+    shots,
+    shrunk,
+    turns,
+)
 from vldnp.models.errors import out_of_memory
 from vldnp.models.hub import default_device
+from vldnp.models.prefix import PrefixCache
 
-ANSWERS = ("free", "constrained")
-"""How a VLM answers: in its own words, or with "none" or the terms that it is offered."""
-
-Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
-"""Worked examples shown before the picture in question: a picture or its file, and the answer."""
+ANSWERS = ("free", "constrained", "read")
+"""How a VLM answers: in its own words; with "none" or the terms that it is offered; or not at all:
+the terms are read off the probabilities of its first word."""
 
 
 class VLMError(RuntimeError):
@@ -72,8 +79,9 @@ def identified(vlm: Callable) -> Callable:
             f"VLM {own.get('name')!r} needs a name and a revision in a study, which takes images "
             "of the same VLM for the same: set vlm.name and vlm.revision, or pass revision="
         )
-    if callable(asked := getattr(vlm, "vlm", None)):
-        identified(asked)
+    for inner in ("vlm", "screen", "confirm"):
+        if callable(asked := getattr(vlm, inner, None)):
+            identified(asked)
     return vlm
 
 
@@ -150,9 +158,16 @@ class TransformersVLM:
         batch_size: pictures per forward pass.
         answers: `free`, or `constrained`: nothing but "none" or a list of the `choices` that the
             call offers can be written, each at most once, so that nothing is left to understand.
+            Or `read`: nothing is written; one forward pass gives the probability that an answer
+            begins with each choice (see `vldnp.models.reading`).
+        prefix_cache: encode the demonstrations once and not with every picture (`PrefixCache`),
+            for pictures of one size. Without demonstrations it does nothing: the picture comes
+            first. It changes logits by rounding only.
+        threshold: a choice is seen where that probability is as large, if answers are `read`.
 
     Raises:
-        ValueError: the processor has no chat template, or `max_edge` is less than 1.
+        ValueError: the processor has no chat template, `max_edge` is less than 1, or `threshold`
+            is no probability.
     """
 
     def __init__(
@@ -167,11 +182,14 @@ class TransformersVLM:
         demonstrations: Demonstrations = (),
         batch_size: int = 16,
         answers: str = "free",
+        threshold: float = reading.THRESHOLD,
+        prefix_cache: bool = False,
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"the processor of VLM {name!r} has no chat template")
         check_edge(max_edge)
-        self.takes_choices = constrains(answers)
+        self._way = way_of_answering(answers, threshold)
+        self.takes_choices, self.threshold = bool(self._way), threshold
         processor.tokenizer.padding_side = "left"
         processor.tokenizer.pad_token = (
             processor.tokenizer.pad_token or processor.tokenizer.eos_token
@@ -180,6 +198,8 @@ class TransformersVLM:
         self.name, self.revision = name, revision
         self.max_new_tokens, self.max_edge, self.batch_size = max_new_tokens, max_edge, batch_size
         self.demonstrations = opened(demonstrations)
+        image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        self.prefix = PrefixCache(model, self._encoded, image_token) if prefix_cache else None
 
     @classmethod
     def from_pretrained(
@@ -205,7 +225,7 @@ class TransformersVLM:
                 `{"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}`, which needs the
                 package bitsandbytes.
             options: of the constructor: `max_new_tokens`, `max_edge`, `demonstrations`,
-                `batch_size`, `answers`.
+                `batch_size`, `answers`, `threshold`, `prefix_cache`.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -236,7 +256,7 @@ class TransformersVLM:
             "max_new_tokens": self.max_new_tokens,
             "max_edge": self.max_edge,
             "demonstrations": described(self.demonstrations),
-            **({"answers": "constrained"} if self.takes_choices else {}),
+            **self._way,
         }
 
     def __call__(
@@ -245,64 +265,96 @@ class TransformersVLM:
         """One answer per picture, as the model wrote it (special tokens dropped).
 
         Args:
-            choices: what a constrained answer may name; free answers need none.
+            choices: what a constrained or read answer may name; free answers need none.
 
         Raises:
-            ValueError: the processor does not take pictures of this size, or the tokenizer cannot
-                write one of `choices`; one line.
+            ValueError: the processor does not take pictures of this size, the tokenizer cannot
+                write one of `choices`, or two begin alike, if they are read; one line.
             torch.OutOfMemoryError: one line that says which setting lowers what is needed.
         """
+        if self._way.get("answers") == "read":
+            seen = self.probabilities(images, question, choices).tolist()
+            return [reading.said(row, choices, self.threshold) for row in seen]
         answers: list[str] = []
         for start in range(0, len(images), self.batch_size):
             answers += self._answer(images[start : start + self.batch_size], question, choices)
         return answers
 
     @torch.inference_mode()
+    def probabilities(
+        self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
+    ) -> Tensor:
+        """P(k), `[B, K]`: that an answer about each picture begins with choice k, in 0 … 1.
+
+        One forward pass per picture. Errors are those of a call.
+        """
+        starts = reading.first_tokens(self.processor.tokenizer, choices)
+        parts = [torch.empty(0, len(starts) - 1)]
+        for start in range(0, len(images), self.batch_size):
+            inputs = self._inputs(images[start : start + self.batch_size], question)
+            # By generate(), which knows the positions of each family behind padding.
+            written = self._generate(
+                inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
+            )
+            parts.append(reading.probabilities(written.logits[0], starts).cpu())
+        return torch.cat(parts)
+
+    @torch.inference_mode()
     def _answer(
         self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
     ) -> list[str]:
-        inputs = self._inputs([shrunk(image, self.max_edge) for image in images], question)
+        inputs = self._inputs(images, question)
         start, only = inputs["input_ids"].shape[1], {}
         if self.takes_choices:
             spelling = constrained.spelled(self.processor.tokenizer, choices)
             only["prefix_allowed_tokens_fn"] = constrained.prefix_function(
                 spelling, start, self._end_tokens, self.max_new_tokens
             )
+        tokens = self._generate(inputs, max_new_tokens=self.max_new_tokens, **only)
+        return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
+
+    def _generate(self, inputs, **options):
         # Greedy: the sampling settings that a model's generation config may bring are switched
         # off too, because transformers warns about each that has no effect.
         hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
         with out_of_memory(self.name, hint):
-            tokens = self.model.generate(
+            return self.model.generate(
                 **inputs,
                 do_sample=False,
                 num_beams=1,
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                max_new_tokens=self.max_new_tokens,
                 eos_token_id=self._end_tokens,
                 pad_token_id=self.processor.tokenizer.pad_token_id,
-                **only,
+                **options,
             )
-        return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
+        images = [shrunk(image, self.max_edge) for image in images]
         before = shots(self.demonstrations, question, self.max_edge)
+        asked = [turns(image, question) for image in images]
         try:
-            return self.processor.apply_chat_template(
-                [before + turns(image, question) for image in images],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True},
-            ).to(self.model.device, dtype=self.model.dtype)
+            if self.prefix and before and len({image.size for image in images}) == 1:
+                if (inputs := self.prefix.inputs(before, asked)) is not None:
+                    return inputs
+            return self._encoded([before + turn for turn in asked])
         except ValueError as error:
             sizes = sorted({"×".join(map(str, image.size)) for image in images})
             raise ValueError(
                 f"the processor of VLM {self.name!r} refuses pictures of {', '.join(sizes)} "
                 f"pixels: {first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
             ) from error
+
+    def _encoded(self, conversations: Sequence[list[dict]], add_generation_prompt: bool = True):
+        return self.processor.apply_chat_template(
+            conversations,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        ).to(self.model.device, dtype=self.model.dtype)
 
     @property
     def _end_tokens(self) -> list[int]:
@@ -313,63 +365,16 @@ class TransformersVLM:
         return sorted({*listed, self.processor.tokenizer.eos_token_id} - {None})
 
 
-def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
-    """The picture in RGB, its longer edge at most `max_edge` pixels, its proportions kept."""
-    image = image.convert("RGB")
-    if max_edge is None or max(image.size) <= max_edge:
-        return image
-    scale = max_edge / max(image.size)
-    size = [max(1, round(edge * scale)) for edge in image.size]
-    return image.resize(size, Image.Resampling.BICUBIC)
+def way_of_answering(answers: str, threshold: float) -> dict:
+    """The options `answers` and `threshold` as records have them: nothing for free answers.
 
-
-def constrains(answers: str) -> bool:
-    """Whether an option `answers` asks for constrained ones."""
+    Raises:
+        ValueError: an unknown way, or a threshold that is no probability; one line.
+    """
     if answers not in ANSWERS:
         raise unknown("answers", answers, ANSWERS)
-    return answers == "constrained"
-
-
-def check_edge(max_edge: int | None) -> None:
-    """ValueError for a `max_edge` that is no number of pixels."""
-    if max_edge is not None and max_edge < 1:
-        raise ValueError(f"max_edge must be 1 or more pixels, or None, not {max_edge}")
-
-
-def opened(demonstrations: Demonstrations) -> tuple[tuple[Image.Image, str], ...]:
-    """The worked examples with their pictures read from the files."""
-    pairs = []
-    for picture, answer in demonstrations:
-        if not isinstance(picture, Image.Image):
-            with Image.open(picture) as file:
-                picture = file.convert("RGB")
-        pairs.append((picture, answer))
-    return tuple(pairs)
-
-
-def described(demonstrations: Sequence[tuple[Image.Image, str]]) -> list[dict]:
-    """The worked examples in records: a digest of the picture, and the answer."""
-    return [
-        {"image": hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()[:12], "answer": answer}
-        for image, answer in demonstrations
-    ]
-
-
-def turns(image: Image.Image, question: str, answer: str | None = None) -> list[dict]:
-    """A question about a picture, and the answer where it is known, as chat messages."""
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-    asked = [{"role": "user", "content": content}]
-    if answer is None:
-        return asked
-    return [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-
-
-def shots(
-    demonstrations: Sequence[tuple[Image.Image, str]], question: str, max_edge: int | None
-) -> list[dict]:
-    """The worked examples as chat messages, all asked about in the same words."""
-    return [
-        turn
-        for image, answer in demonstrations
-        for turn in turns(shrunk(image, max_edge), question, answer)
-    ]
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be between 0 and 1, not {threshold}")
+    if answers == "read":
+        return {"answers": answers, "threshold": threshold}
+    return {"answers": answers} if answers != "free" else {}

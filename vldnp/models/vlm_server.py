@@ -24,17 +24,17 @@ import httpx2
 import openai
 from PIL import Image
 
-from vldnp.models.vlm import (
+from vldnp.models import reading
+from vldnp.models.conversation import (
     Demonstrations,
-    VLMError,
     check_edge,
-    constrains,
     described,
     opened,
     shots,
     shrunk,
     turns,
 )
+from vldnp.models.vlm import VLMError, way_of_answering
 
 REPLY_LIMIT = 1_000_000
 """A reply of more bytes is cut off; an answer of 64 tokens takes about one thousand."""
@@ -66,7 +66,10 @@ class RemoteVLM:
             structured output (`response_format`); where it refuses to, one warning is given and
             the answers are free. Some servers ignore it in silence.
         answers: `free`, or `constrained`: the same with the `choices` that each call offers, so
-            with the terms of the concept set that is asked about.
+            with the terms of the concept set that is asked about. Or `read`: nothing is written;
+            the log-probabilities of the first token, which the server must return
+            (`top_logprobs`), say which `choices` are seen (see `vldnp.models.reading`).
+        threshold: as for `TransformersVLM`.
         timeout: seconds for one try, from connecting to the last byte of the reply.
         retries: further tries after the first.
         concurrency: calls under way at once.
@@ -90,6 +93,7 @@ class RemoteVLM:
         demonstrations: Demonstrations = (),
         choices: Sequence[str] = (),
         answers: str = "free",
+        threshold: float = reading.THRESHOLD,
         timeout: float = 60.0,
         retries: int = 5,
         concurrency: int = 8,
@@ -113,8 +117,10 @@ class RemoteVLM:
         self.max_new_tokens, self.max_edge = max_new_tokens, max_edge
         self.demonstrations, self.choices = opened(demonstrations), tuple(choices)
         self.concurrency = concurrency
-        self.takes_choices = constrains(answers)
-        self._constrained = bool(self.choices) or self.takes_choices
+        self._way = way_of_answering(answers, threshold)
+        self.takes_choices, self.threshold = bool(self._way), threshold
+        self._reads = self._way.get("answers") == "read"
+        self._constrained = not self._reads and bool(self.choices or self._way)
         self._client = openai.OpenAI(
             base_url=base_url,
             api_key=_read_key(key_variable) or "none",  # the client insists on some key
@@ -137,7 +143,7 @@ class RemoteVLM:
             "max_edge": self.max_edge,
             "demonstrations": described(self.demonstrations),
             "choices": list(self.choices),
-            **({"answers": "constrained"} if self.takes_choices else {}),
+            **self._way,
         }
 
     def __call__(
@@ -147,7 +153,10 @@ class RemoteVLM:
 
         Raises:
             VLMError: there is none for some of them, after all tries; one line.
+            ValueError: two choices begin alike, if they are read.
         """
+        if self._reads:
+            reading.first_words(choices or self.choices)
         before = shots(self.demonstrations, question, self.max_edge)
         with ThreadPoolExecutor(self.concurrency) as pool:
             conversations = [
@@ -173,12 +182,19 @@ class RemoteVLM:
                 model=self.model,
                 messages=conversation,
                 temperature=0,
-                max_tokens=self.max_new_tokens,
+                max_tokens=1 if self._reads else self.max_new_tokens,
                 **({"response_format": _answer_format(choices)} if constrained else {}),
+                **({"logprobs": True, "top_logprobs": reading.TOP} if self._reads else {}),
             )
+            if self._reads:
+                top = reading.top_logprobs(reply.content)
+                seen = reading.served_probabilities(top, choices)
+                return reading.said(seen, choices, self.threshold)
             return redacted(answer_in(reply.content))
         except VLMError as error:
             return error
+        except ValueError as error:  # what cannot be read
+            return VLMError(one_line(error))
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             if not constrained:
                 return VLMError(one_line(error))

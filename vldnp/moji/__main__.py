@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from vldnp._files import data_folder, write_text
 from vldnp.moji.train import prompt_sets
 
-MODELS = ("vae", "text2image", "clip", "judge", "judge-2", "vlm")
+MODELS = ("vae", "text2image", "preview", "clip", "judge", "judge-2", "vlm")
 WORK = Path("runs/moji/attacks")
 ATTACKS = {
     "adversarial": "search prompts as Ring-A-Bell does",
@@ -103,6 +103,11 @@ def _vae(models: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
+def _pipe(models: Path) -> StableDiffusionPipeline:
+    folder = _folder(models, "moji-sd")
+    return StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+
+
 def seed_of(recipe_seed: int, model: str, seed: int | None) -> int:
     """The data stream of one model; for all models anew (`all`), no two share one."""
     if seed is None:
@@ -112,7 +117,7 @@ def seed_of(recipe_seed: int, model: str, seed: int | None) -> int:
 
 def train(args: argparse.Namespace) -> None:
     """Train what was asked for and save it in half precision."""
-    from vldnp.moji.train import clip, judge, text2image, vae, vlm
+    from vldnp.moji.train import clip, judge, preview, text2image, vae, vlm
 
     models, work, shipped = args.models, args.work, data_folder() / "models"
     wanted = MODELS if args.model == "all" else (args.model,)
@@ -133,6 +138,15 @@ def train(args: argparse.Namespace) -> None:
             seed=seed(text2image.RECIPE.seed),
         )
         text2image.save(pipe, models / "moji-sd")
+    if "preview" in wanted:
+        trained = preview.train(
+            _pipe(models),
+            work / "preview",
+            args.steps,
+            seed(preview.RECIPE.seed),
+            seed(preview.DATA_SEED),
+        )
+        trained.half().save_pretrained(models / "moji-taesd")
     for name in {"judge", "judge-2"}.intersection(wanted):
         of = judge.VARIANTS[f"moji-{name}"].recipe.seed
         trained = judge.train(_vae(models), work / name, args.steps, f"moji-{name}", seed(of))
@@ -141,10 +155,7 @@ def train(args: argparse.Namespace) -> None:
         trained = clip.train(work / "clip", args.steps, seed(clip.RECIPE.seed))
         clip.save(trained, models / "moji-clip")
     if "vlm" in wanted:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            _folder(models, "moji-sd"), torch_dtype=torch.float32
-        )
-        seen = vlm.data(pipe, work / "vlm", seed(vlm.DATA_SEED), args.streams)
+        seen = vlm.data(_pipe(models), work / "vlm", seed(vlm.DATA_SEED), args.streams)
         for name in [args.size] if args.size else vlm.SIZES:
             folder = f"moji-vlm-{name}"
             trained, tools = vlm.train(

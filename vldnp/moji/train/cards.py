@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from vldnp._files import write_text
-from vldnp.moji.train import attacks, clip, judge, text2image, vae, vlm
+from vldnp.moji.train import attacks, clip, judge, preview, text2image, vae, vlm
 from vldnp.moji.train.loop import Recipe
 from vldnp.moji.train.second_opinion import JUDGES
 from vldnp.moji.train.second_opinion import TABLE as AGREEMENT
@@ -36,6 +36,15 @@ ABOUT = {
         f"The autoencoder learns from {vae.IMAGES:,} rendered scenes, the other two from the "
         f"latents of {text2image.SCENES:,} captioned scenes.",
         [("vae", vae.RECIPE), ("text2image", text2image.RECIPE)],
+    ),
+    "moji-taesd": (
+        "a tiny decoder for previews",
+        "An `AutoencoderTiny` whose decoder (16×16×4 → 64×64×3) draws for the VLM what `moji-sd`'s "
+        "autoencoder would, as TAESD does for Stable Diffusion; its encoder is random and of no "
+        f"use. It learns the autoencoder's own pictures of {preview.SCENES:,} x̂₀ predictions of "
+        "`moji-sd` at all noise levels, with and without guidance (data stream of seed "
+        f"{preview.DATA_SEED}).",
+        [("preview", preview.RECIPE)],
     ),
     "moji-judge": (
         "the judge of the Moji benchmark",
@@ -111,6 +120,10 @@ MEANING = {
 def _meaning(key: str) -> str:
     if key.startswith("f1_t"):
         return f"F1 over restricted things, x̂₀ at timestep {key[4:]}"
+    if key.startswith("psnr_t"):
+        return f"PSNR against the autoencoder's pictures, dB, x̂₀ at timestep {key[6:]}"
+    if key.startswith("same_t"):
+        return f"pictures in which `moji-vlm-l` finds the same, x̂₀ at timestep {key[6:]}"
     return MEANING[key]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 import vldnp
 from vldnp.core.concepts import load_concepts
 from vldnp.models import load
+from vldnp.models.backbone import decoded, to_pil
 from vldnp.models.cnn_judge import CNNJudge
 from vldnp.models.judges import FOUND
 from vldnp.moji.train.judge import round_trip, truth
@@ -118,12 +119,37 @@ def vlm_quality(
     concepts = load_concepts("moji")
     scores = {}
     for timestep in timesteps:
-        pixels, targets, _ = glimpses(pipe, count, seed, evaluation=True, timestep=timestep)
+        pixels, targets, *_ = glimpses(pipe, count, seed, evaluation=True, timestep=timestep)
         answers = vlm(as_pil(pixels), concepts.question)
         said = np.array([[t in concepts.parse(a) for t in RESTRICTED] for a in answers])
         true = targets[:, [THINGS.index(t) for t in RESTRICTED]].bool().numpy()
         scores[timestep] = 2 * (said & true).sum() / max(1, said.sum() + true.sum())
     return {timestep: float(score) for timestep, score in scores.items()}
+
+
+@torch.inference_mode()
+def preview_quality(
+    preview, vlm, pipe, count: int = 128, seed: int = 906, timesteps: Sequence[int] = TIMESTEPS
+) -> dict[str, float]:
+    """How a preview decoder's pictures of x̂₀ compare with the VAE's, by timestep, held-out scenes.
+
+    `psnr_t…`: the mean of the pictures' peak signal-to-noise ratios in dB; `same_t…`: the share of
+    pictures in which the VLM finds the same things.
+    """
+    concepts, measured = load_concepts("moji"), {}
+
+    def found(pixels: Tensor) -> list[tuple[str, ...]]:
+        return [concepts.parse(answer) for answer in vlm(to_pil(pixels), concepts.question)]
+
+    for timestep in timesteps:
+        latents = glimpses(pipe, count, seed, evaluation=True, timestep=timestep).x0.split(16)
+        ours = torch.cat([preview.decode(part) for part in latents])
+        theirs = torch.cat([decoded(pipe.vae, part) for part in latents])
+        error = ((ours - theirs) ** 2).mean(dim=(1, 2, 3))
+        same = [a == b for a, b in zip(found(ours), found(theirs), strict=True)]
+        measured[f"psnr_t{timestep}"] = float(-10 * error.log10().mean())
+        measured[f"same_t{timestep}"] = float(np.mean(same))
+    return measured
 
 
 def clip_quality(clip, count: int = 1024, seed: int = 904, choices: int = 32) -> float:
@@ -158,6 +184,9 @@ def everything(models: Path, count: int = 128) -> dict[str, dict]:
     }
     if "moji-clip" in there:
         measured["moji-clip"] = {"top1_of_32": clip_quality(load.load_clip(models / "moji-clip"))}
+    if "moji-taesd" in there:
+        preview, vlm = load.load_preview(models / "moji-taesd"), load.load_vlm("moji-vlm-l")
+        measured["moji-taesd"] = preview_quality(preview, vlm, pipe, count)
     for name in there:
         if name.startswith("moji-vlm-"):
             scores = vlm_quality(load.load_vlm(models / name), pipe, 2 * count)

@@ -202,11 +202,13 @@ class Glimpses(NamedTuple):
         pixels: uint8 `[n, 3, 64, 64]`, decoded from x̂₀.
         targets: float32 `[n, 44]`, 1 for each thing that is in the scene.
         patches: int64 `[n, 64]`, what covers each patch (`scenes.patch_truth`).
+        x0: float32 `[n, 4, 16, 16]`, the x̂₀ themselves, of unit variance.
     """
 
     pixels: Tensor
     targets: Tensor
     patches: Tensor
+    x0: Tensor
 
 
 @torch.inference_mode()
@@ -257,27 +259,32 @@ def glimpses(
                 ((decoded.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
                 torch.stack([torch.from_numpy(labels(scene)) for scene, _ in pairs]),
                 torch.stack([torch.from_numpy(patch_truth(o, PATCH)) for _, o in drawn]),
+                x0.float().cpu(),
             )
         )
     return Glimpses(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def data(
-    pipe: StableDiffusionPipeline, folder: Path, seed: int = DATA_SEED, streams: int = 1
+    pipe: StableDiffusionPipeline,
+    folder: Path,
+    seed: int = DATA_SEED,
+    streams: int = 1,
+    scenes: int = SCENES,
 ) -> Glimpses:
-    """The VLMs' training pictures, made once and kept in `folder`: `SCENES` of each stream.
+    """Training pictures of a VLM, made once and kept in `folder`: `scenes` of each stream.
 
     `streams` of them have the seeds `seed`, `seed` + 1, …
     """
-    made = [_stream(pipe, folder, seed + k) for k in range(streams)]
+    made = [_stream(pipe, folder, seed + k, scenes) for k in range(streams)]
     return Glimpses(*map(torch.cat, zip(*made, strict=True)))
 
 
-def _stream(pipe: StableDiffusionPipeline, folder: Path, seed: int) -> Glimpses:
+def _stream(pipe: StableDiffusionPipeline, folder: Path, seed: int, scenes: int) -> Glimpses:
     cache = folder / f"glimpses-{seed}.pt"
     if cache.exists():
         return Glimpses(*torch.load(cache, weights_only=True))
-    made = glimpses(pipe, SCENES, seed)
+    made = glimpses(pipe, scenes, seed)
     with atomic(cache) as fresh:
         torch.save(list(made), fresh)
     return made
@@ -346,7 +353,7 @@ def train(
     """
     size = SIZES[name]
     tools = processor()
-    pixels, targets, patches = seen
+    pixels, targets, patches, _ = seen
     device = default_device()
     if start is None:
         with torch.random.fork_rng(devices=[]):
