@@ -63,6 +63,8 @@ def world(tmp_path_factory, warm_kernels):
     text = (folder / "profiles" / "tiny.yaml").read_text()
     judge = str(folder / "models" / "strict")
     text = text.replace("judge: moji-judge", f"judge: {judge}").replace("tiny", "strict")
+    # Long enough for a click on "cancel" to arrive in the middle, on a busy machine too.
+    text = text.replace("num_inference_steps: 6", "num_inference_steps: 40")
     (folder / "profiles" / "strict.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLDNP_DATA", str(folder))
