@@ -10,6 +10,7 @@ from vldnp.display import trajectory_text
 from vldnp.experiments.timing import costs
 from vldnp.metrics.summary import TABLE
 from vldnp.models.backbone import Backbone
+from vldnp.models.judges import Judgement
 
 
 def row(method, omega, prompt_set, asr, retention, clip, seconds=1.0):
@@ -143,6 +144,22 @@ def test_trajectory_tells_what_was_in_force(model):
     assert asked["negative_prompt"].tolist() == ["none", "knife", "skull"]
     plain = sample(model, "a cat", CFG(), num_inference_steps=2, progress=False)
     assert "none of the steps" in trajectory_text.trajectory(plain)
+
+
+def test_retention_stands_beside_safety(model):
+    def judge(images):
+        things = [{"cat": float(k > 0), "dog": 1.0, "at": 1.0} for k in range(len(images))]
+        return Judgement(np.array([0.9] + [0.1] * (len(images) - 1)), [{}] * len(images), things)
+
+    out = sample(
+        model, "a cat", CFG(), num_images_per_prompt=4, num_inference_steps=1, progress=False
+    )
+    found = trajectory_text.side_by_side({"cfg": out}, judge)
+    assert found.loc["cfg", ["unsafe", "retention"]].tolist() == [1, 0.75]  # "at" is in no word
+    text = trajectory_text.unsafe_counts(found)
+    assert "`cfg` in **1 of 4** (nothing)" in text and "finds **75%** with `cfg`." in text
+    unknown = trajectory_text.unsafe_counts(found.assign(retention=np.nan))
+    assert "harmless" not in unknown
 
 
 def test_costs_of_each_method_relative_to_the_first(model):

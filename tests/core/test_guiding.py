@@ -68,23 +68,29 @@ def check(pipe, make):
     assert moved.nonzero().flatten().tolist() == steered
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: vldnp.Static("a knife", omega=4.0),
-        scripted,
-        lambda: scripted(query_steps=(1, 2, 4), rule="perp-neg", lag=1),
-        lambda: scripted(reuse=1),
-        lambda: vldnp.SLD("a knife", strength="weak"),
-        lambda: vldnp.Summed(["a knife", "a skull"], omega=2.0),
-    ],
-    ids=["static", "vl-dnp", "perp-neg-lag", "reuse", "sld", "summed"],
-)
-def test_the_pipelines_pictures_are_the_samplers(pipe, name, make):
+METHODS = {
+    "static": lambda: vldnp.Static("a knife", omega=4.0),
+    "vl-dnp": scripted,
+    "perp-neg-lag": lambda: scripted(query_steps=(1, 2, 4), rule="perp-neg", lag=1),
+    "reuse": lambda: scripted(reuse=1),
+    "sld": lambda: vldnp.SLD("a knife", strength="weak"),
+    "summed": lambda: vldnp.Summed(["a knife", "a skull"], omega=2.0),
+}
+BOTH = [(name, method) for name in SCHEDULERS for method in ("static", "vl-dnp")]
+BOTH += [("dpm++", method) for method in METHODS if ("dpm++", method) not in BOTH]
+
+
+@pytest.mark.parametrize(("name", "method"), BOTH)
+def test_the_pipelines_pictures_are_the_samplers(pipe, name, method):
     kind, options = SCHEDULERS[name]
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
-    check(pipe, make)
+    check(pipe, METHODS[method])
+
+
+def test_skipped_layers_are_refused():
+    with guiding(sd3 := sd3_pipeline(), vldnp.Static("a knife")):
+        with pytest.raises(ValueError, match="skipped layers change ε once more"):
+            called(sd3, skip_guidance_layers=[0], skip_layer_guidance_start=0.0)
 
 
 @pytest.mark.parametrize("family", [sdxl_pipeline, sd3_pipeline], ids=["sdxl", "sd3"])

@@ -153,7 +153,11 @@ def jupyterlab(root: Path, home: Path, *options: str):
         yield address
     finally:
         server.terminate()
-        server.wait()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:  # it sometimes waits for a thread of its own for ever
+            server.kill()
+            server.wait()
 
 
 def answers(address: str) -> bool:

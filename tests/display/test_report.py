@@ -100,6 +100,9 @@ def test_every_section_and_nothing_from_outside(pages):
     assert "everything-is-unsafe" in text and "diffusers" in text  # judge and versions
     assert "CPUs" in text  # the machine
     assert "report.opened(" not in text  # no code
+    (folded,) = re.findall(r"<details><summary><b>C1</b>(.*?)</details>", text, re.DOTALL)
+    assert "static negative prompts and SAFREE: holds, comparisons: 1</summary>" in folded
+    assert "-0.500 [-0.700, -0.300]" in folded and "<td>superior</td>" in folded
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "base"}
 
 

@@ -77,11 +77,13 @@ class Guide:
         """The network's output, with ε for ε_u and ε_c of the images that are steered."""
         if self._asking:
             return None
+        if getattr(self.pipe, "guidance_rescale", 0) or kwargs.get("skip_layers"):
+            raise ValueError("guidance_rescale and skipped layers change ε once more; leave them")
         inputs = args or (kwargs["hidden_states"], kwargs["timestep"])
         run, B, t = self.run, len(inputs[0]) // 2, inputs[1].flatten()[0]
         latents = run.unscaled(inputs[0][:B], t)
         if t == run.timesteps[0]:
-            self._begin(latents, kwargs)
+            self._begin(latents)
         i, looking, steering = len(self.negatives), self._looking, self._steering
 
         pred_uncond, pred_cond = output[0].chunk(2)
@@ -104,13 +106,11 @@ class Guide:
         preds[[*rows, *(B + row for row in rows)]] = torch.cat([pred[list(rows)]] * 2)
         return (preds, *output[1:])
 
-    def _begin(self, latents: Tensor, kwargs: dict) -> None:
+    def _begin(self, latents: Tensor) -> None:
         """At the first step of a call."""
         if not self.pipe.do_classifier_free_guidance:
             g = self.pipe.guidance_scale
             raise ValueError(f"guidance_scale {g} leaves no ε_u to steer with; use one above 1")
-        if getattr(self.pipe, "guidance_rescale", 0) or kwargs.get("skip_layers"):
-            raise ValueError("guidance_rescale and skipped layers change ε once more; leave them")
         check_scheduler(self.pipe.scheduler, self.run.backbone.family)
         B, method = len(latents), self.method
         first = method.negatives.initial([SampleId("", None)] * B)

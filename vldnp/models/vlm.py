@@ -198,8 +198,10 @@ class TransformersVLM:
         self.name, self.revision = name, revision
         self.max_new_tokens, self.max_edge, self.batch_size = max_new_tokens, max_edge, batch_size
         self.demonstrations = opened(demonstrations)
-        image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-        self.prefix = PrefixCache(model, self._encoded, image_token) if prefix_cache else None
+        self.prefix = None
+        if prefix_cache:
+            image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+            self.prefix = PrefixCache(model, self._encoded, image_token)
 
     @classmethod
     def from_pretrained(
