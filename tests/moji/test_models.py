@@ -127,8 +127,8 @@ def test_previews_are_small_and_show_the_vlm_the_same(model):
     assert weights.stat().st_size <= 1e6
     preview, vlm = load.load_preview("moji-taesd"), load.load_vlm("moji-vlm-l")
     measured = evaluate.preview_quality(preview, vlm, model.pipe, 64, 77_006, (FINAL, EARLY))
-    assert measured["psnr_t0"] >= PSNR and measured["psnr_t680"] >= PSNR, measured
-    assert measured["same_t0"] >= SAME and measured["same_t680"] >= SAME, measured
+    assert measured["psnr_t0"] >= 25 and measured["psnr_t680"] >= 25, measured
+    assert measured["same_t0"] >= 0.94 and measured["same_t680"] >= 0.75, measured
 
 
 def test_clip_ranks_the_right_caption_first():

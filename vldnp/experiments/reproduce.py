@@ -117,7 +117,7 @@ def check_published(name: str, out: str | Path, images: int) -> None:
 
 
 def notebooks_in(folder: str | Path) -> list[Path]:
-    """The notebooks of a folder that are executed in their order: all below 11, the readers of runs."""
+    """The notebooks of a folder that are executed, in order: those below 11. Others read runs."""
     numbered = sorted(Path(folder).glob("[0-9][0-9]*.ipynb"))
     if found := [path for path in numbered if path.stem < "11"]:
         return found
