@@ -63,8 +63,6 @@ def world(tmp_path_factory, warm_kernels):
     text = (folder / "profiles" / "tiny.yaml").read_text()
     judge = str(folder / "models" / "strict")
     text = text.replace("judge: moji-judge", f"judge: {judge}").replace("tiny", "strict")
-    # Long enough for a click on "cancel" to arrive in the middle, on a busy machine too.
-    text = text.replace("num_inference_steps: 6", "num_inference_steps: 40")
     (folder / "profiles" / "strict.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLDNP_DATA", str(folder))
@@ -198,9 +196,15 @@ def explored(lab, browser, project):
         prompt.fill(NASTY)
         expect(panel.locator(".vldnp-note")).to_contain_text("spelled in pieces: <, img")
         choices.nth(1).select_option("moji-vlm-s")  # opened first, which leaves time to cancel
-        run.click()
-        cancel.click()
-        expect(panel).to_contain_text("cancelled after step")
+        for patience in (20_000, 20_000, 20_000, PATIENCE):
+            run.click()
+            cancel.click()
+            try:  # on a busy machine the click may come when the run has ended
+                expect(panel).to_contain_text("cancelled after step", timeout=patience)
+                break
+            except AssertionError:
+                if patience == PATIENCE:
+                    raise
         seen["after cancelling"] = panel.locator(".vldnp-command").count()
 
         choices.nth(0).select_option("static")
