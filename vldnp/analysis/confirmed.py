@@ -71,18 +71,9 @@ def confirmed(protocol: Protocol, root: str | Path = "runs") -> Confirmed:
             return rows, pd.DataFrame(columns=claims.COLUMNS)
         rows = rows.drop_duplicates(IMAGE)
         asked = [row for row in protocol.comparisons if _of_curves(row) == curves]
-        there = _held(p for name, p in parts.items() if name in frames)
-        whole = [
-            row
-            for claim in {row[0] for row in asked}
-            if all(
-                _wanted(row, protocol, _held(parts.values())) <= there
-                for row in asked
-                if row[0] == claim
-            )
-            for row in asked
-            if row[0] == claim
-        ]
+        held, there = _held(parts.values()), _held(parts[name] for name in parts if name in frames)
+        partial = {row[0] for row in asked if not _wanted(row, protocol, held) <= there}
+        whole = [row for row in asked if row[0] not in partial]
         return rows, claims.verdicts(rows, whole, settings[curves], fid, None, protocol.attacks)
 
     images, at_chosen = made(curves=False)
