@@ -7,6 +7,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -111,6 +113,38 @@ def sd3_pipeline(seed: int = 0, **scheduling) -> StableDiffusion3Pipeline:
     )
 
 
+def flux_pipeline(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
+    """As FLUX.1-dev: blocks of two streams and of one, rotary places, 2 × 2 latents a token, CLIP's
+    pooled states and T5's, a distilled guidance scale, timesteps that depend on the size."""
+    torch.manual_seed(seed)
+    transformer = FluxTransformer2DModel(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=12,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 4, 4),
+    )
+    tokenizer = t5_tokenizer()
+    t5 = T5Config(vocab_size=len(tokenizer), d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    pipe = FluxPipeline(
+        vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
+        text_encoder=text_encoder(16),
+        text_encoder_2=T5EncoderModel(t5).eval(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=tokenizer,
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64
+        ),
+    )
+    pipe.default_sample_size = 8
+    return pipe
+
+
 def vae(channels: int, **settings) -> AutoencoderKL:
     """32×32 pictures from 8×8 latents."""
     return AutoencoderKL(
@@ -172,5 +206,6 @@ PIPELINES = {
     "sd-2": sd2_pipeline,
     "sdxl": sdxl_pipeline,
     "sd-3": sd3_pipeline,
+    "flux": flux_pipeline,
 }
 """A stand-in for each family."""

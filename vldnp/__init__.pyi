@@ -4,6 +4,7 @@ from .baselines.methods import SAFREE as SAFREE
 from .baselines.methods import SLD as SLD
 from .baselines.methods import Repelled as Repelled
 from .baselines.methods import Summed as Summed
+from .baselines.nag import NAG as NAG
 from .core.concepts import ConceptSet as ConceptSet
 from .core.concepts import load_concepts as load_concepts
 from .core.guiding import guiding as guiding

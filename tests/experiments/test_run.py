@@ -649,6 +649,13 @@ def test_the_pictures_size_is_part_of_a_cell(study, model, judge, tmp_path):
     assert {image.size for image in open_images(images, tmp_path / "tiny")} == {(24, 16)}
 
 
+def test_an_object_store_is_no_run_folder(study, model, judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="not the address 's3://bucket/runs'.*mounted") as told:
+        run(study, model, judge, root="s3://bucket/runs")
+    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+
+
 def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prompts):
     with pytest.raises(ValueError, match="study 'x' has no methods"):
         Study("x", (), prompts)

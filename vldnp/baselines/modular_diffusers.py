@@ -70,9 +70,9 @@ class VLDNPGuidance(BaseGuidance):
         negatives: the negative prompts in force, one per image.
 
     Raises:
-        ValueError: a method that changes the prompts themselves (SAFREE), has levers on, a
-            correction, several negative prompts at a time or a look ahead, or a guidance scale that
-            is no finite number.
+        ValueError: a method that changes the prompts themselves (SAFREE), steers inside the network
+            (NAG), has levers on, a correction, several negative prompts at a time or a look ahead,
+            or a guidance scale that is no finite number.
     """
 
     _input_predictions = ["pred_cond", "pred_uncond", "pred_neg"]
@@ -93,6 +93,11 @@ class VLDNPGuidance(BaseGuidance):
             raise ValueError(
                 f"{self.method.name!r} needs several negative prompts at a time, or x̂₀ and the "
                 "scheduler, which a guider has not; use vldnp.sample"
+            )
+        if hasattr(self.method.rule, "conditioning"):
+            raise ValueError(
+                f"{self.method.name!r} steers inside the network, which a guider cannot; use "
+                "vldnp.sample"
             )
         if levers := self.method.levers():
             raise ValueError(f"a guider has no {', '.join(levers)}; use vldnp.sample")

@@ -115,7 +115,11 @@ class Rule:
     """How a negative prompt enters the prediction. It sees only the images that have one now.
 
     Another class may stand in for this one: it has `uses_omega`, `step` and `describe`. Where a
-    policy gives its images K negative prompts each, `pred_neg` is `[B, K, C, h, w]`.
+    policy gives its images K negative prompts each, `pred_neg` is `[B, K, C, h, w]`. A class may
+    have `conditioning(cond, negative, omega)` besides: what `pred_neg` is the prediction of, from
+    the encoded prompts and their negative prompts, in place of the latter alone. It then says by
+    `evaluations` how many rows of the network's batch that takes, and by `uses_uncond` whether it
+    needs ε_u where g = 1.
 
     Attributes:
         name: as in records.

@@ -24,7 +24,7 @@ from vldnp.core.negatives import Negative, SampleId
 from vldnp.core.steering import Steering
 from vldnp.models.backbone import as_backbone
 from vldnp.models.conditioning import AsWritten
-from vldnp.models.families import check_scheduler
+from vldnp.models.families import FLUX, check_scheduler
 from vldnp.models.run import Run
 
 
@@ -63,6 +63,7 @@ class Guide:
         for what, is_so in {
             "changes what the prompts are encoded to": method.conditioning != AsWritten(),
             "drops ε_u in some steps": method.adaptive is not None,
+            "steers inside the network": hasattr(method.rule, "conditioning"),
             "looks ahead": hasattr(method.negatives, "foreseen"),
             "is told prompts and seeds": getattr(vlm, "by_identity", False),
         }.items():
@@ -70,6 +71,8 @@ class Guide:
                 raise ValueError(f"{method.name!r} {what}, which no hook can; use vldnp.sample")
         self.pipe, self.method = pipe, method
         self.run = _Running(pipe)
+        if self.run.backbone.family is FLUX:
+            raise ValueError("FLUX evaluates ε_u in a call of its own; use vldnp.sample")
         self.negatives: list[list[Negative]] = []
         self._asking = False
 

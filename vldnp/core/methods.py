@@ -24,7 +24,7 @@ class Method:
     Attributes:
         name: as in tables: `cfg`, `static`, `vl-dnp`, `sld-medium`, `safree`, …
         negatives: the policy (`vldnp.core.negatives`).
-        rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, or an equation.
+        rule: a name in `guidance.RULES`, a `guidance.Rule`, an `SLD`, a `NAG`, or an equation.
         omega: strength ω ≥ 0 of the negative term; None where no equation has one. At 0 no third
             evaluation is spent.
         conditioning: what stands for the user's prompts (`vldnp.models.conditioning`).
@@ -72,7 +72,12 @@ class Method:
             raise ValueError(
                 f"{self.name} looks at what it foresees, without a gate, a lag or a preview"
             )
-        is_dng = hasattr(self.omega_schedule, "prior")
+        is_dng, enters = hasattr(self.omega_schedule, "prior"), hasattr(self.rule, "conditioning")
+        if enters and (self.reuse or is_dng or self.conditioning != AsWritten()):
+            raise ValueError(
+                f"the rule of {self.name} acts inside the network, where neither reuse, DNG nor "
+                "changed prompts fit it"
+            )
         if len(getattr(self.negatives, "categories", ())) > 1 and (self.reuse or is_dng):
             raise ValueError(f"{self.name} has several negative prompts; reuse and DNG are for one")
         if self.correction is not None and is_dng:

@@ -26,7 +26,7 @@ from vldnp.core.negatives import SampleId
 from vldnp.core.steering import Steering
 from vldnp.core.trace import Output, Step, Trace
 from vldnp.models.backbone import Backbone, as_backbone, to_pil
-from vldnp.models.conditioning import Conditioning, concatenated
+from vldnp.models.conditioning import concatenated
 from vldnp.models.run import Run
 
 OUTPUT_TYPES = ("pil", "pt", "np", "latent")
@@ -64,12 +64,13 @@ def denoise(
     promised for the same batch on as many threads of a CPU with the same kernels.
 
     Args:
-        model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion 1, 2, XL or 3 pipeline.
+        model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion or FLUX.1 pipeline.
         prompt: one or several.
         method: `CFG()`, `Static(...)`, `VLDNP(...)`, `SAFREE(...)`, `SLD(...)` or another `Method`.
         seeds: one per image; default 0 … B−1.
         num_inference_steps: N ≥ 1.
-        guidance_scale: g, one for all or one per image.
+        guidance_scale: g, one for all or one per image; at 1 no ε_u is evaluated but for
+            a rule that needs it, as suits few-step and guidance-distilled models.
         num_images_per_prompt: each prompt is repeated so often, as in diffusers.
         generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
         noise_device: where the generators of `seeds` draw. A seed gives the same noise on every
@@ -172,14 +173,15 @@ def _denoise(
     cfg = (prompted, g, batch.generators)
     looking = Looking(run, method, negatives, query_steps, x0_every, batch.labels, cfg)
     steering = Steering(method, run, negatives, latents, g)
-    adaptive, aligned = method.adaptive or AdaptiveGuidance(), [False] * B
+    adaptive = method.adaptive or AdaptiveGuidance()
+    aligned = [scale == 1 for scale in batch.guidance_scales]  # ε_cfg is ε_c, as in few-step models
 
-    def predict(t: Tensor, uncond: list[int], cond: Conditioning | None, neg: list[int]):
+    def predict(t: Tensor, uncond: list[int], all_cond: bool, neg: list[int]):
         """ε_u, ε_c and ε_n of these images (ε_c of all of them, or of none) from one call."""
-        parts = [nothing[uncond]] + ([] if cond is None else [cond])
-        each = [(row, text) for row in neg for text in steering.negatives[row].prompts]
-        parts += [run.encode([text for _, text in each])] if each else []
-        rows = [*uncond, *(() if cond is None else range(B)), *(row for row, _ in each)]
+        parts = [nothing[uncond]] + ([cond] if all_cond else [])
+        parts += [steering.conditioning(neg, cond, i)] if neg else []
+        each = [row for row in neg for _ in steering.negatives[row].prompts]
+        rows = [*uncond, *(range(B) if all_cond else ()), *each]
         preds = run.predict(latents[rows], t, concatenated(parts))
         return preds.split([len(uncond), len(preds) - len(uncond) - len(each), len(each)])
 
@@ -190,10 +192,10 @@ def _denoise(
         # 1. Classifier-free guidance. Where the VLM is asked, ε_n has to wait for its answer. Where
         # ε_u is dropped, ε_c stands for it, so that ε_cfg is ε_c.
         dropped = [True] * B if adaptive.has_started(i, N) else aligned
-        acting = steering.rows(i)
-        guided = [row for row in range(B) if row in acting or not dropped[row]]
+        needing = steering.needing_uncond(i)
+        guided = [row for row in range(B) if row in needing or not dropped[row]]
         steered = [] if waits else steering.outdated(i)
-        evaluated, pred_cond, pred_neg = predict(t, guided, cond, steered)
+        evaluated, pred_cond, pred_neg = predict(t, guided, True, steered)
         pred_uncond = pred_cond.clone()
         pred_uncond[guided] = evaluated
         pred = guidance.cfg(pred_uncond, pred_cond, g)
@@ -207,8 +209,9 @@ def _denoise(
         if waits:
             steering.use(looking.in_force(i))
             if steered := steering.outdated(i):
-                late = [row for row in steered if row not in guided]
-                pred_uncond[late], _, pred_neg = predict(t, late, None, steered)
+                needing = steering.needing_uncond(i)
+                late = [row for row in steered if row in needing and row not in guided]
+                pred_uncond[late], _, pred_neg = predict(t, late, False, steered)
                 guided += late
 
         # 3. Steer the images that have a negative prompt away from it, or from each of several.
@@ -235,7 +238,7 @@ def _denoise(
             model_evaluations=[
                 1
                 + (row in guided)
-                + (row in steered) * len(negatives[row].prompts)
+                + (row in steered) * steering.evaluations(row)
                 + (row in cond.has_auxiliary)
                 for row in range(B)
             ],

@@ -9,6 +9,7 @@ from torch import Tensor
 from vldnp.core import guidance
 from vldnp.core.methods import Method
 from vldnp.core.negatives import Negative
+from vldnp.models.conditioning import Conditioning
 from vldnp.models.run import Run
 
 
@@ -63,9 +64,30 @@ class Steering:
             return []
         return [row for row, negative in enumerate(self.negatives) if negative.prompts]
 
+    def needing_uncond(self, i: int) -> list[int]:
+        """Those of them that are steered with ε_u."""
+        needs = getattr(self.rule, "uses_uncond", True)
+        return [row for row in self.rows(i) if needs or self.g[row] != 1]
+
     def outdated(self, i: int) -> list[int]:
         """Those of them whose ε_n has to be evaluated at step i; all, unless it is reused."""
         return [row for row in self.rows(i) if i - self.evaluated[row] > self.method.reuse]
+
+    def conditioning(self, rows: Sequence[int], cond: Conditioning, i: int) -> Conditioning:
+        """What ε_n of these images is told at step i, a row for each of their negative prompts.
+
+        Args:
+            cond: the prompts of all images.
+        """
+        each = [(row, text) for row in rows for text in self.negatives[row].prompts]
+        negative = self.run.encode([text for _, text in each])
+        if not hasattr(self.rule, "conditioning"):
+            return negative
+        return self.rule.conditioning(cond[[row for row, _ in each]], negative, self.omega(i))
+
+    def evaluations(self, row: int) -> int:
+        """How many ε_n of this image takes."""
+        return len(self.negatives[row].prompts) * getattr(self.rule, "evaluations", 1)
 
     def away(
         self,

@@ -171,6 +171,7 @@ def evaluations(method: Method, num_inference_steps: int) -> int:
         thirds = N - min(policy.query_steps_of(N), default=N)
     elif isinstance(policy, Static) and policy.prompt.strip():
         thirds = N
+    thirds *= getattr(method.rule, "evaluations", 1)
     again = N if isinstance(method.conditioning, Safree) and method.conditioning.re_attention else 0
     return 2 * N + thirds + again
 

@@ -91,8 +91,14 @@ def run(
         over the image's steps; `seconds` is the time of its batch divided by the batch's images.
 
     Raises:
+        ValueError: a study or a folder that does not do.
         OSError: one line that names the file that could not be written.
     """
+    if "://" in str(root):
+        raise ValueError(
+            f"root must be a folder, not the address {str(root)!r}: a run renames and locks files, "
+            "which object stores do not; use one that is mounted"
+        )
     model, judge = load.load(model), load.load_judge(judge)
     clip = clip_of(study, clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle

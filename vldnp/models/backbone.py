@@ -19,7 +19,7 @@ from vldnp.models.hub import default_device
 
 
 class Backbone:
-    """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5.
+    """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
 
     Args:
         pipe: the pipeline; it is not changed.
@@ -115,6 +115,11 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return self.network.dtype
 
+    @property
+    def patch_size(self) -> int:
+        """The side of the squares of latents that the network takes for one."""
+        return self.network.config.get("patch_size", 1) * self.family.packing
+
     def picture_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels; the model's own where there is none.
 
@@ -122,10 +127,10 @@ class Backbone:
             ValueError: the model makes no pictures of this size.
         """
         config, factor = self.network.config, self.pipe.vae_scale_factor
-        own = config.sample_size
+        own = config.get("sample_size") or self.pipe.default_sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height, width = height or own_height * factor, width or own_width * factor
-        factor *= config.get("patch_size", 1)
+        factor *= self.patch_size
         if height % factor or width % factor:
             raise ValueError(
                 f"height and width must be multiples of {factor}, not {height}×{width}"

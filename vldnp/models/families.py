@@ -21,6 +21,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
@@ -34,12 +35,20 @@ from diffusers import (
 )
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 from transformers import PreTrainedTokenizerBase
 
 from vldnp.models.conditioning import Conditioning
 
 T5_TOKENS = 256
 """So many tokens Stable Diffusion 3's T5 reads, as in the stock pipeline."""
+
+FLUX_TOKENS = 512
+"""The same for FLUX."""
+
+FLUX_GUIDANCE = 3.5
+"""The guidance scale that FLUX.1-dev, into which guidance is distilled, is told by the stock
+pipeline; FLUX.1-schnell is told none. It is no g: ε_cfg is made of such predictions."""
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 
@@ -103,6 +112,8 @@ class Family:
         schedulers: those that go by a name.
         steppers: the classes of which a scheduler object may be.
         flow: whether it was trained by flow matching.
+        packing: the side of the squares of latents that are packed into one token's channels.
+        sigmas: N → the noise levels before the shift by size, where they are not the scheduler's.
         opening: options of the pipeline's `from_pretrained`.
     """
 
@@ -115,6 +126,8 @@ class Family:
     schedulers: dict = field(default_factory=lambda: SCHEDULERS)
     steppers: tuple[type[SchedulerMixin], ...] = STEPPERS
     flow: bool = False
+    packing: int = 1
+    sigmas: Callable[[int], list[float]] | None = None
     opening: dict = field(default_factory=dict)
 
 
@@ -172,6 +185,33 @@ def predict_sd3(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Condi
     )[0]
 
 
+def embed_flux(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
+    """T5's states; CLIP's pooled ones; and what guidance scale a distilled network is told."""
+    embeds, pooled, _ = pipe.encode_prompt(texts, max_sequence_length=FLUX_TOKENS)
+    dtype = pipe.transformer.dtype
+    added = {"pooled_projections": pooled.to(dtype)}
+    if pipe.transformer.config.guidance_embeds:
+        added["guidance"] = torch.full([len(texts)], FLUX_GUIDANCE, device=embeds.device)
+    return Conditioning(embeds.to(dtype), added=added)
+
+
+def predict_flux(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Squares of 2 × 2 latents are one token each, whose place is its row and column."""
+    tokens = pixel_unshuffle(latents, FLUX.packing)
+    rows, columns = tokens.shape[-2:]
+    places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    pred = pipe.transformer(
+        tokens.flatten(2).transpose(1, 2),
+        timestep=t.expand(len(latents)) / 1000,
+        encoder_hidden_states=cond.embeds,
+        img_ids=pad(places, (1, 0)).to(latents),
+        txt_ids=latents.new_zeros(cond.embeds.shape[1], 3),
+        return_dict=False,
+        **cond.added,
+    )[0]
+    return pixel_shuffle(pred.transpose(1, 2).unflatten(2, (rows, columns)), FLUX.packing)
+
+
 SD = Family(
     "Stable Diffusion 1/2",
     StableDiffusionPipeline,
@@ -201,7 +241,20 @@ SD3 = Family(
     FLOW_STEPPERS,
     flow=True,
 )
-FAMILIES = (SD, SDXL, SD3)
+FLUX = Family(
+    "FLUX.1",
+    FluxPipeline,
+    "transformer",
+    ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    embed_flux,
+    predict_flux,
+    FLOW_SCHEDULERS,
+    FLOW_STEPPERS,
+    flow=True,
+    packing=2,
+    sigmas=lambda N: [1 - i / N for i in range(N)],
+)
+FAMILIES = (SD, SDXL, SD3, FLUX)
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
@@ -220,9 +273,10 @@ def family_of(pipe: DiffusionPipeline) -> Family:
             f"open one that has {', '.join(family.needed)}"
         )
     network = getattr(pipe, family.network)
-    if network.config.in_channels != pipe.vae.config.latent_channels:
+    channels = network.config.in_channels // family.packing**2
+    if channels != pipe.vae.config.latent_channels:
         raise ValueError(
-            f"the {family.network} of this {kind} takes {network.config.in_channels} channels and "
+            f"the {family.network} of this {kind} takes {channels} channels and "
             f"the VAE has {pipe.vae.config.latent_channels}, as for inpainting; open a model that "
             "makes pictures from text alone"
         )
@@ -301,6 +355,8 @@ def primary_tokenizer(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase,
     """The tokenizer of the encoder that reads most of a prompt, and how many tokens it reads."""
     if getattr(pipe, "text_encoder_3", None) is not None:
         return pipe.tokenizer_3, T5_TOKENS
+    if isinstance(pipe, FluxPipeline):
+        return pipe.tokenizer_2, FLUX_TOKENS
     return pipe.tokenizer, pipe.tokenizer.model_max_length
 
 

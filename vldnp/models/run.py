@@ -51,6 +51,9 @@ class Run:
         families.check_scheduler(self.scheduler, backbone.family)
         is_shifted = self.scheduler.config.get("use_dynamic_shifting")
         options = {"mu": _shift(backbone, self.size)} if is_shifted else {}
+        own = backbone.family.sigmas
+        if own and not self.scheduler.config.get("use_flow_sigmas"):
+            options["sigmas"] = own(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
         self._encoded: dict[str, Conditioning] = {}
 
@@ -80,7 +83,7 @@ class Run:
             seeds: one per image.
         """
         backbone, (height, width) = self.backbone, self.size
-        factor, channels = backbone.pipe.vae_scale_factor, backbone.network.config.in_channels
+        factor, channels = backbone.pipe.vae_scale_factor, backbone.pipe.vae.config.latent_channels
         noise = randn_tensor(
             (len(seeds), channels, height // factor, width // factor),
             generator=[
@@ -165,7 +168,7 @@ def _scheduler(backbone: Backbone, scheduler):
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
     """μ of timesteps that depend on how many patches a picture has, as the pipeline's."""
     config = backbone.pipe.scheduler.config
-    patch = backbone.pipe.vae_scale_factor * backbone.network.config.get("patch_size", 1)
+    patch = backbone.pipe.vae_scale_factor * backbone.patch_size
     return calculate_shift(
         (size[0] // patch) * (size[1] // patch),
         config.get("base_image_seq_len", 256),

@@ -1,0 +1,150 @@
+"""Normalized Attention Guidance (Chen et al. 2025, arXiv 2505.21179) as a guidance rule.
+
+A negative prompt enters inside the network: where image features attend to the prompt, they are
+moved away from what they would be if they attended to the negative prompt. That needs no ε_u, so it
+acts where classifier-free guidance does not: in few-step models and those with guidance distilled
+into them, such as FLUX.
+
+Differences from its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
+69159ca): ω is the paper's φ, which is `nag_scale − 1` there; the norm is the paper's L1, and L2
+there; FLUX's modulation in the negative branch is the prompt's here, as the branches share their
+image features, and there the negative prompt's own in blocks of one stream. A branch is a whole row
+of the network's batch here, in every family; their U-Nets compute the attention twice and no more.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vldnp._finite import is_finite
+from vldnp.core import guidance
+from vldnp.core.guidance import Scale
+from vldnp.models.conditioning import AuxiliaryRows, Conditioning
+
+
+def normalized(
+    positive: Tensor, negative: Tensor, omega: Scale, tau: float, alpha: float
+) -> Tensor:
+    """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖₁ / ‖Z⁺‖₁ for each token.
+
+    arXiv 2505.21179, section 3: extrapolation, normalization and refinement.
+
+    Args:
+        positive, negative: Z⁺ and Z⁻, attention's features before the output projection,
+            `[k, N, D]`.
+        omega: φ; a number or `[k, 1, 1]`.
+        tau, alpha: τ and α.
+    """
+    extrapolated = positive + omega * (positive - negative)
+    limit = tau * positive.norm(p=1, dim=-1, keepdim=True)
+    norm = extrapolated.norm(p=1, dim=-1, keepdim=True)
+    factor = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
+    return alpha * factor * extrapolated + (1 - alpha) * positive
+
+
+@contextmanager
+def attending(
+    network: nn.Module,
+    rows: Sequence[int],
+    auxiliary: Sequence[int],
+    omega: Scale,
+    tau: float,
+    alpha: float,
+    text_length: int,
+) -> Iterator[None]:
+    """While this lasts, rows' image features are `normalized` against their auxiliary rows'.
+
+    Both go on with the result, so that they differ in their text alone, as in the paper's figure.
+
+    Args:
+        network: a U-Net, or a transformer that attends to text and image together.
+        rows, auxiliary: their places in the batch.
+        omega, tau, alpha: of `normalized`.
+        text_length: tokens of a prompt, which are first where text and image are one sequence.
+    """
+    rows, auxiliary = list(rows), list(auxiliary)
+
+    def mixed(features: Tensor, first: int = 0) -> Tensor:
+        features = features.clone()
+        both = features[rows, first:], features[auxiliary, first:]
+        features[rows, first:] = features[auxiliary, first:] = normalized(*both, omega, tau, alpha)
+        return features
+
+    hooks = []
+    for attention in cross_attentions(network):
+        if hasattr(attention, "to_out"):  # what reaches it is the image's alone
+            project = attention.to_out[0]
+            hooks.append(project.register_forward_pre_hook(lambda _, args: (mixed(args[0]),)))
+        else:  # FLUX's blocks of one stream
+            hooks.append(
+                attention.register_forward_hook(lambda _, args, out: mixed(out, text_length))
+            )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def cross_attentions(network: nn.Module) -> list[nn.Module]:
+    """Where image features attend to the text: a U-Net's `attn2`, a joint transformer's `attn`."""
+    name = "attn" if hasattr(network, "transformer_blocks") else "attn2"
+    return [module for path, module in network.named_modules() if path.split(".")[-1] == name]
+
+
+@dataclass(frozen=True)
+class NAG:
+    """ε_u + g (ε_c' − ε_u), where ε_c' is the prompt's prediction with `normalized` attention.
+
+    ω is φ. An image with a negative prompt takes two evaluations more a step: ε_c' is one with
+    another beside it, and x̂₀ for the VLM still comes from ε_cfg.
+
+    Attributes:
+        tau: τ ≥ 1, the most by which the features' norm may grow.
+        alpha: α in 0 … 1, their share in the result.
+    """
+
+    tau: float = 2.5
+    alpha: float = 0.25
+    uses_omega: ClassVar[bool] = True
+    uses_uncond: ClassVar[bool] = False
+    evaluations: ClassVar[int] = 2
+
+    def __post_init__(self):
+        if not (is_finite(self.tau) and self.tau >= 1):
+            raise ValueError(f"NAG's tau must be a finite number, 1 or more, not {self.tau!r}")
+        if not (is_finite(self.alpha) and 0 <= self.alpha <= 1):
+            raise ValueError(f"NAG's alpha must be a number from 0 to 1, not {self.alpha!r}")
+
+    def conditioning(self, cond: Conditioning, negative: Conditioning, omega: Scale):
+        """The prompts, each with its negative prompt beside it; see `guidance.Rule`."""
+        mixing = partial(
+            attending,
+            omega=omega,
+            tau=self.tau,
+            alpha=self.alpha,
+            text_length=negative.embeds.shape[1],
+        )
+        beside = AuxiliaryRows(tuple(range(len(cond))), negative.embeds, mixing)
+        return replace(cond, auxiliary=beside)
+
+    def step(
+        self,
+        pred_uncond: Tensor,
+        pred_cond: Tensor,
+        pred_neg: Tensor,
+        guidance_scale: Scale,
+        omega: Scale,
+        state: Tensor,
+        progress: float,
+    ) -> tuple[Tensor, Tensor]:
+        """See `guidance.Rule`; `pred_neg` is ε_c'."""
+        return guidance.cfg(pred_uncond, pred_neg, guidance_scale), state
+
+    def describe(self) -> dict:
+        return {"kind": "nag", **asdict(self)}
