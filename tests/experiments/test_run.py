@@ -653,7 +653,7 @@ def test_an_object_store_is_no_run_folder(study, model, judge, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="not the address 's3://bucket/runs'.*mounted") as told:
         run(study, model, judge, root="s3://bucket/runs")
-    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+    assert "\n" not in str(told.value) and not (tmp_path / "s3:").exists()
 
 
 def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prompts):
