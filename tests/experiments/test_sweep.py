@@ -13,6 +13,7 @@ import vldnp
 from vldnp.analysis import compare
 from vldnp.analysis.failures import failed
 from vldnp.baselines.controls import AnswersNone, Oracle, seen_in
+from vldnp.baselines.nag import NAG
 from vldnp.core.levers import AdaptiveGuidance
 from vldnp.core.strength import Window
 from vldnp.experiments import profile_methods, tuning
@@ -97,6 +98,17 @@ def test_levers_are_axes(tiny_profile):
     assert by.loc["vl-dnp", "setting"] == setting_of(dynamic(tiny_profile))
     assert by.loc["cfg", "setting"] == setting_of(vldnp.CFG())
     assert list(by.loc["vl-dnp", ["queries", "reuse", "gate"]]) == [2, "0", "off"]
+
+
+def test_a_profiles_preview_goes_by_its_name(tiny_profile):
+    found = sweep(tiny_profile, "x", {"preview": [tiny_profile.preview]})
+    assert found.factors["variant"].tolist() == ["vl-dnp, preview moji-taesd"]
+
+
+def test_a_rule_inside_the_network_is_one_more(tiny_profile):
+    found = sweep(tiny_profile, "x", {"negatives": ["static", "dynamic"], "rule": ["nag"]})
+    assert [method.rule for method in found.study.methods] == [NAG(), NAG()]
+    assert [method.name for method in found.study.methods] == ["static", "vl-dnp"]
 
 
 def test_costs_are_relative_to_plain_cfg_of_the_same_prompts(tiny_profile):

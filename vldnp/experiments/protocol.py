@@ -108,7 +108,8 @@ def methods_of(profile: Profile, part: Part) -> dict[str, list[Method]]:
         known = {name: [method] for name, method in chosen(profile, methods).items()}
     if slds := [some for name, some in known.items() if name.startswith("sld-")]:
         known["sld"] = slds[0]
-    known["vl-dnp-fast"] = [replace(dynamic(profile, **FAST), name="vl-dnp-fast")]
+    fast = dynamic(profile, preview=profile.preview, **FAST)
+    known["vl-dnp-fast"] = [replace(fast, name="vl-dnp-fast")]
     for vlm in profile.lighter_vlms:
         known[f"vl-dnp, {vlm}"] = [dynamic(profile, vlm=vlm)]
     if strange := [name for name in part.methods if name not in known]:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from vldnp._files import unknown
 from vldnp.baselines.controls import AnswersNone, Oracle, RandomConcepts
+from vldnp.baselines.nag import NAG
 from vldnp.baselines.sld import SLD_STRENGTHS
 from vldnp.core.concepts import load_concepts
 from vldnp.core.guidance import RULES
@@ -74,7 +75,7 @@ def sweep(
         part: the study's name beside the main one, and its tables'.
         grids: axis → values.
             `negatives`: `static` (the profile's, on which only `rule` and `omega` act), `dynamic`.
-            `rule`: names in `guidance.RULES`, or `sld-weak`, … for Safe Latent Diffusion.
+            `rule`: names in `guidance.RULES`, or `sld-weak`, … for Safe Latent Diffusion, or `nag`.
             `update_policy`: as in `vldnp.VLDNP`.
             `spacing`: names in `schedules.SCHEDULES`.
             `queries`: how many; none is plain CFG, and as many as steps, or more, is every step.
@@ -153,10 +154,11 @@ def _values(axis: str, given: Sequence, profile: Profile, vlm) -> dict:
             name: controls[name] if name in controls else load_vlm(guide)
             for name, guide in names.items()
         }
-    slds = {f"sld-{strength}": rule for strength, rule in SLD_STRENGTHS.items()}
+    classes = {f"sld-{strength}": rule for strength, rule in SLD_STRENGTHS.items()}
+    classes["nag"] = NAG()
     known = {
         "negatives": {"static": "static", "dynamic": "dynamic"},
-        "rule": {name: name for name in RULES} | slds,
+        "rule": {name: name for name in RULES} | classes,
         "spacing": {name: name for name in SCHEDULES},
     }[axis]
     if strange := [name for name in given if name not in known]:
@@ -194,7 +196,7 @@ def _called(option: object) -> str:
     """A lever's value in tables: a number, a model's name, or what is set to no default."""
     if option is None:
         return "off"
-    if not is_dataclass(option):
+    if isinstance(option, ModelSpec) or not is_dataclass(option):
         return str(getattr(option, "name", option))
     own = {f.name: getattr(option, f.name) for f in fields(option)}
     set_to = [f"{f.name}={own[f.name]}" for f in fields(option) if own[f.name] != f.default]
