@@ -46,7 +46,7 @@ def test_every_family_answers_as_without_it(family, tmp_path, monkeypatch):
     for _ in range(2):
         calls = counted(kept, monkeypatch)
         assert kept(SAME, CONCEPTS.question) == expected
-    longest = plain._inputs(SAME, CONCEPTS.question)["input_ids"].shape[1]
+    longest = plain._inputs(SAME, [CONCEPTS.question] * len(SAME))["input_ids"].shape[1]
     is_kept = family != "llava-onevision"  # cuts a single picture into tiles, and several not
     assert calls[0][0] == 3 and (calls[0][1] < longest / 2) == is_kept
     torch.testing.assert_close(

@@ -291,21 +291,35 @@ class TransformersVLM:
         One forward pass per picture. Errors are those of a call.
         """
         starts = reading.first_tokens(self.processor.tokenizer, choices)
-        parts = [torch.empty(0, len(starts) - 1)]
-        for start in range(0, len(images), self.batch_size):
-            inputs = self._inputs(images[start : start + self.batch_size], question)
+        if not len(images):
+            return torch.empty(0, len(starts) - 1)
+        return reading.probabilities(self.first_logits(images, [question] * len(images)), starts)
+
+    @torch.inference_mode()
+    def first_logits(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
+        """Logits `[B, V]` of the first token of each picture's answer to its question, on the CPU.
+
+        Raises:
+            ValueError: there are not as many questions as pictures, or none.
+        """
+        pairs = list(zip(images, questions, strict=True))
+        if not pairs:
+            raise ValueError("there is no picture to ask about; give at least one")
+        parts = []
+        for start in range(0, len(pairs), self.batch_size):
+            inputs = self._inputs(*zip(*pairs[start : start + self.batch_size], strict=True))
             # By generate(), which knows the positions of each family behind padding.
             written = self._generate(
                 inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
             )
-            parts.append(reading.probabilities(written.logits[0], starts).cpu())
+            parts.append(written.logits[0].cpu())
         return torch.cat(parts)
 
     @torch.inference_mode()
     def _answer(
         self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
     ) -> list[str]:
-        inputs = self._inputs(images, question)
+        inputs = self._inputs(images, [question] * len(images))
         start, only = inputs["input_ids"].shape[1], {}
         if self.takes_choices:
             spelling = constrained.spelled(self.processor.tokenizer, choices)
@@ -332,15 +346,19 @@ class TransformersVLM:
                 **options,
             )
 
-    def _inputs(self, images: Sequence[Image.Image], question: str):
+    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]):
         images = [shrunk(image, self.max_edge) for image in images]
-        before = shots(self.demonstrations, question, self.max_edge)
-        asked = [turns(image, question) for image in images]
+        asked = [turns(*pair) for pair in zip(images, questions, strict=True)]
+        before = {q: shots(self.demonstrations, q, self.max_edge) for q in set(questions)}
+        alike = len({image.size for image in images}) == len(before) == 1
         try:
-            if self.prefix and before and len({image.size for image in images}) == 1:
-                if (inputs := self.prefix.inputs(before, asked)) is not None:
+            if self.prefix and alike and before[questions[0]]:
+                inputs = self.prefix.inputs(before[questions[0]], asked)
+                if inputs is not None:
                     return inputs
-            return self._encoded([before + turn for turn in asked])
+            return self._encoded(
+                [before[q] + turn for q, turn in zip(questions, asked, strict=True)]
+            )
         except ValueError as error:
             sizes = sorted({"×".join(map(str, image.size)) for image in images})
             raise ValueError(
