@@ -125,6 +125,25 @@ def page(browser):
         yield page
 
 
+def contrast(locator) -> float:
+    """WCAG's contrast ratio of a text and what it stands on, 1 … 21."""
+    return locator.evaluate(
+        """element => {
+          const channels = text => text.match(/[0-9.]+/g).map(Number);
+          let behind = element;
+          while (behind && (channels(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0)
+            behind = behind.parentElement;
+          const white = [255, 255, 255];
+          const ground = behind ? channels(getComputedStyle(behind).backgroundColor) : white;
+          const luminance = rgb => rgb.slice(0, 3).map(c => c / 255)
+            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
+          const both = [channels(getComputedStyle(element).color), ground].map(luminance).sort();
+          return (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05);
+        }"""
+    )
+
+
 @contextmanager
 def jupyterlab(root: Path, home: Path, *options: str):
     """JupyterLab on loopback, which knows nothing of this machine's settings; its address."""
@@ -441,3 +460,14 @@ def test_the_docs_gallery(site, page):
     icon = f"{site}/favicon.ico"  # asked for by the browser itself
     assert [complaint for complaint in complaints if icon not in complaint] == []
     assert all(url.startswith((site, "data:")) for url in asked)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_docs_on_a_narrow_screen(site, browser, scheme):
+    context = browser.new_context(viewport={"width": 700, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    for address in ("", "/models/", "/rules/"):
+        page.goto(f"{site}{address}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 700, address
+        assert contrast(page.locator("article p").first) >= 4.5, address
+    context.close()

@@ -8,6 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
+from test_browser import CHROMIUM, browser, contrast  # noqa: F401  (a fixture)
 from tiny import ScriptedVLM, sd_pipeline
 from tiny_judges import EverythingUnsafe
 
@@ -104,6 +105,20 @@ def test_every_section_and_nothing_from_outside(pages):
     assert "static negative prompts and SAFREE: holds, comparisons: 1</summary>" in folded
     assert "-0.500 [-0.700, -0.300]" in folded and "<td>superior</td>" in folded
     assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "base"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_on_a_narrow_screen(pages, tmp_path, browser, scheme):  # noqa: F811
+    (tmp_path / "report.html").write_text(pages[0], encoding="utf-8")
+    context = browser.new_context(viewport={"width": 700, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
+    for part in ("p", "h2", "td", "summary"):
+        assert contrast(page.locator(part).first) >= 4.5, part  # WCAG AA
+    context.close()
 
 
 def test_a_prompt_stays_text(pages):
