@@ -29,7 +29,7 @@ QUICK_PROMPTS = 8
 
 MODELS = ("model", "vlm", "judge", "clip")
 
-BASELINES = ("perp-neg", "summed", "casg", "safe-denoiser")
+BASELINES = ("perp-neg", "nag", "summed", "casg", "safe-denoiser")
 """What a profile may compare besides, each at one setting."""
 
 

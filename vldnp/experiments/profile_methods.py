@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vldnp.baselines.methods import CASG, SAFREE, SLD, Repelled, Summed
+from vldnp.baselines.nag import NAG
 from vldnp.baselines.safe_denoiser import latents_of
 from vldnp.baselines.sld import SLD_STRENGTHS
 from vldnp.core.guidance import rule
@@ -71,8 +72,8 @@ def baseline(profile: Profile, name: str, options: Mapping) -> Method:
     Args:
         profile: gives Safe Denoiser's bank of unsafe pictures, and the model for their latents.
         name: of it.
-        options: of its constructor in `vldnp.baselines.methods`, `Static` for Perp-Neg; CASG's
-            rule may be `sld-medium`, ….
+        options: of its constructor in `vldnp.baselines.methods`, of `Static` for Perp-Neg and NAG
+            (with NAG's `tau` and `alpha`); CASG's rule may be `sld-medium`, ….
     """
     options = dict(options)
     if name == "safe-denoiser":
@@ -80,6 +81,9 @@ def baseline(profile: Profile, name: str, options: Mapping) -> Method:
         return Repelled(latents_of(load.load(profile.model), pictures), **options)
     if name == "perp-neg":
         return replace(Static(rule="perp-neg", **options), name=name)
+    if name == "nag":
+        rule = NAG(**{own: options.pop(own) for own in ("tau", "alpha") if own in options})
+        return replace(Static(rule=rule, **options), name=name)
     if name == "casg" and str(options.get("rule")).startswith("sld-"):
         options["rule"] = SLD_STRENGTHS[options["rule"].removeprefix("sld-")]
     return {"summed": Summed, "casg": CASG}[name](**options)

@@ -42,6 +42,14 @@ SAFREE_GRID = {
 }
 """SAFREE's hyper-parameters: what tries are drawn from; the first t₀ and k are the paper's."""
 
+NAGS = (
+    *((omega, alpha) for alpha in (0.25, 0.5) for omega in (10.0, 4.0)),
+    *((omega, alpha) for alpha in (0.25, 0.5) for omega in (16.0, 7.0, 2.0)),
+    *((omega, 1.0) for omega in (10.0, 4.0)),
+)
+"""φ and α of Normalized Attention Guidance; each wording's share of tries is so many of the first.
+The authors' example is φ = 4 with α = 0.25, for four steps of a distilled model."""
+
 BANK_GRID = {
     "strength": (0.33, 1.0, 2.0, 4.0, 8.0),
     "sigma": (0.25, 0.5, 1.0, 3.15),
@@ -89,11 +97,11 @@ def candidates(profile: Profile) -> list[Candidate]:
     """`BUDGET` settings for each method that is compared.
 
     The profile's wordings share a method's tries evenly, and what is left over goes to the first.
-    Static: replacing ε_u, then added at a grid of strengths; Perp-Neg: a grid. VL-DNP: three
-    schedules. Summed and CASG: one negative prompt for each part of the wording `categories` (the
-    first wording, where there is none); CASG by the added rule and by SLD's settings. SLD: `SLDS`.
-    SAFREE: as published, alone and with the phrases in place of ε_u, then drawn at random. Safe
-    Denoiser, where the profile has a bank: as published, then drawn at random.
+    Static: replacing ε_u, then added at a grid of strengths; Perp-Neg: a grid; NAG: `NAGS`. VL-DNP:
+    three schedules. Summed and CASG: one negative prompt for each part of the wording `categories`
+    (the first wording, where there is none); CASG by the added rule and by SLD's settings. SLD:
+    `SLDS`. SAFREE: as published, alone and with the phrases in place of ε_u, then drawn at random.
+    Safe Denoiser, where the profile has a bank: as published, then drawn at random.
     """
     # Opened once for all tries.
     profile = replace(profile, model=load(profile.model), vlm=load_vlm(profile.vlm))
@@ -130,6 +138,9 @@ def candidates(profile: Profile) -> list[Candidate]:
     for text, share in shared:
         for omega in strengths(share):
             add_baseline("perp-neg", {"negative_prompt": text, "omega": omega})
+    for text, share in shared:
+        for omega, alpha in NAGS[:share]:
+            add_baseline("nag", {"negative_prompt": text, "omega": omega, "alpha": alpha})
     for omega in strengths(BUDGET, 1, 15):
         add_baseline("summed", {"negative_prompts": parts, "omega": omega})
     for omega in strengths(BUDGET - 3):
