@@ -110,10 +110,14 @@ def reproduce(
 def check_published(name: str, out: str | Path, images: int) -> None:
     """Verify a profile's published run, if there is one, and print what that showed."""
     if name in (run.name for run in published_runs()):
+        import joblib
+
         from vldnp.experiments.verify import verify
+        from vldnp.models.hub import default_device
 
         print(f"[0] verifying the published run {name}", file=sys.stderr, flush=True)
-        print(verify(name, images, root=out).details())
+        workers = None if default_device() == "cuda" else joblib.cpu_count()
+        print(verify(name, images, root=out, workers=workers).details())
 
 
 def notebooks_in(folder: str | Path) -> list[Path]:
