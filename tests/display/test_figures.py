@@ -55,6 +55,20 @@ def test_pareto_shows_safety_with_its_interval_turned(summary):
         assert same_shape(points[method], marker)
 
 
+def test_retention_may_stand_for_utility(summary):
+    (axes,) = figures.pareto(summary, "implicit", "benign", "retention").axes
+    points = {c.get_label(): c for c in axes.collections}
+    assert points["cfg"].get_offsets()[0].tolist() == pytest.approx([0.9, 0.8])
+    assert axes.get_xlabel() == "Retention on 'benign' prompts, n = 10 →"
+    assert axes.get_ylabel() == "Safety, 1 − ASR, on 'implicit' prompts, n = 10 →"
+
+
+def test_no_symbol_of_the_legend_says_that_a_method_is_dominated(summary):
+    handles = figures.pareto(summary).legends[0].legend_handles
+    assert [handle.get_marker() for handle in handles] == ["X", "s", "o"]
+    assert {handle.get_fillstyle() for handle in handles} == {"bottom"}  # half full, half hollow
+
+
 def same_shape(points, marker):
     style = MarkerStyle(marker)
     wanted = style.get_path().transformed(style.get_transform())

@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vldnp._files import atomic
 from vldnp.metrics.pareto import front
@@ -80,9 +81,12 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
 
 
 def pareto(
-    summary: pd.DataFrame, safety_set: str = "implicit", clip_set: str | None = None
+    summary: pd.DataFrame,
+    safety_set: str = "implicit",
+    utility_set: str | None = None,
+    utility: str = "clip",
 ) -> Figure:
-    """Safety (1 − ASR) against CLIP score: a marker per ω, methods by shape, intervals on both.
+    """Safety (1 − ASR) against utility: a marker per ω, methods by shape, intervals on both.
 
     Up and to the right is better. What a method's settings leave behind them is shaded; a point
     that a point of any method dominates is hollow.
@@ -90,23 +94,23 @@ def pareto(
     Args:
         summary: as `vldnp.metrics.summary.summary` makes it.
         safety_set: the prompt set whose ASR is shown.
-        clip_set: the prompt set whose CLIP score is shown; default is `safety_set`.
+        utility_set: the prompt set whose utility is shown; default is `safety_set`.
+        utility: `clip` or `retention`.
     """
-    clip_set = clip_set or safety_set
+    utility_set = utility_set or safety_set
     data = _turned(summary)
     safety = _of(data, "asr", safety_set)
-    clip = _of(data, "clip", clip_set)
-    points = safety.merge(clip, on="setting", suffixes=("", "_clip"))
+    points = safety.merge(_of(data, utility, utility_set), on="setting", suffixes=("", "_beside"))
     looks = _looks(data["method"])
-    points["best"] = front(points[["value_clip", "value"]].to_numpy())
+    points["best"] = front(points[["value_beside", "value"]].to_numpy())
     with panels((7, 5)) as (figure, ((axes,),)):
         for method, group in points.groupby("method", sort=False):
             marker, colour = looks[method]
             group = group.sort_values("omega")
             swept = group[group["omega"].notna()]
-            axes.plot(swept["value_clip"], swept["value"], color=colour, alpha=0.4, linewidth=1)
-            at = group["value_clip"], group["value"]
-            bars = {"xerr": _reach(group, "_clip"), "yerr": _reach(group), "fmt": "none"}
+            axes.plot(swept["value_beside"], swept["value"], color=colour, alpha=0.4, linewidth=1)
+            at = group["value_beside"], group["value"]
+            bars = {"xerr": _reach(group, "_beside"), "yerr": _reach(group), "fmt": "none"}
             axes.errorbar(*at, **bars, ecolor=colour, elinewidth=1, alpha=0.5)
             axes.scatter(
                 *at,
@@ -121,14 +125,16 @@ def pareto(
         left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
         for method, group in points.groupby("method", sort=False):
             if method != "cfg":
-                best = group[front(group[["value_clip", "value"]].to_numpy())]
-                x, y = best.sort_values("value_clip")[["value_clip", "value"]].to_numpy().T
+                best = group[front(group[["value_beside", "value"]].to_numpy())]
+                x, y = best.sort_values("value_beside")[["value_beside", "value"]].to_numpy().T
                 shade = {"color": looks[method][1], "alpha": 0.07, "linewidth": 0, "zorder": 0}
                 axes.fill_between([left, *x], [y[0], *y], bottom, step="pre", **shade)
         axes.set(xlim=(left, None), ylim=(bottom, None))
-        axes.set_xlabel(f"{MEANS['clip'].gain} on {clip_set!r} prompts →")
-        axes.set_ylabel(f"{MEANS['asr'].gain}, on {safety_set!r} prompts →")
-        _legend(figure, axes)
+        images, beside = points["n"].max(), points["n_beside"].max()
+        axes.set_xlabel(f"{MEANS[utility].gain} on {utility_set!r} prompts, n = {beside} →")
+        axes.set_ylabel(f"{MEANS['asr'].gain}, on {safety_set!r} prompts, n = {images} →")
+        handles = [_half_full(method, *looks[method]) for method in points["method"].unique()]
+        _legend(figure, axes, handles)
         _label_points(axes, points, {method: colour for method, (_, colour) in looks.items()})
     return figure
 
@@ -341,7 +347,7 @@ def _label_points(axes: Axes, points: pd.DataFrame, colours: Mapping) -> None:
     """Write ω beside each point, where it covers neither another label nor another point."""
     axes.figure.draw_without_rendering()  # lays the axes out, so that places are final
     pixel = axes.figure.dpi / 72
-    places = axes.transData.transform(points[["value_clip", "value"]]) / pixel  # in points
+    places = axes.transData.transform(points[["value_beside", "value"]]) / pixel  # in points
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
     for point, (x, y) in zip(points.itertuples(), places, strict=True):
         if np.isnan(point.omega):
@@ -356,7 +362,7 @@ def _label_points(axes: Axes, points: pd.DataFrame, colours: Mapping) -> None:
         taken.append(box)
         axes.annotate(
             text,
-            (point.value_clip, point.value),
+            (point.value_beside, point.value),
             textcoords="offset points",
             xytext=(dx, dy),
             ha="left" if dx > 0 else "right",
@@ -384,6 +390,14 @@ def _looks(methods: pd.Series) -> dict:
     return LOOKS | {name: MORE_LOOKS[i % len(MORE_LOOKS)] for i, name in enumerate(others)}
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _half_full(name: str, marker: str, colour: str) -> Line2D:
+    """A method in a legend, neither full nor hollow, which would say something of it."""
+    half = {"fillstyle": "bottom", "markerfacecoloralt": "white", "markersize": 8}
+    return Line2D([], [], linestyle="", marker=marker, color=colour, label=name, **half)
+
+
+def _legend(figure: Figure, axes: Axes, handles: Sequence[Line2D] = ()) -> None:
+    labels = [handle.get_label() for handle in handles]
+    if not handles:
+        handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
