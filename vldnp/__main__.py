@@ -146,6 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", type=_count, metavar="N", help="processes (default: this one)"
     )
     command.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
+    command.add_argument(
+        "--publish", default="", metavar="NAME", help="into data/results/NAME, for later ones"
+    )
     command.set_defaults(call=_tune)
     command = commands.add_parser(
         "confirm",
@@ -239,7 +242,7 @@ def _tune(options: argparse.Namespace) -> None:
 
     profile = load_profile(options.profile)
     go_offline(profile)
-    how = {"names": options.methods, "workers": options.workers}
+    how = {"names": options.methods, "workers": options.workers, "publish": options.publish}
     print(as_text(tune(profile, options.out, options.max_prompts, **how)))
     print(f"written to {options.out}/{profile.name}-tuning/tuning.csv")
 

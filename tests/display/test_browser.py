@@ -133,8 +133,11 @@ def contrast(locator) -> float:
           let behind = element;
           while (behind && (channels(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0)
             behind = behind.parentElement;
-          const white = [255, 255, 255];
-          const ground = behind ? channels(getComputedStyle(behind).backgroundColor) : white;
+          const probe = document.createElement("i");  // of the page itself: white, or dark
+          probe.style.backgroundColor = "Canvas";
+          element.append(probe);
+          const ground = channels(getComputedStyle(behind ?? probe).backgroundColor);
+          probe.remove();
           const luminance = rgb => rgb.slice(0, 3).map(c => c / 255)
             .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
             .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);

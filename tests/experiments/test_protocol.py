@@ -139,3 +139,22 @@ def test_the_shipped_protocol_names_what_there_is():
     assert set(protocol.open) <= {row[0] for row in protocol.comparisons}
     for row in protocol.comparisons:
         asked_of(row[5], row[4])
+
+
+@pytest.mark.filterwarnings("ignore:the prompt")  # the tiny text encoder reads 16 tokens
+def test_a_published_tuning_is_taken_over_and_can_be_verified(world, capsys):
+    tune = ["tune", "--profile", "tiny", "--methods", "static", "--out"]
+    assert main([*tune, "there", "--publish", "tiny-tuning"]) == 0
+    folder = published.results_folder() / "tiny-tuning"
+    assert {"images-harmless.parquet", "images-attacks.parquet", "tuning.csv"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert main([*tune, "here"]) == 0
+    assert not list((world / "here/tiny-tuning").glob("cells/*.png")), "nothing was computed"
+    tables = [
+        path.read_text() for path in (folder / "tuning.csv", world / "here/tiny-tuning/tuning.csv")
+    ]
+    assert tables[0] == tables[1]
+    capsys.readouterr()
+    assert main(["verify", "--run", "tiny-tuning", "--images", "4", "--strict"]) == 0
+    assert "recomputed images identical" in capsys.readouterr().out

@@ -180,7 +180,7 @@ def test_what_cannot_be_published(computed, world, tiny_model, tiny_judge):
     (world / "theirs" / "tiny" / images["image"][0]).unlink()
     with pytest.raises(FileNotFoundError, match=images["key"][0]):
         publishing.write(world / "theirs" / "tiny", target)
-    with pytest.raises(FileNotFoundError, match="holds no main study"):
+    with pytest.raises(FileNotFoundError, match="holds no study"):
         publishing.write(world / "nowhere", target)
     assert before == {path: path.read_bytes() for path in target.iterdir()}
 

@@ -299,7 +299,7 @@ def test_what_costs_too_much_is_not_tried_on_attacks(tiny_profile, tmp_path, mon
     kept[setting_of(vldnp.CFG())] = 0.8
     asked = []
 
-    def run(study, *models, workers=None, backend=None):
+    def run(study, *models, workers=None, backend=None, recompute=None):
         asked.append([setting_of(method) for method in study.methods])
         rows = images_of([(setting, 0.4, kept[setting]) for setting in asked[-1]])
         rows["prompt_set"] = rows["prompt_set"].replace({"benign": "tuning-benign"})

@@ -70,7 +70,7 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
 def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
     asked = []
 
-    def verified(name, images, root):
+    def verified(name, images, root, workers):
         asked.append((name, images, root))
         return SimpleNamespace(details=lambda: "9 of 9 recomputed images identical")
 

@@ -54,8 +54,8 @@ def prepared(run: str | Path, tuning: str | Path | None = None) -> dict[str, byt
     run = Path(run)
     configs = sorted(map(read_json, run.glob("config*.json")), key=lambda config: config["part"])
     parts = [Part(run, config["part"], config) for config in configs]
-    if not parts or parts[0].name:
-        raise FileNotFoundError(f"{run} holds no main study: config.json is missing")
+    if not parts:
+        raise FileNotFoundError(f"{run} holds no study: there is no config.json")
     if taken := [part for part in parts if part.config.get("published")]:
         raise ValueError(
             f"{taken[0].file('config.json')} was taken from the published run "

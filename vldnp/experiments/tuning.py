@@ -15,9 +15,10 @@ import yaml
 
 from vldnp._files import atomic, unknown
 from vldnp.core.methods import CFG, Method
-from vldnp.experiments import profile_methods, run
-from vldnp.experiments.grid import setting_of
+from vldnp.experiments import profile_methods, publishing, run
+from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import Profile, set_name
+from vldnp.experiments.published import results_folder
 from vldnp.experiments.reproduce import check_prompts
 from vldnp.models.load import load, load_vlm
 
@@ -196,6 +197,7 @@ def tune(
     names: Sequence[str] = (),
     workers: int | None = None,
     backend: str | None = None,
+    publish: str = "",
 ) -> pd.DataFrame:
     """Run all candidates on the profile's tuning prompts; resumable like every study.
 
@@ -208,6 +210,8 @@ def tune(
         max_prompts: of each set; 0 means all.
         names: of the methods to tune; none given means all.
         workers, backend: as in `vldnp.run`.
+        publish: the name of a published run that this becomes, such as `<profile>-tuning`, so that
+            a later one takes its images over; empty means none.
 
     Returns:
         The table of `scored`, as written to `tuning.csv` in the run folder.
@@ -222,29 +226,44 @@ def tune(
     if strange := set(names) - {candidate.name for candidate in tried}:
         raise unknown("method to tune", min(strange), {candidate.name for candidate in tried})
     tried = [candidate for candidate in tried if not names or candidate.name in names]
-    named = replace(profile, name=f"{profile.name}-tuning", max_prompts=None)
     *attacks, harmless = profile.tuning_sets
 
     def images_of(some: Sequence[Candidate], sets: Sequence[str], part: str) -> pd.DataFrame:
-        grid = profile_methods.study_of(
-            named,
-            [CFG(), *(candidate.method for candidate in some)],
-            part=part,
-            prompt_sets=sets,
-            max_prompts=max_prompts,
-        )
+        grid = study_of_tries(profile, some, sets, part, max_prompts)
         models = profile.model, profile.judge, profile.clip
-        how = {"workers": workers, "backend": backend}
-        return run.run(replace(grid, reference=None), *models, root, **how)
+        # What is published here needs pictures of its own.
+        how = {"workers": workers, "backend": backend, "recompute": bool(publish) or None}
+        return run.run(grid, *models, root, **how)
 
     benign_set = set_name(harmless)
     images = images_of(tried, [harmless], "harmless")
     going_on = eligible(scored(tried, images, benign_set))
     on_attacks = images_of([tried[row] for row in going_on], attacks, "attacks")
     found = scored(tried, pd.concat([images, on_attacks], ignore_index=True), benign_set)
-    with atomic(Path(root) / named.name / "tuning.csv") as temporary:
+    folder = Path(root) / f"{profile.name}-tuning"
+    with atomic(folder / "tuning.csv") as temporary:
         found.to_csv(temporary, index=False, lineterminator="\n")
+    if publish:
+        publishing.write(folder, results_folder() / publish, folder / "tuning.csv")
     return found
+
+
+def study_of_tries(
+    profile: Profile,
+    some: Sequence[Candidate],
+    sets: Sequence[str],
+    part: str,
+    max_prompts: int = 0,
+) -> Study:
+    """Some tries, and plain CFG, on some of the tuning sets."""
+    grid = profile_methods.study_of(
+        replace(profile, name=f"{profile.name}-tuning", max_prompts=None),
+        [CFG(), *(candidate.method for candidate in some)],
+        part=part,
+        prompt_sets=sets,
+        max_prompts=max_prompts,
+    )
+    return replace(grid, reference=None)
 
 
 def eligible(table: pd.DataFrame) -> list[int]:

@@ -25,6 +25,7 @@ from vldnp.experiments.published import (
     protocol_digest,
 )
 from vldnp.experiments.run_folder import image_path, opened, read_record
+from vldnp.experiments.tuning import candidates, study_of_tries
 from vldnp.experiments.workers import one_thread
 from vldnp.metrics.fid import Distances
 from vldnp.metrics.intervals import Interval, paired_difference
@@ -178,8 +179,14 @@ def check_models(published: Published) -> None:
 def source_of(name: str) -> tuple[Profile, list[Study]]:
     """The profile behind a published run, and the studies that it holds.
 
-    The run is a profile's, or that of a part of the protocol (`<profile>-<part>`).
+    The run is a profile's, that of a part of the protocol (`<profile>-<part>`), or one of tuning
+    (`<profile>-tuning…`).
     """
+    before, tuned, _ = name.partition("-tuning")
+    if tuned and before in profile_names():
+        profile = load_profile(before)
+        tried = candidates(profile)
+        return profile, [study_of_tries(profile, tried, profile.tuning_sets, "attacks")]
     if name not in profile_names() and (data_folder() / "protocol.yaml").is_file():
         protocol = load_protocol()
         known = {protocol.run_name(part): part for part in protocol.parts}
