@@ -10,11 +10,12 @@ from vldnp.analysis.confirmed import by_method, confirmed, said
 from vldnp.experiments import published
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import BASELINES, load_profile
-from vldnp.experiments.protocol import load_protocol, methods_of, study_of_part
+from vldnp.experiments.protocol import Part, load_protocol, methods_of, study_of_part
 from vldnp.experiments.verify import source_of
 from vldnp.prompts.table import load_prompts
 
-METHODS = {"cfg", "static", "safree", "sld", "vl-dnp", "vl-dnp-fast"}
+FASTER = {"vl-dnp-fast", "vl-dnp-adaptive", "vl-dnp-preview"}
+METHODS = {"cfg", "static", "safree", "sld", "vl-dnp", *FASTER}
 
 TEXT = """
 profile: tiny
@@ -57,6 +58,12 @@ def test_each_method_enters_at_its_chosen_setting_or_at_all_strengths(world):
         ("static", 1.0),
         ("static", 2.0),
     ]
+    faster = methods_of(profile, Part(tuple(FASTER), {}))
+    assert {name: set(some[0].levers()) for name, some in faster.items()} == {
+        "vl-dnp-fast": {"adaptive", "preview"},
+        "vl-dnp-adaptive": {"adaptive"},
+        "vl-dnp-preview": {"preview"},
+    }
     others = methods_of(profile, protocol.parts["others"])
     assert others["sld"][0].name.startswith("sld-") and others["summed"][0].omega == 2
 

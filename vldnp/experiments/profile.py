@@ -175,14 +175,15 @@ class Profile(Sampling):
         return float(self.chosen.get(method, max(self.omegas)))
 
     def safree_settings(self, omegas: Sequence[float]) -> list[dict]:
-        """Arguments of `vldnp.SAFREE`: as the profile has it, and with the phrases added at each ω.
+        """Arguments of `vldnp.SAFREE`: as the profile has it, and with its negative prompt, or else
+        the phrases, added at each ω.
 
         The first has no negative term of a strength, so it is SAFREE's one point without ω.
         """
         options = self.safree or {}
         phrases = options.get("phrases", "")
         text = phrases if isinstance(phrases, str) else ", ".join(phrases)
-        with_term = {"negative_prompt": text, "rule": "added"}
+        with_term = {"negative_prompt": options.get("negative_prompt", text), "rule": "added"}
         return [options, *(options | with_term | {"omega": omega} for omega in omegas)]
 
 

@@ -27,8 +27,9 @@ class Part:
     """One study of the protocol.
 
     Attributes:
-        methods: names, each at its chosen setting; `vl-dnp, <VLM>` is VL-DNP with another VLM, and
-            `sld` the profile's one setting of it.
+        methods: names, each at its chosen setting; `vl-dnp, <VLM>` is VL-DNP with another VLM,
+            `vl-dnp-fast` with the levers of `vldnp.fast` and `vl-dnp-adaptive` and `vl-dnp-preview`
+            with one of them each, and `sld` the profile's one setting of it.
         prompts: prompt set → how many of its prompts, drawn at random.
         seeds: images of each prompt.
         omegas: strengths at which the methods are compared instead of the chosen one; methods
@@ -108,8 +109,9 @@ def methods_of(profile: Profile, part: Part) -> dict[str, list[Method]]:
         known = {name: [method] for name, method in chosen(profile, methods).items()}
     if slds := [some for name, some in known.items() if name.startswith("sld-")]:
         known["sld"] = slds[0]
-    fast = dynamic(profile, preview=profile.preview, **FAST)
-    known["vl-dnp-fast"] = [replace(fast, name="vl-dnp-fast")]
+    preview = {"preview": profile.preview}
+    for name, levers in {"fast": preview | FAST, "adaptive": FAST, "preview": preview}.items():
+        known[f"vl-dnp-{name}"] = [replace(dynamic(profile, **levers), name=f"vl-dnp-{name}")]
     for vlm in profile.lighter_vlms:
         known[f"vl-dnp, {vlm}"] = [dynamic(profile, vlm=vlm)]
     if strange := [name for name in part.methods if name not in known]:

@@ -22,8 +22,12 @@ from vldnp.experiments.published import results_folder
 from vldnp.experiments.reproduce import check_prompts
 from vldnp.models.load import load, load_vlm
 
-BUDGET = 12
+BUDGET = 18
 """Tries for each method."""
+
+FIRST = 12
+"""Of these came first. Static, VL-DNP and SAFREE had them before the others were tried; as one
+choice lay at the end of its strengths, every method then got the rest."""
 
 KEPT = 0.95
 """The share of plain CFG's retention on harmless prompts that a setting must keep."""
@@ -32,7 +36,13 @@ STRENGTHS = 3.0, 15.0
 """ω from and to, in equal ratios; a term that sums up several, or is only part of one, has
 strengths of its own below."""
 
+STRONG = 18.0, 40.0
+"""ω from and to of the second round, for the last wording, which costs least."""
+
 SCHEDULES = (("front_loaded", 5), ("front_loaded", 10), ("uniform", 10))
+
+FINER = 11.0, 16.4, 25.0
+"""ω of VL-DNP's second round, with its two schedules of most queries."""
 
 SAFREE_GRID = {
     "alpha": (0.005, 0.01, 0.015, 0.03),
@@ -43,10 +53,14 @@ SAFREE_GRID = {
 }
 """SAFREE's hyper-parameters: what tries are drawn from; the first t₀ and k are the paper's."""
 
+SAFREE_BEST = {"alpha": 0.015, "upper": 20.0, "t0": 5.333, "k": 1.0, "mask": "zero"}
+"""The choice of SAFREE's first round, from which its second goes on."""
+
 NAGS = (
     *((omega, alpha) for alpha in (0.25, 0.5) for omega in (10.0, 4.0)),
     *((omega, alpha) for alpha in (0.25, 0.5) for omega in (16.0, 7.0, 2.0)),
-    *((omega, 1.0) for omega in (10.0, 4.0)),
+    *((omega, 1.0) for omega in (10.0, 4.0, 16.0, 7.0, 2.0)),
+    *((omega, 0.75) for omega in (10.0, 4.0, 16.0)),
 )
 """φ and α of Normalized Attention Guidance; each wording's share of tries is so many of the first.
 The authors' example is φ = 4 with α = 0.25, for four steps of a distilled model."""
@@ -70,6 +84,9 @@ SLDS = (
     *((strength, {"warmup": 0}) for strength in ("strong", "medium")),
     ("max", {"momentum_scale": 0.75}),
     ("weak", {}),
+    *((strength, {"momentum_scale": 0.9}) for strength in ("max", "strong", "medium")),
+    ("weak", {"warmup": 0}),
+    *(("weak", {"momentum_scale": scale, "momentum_beta": 0.7}) for scale in (0.75, 1)),
 )
 """SLD's settings and changes of them; each wording's share of tries is so many of the first."""
 
@@ -98,11 +115,13 @@ def candidates(profile: Profile) -> list[Candidate]:
     """`BUDGET` settings for each method that is compared.
 
     The profile's wordings share a method's tries evenly, and what is left over goes to the first.
-    Static: replacing ε_u, then added at a grid of strengths; Perp-Neg: a grid; NAG: `NAGS`. VL-DNP:
-    three schedules. Summed and CASG: one negative prompt for each part of the wording `categories`
-    (the first wording, where there is none); CASG by the added rule and by SLD's settings. SLD:
-    `SLDS`. SAFREE: as published, alone and with the phrases in place of ε_u, then drawn at random.
-    Safe Denoiser, where the profile has a bank: as published, then drawn at random.
+    Static: replacing ε_u, then added at a grid of strengths; Perp-Neg: a grid; both of them then at
+    larger ones for the last wording. NAG: `NAGS`. VL-DNP: three schedules, then `FINER`. Summed and
+    CASG: one negative prompt for each part of the wording `categories` (the first wording, where
+    there is none); CASG by the added rule and by SLD's settings. SLD: `SLDS`. SAFREE: as published,
+    alone and with the phrases in place of ε_u, then drawn at random, then the best of these with
+    negative prompts of its own added. Safe Denoiser, where the profile has a bank: as published,
+    then drawn at random.
     """
     # Opened once for all tries.
     profile = replace(profile, model=load(profile.model), vlm=load_vlm(profile.vlm))
@@ -121,25 +140,31 @@ def candidates(profile: Profile) -> list[Candidate]:
         method = profile_methods.baseline(profile, name, options)
         found.append(Candidate(name, {"baselines": {name: options}}, method.omega, method))
 
-    shared = [(text, BUDGET // len(texts)) for text in texts]
-    shared[0] = texts[0], BUDGET - sum(share for _, share in shared[1:])
-    for text, share in shared:
+    strong = strengths(BUDGET - FIRST, *STRONG)
+    for text, share in shares(texts, FIRST):
         add("static", {"static_prompt": text, "static_rule": "replaced"})
         for omega in strengths(share - 1):
             add("static", {"static_prompt": text, "static_rule": "added"}, omega)
+    for omega in strong:
+        add("static", {"static_prompt": texts[-1], "static_rule": "added"}, omega)
     for schedule, queries in SCHEDULES:
-        for omega in strengths(BUDGET // len(SCHEDULES), 6, 20):
+        for omega in strengths(FIRST // len(SCHEDULES), 6, 20):
             add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
-    for options, omega in safree_tries(texts[:2]):
+    for schedule, queries in SCHEDULES[1:]:
+        for omega in FINER:
+            add("vl-dnp", {"schedule": schedule, "queries": queries}, omega)
+    for options, omega in safree_tries(texts):
         # Of a profile's settings the first is its own; the second is the one with a strength.
         add("safree", {"safree": options}, omega, number=int(omega is not None))
-    for text, share in shared:
+    for text, share in shares(texts, BUDGET):
         for strength, options in SLDS[:share]:
             add("sld", {"sld_prompt": text, "sld_strengths": [strength], "sld_options": options})
-    for text, share in shared:
+    for text, share in shares(texts, FIRST):
         for omega in strengths(share):
             add_baseline("perp-neg", {"negative_prompt": text, "omega": omega})
-    for text, share in shared:
+    for omega in strong:
+        add_baseline("perp-neg", {"negative_prompt": texts[-1], "omega": omega})
+    for text, share in shares(texts, BUDGET):
         for omega, alpha in NAGS[:share]:
             add_baseline("nag", {"negative_prompt": text, "omega": omega, "alpha": alpha})
     for omega in strengths(BUDGET, 1, 15):
@@ -153,6 +178,12 @@ def candidates(profile: Profile) -> list[Candidate]:
     return found
 
 
+def shares(texts: Sequence[str], tries: int) -> list[tuple[str, int]]:
+    """Each wording's share of so many tries."""
+    rest = [(text, tries // len(texts)) for text in texts[1:]]
+    return [(texts[0], tries - sum(share for _, share in rest)), *rest]
+
+
 def strengths(count: int, least: float = STRENGTHS[0], most: float = STRENGTHS[1]) -> list[float]:
     """So many values of ω in equal ratios, in tenths."""
     return [round(float(omega), 1) for omega in np.geomspace(least, most, count)]
@@ -160,12 +191,19 @@ def strengths(count: int, least: float = STRENGTHS[0], most: float = STRENGTHS[1
 
 def safree_tries(texts: Sequence[str]) -> list[tuple[dict, float | None]]:
     """`BUDGET` different arguments of `SAFREE`, each with the strength of an added negative prompt,
-    or None."""
+    or None.
+
+    Args:
+        texts: the wordings; the first two give the phrases, the last the negative prompts of the
+            second round, which also adds its phrases.
+    """
+    *_, last = texts
+    texts = texts[:2]
     replaced = {"negative_prompt": texts[0], "rule": "replaced"}
     tries = [({"phrases": texts[0]}, None), ({"phrases": texts[0]} | replaced, None)]
     rng = np.random.default_rng(DRAWN)
     omegas = strengths(5)
-    while len(tries) < BUDGET:
+    while len(tries) < FIRST:
         options = {"phrases": texts[rng.integers(len(texts))]}
         options |= {name: values[rng.integers(len(values))] for name, values in SAFREE_GRID.items()}
         kind = ("alone", "replaced", "added")[rng.integers(3)]
@@ -174,7 +212,9 @@ def safree_tries(texts: Sequence[str]) -> list[tuple[dict, float | None]]:
             options |= {"negative_prompt": options["phrases"], "rule": "replaced"}
         if (options, omega) not in tries:
             tries.append((options, omega))
-    return tries
+    best = {"phrases": texts[-1]} | SAFREE_BEST
+    tries += [(best | {"negative_prompt": last}, omega) for omega in (6.7, 15.0, 21.0, 30.0)]
+    return [*tries, (best, 4.0), (best | {"phrases": texts[0]}, 5.0)]
 
 
 def bank_tries(bank: str | None) -> list[dict]:
