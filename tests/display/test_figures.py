@@ -100,6 +100,21 @@ def test_the_shade_is_what_the_points_dominate(summary):
     assert shoelace == pytest.approx(hypervolume(np.array(list(values.values())) - corner))
 
 
+def test_what_does_not_vary_is_a_line_across_the_curves(summary):
+    compared = summary[summary["method"] != "cfg"]
+    fixed = compared[(compared["method"] == "static") & (compared["omega"] == 2)]
+    varied = compared[compared["method"] == "vl-dnp"].assign(recall=lambda rows: rows["omega"] / 8)
+    table = pd.concat([varied, fixed.assign(recall="")])  # as a sweep has it: no value on this axis
+    metrics = [("asr", "implicit"), ("retention", "benign"), ("clip", "no such set")]
+    curves = figures.factor_curves(table, "recall", "method", metrics, level="the fixed prompt")
+    lines = {line.get_label(): line for line in curves.axes[0].get_lines()}
+    assert lines["vl-dnp"].get_xdata().tolist() == [0.25, 1]
+    assert set(lines["the fixed prompt"].get_ydata()) == {0.8}
+    assert [axes.get_title() for axes in curves.axes] == ["implicit", "benign"]
+    (legend,) = curves.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["the fixed prompt", "vl-dnp"]
+
+
 def test_figures_of_ablations_show_every_variant(summary):
     variants = summary.assign(
         spacing=summary["method"],

@@ -250,7 +250,7 @@ class Dialled:
     def describe(self) -> dict:
         dials = ("recall", "precision", "prevalence", "seed")
         return {
-            "name": "dialled",
+            "name": f"recall {self.recall:g}, precision {self.precision:g}",
             "revision": "1",
             "vlm": vlms.describe(self.vlm),
             "concepts": self.concepts.describe(),

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vldnp._files import atomic
+from vldnp.display.point_labels import label_points
 from vldnp.metrics.pareto import front
 from vldnp.metrics.summary import MEANS
 
@@ -135,7 +136,7 @@ def pareto(
         axes.set_ylabel(f"{MEANS['asr'].gain}, on {safety_set!r} prompts, n = {images} →")
         handles = [_half_full(method, *looks[method]) for method in points["method"].unique()]
         _legend(figure, axes, handles)
-        _label_points(axes, points, {method: colour for method, (_, colour) in looks.items()})
+        label_points(axes, points, {method: colour for method, (_, colour) in looks.items()})
     return figure
 
 
@@ -160,24 +161,61 @@ def schedule_curves(
         summary, costs: of an `Ablation` of `spacing` and `queries`.
         prompt_set: whose images are shown.
     """
-    data = _turned(summary[summary["prompt_set"] == prompt_set])
+    metrics = [(metric, prompt_set) for metric in ("asr", "retention", "clip")]
+    figure = factor_curves(summary, "queries", "spacing", metrics)
     spent = costs[costs["prompt_set"] == prompt_set]
-    metrics = [metric for metric in ("asr", "retention", "clip") if metric in set(data["metric"])]
-    with panels((4 * len(metrics), 3.4), 1, len(metrics)) as (figure, grid):
-        for axes, metric in zip(grid[0], metrics, strict=True):
-            chosen = data[data["metric"] == metric]
-            for place, (spacing, group) in enumerate(chosen.groupby("spacing", sort=False)):
-                _curve(axes, group, "queries", label=spacing, **_look(place))
-            axes.set(xlabel="queries", ylabel=MEANS[metric].gain)
-            axes.set_xscale("symlog", linthresh=1)
-            counts = sorted(chosen["queries"].unique())
-            axes.set_xticks(counts, counts)
-            axes.minorticks_off()
-        beside = grid[0, 0].twinx()
-        mean = spent.groupby("queries")["model_evaluations"].mean()
-        beside.plot(mean.index, mean, color="0.5", linestyle=":", label="U-Net evaluations")
-        beside.set_ylabel("U-Net evaluations an image (dotted)", color="0.4")
-        beside.grid(visible=False)
+    for axes in figure.axes:
+        axes.set_xscale("symlog", linthresh=1)
+        counts = sorted(spent["queries"].unique())
+        axes.set_xticks(counts, counts)
+        axes.minorticks_off()
+    beside = figure.axes[0].twinx()
+    mean = spent.groupby("queries")["model_evaluations"].mean()
+    beside.plot(mean.index, mean, color="0.5", linestyle=":", label="U-Net evaluations")
+    beside.set_ylabel("U-Net evaluations an image (dotted)", color="0.4")
+    beside.grid(visible=False)
+    return figure
+
+
+def factor_curves(
+    summary: pd.DataFrame,
+    factor: str,
+    hue: str,
+    metrics: Sequence[tuple[str, str]],
+    level: str = "",
+) -> Figure:
+    """A panel per metric: its values against a number that varies, a curve per value of `hue`.
+
+    Three panels stand in a row.
+
+    Args:
+        summary: as `Ablation.summary` makes it; rows without a value of `factor` are of one variant
+            that does not vary, and are drawn as a line across with its interval.
+        factor: the column of numbers.
+        hue: a column whose values are told apart by colour and shape.
+        metrics: metric and prompt set of each panel; those that are not there are left out.
+        level: what the line across is called.
+    """
+    data = _turned(summary)
+    there = set(zip(data["metric"], data["prompt_set"], strict=True))
+    shown = [pair for pair in metrics if pair in there]
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    with panels((4 * columns, 3.4 * lines), lines, columns) as (figure, grid):
+        for axes in grid.flat[len(shown) :]:
+            axes.remove()
+        for axes, (metric, prompt_set) in zip(grid.flat, shown, strict=False):
+            rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
+            varied = pd.to_numeric(rows[factor], errors="coerce")
+            for row in rows[varied.isna()].itertuples():
+                axes.axhspan(row.low, row.high, color="0.5", alpha=0.15, linewidth=0)
+                axes.axhline(row.value, color="0.4", linestyle="--", label=level)
+            chosen = rows.assign(**{factor: varied})[varied.notna()]
+            for place, (value, group) in enumerate(chosen.groupby(hue, sort=False)):
+                _curve(axes, group, factor, label=value, **_look(place))
+            axes.set(xlabel=factor, ylabel=MEANS[metric].gain)
+            if len(set(summary["prompt_set"])) > 1:
+                axes.set_title(prompt_set)
         _legend(figure, grid[0, 0])
     return figure
 
@@ -341,48 +379,6 @@ def _reach(group: pd.DataFrame, suffix: str = "") -> np.ndarray:
     """Distances from the value down and up to its interval's ends: `[2, n]`."""
     value, low, high = (group[f"{name}{suffix}"] for name in ("value", "low", "high"))
     return np.array([(value - low).clip(lower=0), (high - value).clip(lower=0)])
-
-
-def _label_points(axes: Axes, points: pd.DataFrame, colours: Mapping) -> None:
-    """Write ω beside each point, where it covers neither another label nor another point."""
-    axes.figure.draw_without_rendering()  # lays the axes out, so that places are final
-    pixel = axes.figure.dpi / 72
-    places = axes.transData.transform(points[["value_beside", "value"]]) / pixel  # in points
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
-    for point, (x, y) in zip(points.itertuples(), places, strict=True):
-        if np.isnan(point.omega):
-            continue
-        text = f"ω={point.omega:g}"
-        width, height = 5.0 * len(text), 8
-        for dx, dy in LABEL_OFFSETS:
-            left = x + dx if dx > 0 else x + dx - width
-            box = (left, y + dy, left + width, y + dy + height)
-            if not any(_overlap(box, other) for other in taken):
-                break
-        taken.append(box)
-        axes.annotate(
-            text,
-            (point.value_beside, point.value),
-            textcoords="offset points",
-            xytext=(dx, dy),
-            ha="left" if dx > 0 else "right",
-            fontsize=8,
-            color=colours[point.method],
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": colours[point.method]},
-        )
-
-
-LABEL_OFFSETS = [
-    (dx * reach, dy * reach - (8 if dy < 0 else 0))
-    for reach in (8, 18, 28, 38)
-    for dy in (1, -1)
-    for dx in (1, -1)
-]
-"""Where a label may stand, in points from its marker, nearest first."""
-
-
-def _overlap(a: tuple, b: tuple) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _looks(methods: pd.Series) -> dict:

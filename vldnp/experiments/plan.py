@@ -17,6 +17,7 @@ from vldnp.core.methods import VLDNP, Method
 from vldnp.core.negatives import Dynamic, Static
 from vldnp.core.sampler import sample
 from vldnp.experiments import random_models, reference, timing
+from vldnp.experiments.dial import dial
 from vldnp.experiments.grid import Study
 from vldnp.experiments.profile import MODELS, Profile, set_name
 from vldnp.experiments.profile_methods import dynamic, profile_study, study_of
@@ -108,14 +109,14 @@ def grid(profile: Profile) -> pd.DataFrame:
 
 
 def ablations(profile: Profile, folder: str | Path = NOTEBOOKS) -> dict[str, Study]:
-    """A study for each notebook that says what it varies, in a cell tagged `sweep`.
+    """A study for each cell tagged `sweep`, in which a notebook says what it varies.
 
-    Of such a notebook that cell and its parameters are executed, and nothing else; the oracle that
-    it may name knows nothing.
+    Of such a notebook these cells and its parameters are executed, and nothing else; the oracle
+    that it may name knows nothing.
     """
-    studies = {}
+    studies: dict[str, Study] = {}
     for source in notebooks_in(folder):
-        names = {"settings": profile, "sweep": sweep, "oracle": Oracle({})}
+        names = {"settings": profile, "sweep": sweep, "dial": dial, "oracle": Oracle({})}
         for cell in nbformat.read(source, as_version=4).cells:
             tags = cell.metadata.get("tags", [])
             if "parameters" in tags:
@@ -123,7 +124,9 @@ def ablations(profile: Profile, folder: str | Path = NOTEBOOKS) -> dict[str, Stu
                 names |= profile.notebook_parameters
             elif "sweep" in tags:
                 exec(cell.source, names)
-                studies[source.stem] = names["ablation"].study
+                study = names["ablation"].study
+                one_more = f"{source.stem}, {study.part}"
+                studies[one_more if source.stem in studies else source.stem] = study
     return studies
 
 
