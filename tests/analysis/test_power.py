@@ -6,8 +6,11 @@ from scipy import stats
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
-from vldnp.analysis.power import planned, power
+from vldnp._files import data_folder
+from vldnp.analysis.power import planned, power, tuned
 from vldnp.experiments.protocol import load_protocol
+
+SHIPPED = data_folder() / "protocol.yaml"
 
 
 def test_power_agrees_with_the_textbook():
@@ -41,3 +44,16 @@ def test_comparisons_without_an_expected_rate_are_left_out():
     found = planned(protocol, rates)
     assert list(found[["method", "against", "prompt_set"]].iloc[0]) == ["vl-dnp", "cfg", "implicit"]
     assert len(found) == 1 and found["power"].iloc[0] == 1
+
+
+def test_expected_rates_come_from_all_published_tuning_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
+    assert tuned("moji").empty and planned(load_protocol(SHIPPED), tuned("moji")).empty
+    for run, rows in {
+        "main": "static,0.4,False\nstatic,0.2,True",
+        "others": "sld,0.3,True",
+    }.items():
+        folder = tmp_path / "results" / f"moji-tuning-{run}"
+        folder.mkdir(parents=True)
+        (folder / "tuning.csv").write_text(f"method,asr-tuning-implicit,chosen\n{rows}\n")
+    assert tuned("moji")["implicit"].to_dict() == {"static": 0.2, "sld": 0.3}

@@ -48,9 +48,13 @@ def power(
 def tuned(profile: str) -> pd.DataFrame:
     """ASR on tuning prompts at the chosen settings: a row per method, a column per prompt set.
 
-    It is empty where a profile's published tuning has no rates per set.
+    It comes from the tuning runs that were published as `<profile>-tuning-…`, and is empty where
+    there are none.
     """
-    rows = pd.read_csv(results_folder() / f"{profile}-tuning.csv")
+    runs = sorted(results_folder().glob(f"{profile}-tuning-*/tuning.csv"))
+    if not runs:
+        return pd.DataFrame()
+    rows = pd.concat(map(pd.read_csv, runs))
     rates = rows[rows["chosen"]].set_index("method").filter(like=f"asr-{TUNING}")
     return rates.rename(columns=lambda name: name.removeprefix(f"asr-{TUNING}"))
 
