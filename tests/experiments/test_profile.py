@@ -132,7 +132,7 @@ def test_the_list_among_the_wordings_is_the_whole_vocabulary():
 def test_a_profile_extends_another():
     small, full = load_profile("moji"), load_profile("moji-full")
     assert full.name == "moji-full" and full.max_prompts is None
-    assert full.wordings == small.wordings and full.chosen == small.chosen
+    assert full.wordings == small.wordings and full.batch_size == small.batch_size
 
 
 def test_unknown_profile_names_the_closest():
@@ -243,12 +243,15 @@ def test_counts_of_queries_may_be_text():
     assert set(found.factors["queries"]) == {1, 2}
 
 
-def test_the_shipped_profile_has_what_tuning_chose():
-    table = pd.read_csv(data_folder() / "results" / "moji-tuning.csv")
+@pytest.mark.parametrize(
+    ("name", "tuned"), [("moji", "moji-tuning.csv"), ("moji-full", "moji-tuning-main/tuning.csv")]
+)
+def test_the_shipped_profile_has_what_tuning_chose(name, tuned):
+    table = pd.read_csv(data_folder() / "results" / tuned)
     counts = table["method"].value_counts()
     assert counts.nunique() == 1, "each method had as many tries as the others"
     assert table[table["chosen"]]["method"].is_unique
-    profile = load_profile("moji")
+    profile = load_profile(name)
     for name, value in tuning.as_profile(table).items():
         shipped = getattr(profile, name)
         assert (list(shipped) if isinstance(shipped, tuple) else shipped) == value, name

@@ -140,6 +140,7 @@ def test_the_shipped_protocol_names_what_there_is():
     assert not sets & set(profile.tuning_sets)
     for part in protocol.parts.values():
         known = {*METHODS, *(f"vl-dnp, {vlm}" for vlm in profile.lighter_vlms), *BASELINES}
+        known |= {*profile.static_variants, *profile.safree_variants}
         assert set(part.methods) <= known
         for source, count in part.prompts.items():
             assert len(load_prompts(source)) >= count

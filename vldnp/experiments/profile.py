@@ -89,6 +89,8 @@ class Profile(Sampling):
         omegas: strengths to compare.
         static_prompt, static_rule: the fixed negative prompt of the static method, and how it
             enters.
+        static_variants: name in tables → arguments of `vldnp.Static` for a variant, which is
+            compared besides, at its own strength.
         safree: keyword arguments of `vldnp.SAFREE`; None leaves SAFREE out.
         safree_variants: name in tables → those of its arguments that are other in a variant, which
             is compared besides, without a term of a strength.
@@ -124,6 +126,7 @@ class Profile(Sampling):
     queries: Count
     schedule: Literal[tuple(SCHEDULES)] = "front_loaded"
     static_rule: str = "added"
+    static_variants: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     safree: dict[str, Any] | None = field(default=None, hash=False)
     safree_variants: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     sld_prompt: str | None = None

@@ -44,6 +44,10 @@ def profile_methods(
     if "static" in names:
         strengths = omegas if rule(profile.static_rule).uses_omega else omegas[:1]
         methods += [Static(profile.static_prompt, w, profile.static_rule) for w in strengths]
+        methods += [
+            replace(Static(**options), name=name)
+            for name, options in profile.static_variants.items()
+        ]
     if "vl-dnp" in names:
         vlm = load.load_vlm(profile.vlm)
         methods += [dynamic(profile, omega, vlm=vlm, queries=queries) for omega in omegas]
