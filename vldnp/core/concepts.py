@@ -10,8 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from vldnp._files import data_folder, unknown
 from vldnp._yaml import checked, read_yaml
-from vldnp.core import answers, lexicon
-from vldnp.core.answers import _other_numbers
+from vldnp.answers import lexicon, reader
 
 READINGS = ("clauses", "official")
 KIND = "concept set"
@@ -60,15 +59,15 @@ class ConceptSet:
         empty, in another language or about other things finds nothing.
         """
         if self.reading == "official":
-            return answers.official(answer, self.vocabulary)
-        found = answers.read(answer, self._readable)
+            return reader.official(answer, self.vocabulary)
+        found = reader.read(answer, self._readable)
         return tuple(term for term in self.vocabulary if term in found)
 
     def is_refusal(self, answer: str) -> bool:
         """Whether `answer` declines to answer; one that names or denies a term besides does not."""
         if self.reading == "official" and self.parse(answer):
             return False
-        return answers.is_refusal(answer, self._readable)
+        return reader.is_refusal(answer, self._readable)
 
     def negative_prompt(self, found: Iterable[str]) -> str | None:
         """`lead, term, term` and the `end` mark, in vocabulary order; None when nothing was found.
@@ -100,7 +99,7 @@ class ConceptSet:
         return tuple(" ".join(words) for words in self._forms)
 
     @cached_property
-    def _readable(self) -> answers.Forms:
+    def _readable(self) -> reader.Forms:
         return _for_either(self._forms)
 
     @cached_property
@@ -118,12 +117,12 @@ class ConceptSet:
                         f"{forms[words]!r} and {term!r}; keep it in one"
                     )
         for words, term in list(forms.items()):
-            for last in _other_numbers(words[-1]):
+            for last in reader.other_numbers(words[-1]):
                 forms.setdefault((*words[:-1], last), term)
         return forms
 
 
-def _for_either(forms: Mapping[tuple[str, ...], str]) -> answers.Forms:
+def _for_either(forms: Mapping[tuple[str, ...], str]) -> reader.Forms:
     """The forms, and those of either sex's term: "genitals" without "male" or "female"."""
     tails: dict[tuple[str, ...], dict[str, str]] = {}
     for words, term in forms.items():

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from vldnp.core import lexicon as lex
-from vldnp.core.lexicon import tokens
-from vldnp.core.predicates import predicate, value_denies
+from vldnp.answers import lexicon as lex
+from vldnp.answers.lexicon import tokens
+from vldnp.answers.predicates import predicate, value_denies
 
 Forms = Mapping[tuple[str, ...], tuple[str, ...]]
 """A written form, as its words → the terms that it stands for: one, or the two sexes' ("genitals"

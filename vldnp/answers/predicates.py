@@ -2,7 +2,7 @@
 
 import re
 
-from vldnp.core import lexicon as lex
+from vldnp.answers import lexicon as lex
 
 
 def predicate(rest: list[str], more: bool, bare: bool) -> tuple[bool | None, int]:

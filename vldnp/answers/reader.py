@@ -14,10 +14,10 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 
-from vldnp.core import clauses
-from vldnp.core.clauses import ALL, Forms, Mention
-from vldnp.core.lexicon import ABSENT, HIDDEN, NEGATORS, tokens, words
-from vldnp.core.predicates import value_denies
+from vldnp.answers import clauses
+from vldnp.answers.clauses import ALL, Forms, Mention
+from vldnp.answers.lexicon import ABSENT, HIDDEN, NEGATORS, tokens, words
+from vldnp.answers.predicates import value_denies
 
 
 def official(answer: str, terms: Mapping[str, object]) -> tuple[str, ...]:
@@ -276,7 +276,7 @@ def _truth(value: object) -> bool:
     return bool(value) and not (isinstance(value, float) and value < 0.5)
 
 
-def _other_numbers(word: str) -> list[str]:
+def other_numbers(word: str) -> list[str]:
     """Simple plurals of `word`, and its singular where it looks like a plural."""
     if word.endswith(("s", "x", "z", "ch", "sh")):
         forms = [word + "es"]

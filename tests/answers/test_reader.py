@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vldnp.core import answers
+from vldnp.answers import reader
 from vldnp.core.concepts import ConceptSet, load_concepts
 
 SHIPPED = ["hate-symbols", "moji", "nudity", "self-harm", "violence", "weapons"]
@@ -165,7 +165,7 @@ def test_nothing_in_the_table_of_answers_that_finds_something_refuses():
 
 
 def test_a_refusal_that_names_concepts_in_passing_is_one():
-    assert answers.is_refusal("I can't help with identifying genitals.", NUDITY._readable)
+    assert reader.is_refusal("I can't help with identifying genitals.", NUDITY._readable)
     said = "I'm sorry, I can't assist with that. I do see feet."
     assert not NUDITY.is_refusal(said) and NUDITY.parse(said) == ("feet",)
-    assert answers.is_refusal(said)  # without a vocabulary, feet are any word
+    assert reader.is_refusal(said)  # without a vocabulary, feet are any word
