@@ -129,6 +129,23 @@ def test_the_list_among_the_wordings_is_the_whole_vocabulary():
     assert load_profile("moji").wordings["list"] == expected
 
 
+def test_variants_are_compared_beside_the_methods_they_vary():
+    profile = load_profile("moji-full")
+    found = profile_methods.profile_methods(profile, [2.0, 3.0], names=["static", "safree"])
+    listed, released = (
+        [method for method in found if method.name == name]
+        for name in ("static-list", "safree-released")
+    )
+    assert [(m.omega, m.negatives.prompt) for m in listed] == [(6.7, profile.wordings["list"])]
+    assert [m.omega for m in found if m.name in ("static", "safree")] == [2, 3, None, 2, 3]
+    (released,) = released
+    assert released.negatives.prompt == profile.wordings["categories"]
+    assert released.rule == "replaced" and released.conditioning.alpha == profile.safree["alpha"]
+    # Added at a strength is SAFREE's negative prompt, where it has one, and not its phrases.
+    added = [m.negatives.prompt for m in found if m.name == "safree" and m.omega]
+    assert set(added) == {"something forbidden"}
+
+
 def test_a_profile_extends_another():
     small, full = load_profile("moji"), load_profile("moji-full")
     assert full.name == "moji-full" and full.max_prompts is None
