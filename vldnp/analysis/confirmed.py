@@ -94,13 +94,20 @@ def said(found: Confirmed) -> Statement:
     return Statement("\n\n".join(str(part) for part in parts if part))
 
 
+def measured(found: Confirmed) -> pd.DataFrame:
+    """What `metrics.summary.summary` makes of each method at its chosen setting."""
+    names = {setting: name for name, setting in found.settings.items()}
+    shown = summary(found.images.assign(method=found.images["setting"].map(names)))
+    places = {name: i for i, name in enumerate(found.settings)}
+    return shown.sort_values("method", key=lambda names: names.map(places), kind="stable")
+
+
 def by_method(found: Confirmed) -> pd.DataFrame:
     """ASR, retention and CLIP of each method at its chosen setting, a row for each prompt set."""
     if found.images.empty:
         return pd.DataFrame()
-    names = {setting: name for name, setting in found.settings.items()}
-    measured = summary(found.images.assign(method=found.images["setting"].map(names)))
-    shown = measured[measured["metric"].isin(["asr", "retention", "clip"])]
+    shown = measured(found)
+    shown = shown[shown["metric"].isin(["asr", "retention", "clip"])]
     return shown.pivot_table(index=["prompt_set", "method"], columns="metric", values="value")
 
 

@@ -53,6 +53,19 @@ def panels(
             plt.close(figure)
 
 
+@contextmanager
+def _in_threes(
+    count: int, width: float, height: float, **shared
+) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """`panels` of so many inches each, three in a row."""
+    columns = min(3, count)
+    lines = -(-count // columns)
+    with panels((width * columns, height * lines), lines, columns, **shared) as (figure, grid):
+        for axes in grid.flat[count:]:
+            axes.remove()
+        yield figure, grid.flat[:count]
+
+
 def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figure:
     """Each metric against ω: a column per metric, a row per prompt set, 95 % intervals.
 
@@ -186,8 +199,6 @@ def factor_curves(
 ) -> Figure:
     """A panel per metric: its values against a number that varies, a curve per value of `hue`.
 
-    Three panels stand in a row.
-
     Args:
         summary: as `Ablation.summary` makes it; rows without a value of `factor` are of one variant
             that does not vary, and are drawn as a line across with its interval.
@@ -196,16 +207,9 @@ def factor_curves(
         metrics: metric and prompt set of each panel; those that are not there are left out.
         level: what the line across is called.
     """
-    data = _turned(summary)
-    there = set(zip(data["metric"], data["prompt_set"], strict=True))
-    shown = [pair for pair in metrics if pair in there]
-    columns = min(3, len(shown))
-    lines = -(-len(shown) // columns)
-    with panels((4 * columns, 3.4 * lines), lines, columns) as (figure, grid):
-        for axes in grid.flat[len(shown) :]:
-            axes.remove()
-        for axes, (metric, prompt_set) in zip(grid.flat, shown, strict=False):
-            rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
+    shown = _shown(_turned(summary), metrics)
+    with _in_threes(len(shown), 4, 3.4) as (figure, panel):
+        for axes, ((metric, prompt_set), rows) in zip(panel, shown, strict=True):
             varied = pd.to_numeric(rows[factor], errors="coerce")
             for row in rows[varied.isna()].itertuples():
                 axes.axhspan(row.low, row.high, color="0.5", alpha=0.15, linewidth=0)
@@ -216,7 +220,7 @@ def factor_curves(
             axes.set(xlabel=factor, ylabel=MEANS[metric].gain)
             if len(set(summary["prompt_set"])) > 1:
                 axes.set_title(prompt_set)
-        _legend(figure, grid[0, 0])
+        _legend(figure, panel[0])
     return figure
 
 
@@ -239,14 +243,12 @@ def factor_points(
     data = _turned(summary)
     first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
     metrics = metrics or (("asr", first), ("retention", first), ("clip", last))
-    there = set(zip(data["metric"], data["prompt_set"], strict=True))
-    shown = [pair for pair in metrics if pair in there]
+    shown = _shown(data, metrics)
     variants = list(dict.fromkeys(data[factor]))
     groups = list(dict.fromkeys(data[hue])) if hue else [None]
-    size = (3.4 * len(shown) + 1, 0.42 * len(variants) + 1.4)
-    with panels(size, 1, len(shown), sharey=True) as (figure, grid):
-        for axes, (metric, prompt_set) in zip(grid[0], shown, strict=True):
-            rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
+    height = 0.42 * len(variants) + 1.4
+    with _in_threes(len(shown), 3.7, height, sharey=True) as (figure, panel):
+        for axes, ((metric, prompt_set), rows) in zip(panel, shown, strict=True):
             for place, group in enumerate(groups):
                 part = rows if group is None else rows[rows[hue] == group]
                 shift = 0.22 * (place - (len(groups) - 1) / 2)
@@ -254,10 +256,10 @@ def factor_points(
                 bars = {"xerr": _reach(part), "elinewidth": 1.2, "linestyle": "none"}
                 axes.errorbar(part["value"], heights, label=group, **bars, **_look(place))
             axes.set_xlabel(f"{MEANS[metric].gain},\n{prompt_set!r} prompts")
-        grid[0, 0].set_yticks(range(len(variants)), variants)
-        grid[0, 0].set_ylim(len(variants) - 0.5, -0.5)
+        panel[0].set_yticks(range(len(variants)), variants)
+        panel[0].set_ylim(len(variants) - 0.5, -0.5)
         if hue:
-            _legend(figure, grid[0, 0])
+            _legend(figure, panel[0])
     return figure
 
 
@@ -280,12 +282,10 @@ def cost_points(
     data = _turned(summary).merge(spent, on=[variant, "prompt_set"])
     first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
     metrics = metrics or (("asr", first), ("retention", first), ("retention", last))
-    there = set(zip(data["metric"], data["prompt_set"], strict=True))
-    shown = [pair for pair in dict.fromkeys(metrics) if pair in there]
+    shown = _shown(data, metrics)
     lines = -(-data[variant].nunique() // 2)  # of the legend
     with panels((4 * len(shown), 3.4 + 0.22 * lines), 1, len(shown)) as (figure, grid):
-        for axes, (metric, prompt_set) in zip(grid[0], shown, strict=True):
-            rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
+        for axes, ((metric, prompt_set), rows) in zip(grid[0], shown, strict=True):
             for place, (name, part) in enumerate(rows.groupby(variant, sort=False)):
                 bars = {"yerr": _reach(part), "elinewidth": 0.8, "linestyle": "none"}
                 axes.errorbar(part["relative"], part["value"], label=name, **bars, **_look(place))
@@ -365,14 +365,17 @@ def _turned(summary: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).sort_index()
 
 
+def _shown(data: pd.DataFrame, metrics: Sequence[tuple[str, str]]) -> list:
+    """The pairs of metric and prompt set that are there, each with its rows."""
+    groups = dict(iter(data.groupby(["metric", "prompt_set"], sort=False)))
+    return [(pair, groups[pair]) for pair in dict.fromkeys(metrics) if pair in groups]
+
+
 def _of(data: pd.DataFrame, metric: str, prompt_set: str) -> pd.DataFrame:
-    chosen = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
-    if chosen.empty:
-        present = ", ".join(sorted(data["prompt_set"].unique()))
-        raise ValueError(
-            f"there is no {metric} for the prompt set {prompt_set!r}; there are {present}"
-        )
-    return chosen
+    for _, rows in _shown(data, [(metric, prompt_set)]):
+        return rows
+    present = ", ".join(sorted(data["prompt_set"].unique()))
+    raise ValueError(f"there is no {metric} for the prompt set {prompt_set!r}; there are {present}")
 
 
 def _reach(group: pd.DataFrame, suffix: str = "") -> np.ndarray:
