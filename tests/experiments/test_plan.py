@@ -55,8 +55,7 @@ def test_the_grid_is_that_of_the_study(tiny_profile):
     assert main_grid["images"].sum() == len(cells)
     asked = main_grid[main_grid["method"] == "vl-dnp"]
     assert (asked["vlm_calls"] == 2 * asked["images"]).all()
-    named = ["04_query_schedule", "05_vlm_size", "05_vlm_size, dial"]
-    named += ["06_guidance_rule", "10_fast"]
+    named = ["04_query_schedule", "05_vlm_size", "06_guidance_rule", "10_fast"]
     assert list(counted["study"].unique()) == ["main grid", "07, lighter VLMs", *named]
 
 
@@ -68,7 +67,6 @@ def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
     # one lever or none, and six combinations.
     counts = {"query-schedule": 2 + 5 * 3, "vlm-size": 5 + lighter, "guidance-rule": 5 * 2 + 2}
     counts["fast"] = 17 + 6
-    counts["dial"] = 4 * 2 * 2 + 1  # recalls, precisions and queries, and the fixed prompt
     assert {study.part: len(study.methods) for study in found.values()} == counts
 
     cells = [
