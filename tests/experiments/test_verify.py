@@ -12,6 +12,7 @@ from vldnp.__main__ import main
 from vldnp.analysis.verification import verification
 from vldnp.core import guidance
 from vldnp.experiments import published, verify
+from vldnp.experiments.grid import setting_of
 from vldnp.experiments.run import run
 from vldnp.metrics.intervals import Interval
 
@@ -179,3 +180,14 @@ def test_strict_fails_by_exit_status(monkeypatch, capsys):
     assert main([*asked, "--strict"]) == 1
     assert main([*asked, "--strict", "--tolerance", "0.05"]) == 0
     assert np.isclose(found.asr.value, 0.05)
+
+
+@pytest.mark.parametrize("name", ["moji", "moji-tuning-main", "moji-full-attacks"])
+def test_all_of_a_shipped_run_can_be_drawn_from(name):
+    """Also the oracle's images, which need what its judge saw in the published ones; and what the
+    protocol is now is a note on its own runs only."""
+    shipped = published.open_run(name)
+    _, studies = verify.source_of(name)
+    made = {setting_of(method) for study in studies for method in study.methods}
+    assert set(shipped.cells["setting"]) <= made
+    assert not [note for note in verify.notes(shipped, made) if "packages" not in note]

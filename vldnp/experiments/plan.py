@@ -108,15 +108,22 @@ def grid(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ablations(profile: Profile, folder: str | Path = NOTEBOOKS) -> dict[str, Study]:
+def ablations(
+    profile: Profile, folder: str | Path = NOTEBOOKS, oracle: Oracle | None = None
+) -> dict[str, Study]:
     """A study for each cell tagged `sweep`, in which a notebook says what it varies.
 
-    Of such a notebook these cells and its parameters are executed, and nothing else; the oracle
-    that it may name knows nothing.
+    Of such a notebook these cells and its parameters are executed, and nothing else.
+
+    Args:
+        profile: what the notebooks' `settings` are.
+        folder: the notebooks.
+        oracle: the one that they may name; by default it knows nothing.
     """
+    oracle = Oracle({}) if oracle is None else oracle
     studies: dict[str, Study] = {}
     for source in notebooks_in(folder):
-        names = {"settings": profile, "sweep": sweep, "dial": dial, "oracle": Oracle({})}
+        names = {"settings": profile, "sweep": sweep, "dial": dial, "oracle": oracle}
         for cell in nbformat.read(source, as_version=4).cells:
             tags = cell.metadata.get("tags", [])
             if "parameters" in tags:

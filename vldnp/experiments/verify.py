@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vldnp._files import data_folder, fingerprint, machine, write_text
+from vldnp.baselines.controls import Oracle, seen_in
 from vldnp.experiments import run
 from vldnp.experiments.grid import Batch, Study, as_json, digest, setting_of
 from vldnp.experiments.profile import Profile, load_profile, profile_names
@@ -187,24 +188,37 @@ def source_of(name: str) -> tuple[Profile, list[Study]]:
         profile = load_profile(before)
         tried = candidates(profile)
         return profile, [study_of_tries(profile, tried, profile.tuning_sets, "attacks")]
-    if name not in profile_names() and (data_folder() / "protocol.yaml").is_file():
+    if name in (known := protocol_runs()):
         protocol = load_protocol()
-        known = {protocol.run_name(part): part for part in protocol.parts}
-        if name in known:
-            return load_profile(protocol.profile), [study_of_part(protocol, known[name])]
+        return load_profile(protocol.profile), [study_of_part(protocol, known[name])]
     profile = load_profile(name)
-    return profile, list(studies_of(profile))
+    plain = [part.images for part in open_run(name).parts if part.name == "plain"]
+    return profile, list(studies_of(profile, seen_in(pd.concat(plain)) if plain else {}))
 
 
-def studies_of(profile: Profile) -> Iterator[Study]:
-    """The studies of a profile's notebooks, the main one first."""
+def protocol_runs() -> dict[str, str]:
+    """Published run → the part of the protocol that it holds."""
+    if not (data_folder() / "protocol.yaml").is_file():
+        return {}
+    protocol = load_protocol()
+    return {protocol.run_name(part): part for part in protocol.parts}
+
+
+def studies_of(profile: Profile, seen: Mapping) -> Iterator[Study]:
+    """The studies of a profile's notebooks, the main one first.
+
+    Args:
+        profile: the notebooks'.
+        seen: what their oracle knows (`controls.Oracle`).
+    """
     from vldnp.experiments import plan, profile_methods
 
     yield profile_methods.profile_study(profile)
     lighter = [profile_methods.dynamic(profile, vlm=vlm) for vlm in profile.lighter_vlms]
     if lighter:
         yield profile_methods.study_of(profile, lighter)
-    yield from plan.ablations(profile).values()
+    oracle = Oracle(seen, str(profile.judge))
+    yield from plan.ablations(profile, oracle=oracle).values()
 
 
 def draw(published: Published, settings: set[str], images: int, seed: int) -> list[str]:
@@ -296,7 +310,7 @@ def notes(published: Published, settings: set[str]) -> list[str]:
         path = part.file("table.csv")
         if not follows(part.images, pd.read_csv(path)):
             found.append(f"{path.name} does not follow from the published rows")
-    if published.meta["protocol"] != protocol_digest():
+    if published.name in protocol_runs() and published.meta["protocol"] != protocol_digest():
         found.append("data/protocol.yaml is not the one that the run was published with")
     versions = {p: published.meta["versions"].get(p) for p in PACKAGES}
     other = [
