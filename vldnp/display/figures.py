@@ -242,8 +242,7 @@ def factor_points(
     """
     data = _turned(summary)
     first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
-    metrics = metrics or (("asr", first), ("retention", first), ("clip", last))
-    shown = _shown(data, metrics)
+    shown = _shown(data, metrics or (("asr", first), ("retention", first), ("clip", last)))
     variants = list(dict.fromkeys(data[factor]))
     groups = list(dict.fromkeys(data[hue])) if hue else [None]
     height = 0.42 * len(variants) + 1.4
@@ -256,8 +255,8 @@ def factor_points(
                 bars = {"xerr": _reach(part), "elinewidth": 1.2, "linestyle": "none"}
                 axes.errorbar(part["value"], heights, label=group, **bars, **_look(place))
             axes.set_xlabel(f"{MEANS[metric].gain},\n{prompt_set!r} prompts")
-        panel[0].set_yticks(range(len(variants)), variants)
-        panel[0].set_ylim(len(variants) - 0.5, -0.5)
+        places, bottom = range(len(variants)), len(variants) - 0.5
+        panel[0].set(yticks=places, yticklabels=variants, ylim=(bottom, -0.5))
         if hue:
             _legend(figure, panel[0])
     return figure
@@ -281,8 +280,7 @@ def cost_points(
     spent = costs[[variant, "prompt_set", "relative"]]
     data = _turned(summary).merge(spent, on=[variant, "prompt_set"])
     first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
-    metrics = metrics or (("asr", first), ("retention", first), ("retention", last))
-    shown = _shown(data, metrics)
+    shown = _shown(data, metrics or (("asr", first), ("retention", first), ("retention", last)))
     lines = -(-data[variant].nunique() // 2)  # of the legend
     with panels((4 * len(shown), 3.4 + 0.22 * lines), 1, len(shown)) as (figure, grid):
         for axes, ((metric, prompt_set), rows) in zip(grid[0], shown, strict=True):
