@@ -12,9 +12,10 @@ from tiny_models import sd3_pipeline, tiny_vae
 from vldnp.core import guidance
 from vldnp.core.concepts import load_concepts
 from vldnp.core.levers import AdaptiveGuidance, Gate
-from vldnp.core.methods import CFG, FAST, VLDNP, Static, fast, identified
+from vldnp.core.methods import CFG, VLDNP, Static, fast, identified
 from vldnp.core.sampler import denoise, sample
 from vldnp.core.strength import DNG, Linear, Window
+from vldnp.experiments.random_models import taesd
 from vldnp.models.backbone import Backbone, to_pil
 from vldnp.models.preview import Preview
 from vldnp.models.run import Run
@@ -366,13 +367,14 @@ def test_wrong_levers(wrong, message):
     assert "\n" not in str(error.value)
 
 
-def test_fast_is_vldnp_with_levers():
+def test_fast_is_vldnp_with_the_preview_decoder():
     options = {"vlm": ScriptedVLM(reply), "concepts": "moji", "omega": OMEGA}
-    ours, plain = fast(**options), VLDNP(**options)
-    assert FAST.keys() == ours.levers().keys() and not plain.levers()
+    preview = taesd()
+    ours, plain = fast(**options, preview=preview), VLDNP(**options)
+    assert ours.preview is preview and ours.levers().keys() == {"preview"} and not plain.levers()
     assert ours.describe() == plain.describe() | {"name": "vl-dnp-fast"} | ours.levers()
-    other = fast(**options, adaptive=None, lag=2)
-    assert other.levers() == {"lag": 2}
+    other = fast(**options, preview=preview, lag=2)
+    assert other.levers().keys() == {"preview", "lag"}
 
 
 # What is shown and recorded of images that were not asked about

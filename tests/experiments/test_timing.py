@@ -107,6 +107,7 @@ def test_parts_make_up_the_whole(model):
         bench, "moji", PROMPTS, sequential_images=1, queries=2, progress=False, **SAMPLING
     )
     ways = ["plain CFG", "plain CFG, adaptive", "sequential reference", "VL-DNP", "fast"]
+    ways += ["fast, adaptive"]
     assert list(table.index) == ways
     parts = table.drop(columns=["seconds", "ratio", "images"])
     assert (parts >= 0).all(axis=None)

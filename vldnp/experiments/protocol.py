@@ -13,7 +13,8 @@ from pydantic import ConfigDict
 
 from vldnp._files import atomic, data_folder, unknown
 from vldnp._yaml import checked, read_yaml
-from vldnp.core.methods import FAST, Method
+from vldnp.core.levers import AdaptiveGuidance
+from vldnp.core.methods import Method
 from vldnp.experiments import published, publishing, run
 from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import Profile, load_profile
@@ -28,8 +29,8 @@ class Part:
 
     Attributes:
         methods: names, each at its chosen setting; `vl-dnp, <VLM>` is VL-DNP with another VLM,
-            `vl-dnp-fast` with the levers of `vldnp.fast` and `vl-dnp-adaptive` and `vl-dnp-preview`
-            with one of them each, and `sld` the profile's one setting of it.
+            `vl-dnp-preview` shows it pictures of the preview decoder, `vl-dnp-adaptive` drops ε_u
+            in late steps, `vl-dnp-fast` does both; and `sld` is the profile's one setting of it.
         prompts: prompt set → how many of its prompts, drawn at random.
         seeds: images of each prompt.
         omegas: strengths at which the methods are compared instead of the chosen one; methods
@@ -109,8 +110,9 @@ def methods_of(profile: Profile, part: Part) -> dict[str, list[Method]]:
         known = {name: [method] for name, method in chosen(profile, methods).items()}
     if slds := [some for name, some in known.items() if name.startswith("sld-")]:
         known["sld"] = slds[0]
-    preview = {"preview": profile.preview}
-    for name, levers in {"fast": preview | FAST, "adaptive": FAST, "preview": preview}.items():
+    preview, adaptive = {"preview": profile.preview}, {"adaptive": AdaptiveGuidance(0.48)}
+    tried = {"fast": preview | adaptive, "adaptive": adaptive, "preview": preview}
+    for name, levers in tried.items():
         known[f"vl-dnp-{name}"] = [replace(dynamic(profile, **levers), name=f"vl-dnp-{name}")]
     for vlm in profile.lighter_vlms:
         known[f"vl-dnp, {vlm}"] = [dynamic(profile, vlm=vlm)]

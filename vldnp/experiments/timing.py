@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 
 from vldnp.core import guidance
 from vldnp.core.concepts import ConceptSet, load_concepts
-from vldnp.core.methods import CFG, FAST, VLDNP, Method, fast
+from vldnp.core.levers import AdaptiveGuidance
+from vldnp.core.methods import CFG, VLDNP, Method
 from vldnp.core.negatives import SampleId
 from vldnp.core.sampler import sample
 from vldnp.core.schedules import front_loaded
@@ -344,9 +345,8 @@ def parts_of_cost(
     def batch(method: Method, count: int) -> None:
         sample(model, prompts[:count], method, progress=False, **sampling)
 
-    def quick(vlm: Callable, count: int) -> None:
-        asked = {"omega": omega, "query_steps": steps, "preview": bench.preview}
-        batch(fast(vlm, concepts, **asked), count)
+    def quick(vlm: Callable, count: int, **more) -> None:
+        batch(VLDNP(vlm, concepts, omega, steps, preview=bench.preview, **more), count)
 
     def loop(vlm: Callable, count: int) -> None:
         for seed, prompt in enumerate(prompts[:count]):
@@ -354,13 +354,14 @@ def parts_of_cost(
                 model, vlm, concepts, prompt, seed, omega=omega, query_steps=steps, **sampling
             )
 
-    adaptive, many = CFG(adaptive=FAST["adaptive"]), len(prompts)
+    late, many = {"adaptive": AdaptiveGuidance(0.48)}, len(prompts)
     ways: dict[str, tuple[Callable, Callable, int]] = {
         "plain CFG": (brief, lambda vlm, n: batch(CFG(), n), many),
-        "plain CFG, adaptive": (brief, lambda vlm, n: batch(adaptive, n), many),
+        "plain CFG, adaptive": (brief, lambda vlm, n: batch(CFG(**late), n), many),
         "sequential reference": (wordy, loop, min(sequential_images, many)),
         "VL-DNP": (brief, lambda v, n: batch(VLDNP(v, concepts, omega, steps), n), many),
         "fast": (brief, quick, many),
+        "fast, adaptive": (brief, lambda v, n: quick(v, n, **late), many),
     }
     modules = {
         "U-Net": model.network,
