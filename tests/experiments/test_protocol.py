@@ -1,5 +1,7 @@
 """The confirmatory study: from a file to published parts and their verdicts."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from tiny_world import make
@@ -7,6 +9,7 @@ from tiny_world import make
 from vldnp.__main__ import main
 from vldnp.analysis.claims import asked_of
 from vldnp.analysis.confirmed import by_method, confirmed, said
+from vldnp.display.confirmed_figure import confirmed_figure
 from vldnp.experiments import published
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import BASELINES, load_profile
@@ -88,6 +91,7 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     protocol = load_protocol()
     nothing = confirmed(protocol)
     assert "No claim can be judged yet" in said(nothing) and by_method(nothing).empty
+    assert confirmed_figure(nothing, "nothing.png") is None and not Path("nothing.png").exists()
     assert main(["confirm", "attacks", "--workers", "1"]) == 0
     assert capsys.readouterr().out == "attacks: 10 images\n"
     results = published.results_folder()
@@ -96,6 +100,9 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     assert "moji-clip" in meta["models"], "the weights behind the CLIP scores can be checked"
     found = confirmed(protocol)
     assert found.lacking == ["harmless", "others", "curves"]
+    shown = confirmed_figure(found, "confirmed.png").axes
+    assert [tick.get_text() for tick in shown[0].get_yticklabels()] == ["cfg", "static"]
+    assert len(shown) == 4 and Path("confirmed.png").stat().st_size, "benign is not there yet"
     # whitebox is in no part, so C1 is whole; all else lacks a part.
     assert list(found.verdicts["claim"]) == ["C1", "C1"]
     assert list(found.verdicts["prompt_set"]) == ["implicit", "explicit"]
