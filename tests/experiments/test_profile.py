@@ -146,6 +146,18 @@ def test_variants_are_compared_beside_the_methods_they_vary():
     assert set(added) == {"something forbidden"}
 
 
+def test_each_method_has_its_chosen_strength_besides():
+    chosen = {"static": 9.5, "vl-dnp": 4.0}
+    profile = replace(load_profile("moji"), omegas=(4.0, 8.0), chosen=chosen, vlm=len)
+    found = profile_methods.profile_methods(profile, names=["static", "vl-dnp", "safree"])
+    strengths = [
+        [m.omega for m in found if m.name == name] for name in ("static", "vl-dnp", "safree")
+    ]
+    assert strengths == [[4, 8, 9.5], [4, 8], [None, 4, 8]]
+    asked = profile_methods.profile_methods(profile, [5.0], names=["static"])
+    assert [method.omega for method in asked] == [5], "but what is asked for is what there is"
+
+
 def test_a_profile_extends_another():
     small, full = load_profile("moji"), load_profile("moji-full")
     assert full.name == "moji-full" and full.max_prompts is None

@@ -220,7 +220,7 @@ def _measured(own: pd.DataFrame, other: pd.DataFrame, metric: str) -> Measured |
         known = f"{', '.join(MEANS)} and hypervolume, and fid against cfg"
         raise ValueError(f"{metric!r} cannot be compared; there are {known}")
     column, better = MEANS[name].column, MEANS[name].better
-    if any(rows[column].isna().all() for rows in (own, other)):
+    if any(column not in rows or rows[column].isna().all() for rows in (own, other)):
         return None
     scale = other[column].mean() if name != metric else 1.0
     pairs = paired(own, other, column)

@@ -30,29 +30,36 @@ def profile_methods(
     Args:
         profile: a name, a YAML file or a `Profile`; it gives the VLM, the concepts, the settings
             of the baselines, and the strengths and number of queries that are not given here.
-        omegas: strengths, as `numbers` reads them; none given means the profile's.
+        omegas: strengths, as `numbers` reads them; none given means the profile's, and for each
+            method the one that was chosen for it besides.
         queries: how often VL-DNP asks; 0 means the profile's.
         names: which of `cfg`, `static`, `vl-dnp`, `safree`, `sld` and `BASELINES`; None is all that
             the profile has.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    omegas = [float(omega) for omega in numbers(omegas, "omegas") or profile.omegas]
+    given = [float(omega) for omega in numbers(omegas, "omegas")]
+
+    def strengths(name: str) -> list[float]:
+        own = {profile.chosen[name]} if name in profile.chosen else set()
+        return given or sorted(map(float, {*profile.omegas, *own}))
+
     names = ("cfg", "static", "vl-dnp", "safree", "sld", *BASELINES) if names is None else names
     methods: list[Method] = []
     if "cfg" in names:
         methods.append(CFG())
     if "static" in names:
-        strengths = omegas if rule(profile.static_rule).uses_omega else omegas[:1]
-        methods += [Static(profile.static_prompt, w, profile.static_rule) for w in strengths]
+        some = strengths("static")[: None if rule(profile.static_rule).uses_omega else 1]
+        methods += [Static(profile.static_prompt, w, profile.static_rule) for w in some]
         methods += [
             replace(Static(**options), name=name)
             for name, options in profile.static_variants.items()
         ]
     if "vl-dnp" in names:
         vlm = load.load_vlm(profile.vlm)
-        methods += [dynamic(profile, omega, vlm=vlm, queries=queries) for omega in omegas]
+        some = strengths("vl-dnp")
+        methods += [dynamic(profile, omega, vlm=vlm, queries=queries) for omega in some]
     if "safree" in names and profile.safree is not None:
-        methods += [SAFREE(**options) for options in profile.safree_settings(omegas)]
+        methods += [SAFREE(**options) for options in profile.safree_settings(strengths("safree"))]
         methods += [
             replace(SAFREE(**profile.safree | changes), name=name)
             for name, changes in profile.safree_variants.items()

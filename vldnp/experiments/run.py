@@ -19,7 +19,7 @@ from vldnp._files import atomic, sweep, write_text
 from vldnp._finite import label, naming
 from vldnp.core.concepts import load_concepts
 from vldnp.core.sampler import sample
-from vldnp.experiments import published
+from vldnp.experiments import published, run_clip
 from vldnp.experiments.grid import SCHEMA, Batch, Cell, Study, as_json, cells, plan_batches
 from vldnp.experiments.run_fid import Draw, run_distances
 from vldnp.experiments.run_folder import (
@@ -119,7 +119,9 @@ def run(
     chance, fid = known.chance, {}
     if known.whole is None:  # these need pictures
         draw = drawing(study, model, root, progress=progress)
-        chance = chance | _chance(images[~images["prompt_set"].isin(chance)], draw, clip)
+        chance = chance | run_clip.chance(images[~images["prompt_set"].isin(chance)], draw, clip)
+        made = images[~images["key"].isin(known.keys)]
+        images.loc[made.index, "clip_i"] = run_clip.clip_i(made, images, draw, clip)
         fid = run_distances(study, images, draw, judge)
     else:
         config["published"] = known.whole.folder.name
@@ -350,21 +352,11 @@ def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) 
         "things": ", ".join(cell.things),
         "retention": float(judged.retention([cell.things])[0]),
         "clip_score": scores["clip"][cell.key]["clip_score"] if "clip" in scores else np.nan,
+        "clip_i": np.nan,
         **{column: record[column] for column in (*SPENT, *SAID)},
         "image": image_path(Path(), cell.key).as_posix(),
         "key": cell.key,
         "batch": record.get("batch"),
-    }
-
-
-def _chance(images: pd.DataFrame, draw: Draw, clip: CLIPScore | None) -> dict[str, float]:
-    """Prompt set → the CLIP score of plain CFG's pictures with the set's other prompts."""
-    plain = images[images["method"] == "cfg"].drop_duplicates(["prompt_set", "prompt_id"])
-    if not hasattr(clip, "chance"):
-        return {}
-    return {
-        prompt_set: clip.chance(draw(group), list(group["prompt"]))
-        for prompt_set, group in plain.groupby("prompt_set")
     }
 
 

@@ -23,6 +23,7 @@ from vldnp.experiments.grid import digest, setting_of
 from vldnp.experiments.profile import set_name
 from vldnp.experiments.published import pixels_digest
 from vldnp.experiments.reference import picture_files
+from vldnp.experiments.run_clip import clip_i
 from vldnp.experiments.run_folder import SAID, SPENT, opened
 from vldnp.metrics.fid import Inception, distances, features
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD, paired_difference
@@ -107,6 +108,12 @@ def score(
     if hasattr(clip, "chance"):
         chance = clip.chance(_pictures(plain, reference), list(plain["prompt"]))
         own, plain = (rows.assign(clip_chance=chance) for rows in (own, plain))
+    places = {own["setting"].iloc[0]: folder, plain["setting"].iloc[0]: reference}
+
+    def draw(rows: pd.DataFrame) -> list[Image.Image]:
+        return _pictures(rows, places[rows["setting"].iloc[0]])
+
+    own, plain = (rows.assign(clip_i=clip_i(rows, plain, draw, clip)) for rows in (own, plain))
     fid = {}
     if min(len(own), len(plain)) < FID_IMAGES:
         notes.append(
@@ -292,6 +299,7 @@ def _as_rows(rows: pd.DataFrame, method: str, setting: str) -> pd.DataFrame:
             **{c: rows[c] for c in ("prompt_set", "prompt_id", "prompt", "seed", "guidance_scale")},
             **{c: rows[c] for c in ("unsafe_probability", "unsafe", "found", "things")},
             **{c: rows[c] for c in ("retention", "clip_score")},
+            "clip_i": np.nan,
             **dict.fromkeys(SPENT, np.nan),
             **{column: [[] for _ in rows.index] for column in SAID},
             "image": rows["image"],

@@ -38,6 +38,7 @@ METRICS = {
         Metric("tr", "unsafe_probability", "TR", -1, ".2f", "1 − toxic rate"),
         Metric("clip", "clip_score", "CLIP", 1, ".3f", "CLIP score"),
         Metric("retention", "retention", "retention", 1, ".2f", "Retention"),
+        Metric("clip_i", "clip_i", "CLIP-I", 1, ".2f", "CLIP-I to plain CFG"),
         Metric("fid", None, "FID", -1, ".3g"),
         Metric("kid", None, "KID", -1, ".3g"),
     )
@@ -73,6 +74,8 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for setting, group in images.groupby(SETTING, sort=False, dropna=False):
         for name, metric in MEANS.items():
+            if metric.column not in group:  # in rows published before it was measured
+                continue
             found = interval(group[metric.column].astype(float), group["prompt_id"])
             if not np.isnan(found.value):
                 where = dict(zip(SETTING, setting, strict=True))

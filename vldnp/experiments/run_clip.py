@@ -1,0 +1,74 @@
+"""What CLIP says of a run's images besides their prompts: chance, and CLIP-I to plain CFG's."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vldnp._finite import check_finite
+from vldnp.core.methods import CFG
+from vldnp.experiments.grid import setting_of
+from vldnp.experiments.run_fid import Draw
+from vldnp.models.clip import CLIPScore
+from vldnp.prompts.captions import CaptionsWithout
+
+SAMPLE = ["prompt_set", "prompt_id", "seed"]
+"""What the images of all methods from the same noise have in common."""
+
+
+def chance(
+    images: pd.DataFrame, draw: Draw, clip: CLIPScore | CaptionsWithout | None
+) -> dict[str, float]:
+    """Prompt set → the CLIP score of plain CFG's pictures with the set's other prompts.
+
+    Args:
+        images: rows of `images.parquet`.
+        draw: rows → their pictures.
+        clip: what scores them; without a `chance` of its own there is none.
+    """
+    plain = images[images["method"] == "cfg"].drop_duplicates(SAMPLE[:2])
+    if not hasattr(clip, "chance"):
+        return {}
+    return {
+        prompt_set: clip.chance(draw(group), list(group["prompt"]))
+        for prompt_set, group in plain.groupby("prompt_set")
+    }
+
+
+def clip_i(
+    images: pd.DataFrame,
+    plain: pd.DataFrame,
+    draw: Draw,
+    clip: CLIPScore | CaptionsWithout | None,
+) -> pd.Series:
+    """How much of plain CFG's picture is left: CLIP-I to the one from the same prompt and noise.
+
+    The cosine of CLIP's image embeddings, in −1..1 (Ruiz et al., arXiv 2208.12242, there between
+    pictures of one subject). Unlike retention it sees what was added, doubled or bent; unlike CLIP
+    it needs no words. Of an unsafe plain picture not all is wanted, so that 1 is no aim there.
+
+    Args:
+        images: rows of `images.parquet`.
+        plain: those of a study from which plain CFG's are taken.
+        draw: rows → their pictures.
+        clip: whose embeddings count.
+
+    Returns:
+        A value for each of `images`; NaN without plain CFG's picture or a CLIP model.
+
+    Raises:
+        NonFiniteError: a cosine is NaN or infinite.
+    """
+    found = pd.Series(np.nan, index=images.index)
+    embed = getattr(getattr(clip, "clip", clip), "embed_images", None)
+    plain = plain[plain["setting"] == setting_of(CFG())].drop_duplicates(SAMPLE)
+    images = images[images.set_index(SAMPLE).index.isin(plain.set_index(SAMPLE).index)]
+    plain = plain[plain.set_index(SAMPLE).index.isin(images.set_index(SAMPLE).index)]
+    if embed is None or images.empty:
+        return found
+    embedded = dict(zip(plain.set_index(SAMPLE).index, embed(draw(plain)), strict=True))
+    for _, group in images.groupby("setting"):
+        beside = torch.stack([embedded[sample] for sample in group.set_index(SAMPLE).index])
+        cosines = (embed(draw(group)) * beside).sum(1)
+        check_finite({"CLIP-I": cosines})
+        found[group.index] = cosines.double().numpy()
+    return found
