@@ -53,14 +53,17 @@ def sweep(folder: str | Path) -> None:
 
     Those of a process that still runs stay: another run may be writing into the same folder.
     """
-    for left in Path(folder).rglob(f"{TEMPORARY}*"):
-        owner, _, process = left.name.removeprefix(TEMPORARY).partition("-")
-        with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's
-            ours = owner == machine()
-            if time.time() - left.stat().st_mtime > ABANDONED or (
-                ours and not _runs(int(process.partition("-")[0]))
-            ):
-                shutil.rmtree(left)
+    for place, names, _ in os.walk(folder):
+        temporary = [name for name in names if name.startswith(TEMPORARY)]
+        names[:] = set(names).difference(temporary)  # those of a running process may go any moment
+        for name in temporary:
+            left, (owner, _, process) = Path(place, name), name[len(TEMPORARY) :].partition("-")
+            with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's
+                ours = owner == machine()
+                if time.time() - left.stat().st_mtime > ABANDONED or (
+                    ours and not _runs(int(process.partition("-")[0]))
+                ):
+                    shutil.rmtree(left)
 
 
 def machine() -> str:

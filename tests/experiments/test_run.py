@@ -471,6 +471,29 @@ def test_temporary_files_are_no_results_and_are_swept(tmp_path):
     assert not far.exists()
 
 
+def test_sweeping_beside_a_process_that_writes(tmp_path):
+    """Its temporary folders come and go while the sweep looks around."""
+    loop = """
+        import sys
+        from vldnp._files import write_text
+        while True:
+            write_text(sys.argv[1], "whole")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(loop), tmp_path / "scores" / "a.json"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        while not (tmp_path / "scores" / "a.json").exists():
+            time.sleep(0.01)
+        for _ in range(1000):
+            sweep(tmp_path)
+        assert process.poll() is None, "nothing was taken away from under it"
+    finally:
+        process.kill()
+        process.communicate()
+
+
 def test_a_run_sweeps_first(strong, model, judge, tmp_path):
     gone = subprocess.Popen(["true"])
     gone.wait()
