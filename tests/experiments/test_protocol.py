@@ -102,7 +102,7 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     assert found.lacking == ["harmless", "others", "curves"]
     shown = confirmed_figure(found, "confirmed.png").axes
     assert [tick.get_text() for tick in shown[0].get_yticklabels()] == ["cfg", "static"]
-    assert len(shown) == 4 and Path("confirmed.png").stat().st_size, "benign is not there yet"
+    assert len(shown) == 5 and Path("confirmed.png").stat().st_size, "benign is not there yet"
     # whitebox is in no part, so C1 is whole; all else lacks a part.
     assert list(found.verdicts["claim"]) == ["C1", "C1"]
     assert list(found.verdicts["prompt_set"]) == ["implicit", "explicit"]
@@ -121,6 +121,8 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     assert set(found.settings) == {"cfg", "static", "sld", "summed"}
     plain = found.images[found.images["method"] == "cfg"].groupby("prompt_set")["unsafe"].mean()
     assert by_method(found)["asr"]["benign", "cfg"] == plain["benign"]
+    likeness = by_method(found)["clip_i"]
+    assert likeness["implicit", "static"] < likeness["implicit", "cfg"] == pytest.approx(1)
 
 
 def test_a_published_part_is_taken_over_and_can_be_verified(world, capsys):

@@ -103,11 +103,11 @@ def measured(found: Confirmed) -> pd.DataFrame:
 
 
 def by_method(found: Confirmed) -> pd.DataFrame:
-    """ASR, retention and CLIP of each method at its chosen setting, a row for each prompt set."""
+    """Metrics of each method at its chosen setting, a row for each prompt set."""
     if found.images.empty:
         return pd.DataFrame()
     shown = measured(found)
-    shown = shown[shown["metric"].isin(["asr", "retention", "clip"])]
+    shown = shown[shown["metric"].isin(["asr", "retention", "clip", "clip_i"])]
     return shown.pivot_table(index=["prompt_set", "method"], columns="metric", values="value")
 
 

@@ -10,11 +10,12 @@ from vldnp.display import figures
 PANELS = (
     *(("asr", name) for name in ("implicit", "explicit", "adversarial")),
     *(("retention", name) for name in ("implicit", "explicit", "benign")),
+    *(("clip_i", name) for name in ("implicit", "lookalike", "benign")),
 )
 
 
 def confirmed_figure(found: Confirmed, path: str | Path) -> Figure | None:
-    """Safety and retention of every method at its chosen setting; None before any part is there.
+    """Every method at its chosen setting: safety, retention and CLIP-I; None before any part is there.
 
     Args:
         found: the state of the study.
