@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def test_conda_pins_equal_the_constraints(constraints, pip_section):
 def test_conda_pins_what_the_project_asks_for(project, pip_section):
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     assert set(pins(pip_section)) == {normal(name) for name in wanted}
+
+
+def test_pip_takes_the_conda_environments_section(pip_section, tmp_path):
+    """As conda hands it to pip: it resolves, and to what is installed here, with no index to ask."""
+    wanted = tmp_path / "requirements.txt"
+    wanted.write_text("\n".join(pip_section).replace("-c ", f"-c {ROOT}/"))
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-build-isolation"]
+    asked = [*pip, "--no-index", "--disable-pip-version-check", "-r", wanted]
+    said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    (would,) = re.findall(r"^Would install (.*)$", said.stdout, re.M)
+    assert re.fullmatch(r"vldnp-\S+", would)
 
 
 def test_make_and_conda_set_the_same_variables():
