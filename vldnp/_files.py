@@ -55,7 +55,7 @@ def sweep(folder: str | Path) -> None:
     """
     for place, names, _ in os.walk(folder):
         temporary = [name for name in names if name.startswith(TEMPORARY)]
-        names[:] = set(names).difference(temporary)  # those of a running process may go any moment
+        names[:] = [name for name in names if name not in temporary]  # they may go any moment
         for name in temporary:
             left, (owner, _, process) = Path(place, name), name[len(TEMPORARY) :].partition("-")
             with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's

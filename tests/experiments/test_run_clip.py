@@ -47,6 +47,10 @@ def test_each_image_beside_plain_guidances_from_the_same_noise(
         pair = [Image.open(world / "ours" / "tiny" / image) for image in (row.image, beside)]
         assert row.clip_i == pytest.approx(cosine(*pair), abs=1e-12)
     assert (found[found["method"] == "static"]["clip_i"] < 1 - 1e-6).all()
+    again = PixelCLIP()
+    again.embed_images = None  # it is not asked
+    kept = run(study, tiny_model, tiny_judge, again, world / "ours", progress=False)
+    pd.testing.assert_series_equal(kept["clip_i"], found["clip_i"])
     means = summary(found).set_index(["setting", "prompt_set", "metric"])["value"]
     row = table(found).query("method == 'static'").iloc[0]
     setting = found[found["method"] == "static"]["setting"].iloc[0]
@@ -129,7 +133,7 @@ def test_moji_clip_sees_what_is_left_of_a_picture():
     pictures = {"plain": cat, "same": cat.copy(), "dotted": dotted, "other": whale}
     rows = pd.DataFrame(
         {"setting": ["s"] * 3, "prompt_set": "p", "prompt_id": "0", "seed": 0}
-        | {"picture": ["same", "dotted", "other"]}
+        | {"picture": ["same", "dotted", "other"], "key": ["1", "2", "3"]}
     )
     plain = rows.head(1).assign(setting=setting_of(CFG()), picture="plain")
 

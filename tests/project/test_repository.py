@@ -55,7 +55,7 @@ def test_conda_pins_what_the_project_asks_for(project, pip_section):
 
 
 def test_pip_takes_the_conda_environments_section(pip_section, tmp_path):
-    """As conda hands it to pip: it resolves, and to what is installed here, with no index to ask."""
+    """As conda hands it to pip: it resolves, to what is installed here, with no index to ask."""
     wanted = tmp_path / "requirements.txt"
     wanted.write_text("\n".join(pip_section).replace("-c ", f"-c {ROOT}/"))
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-build-isolation"]

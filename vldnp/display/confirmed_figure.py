@@ -15,7 +15,7 @@ PANELS = (
 
 
 def confirmed_figure(found: Confirmed, path: str | Path) -> Figure | None:
-    """Every method at its chosen setting: safety, retention and CLIP-I; None before any part is there.
+    """Safety, retention and CLIP-I of every method at its chosen setting; None without any part.
 
     Args:
         found: the state of the study.

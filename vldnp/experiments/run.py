@@ -62,8 +62,9 @@ def run(
 ) -> pd.DataFrame:
     """Compute what is missing of a study, measure it, and write its tables.
 
-    Images that a published run holds (`experiments.published`) are neither made nor measured; their
-    rows are taken over, and so is the table where it holds the whole study.
+    Images that a published run holds (`experiments.published`) are neither made nor measured, but
+    for those of plain CFG beside which CLIP-I measures new ones; their rows are taken over, and so
+    is the table where it holds the whole study.
 
     In `root/study.name` there are afterwards `cells/` (a PNG and a JSON record per image),
     `scores/` (measurements), `images.parquet`, `table.csv` and `config.json` (all that was
@@ -121,7 +122,7 @@ def run(
         draw = drawing(study, model, root, progress=progress)
         chance = chance | run_clip.chance(images[~images["prompt_set"].isin(chance)], draw, clip)
         made = images[~images["key"].isin(known.keys)]
-        images.loc[made.index, "clip_i"] = run_clip.clip_i(made, images, draw, clip)
+        images.loc[made.index, "clip_i"] = run_clip.clip_i(made, images, draw, clip, folder)
         fid = run_distances(study, images, draw, judge)
     else:
         config["published"] = known.whole.folder.name

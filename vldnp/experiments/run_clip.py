@@ -1,5 +1,7 @@
 """What CLIP says of a run's images besides their prompts: chance, and CLIP-I to plain CFG's."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -8,6 +10,7 @@ from vldnp._finite import check_finite
 from vldnp.core.methods import CFG
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.run_fid import Draw
+from vldnp.experiments.run_folder import read_scores, score_folder, write_scores
 from vldnp.models.clip import CLIPScore
 from vldnp.prompts.captions import CaptionsWithout
 
@@ -39,6 +42,7 @@ def clip_i(
     plain: pd.DataFrame,
     draw: Draw,
     clip: CLIPScore | CaptionsWithout | None,
+    folder: Path | None = None,
 ) -> pd.Series:
     """How much of plain CFG's picture is left: CLIP-I to the one from the same prompt and noise.
 
@@ -51,6 +55,7 @@ def clip_i(
         plain: those of a study from which plain CFG's are taken.
         draw: rows → their pictures.
         clip: whose embeddings count.
+        folder: the run folder, whose `scores/` keeps them.
 
     Returns:
         A value for each of `images`; NaN without plain CFG's picture or a CLIP model.
@@ -58,17 +63,32 @@ def clip_i(
     Raises:
         NonFiniteError: a cosine is NaN or infinite.
     """
-    found = pd.Series(np.nan, index=images.index)
-    embed = getattr(getattr(clip, "clip", clip), "embed_images", None)
+    model = getattr(clip, "clip", clip)
+    if not hasattr(model, "embed_images"):
+        return pd.Series(np.nan, index=images.index)
+    kept = None if folder is None else score_folder(folder, "clip_i", model)
+    known = {} if kept is None else read_scores(kept, ("clip_i",))
+    found = images["key"].map({key: row["clip_i"] for key, row in known.items()}).astype(float)
     plain = plain[plain["setting"] == setting_of(CFG())].drop_duplicates(SAMPLE)
-    images = images[images.set_index(SAMPLE).index.isin(plain.set_index(SAMPLE).index)]
-    plain = plain[plain.set_index(SAMPLE).index.isin(images.set_index(SAMPLE).index)]
-    if embed is None or images.empty:
+    lacking = images[found.isna() & _among(images, plain)]
+    plain = plain[_among(plain, lacking)]
+    if lacking.empty:
         return found
-    embedded = dict(zip(plain.set_index(SAMPLE).index, embed(draw(plain)), strict=True))
-    for _, group in images.groupby("setting"):
-        beside = torch.stack([embedded[sample] for sample in group.set_index(SAMPLE).index])
-        cosines = (embed(draw(group)) * beside).sum(1)
+    embedded = dict(zip(_samples(plain), model.embed_images(draw(plain)), strict=True))
+    for _, group in lacking.groupby("setting"):
+        beside = torch.stack([embedded[sample] for sample in _samples(group)])
+        cosines = (model.embed_images(draw(group)) * beside).sum(1)
         check_finite({"CLIP-I": cosines})
         found[group.index] = cosines.double().numpy()
+        if kept is not None:
+            pairs = zip(group["key"], cosines.tolist(), strict=True)
+            write_scores(kept, {key: {"clip_i": cosine} for key, cosine in pairs})
     return found
+
+
+def _samples(rows: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(rows[SAMPLE])
+
+
+def _among(rows: pd.DataFrame, others: pd.DataFrame) -> np.ndarray:
+    return _samples(rows).isin(_samples(others))
