@@ -49,8 +49,9 @@ def fid_changes(
         return features(draw(rows), space).numpy()
 
     real, plain = features(pixels, space).numpy(), of(methods["cfg"])
+    prompts = compared[compared["setting"] == methods["cfg"]]["prompt_id"].sort_values()
     return {
-        name: fid_change(of(setting), plain, real)
+        name: fid_change(of(setting), plain, real, prompts)
         for name, setting in methods.items()
         if name != "cfg"
     }

@@ -1,8 +1,10 @@
 """FID and KID by torch-fidelity, and the change of FID over pairs."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
@@ -94,53 +96,65 @@ def distances(images: Tensor, reference: Tensor) -> Distances:
     return Distances(fid[metric_fid.KEY_METRIC_FID], kid[metric_kid.KEY_METRIC_KID_MEAN])
 
 
-def frechet_distance(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
+def frechet_distance(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), FID's formula (Heusel et al. 2017, eq. 6).
 
-    With Σ₁ = AᵀA the last trace is that of (AΣ₂Aᵀ)^½, which is only as large as there are images:
-    hundreds of times faster for a bootstrap than the matrix root of Σ₁Σ₂.
+    With Σ₁ = AᵀA and Σ₂ = BBᵀ the last trace is the sum of AB's singular values: hundreds of times
+    faster for a bootstrap than the matrix root of Σ₁Σ₂, for few images and for many.
 
     Args:
         features: `[n, D]`, n ≥ 2; μ₁ and Σ₁ are theirs.
-        mean, covariance: μ₂ `[D]` and Σ₂ `[D, D]`.
+        mean, root: μ₂ `[D]` and B `[D, D]`, as `root_of` gives it.
     """
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    roots = np.sqrt(np.linalg.eigvalsh(centred @ covariance @ centred.T).clip(min=0))
+    shared = np.linalg.svd(centred @ root, compute_uv=False).sum()
     gap = features.mean(axis=0) - mean
-    return float(gap @ gap + (centred**2).sum() + np.trace(covariance) - 2 * roots.sum())
+    return float(gap @ gap + (centred**2).sum() + (root**2).sum() - 2 * shared)
+
+
+def root_of(covariance: np.ndarray) -> np.ndarray:
+    """B `[D, D]` with BBᵀ = Σ."""
+    values, vectors = np.linalg.eigh(covariance)
+    return vectors * np.sqrt(values.clip(min=0))
 
 
 def fid_change(
     features: np.ndarray,
     plain: np.ndarray,
     real: np.ndarray,
+    prompts: Sequence | None = None,
     *,
     resamples: int = FID_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """How much a method's FID lies above plain CFG's.
 
-    The interval is a percentile bootstrap over pairs of images, the method's and plain CFG's of
-    the same prompt and seed; that FID is biased upwards for few images touches both alike.
+    The interval is a percentile bootstrap over prompts, each with the method's images and plain
+    CFG's; that FID is biased upwards for few images touches both alike.
 
     Args:
         features, plain: `[n, D]`, in the same order of prompts and seeds; n ≥ 2.
         real: `[m, D]`, m ≥ 2, as they are in all resamples.
+        prompts: the prompt of each row; by default each row has its own.
     """
-    mean, covariance = real.mean(axis=0), np.cov(real, rowvar=False)
+    mean, root = real.mean(axis=0), root_of(np.cov(real, rowvar=False))
+    of_prompt = pd.Series(np.arange(len(plain))).groupby(
+        np.arange(len(plain)) if prompts is None else np.asarray(prompts)
+    )
+    rows_of = [rows.to_numpy() for _, rows in of_prompt]
 
-    def fid(rows: np.ndarray) -> float:
-        return frechet_distance(rows, mean, covariance)
-
-    def change(rows: np.ndarray) -> float:
-        return fid(features[rows]) - fid(plain[rows])
+    def change(drawn: np.ndarray) -> float:
+        rows = np.concatenate([rows_of[i] for i in drawn])
+        return frechet_distance(features[rows], mean, root) - frechet_distance(
+            plain[rows], mean, root
+        )
 
     found = stats.bootstrap(
-        (np.arange(len(plain)),),
+        (np.arange(len(rows_of)),),
         change,
         vectorized=False,
         n_resamples=resamples,
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(change(np.arange(len(plain))), float(found.low), float(found.high))
+    return Interval(change(np.arange(len(rows_of))), float(found.low), float(found.high))
