@@ -57,13 +57,17 @@ def sweep(folder: str | Path) -> None:
         temporary = [name for name in names if name.startswith(TEMPORARY)]
         names[:] = [name for name in names if name not in temporary]  # they may go any moment
         for name in temporary:
-            left, (owner, _, process) = Path(place, name), name[len(TEMPORARY) :].partition("-")
             with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's
-                ours = owner == machine()
-                if time.time() - left.stat().st_mtime > ABANDONED or (
-                    ours and not _runs(int(process.partition("-")[0]))
-                ):
+                if _is_left_behind(left := Path(place, name)):
                     shutil.rmtree(left)
+
+
+def _is_left_behind(temporary: Path) -> bool:
+    """Whether its process runs no more here, or it is too old to be anyone's."""
+    owner, _, process = temporary.name.removeprefix(TEMPORARY).partition("-")
+    if time.time() - temporary.stat().st_mtime > ABANDONED:
+        return True
+    return owner == machine() and not _runs(int(process.partition("-")[0]))
 
 
 def machine() -> str:
