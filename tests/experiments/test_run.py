@@ -734,3 +734,9 @@ def test_methods_that_would_share_images_are_refused(prompts):
         with pytest.raises(ValueError, match="two methods '.*' differ, but not in what describe"):
             Study("x", (method(knife), other), prompts)
     Study("x", (method(knife), method(knife, "another name")), prompts)  # the same images
+
+
+def test_a_record_names_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
+    assert vldnp.experiments.run._machine(torch.device("cuda:1")).endswith(" CPUs, a GPU at cuda:1")
+    assert vldnp.experiments.run._machine(torch.device("cpu")).endswith(" CPUs")

@@ -375,6 +375,13 @@ def _config(study: Study, model: Backbone, judge: Judge, clip: CLIPScore | None)
         "model": {"name": model.name, "revision": model.revision, "dtype": str(model.dtype)},
         **{k: {"name": m.name, "revision": m.revision} for k, m in measured.items()},
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")}
-        | {"machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"},
+        | {"machine": _machine(model.device)},
     }
     return json.loads(as_json(config))
+
+
+def _machine(device: torch.device) -> str:
+    """In words; with the GPU, if the images are made there."""
+    gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
+    parts = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPUs", *gpu]
+    return ", ".join(parts)
