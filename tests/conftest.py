@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any test imports torch
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Bits are compared, so all computes on the CPU; with this variable set, as it says.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # A busy machine is no failure: properties are tested for what they say, not for how long it takes.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])

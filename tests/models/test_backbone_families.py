@@ -293,7 +293,7 @@ def test_offloading_is_asked_of_the_pipeline(folders, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_offloading_changes_no_picture(folders):
+def test_offloading_on_a_gpu_changes_no_picture(folders):
     for name in PIPELINES:
         here, offloaded = (
             load.load(folders(name), device="cuda", model_cpu_offload=offload)
