@@ -1,6 +1,7 @@
 """The levers, against a loop for one image that knows them by their definitions alone."""
 
 import json
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -293,6 +294,66 @@ def test_a_difference_may_be_reused_under_any_rule(exact, rule):
     ]
     torch.testing.assert_close(outs[0].latents, outs[1].latents, atol=1e-9, rtol=0)
     assert [out.trace.model_evaluations for out in outs] == [[18], [14]]
+
+
+# The VLM beside the denoising
+
+
+def beside(model, vlm, **levers):
+    method = VLDNP(vlm, "moji", OMEGA, (1, 2), lag=2, **levers)
+    return denoise(model, ["a cat"], method, seeds=[1], num_inference_steps=5)
+
+
+def test_the_vlm_works_while_the_denoising_goes_on(exact):
+    """It answers about step 1 only after step 2, and is waited for in step 3."""
+    went_on, steps, asked = threading.Event(), [], []
+
+    def vlm(images, question):
+        assert went_on.wait(60), "nobody went on"
+        asked.append((torch.is_grad_enabled(), threading.current_thread()))
+        return ["a knife"] if len(asked) == 1 else ["a skull"]
+
+    for step in beside(exact("noise")[0], vlm):
+        steps.append(step)
+        if step.index <= 2:
+            assert step.vlm_answers == ([None] if step.queried else None)
+        if step.index == 2:
+            went_on.set()
+    assert [step.vlm_answers for step in steps] == [None, ["a knife"], ["a skull"], None, None]
+    assert [step.negative_prompts for step in steps] == [[None]] * 3 + [["knife"], ["skull"]]
+    assert [step.vlm_calls for step in steps] == [[0], [1], [1], [0], [0]]
+    assert not any(gradients for gradients, _ in asked)
+    (thread,) = {thread for _, thread in asked}
+    assert thread is not threading.current_thread()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_a_gate_compares_with_what_was_answered(exact):
+    """So it waits for the last answer: the first query fails, and does not count as a look."""
+    asked = []
+
+    def vlm(images, question):
+        asked.append(images)
+        if len(asked) == 1:
+            raise RuntimeError("busy")
+        return ["a knife"]
+
+    with pytest.warns(UserWarning, match="busy"):
+        steps = list(beside(exact("noise")[0], vlm, gate=Gate(-1.0), on_failure="static"))
+    assert len(asked) == 2
+    assert steps[1].vlm_failures == ["RuntimeError: busy"] and steps[2].vlm_failures == [None]
+
+
+def test_an_error_beside_is_raised_where_its_answer_is_due(exact):
+    def vlm(images, question):
+        raise RuntimeError("no such server")
+
+    went = []
+    with pytest.raises(RuntimeError, match="no such server"):
+        for step in beside(exact("noise")[0], vlm):
+            went.append(step.index)
+    assert went == [0, 1, 2]
 
 
 # What a method says of itself

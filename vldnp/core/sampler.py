@@ -205,7 +205,7 @@ def _denoise(
 
         # 2. Look at x̂₀, which is free of the negative term, and renew the negative prompts.
         x0 = run.x0(pred, t, latents)
-        asked, pictures = looking.at(i, x0, latents)
+        asked, pictures, said = looking.at(i, x0, latents)
         if waits:
             steering.use(looking.in_force(i))
             if steered := steering.outdated(i):
@@ -223,7 +223,7 @@ def _denoise(
         latents = run.step(pred, t, latents, batch.generators)
         with naming(batch.labels, f"at step {i}"):
             check_finite({"the prediction": pred, "x̂₀": x0, "the denoised latents": latents})
-        negatives, said = steering.negatives, looking.latest
+        negatives = steering.negatives
         yield Step(
             index=i,
             timestep=float(t),
@@ -231,8 +231,8 @@ def _denoise(
             x0=x0,
             x0_images=pictures if any(pictures) else None,
             queried=bool(asked),
-            vlm_answers=_of(asked, [negative.answer for negative in said]),
-            vlm_failures=_of(asked, [negative.failure for negative in said]),
+            vlm_answers=said and said.answers,
+            vlm_failures=said and said.failures,
             concepts=[negative.concepts for negative in negatives],
             negative_prompts=[negative.prompt for negative in negatives],
             model_evaluations=[
@@ -245,11 +245,6 @@ def _denoise(
             vlm_calls=[int(row in asked) for row in range(B)],
             x0_decodes=[int(picture is not None) for picture in pictures],
         )
-
-
-def _of(asked: Sequence[int], said: list) -> list | None:
-    """What was said about the images asked about, None for the others; None where none was."""
-    return [one if row in asked else None for row, one in enumerate(said)] if asked else None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class Step:
             decoded, and for an image whose own was not (see `levers.Gate`).
         queried: whether the VLM was asked at this step, about any image; `vlm_calls` says which.
         vlm_answers: its words, verbatim up to 4,000 characters, one per image; None where it was
-            not asked. An image that it failed to answer or was not asked about has None.
+            not asked. An image that it failed to answer or was not asked about has None, and with
+            a `lag` every image until the answers are in force, in a later step.
         vlm_failures: why it failed to answer, one per image; None for an image that it answered
             about, and where it was not asked. What was done then is the method's `on_failure`.
         concepts: the concepts in each image's negative prompt.
