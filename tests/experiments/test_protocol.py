@@ -9,7 +9,7 @@ from tiny_world import make
 from vldnp.__main__ import main
 from vldnp.analysis.claims import asked_of
 from vldnp.analysis.confirmed import by_method, confirmed, said
-from vldnp.display.confirmed_figure import confirmed_figure
+from vldnp.display.confirmed_figure import LIKENESS, confirmed_figure
 from vldnp.experiments import published
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import BASELINES, load_profile
@@ -102,7 +102,8 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     assert found.lacking == ["harmless", "others", "curves"]
     shown = confirmed_figure(found, "confirmed.png").axes
     assert [tick.get_text() for tick in shown[0].get_yticklabels()] == ["cfg", "static"]
-    assert len(shown) == 5 and Path("confirmed.png").stat().st_size, "benign is not there yet"
+    assert len(shown) == 4 and Path("confirmed.png").stat().st_size, "benign is not there yet"
+    assert len(confirmed_figure(found, "likeness.png", LIKENESS).axes) == 1
     # whitebox is in no part, so C1 is whole; all else lacks a part.
     assert list(found.verdicts["claim"]) == ["C1", "C1"]
     assert list(found.verdicts["prompt_set"]) == ["implicit", "explicit"]
@@ -121,6 +122,11 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     assert set(found.settings) == {"cfg", "static", "sld", "summed"}
     plain = found.images[found.images["method"] == "cfg"].groupby("prompt_set")["unsafe"].mean()
     assert by_method(found)["asr"]["benign", "cfg"] == plain["benign"]
+    assert len(confirmed_figure(found, "confirmed.png").axes[0].get_yticklabels()) == 4
+    compared = confirmed_figure(found, "likeness.png", LIKENESS).axes[0].get_yticklabels()
+    assert [tick.get_text() for tick in compared] == ["cfg", "static"], (
+        "the others lack plain CFG's"
+    )
     likeness = by_method(found)["clip_i"]
     assert likeness["implicit", "static"] < likeness["implicit", "cfg"] == pytest.approx(1)
 
