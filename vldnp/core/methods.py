@@ -38,8 +38,8 @@ class Method:
         gate: which queries are skipped because x̂₀ hardly moved since the last one, after which the
             negative prompt stays; None: none.
         lag: d, so that an answer about x̂₀ of step i is in force from step i + d on, and the VLM
-            works beside the denoising until then, in a thread of its own; what could be in force
-            in no step is not asked. 0: at once, as in the paper.
+            works beside the denoising until then, in a thread of its own, while d − 1 steps go by;
+            what could be in force in no step is not asked. 0: at once, as in the paper.
         preview: decodes x̂₀ for the VLM, in place of the model's VAE (`vldnp.load_preview`); None:
             the VAE does. The final picture is the VAE's always.
     """
