@@ -149,6 +149,9 @@ def test_omega_curves_have_a_panel_per_metric_and_set(summary):
     assert lines["vl-dnp"].get_ydata() == pytest.approx([0.8, 0.8])
     assert lines["cfg"].get_linestyle() == "--"
     assert len(figures.omega_curves(summary, ["asr"]).axes) == 2
+    own = (summary["method"] == "static") & (summary["omega"] == 8)
+    summary.loc[own, "omega"] = 6.5  # a chosen strength that no other method has
+    assert figures.omega_curves(summary).axes[-1].get_xticks().tolist() == [2]
 
 
 def test_methods_without_a_look_of_their_own_get_different_ones(summary):

@@ -16,15 +16,13 @@ def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
     """All methods in one Markdown table: safety on the attacks, alignment on harmless prompts.
 
     All prompt sets but the harmless one are attacks. The best of each column is bold, plain CFG's
-    CLIP, FID and KID too where no method is better; 95 % intervals in brackets. Time is relative
-    to plain CFG on the same prompts. What was not measured has no column, and is named below.
+    CLIP, FID and KID too where no method is better; 95 % intervals in brackets. What was not
+    measured has no column, and is named below. Time has none: `timing` takes it side by side.
     """
     sets = [name for name in dict.fromkeys(table["prompt_set"]) if name != benign_set]
     wanted = [(METRICS[metric], name) for name in sets for metric in ("asr", "tr")]
     wanted += [(METRICS[metric], benign_set) for metric in ("clip", "fid", "kid")]
     rows = table.assign(omega=table["omega"].fillna(-1)).set_index(["method", "omega"])
-    plain = rows.loc["cfg"].set_index("prompt_set")["seconds"]
-    rows["time"] = rows["seconds"] / rows["prompt_set"].map(plain)
     methods = list(dict.fromkeys(rows.index))
     columns = {}
     for metric, prompt_set in wanted:
@@ -37,10 +35,9 @@ def overview(table: pd.DataFrame, benign_set: str = "benign") -> Statement:
         columns[f"{metric.label} {prompt_set}"] = [
             bold(cell(row, metric), row[metric.name] == best) for _, row in column.iterrows()
         ]
-    means = rows.groupby(level=[0, 1], sort=False)[["model_evaluations", "time"]].mean()
     cost = COSTS["model_evaluations"]
-    columns[cost.label] = [number(cost, x) for x in means[cost.name]]
-    columns["time"] = ["" if np.isnan(x) else f"{x:.2f}×" for x in means["time"]]
+    means = rows.groupby(level=[0, 1], sort=False)[cost.name].mean()
+    columns[cost.label] = [number(cost, x) for x in means]
     names = [[f"`{m}`", "" if omega < 0 else f"{omega:g}"] for m, omega in methods]
     cells_of = zip(*columns.values(), strict=True)
     body = [[*name, *cells] for name, cells in zip(names, cells_of, strict=True)]
@@ -333,25 +330,21 @@ def verdict(
 def results(table: pd.DataFrame) -> Statement:
     """`table.csv` as one Markdown table per prompt set; 95 % intervals in brackets.
 
-    `time` is relative to plain CFG on the same prompts. What was not measured has no column, and
-    is named at the end.
+    What was not measured has no column, and is named at the end.
     """
     parts = []
     for prompt_set, rows in table.groupby("prompt_set", sort=False):
         costs = [cost for name, cost in COSTS.items() if name != "seconds"]
         shown = [m for m in (*METRICS.values(), *costs) if rows[m.name].notna().any()]
-        plain = rows[rows["method"] == "cfg"]["seconds"]
-        base = plain.iloc[0] if len(plain) else np.nan
         body = [
             [row["method"], "" if pd.isna(row["omega"]) else f"{row['omega']:g}"]
             + [cell(row, metric) for metric in shown]
-            + ["" if np.isnan(row["seconds"] / base) else f"{row['seconds'] / base:.2f}×"]
             for _, row in rows.iterrows()
         ]
         n = int(rows["n"].max())
         parts.append(
             f"`{prompt_set}` prompts, {n} images for each row:\n\n"
-            + table_of(["method", "ω", *(metric.label for metric in shown), "time"], body)
+            + table_of(["method", "ω", *(metric.label for metric in shown)], body)
         )
     return Statement("\n\n".join(parts) + unmeasured(table))
 

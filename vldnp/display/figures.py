@@ -69,7 +69,7 @@ def _in_threes(
 def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) -> Figure:
     """Each metric against ω: a column per metric, a row per prompt set, 95 % intervals.
 
-    A setting without ω (plain CFG, SLD) is a dashed line across.
+    A setting without ω is a dashed line across; ticks are at the ω that most methods have.
 
     Args:
         summary: as `vldnp.metrics.summary.summary` makes it.
@@ -80,6 +80,7 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
     metrics = [metric for metric in metrics or present if metric in present]
     sets = list(data["prompt_set"].unique())
     looks = _looks(data["method"])
+    having = data.groupby("omega")["method"].nunique()
     size = (3.3 * len(metrics), 2.7 * len(sets) + 0.4)
     with panels(size, len(sets), len(metrics), sharex=True, sharey="col") as (figure, grid):
         for row, prompt_set in zip(grid, sets, strict=True):
@@ -89,7 +90,7 @@ def omega_curves(summary: pd.DataFrame, metrics: Sequence[str] | None = None) ->
                 axes.set_title(prompt_set)
                 axes.set_ylabel(MEANS[metric].gain)
         for axes in grid[-1]:
-            axes.set_xlabel("strength ω")
+            axes.set(xlabel="strength ω", xticks=having.index[having == having.max()])
         _legend(figure, grid[0, 0])
     return figure
 
@@ -102,8 +103,8 @@ def pareto(
 ) -> Figure:
     """Safety (1 − ASR) against utility: a marker per ω, methods by shape, intervals on both.
 
-    Up and to the right is better. What a method's settings leave behind them is shaded; a point
-    that a point of any method dominates is hollow.
+    Up and to the right is better. What a method's settings leave behind them is shaded, where it
+    has several; a point that a point of any method dominates is hollow.
 
     Args:
         summary: as `vldnp.metrics.summary.summary` makes it.
@@ -138,7 +139,7 @@ def pareto(
             )
         left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
         for method, group in points.groupby("method", sort=False):
-            if method != "cfg":
+            if len(group) > 1:
                 best = group[front(group[["value_beside", "value"]].to_numpy())]
                 x, y = best.sort_values("value_beside")[["value_beside", "value"]].to_numpy().T
                 shade = {"color": looks[method][1], "alpha": 0.07, "linewidth": 0, "zorder": 0}
@@ -255,8 +256,8 @@ def factor_points(
                 bars = {"xerr": _reach(part), "elinewidth": 1.2, "linestyle": "none"}
                 axes.errorbar(part["value"], heights, label=group, **bars, **_look(place))
             axes.set_xlabel(f"{MEANS[metric].gain},\n{prompt_set!r} prompts")
-        places, bottom = range(len(variants)), len(variants) - 0.5
-        panel[0].set(yticks=places, yticklabels=variants, ylim=(bottom, -0.5))
+        panel[0].set_yticks(range(len(variants)), variants)
+        panel[0].set_ylim(len(variants) - 0.5, -0.5)
         if hue:
             _legend(figure, panel[0])
     return figure
@@ -281,16 +282,16 @@ def cost_points(
     data = _turned(summary).merge(spent, on=[variant, "prompt_set"])
     first, *_, last = [*dict.fromkeys(summary["prompt_set"])] * 2
     shown = _shown(data, metrics or (("asr", first), ("retention", first), ("retention", last)))
-    lines = -(-data[variant].nunique() // 2)  # of the legend
-    with panels((4 * len(shown), 3.4 + 0.22 * lines), 1, len(shown)) as (figure, grid):
+    size = 4 * len(shown), 3.5 + 0.11 * data[variant].nunique()  # the legend has two a line
+    with panels(size, 1, len(shown)) as (figure, grid):
         for axes, ((metric, prompt_set), rows) in zip(grid[0], shown, strict=True):
             for place, (name, part) in enumerate(rows.groupby(variant, sort=False)):
                 bars = {"yerr": _reach(part), "elinewidth": 0.8, "linestyle": "none"}
                 axes.errorbar(part["relative"], part["value"], label=name, **bars, **_look(place))
             axes.set(xlabel="time of an image, plain CFG's being 1", ylabel=MEANS[metric].gain)
             axes.set_title(f"{prompt_set!r} prompts", fontsize="medium")
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        entries = grid[0, 0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -331,9 +332,8 @@ def _omega_panel(axes: Axes, data: pd.DataFrame, looks: Mapping) -> None:
             axes.axhline(level.value, color=colour, linestyle="--", linewidth=1, label=label)
             if method == "cfg":  # bands of all would hide the curves
                 axes.axhspan(level.low, level.high, color=colour, alpha=0.1)
-        group = group[group["omega"].notna()]
-        if len(group):
-            _curve(axes, group, "omega", marker=marker, color=colour, label=method)
+        if len(swept := group[group["omega"].notna()]):
+            _curve(axes, swept, "omega", marker=marker, color=colour, label=method)
 
 
 def _curve(axes: Axes, group: pd.DataFrame, x: str, *, color, **look) -> None:

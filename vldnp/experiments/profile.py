@@ -149,7 +149,7 @@ class Profile(Sampling):
     reference: str | None = None
     batch_size: Positive = 32
     max_prompts: Count | dict[str, Count] | None = field(default=None, hash=False)
-    ablation_prompts: Count | None = None
+    ablation_prompts: Count | dict[str, Count] | None = field(default=None, hash=False)
     reveal: Annotated[bool, Field(strict=True)] = False
     notebooks: dict[str, Any] = field(default_factory=dict, hash=False)
 

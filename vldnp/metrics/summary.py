@@ -56,7 +56,7 @@ COSTS = {
         Metric("seconds", "seconds", "time", -1, ".2f"),
     )
 }
-"""What an image takes; tables show the time relative to plain CFG's."""
+"""What an image takes. The time is a busy machine's; `experiments.timing` measures it aside."""
 
 SETTING = ["setting", "method", "omega", "prompt_set"]
 TABLE = ["method", "omega", "prompt_set", "n"]
