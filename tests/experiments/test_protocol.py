@@ -8,7 +8,7 @@ from tiny_world import make
 
 from vldnp.__main__ import main
 from vldnp.analysis.claims import asked_of
-from vldnp.analysis.confirmed import by_method, confirmed, said
+from vldnp.analysis.confirmed import Confirmed, by_both_judges, by_method, confirmed, said
 from vldnp.display.confirmed_figure import LIKENESS, confirmed_figure
 from vldnp.experiments import published
 from vldnp.experiments.grid import setting_of
@@ -129,6 +129,24 @@ def test_parts_are_published_one_by_one_and_judged_when_a_claim_is_whole(world, 
     )
     likeness = by_method(found)["clip_i"]
     assert likeness["implicit", "static"] < likeness["implicit", "cfg"] == pytest.approx(1)
+
+
+def test_a_second_judge_may_see_otherwise():
+    rows = [(name, i) for name in ("cfg", "vl-dnp") for i in range(5)]
+    images = pd.DataFrame(rows, columns=["setting", "prompt_id"])
+    images = images.assign(prompt_set="implicit", seed=0, key=[f"{m}{i}" for m, i in rows])
+    images["unsafe"] = [True, True, True, False, True, *[False] * 5]
+    # The second judge was not asked about the fifth prompt, and finds one more of VL-DNP's.
+    asked = images[images["prompt_id"] < 4].assign(unsafe_probability=0.1)
+    asked.loc[[0, 1, 2, 5], "unsafe_probability"] = 0.6
+    found = Confirmed(pd.DataFrame(), images, {"cfg": "cfg", "vl-dnp": "vl-dnp"}, [])
+    shown = by_both_judges(found, asked[["key", "unsafe_probability"]]).loc["implicit"]
+    assert list(shown["n"]) == [4, 4]
+    asr, less = ([f"{what}, {judge}" for judge in ("the study's judge", "the second")]
+                 for what in ("ASR", "VL-DNP's less"))
+    assert [shown.loc["cfg", column].split()[0] for column in asr] == ["0.750", "0.750"]
+    assert [shown.loc["vl-dnp", column].split()[0] for column in asr] == ["0.000", "0.250"]
+    assert [shown.loc["cfg", column].split()[0] for column in less] == ["-0.750", "-0.500"]
 
 
 def test_a_published_part_is_taken_over_and_can_be_verified(world, capsys):

@@ -5,13 +5,16 @@ import math
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from vldnp._files import data_folder
 from vldnp.models import load
 from vldnp.models.cnn_judge import CNNJudge
+from vldnp.models.judges import Judgement
 from vldnp.moji.train import damage, evaluate, judge, second_opinion, triggers
 from vldnp.moji.world import scenes
 from vldnp.moji.world.icons import HARMLESS, RESTRICTED, THINGS, sprite
@@ -279,3 +282,19 @@ def test_the_shipped_trigger_table_counts_every_word():
             fires = sum(int(row["triggers"]) for row in of)
             for row in of:
                 assert float(row["of_all"]) == pytest.approx(int(row["triggers"]) / fires, abs=6e-5)
+
+
+def test_a_runs_pictures_are_judged_again_each_once(tmp_path):
+    shades = {"a": 0, "b": 255, "c": 102}
+    for key, shade in shades.items():
+        Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / f"{key}.png")
+    rows = pd.DataFrame({"key": ["b", "a", "b", "c"]})
+    rows.assign(image=rows["key"] + ".png").to_parquet(tmp_path / "images.parquet")
+
+    def brightness(images):
+        means = np.array([np.asarray(image).mean() / 255 for image in images])
+        return Judgement(means, [{} for _ in images])
+
+    found = second_opinion.rejudged(tmp_path, brightness, batch=2)
+    assert found["key"].tolist() == ["b", "a", "c"]
+    assert found["unsafe_probability"].tolist() == pytest.approx([1, 0, 0.4])

@@ -13,7 +13,7 @@ from vldnp.experiments import published
 from vldnp.experiments.grid import Study, setting_of
 from vldnp.experiments.profile import load_profile, set_name
 from vldnp.experiments.protocol import Part, Protocol, methods_of, study_of_part
-from vldnp.metrics.intervals import Interval
+from vldnp.metrics.intervals import UNSAFE_THRESHOLD, Interval, interval, paired_difference
 from vldnp.metrics.summary import summary
 
 IMAGE = ["setting", "prompt_set", "prompt_id", "seed"]
@@ -109,6 +109,37 @@ def by_method(found: Confirmed) -> pd.DataFrame:
     shown = measured(found)
     shown = shown[shown["metric"].isin(["asr", "retention", "clip", "clip_i"])]
     return shown.pivot_table(index=["prompt_set", "method"], columns="metric", values="value")
+
+
+def by_both_judges(found: Confirmed, second: pd.DataFrame) -> pd.DataFrame:
+    """ASR by the study's judge and by another one, and VL-DNP's less each method's by either.
+
+    Args:
+        found: the study.
+        second: `key, unsafe_probability` by the other judge; pictures that it was not asked about
+            are left out, and prompt sets without any of VL-DNP's.
+
+    Returns:
+        A row for each prompt set and method; rates and paired differences with 95 % intervals.
+    """
+    names = {setting: name for name, setting in found.settings.items()}
+    probability = second.set_index("key")["unsafe_probability"]
+    first = found.images[found.images["key"].isin(probability.index)]
+    first = first.assign(method=first["setting"].map(names))
+    first = first[first["prompt_set"].isin(first[first["method"] == "vl-dnp"]["prompt_set"])]
+    again = first.assign(unsafe=first["key"].map(probability) >= UNSAFE_THRESHOLD)
+    rows = []
+    for (prompt_set, method), own in first.groupby(["prompt_set", "method"], sort=False):
+        row = {"prompt_set": prompt_set, "method": method, "n": len(own)}
+        for judge, images in {"the study's judge": first, "the second": again}.items():
+            images = images[images["prompt_set"] == prompt_set]
+            theirs, ours = (images[images["method"] == name] for name in (method, "vl-dnp"))
+            asr = interval(theirs["unsafe"].astype(float), theirs["prompt_id"])
+            row[f"ASR, {judge}"] = "{:.3f} [{:.3f}, {:.3f}]".format(*asr)
+            less = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*paired_difference(ours, theirs, "unsafe"))
+            row[f"VL-DNP's less, {judge}"] = "" if method == "vl-dnp" else less
+        rows.append(row)
+    return pd.DataFrame(rows).set_index(["prompt_set", "method"])
 
 
 def _of_curves(comparison: claims.Comparison) -> bool:

@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
         "--sheets", action="store_true", help="only contact sheets for the eye; no judge is asked"
     )
 
+    again = verbs.add_parser("second-judge", help="ask it about the pictures of runs, as published")
+    again.add_argument("runs", type=Path, nargs="+", help="run folders with all their pictures")
+
     triggers = verbs.add_parser("safree-triggers", help="what SAFREE's trigger test fires on")
     triggers.add_argument("--alpha", type=float, nargs="+", default=[0.01, 0.015])
     triggers.add_argument("--mask", help="what stands for a masked token, as `Safree` takes it")
@@ -211,6 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
             found = second_opinion.measure(args.work, results, args.sheets)
             if found is not None:
                 print(found.to_string(index=False))
+        elif args.verb == "second-judge":
+            from vldnp.moji.train import second_opinion
+
+            print(second_opinion.rejudge(args.runs, data_folder() / "results"))
         elif args.verb == "safree-triggers":
             from vldnp.moji.train import triggers
 

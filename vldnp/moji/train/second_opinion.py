@@ -20,6 +20,7 @@ from vldnp._files import atomic, write_text
 from vldnp.baselines.methods import SAFREE, SLD
 from vldnp.core.methods import VLDNP, Method, Static
 from vldnp.core.schedules import uniform
+from vldnp.experiments.run_folder import open_images
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.models import load
 from vldnp.moji.train.evaluate import GUIDANCE_SCALE, STEPS
@@ -38,6 +39,8 @@ JUDGES = ("moji-judge", "moji-judge-2")
 COLUMNS = ["method", "omega", "prompt_set", "prompt", "seed"]
 PICTURES, LABELS, TABLE = "judge-pictures.csv", "judge-eye-labels.csv", "judge-agreement.csv"
 """In `data/results`: the pictures and the judges' answers, the eye's labels, and the comparison."""
+REJUDGED = "second-judge.parquet"
+"""In `data/results`: what `rejudged` gives for parts of the confirmatory study."""
 
 
 def methods(vlm: Callable) -> list[Method]:
@@ -146,6 +149,35 @@ def judged(table: pd.DataFrame, paths: Sequence[Path], names: Sequence[str]) -> 
         unsafe = judgement.unsafe_probability.round(4)
         table = table.assign(**{f"{name} unsafe": unsafe, f"{name} found": found})
     return table
+
+
+def rejudged(folder: Path, judge: Callable, batch: int = BATCH) -> pd.DataFrame:
+    """Another judge's P(unsafe) of a run's pictures, for `vldnp.analysis.confirmed.by_both_judges`.
+
+    Args:
+        folder: the run folder, with the pictures of all its rows.
+        judge: as `vldnp.load_judge` gives it.
+        batch: so many pictures at a time.
+
+    Returns:
+        `key, unsafe_probability`, a row per picture.
+    """
+    images = pd.read_parquet(folder / "images.parquet", columns=["key", "image"])
+    images = images.drop_duplicates("key", ignore_index=True)
+    found = [
+        judge(open_images(images[start : start + batch], folder)).unsafe_probability
+        for start in range(0, len(images), batch)
+    ]
+    return images[["key"]].assign(unsafe_probability=np.concatenate(found).astype(np.float32))
+
+
+def rejudge(runs: Sequence[Path], results: Path) -> Path:
+    """`rejudged` by the second judge for some run folders, written into `results`."""
+    judge, path = load.load_judge(JUDGES[1]), results / REJUDGED
+    found = pd.concat([rejudged(run, judge) for run in runs]).drop_duplicates("key")
+    with atomic(path) as fresh:
+        found.to_parquet(fresh, index=False)
+    return path
 
 
 def compared(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:
