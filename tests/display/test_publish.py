@@ -79,6 +79,7 @@ def test_a_run_is_put_into_the_checkout(project):
         "data/results/moji-verdicts.csv",
         "notebooks/figures/pareto.png",
         "notebooks/figures/examples.png",
+        "notebooks/figures/dial.png",
         "notebooks/figures/trajectory.webp",
     }
     notebook = nbformat.read(project / "notebooks" / "00_one.ipynb", 4)

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vldnp.baselines.controls import Oracle
+import vldnp
+from vldnp.baselines.controls import ClosedLoop, Judged, Oracle
 from vldnp.experiments.dial import by_things, dial
 from vldnp.experiments.grid import setting_of
 from vldnp.experiments.profile import load_profile
@@ -14,9 +15,8 @@ SEEN = {("a cat", 1): ("knife", "skull"), ("a dog", 2): (), ("a pig", 3): ("beer
 
 def test_recall_precision_and_queries_vary_beside_the_fixed_prompt():
     profile = load_profile("moji")
-    varied = dial(
-        profile, Oracle(SEEN), [0.5, 1.0], [0.6, 1.0], [2, 10], prompt_sets=["implicit", "benign"]
-    )
+    truth, dials = Judged(vldnp.load_judge("moji-judge")), ([0.5, 1.0], [0.6, 1.0], [2, 10])
+    varied = dial(profile, truth, Oracle(SEEN), *dials, prompt_sets=["implicit", "benign"])
     factors = varied.factors
     assert len(factors) == 9 == len(varied.study.methods) == factors["setting"].nunique()
     assert set(factors["setting"]) == {setting_of(method) for method in varied.study.methods}
@@ -33,7 +33,8 @@ def test_recall_precision_and_queries_vary_beside_the_fixed_prompt():
     for row in rest.itertuples():
         (method,) = [m for m in varied.study.methods if setting_of(m) == row.setting]
         vlm = method.negatives.vlm
-        assert (vlm.recall, vlm.precision) == (row.recall, row.precision)
+        assert (vlm.recall, vlm.precision) == (row.recall, row.precision) and vlm.vlm is truth
+        assert isinstance(method.negatives, ClosedLoop), "it is shown where plain CFG would end"
         # Two of three images show something: 2 and 1 of the twelve things ("cat" is none of them).
         assert vlm.prevalence == pytest.approx(1.5 / 12)
 

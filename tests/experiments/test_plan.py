@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from vldnp.__main__ import main
-from vldnp.baselines.controls import AnswersNone
+from vldnp.baselines.controls import AnswersNone, closed_loop
 from vldnp.baselines.methods import SAFREE, SLD
 from vldnp.core.methods import CFG, VLDNP, Static
 from vldnp.core.sampler import sample
@@ -43,6 +43,8 @@ def test_bounds_are_reached_by_a_vlm_that_always_names_something(tiny_profile):
     ):
         out = sample(model, "a cat", method, num_inference_steps=6, progress=False)
         assert plan.evaluations(method, 6) == out.trace.model_evaluations[0], method.name
+    looking = VLDNP(always, "moji", 2, (2, 4))  # ahead: four steps and two, which no trace counts
+    assert plan.evaluations(closed_loop(looking), 6) == plan.evaluations(looking, 6) + 8 + 4
 
 
 def test_the_grid_is_that_of_the_study(tiny_profile):
@@ -55,18 +57,19 @@ def test_the_grid_is_that_of_the_study(tiny_profile):
     assert main_grid["images"].sum() == len(cells)
     asked = main_grid[main_grid["method"] == "vl-dnp"]
     assert (asked["vlm_calls"] == 2 * asked["images"]).all()
-    named = ["04_query_schedule", "05_vlm_size", "06_guidance_rule", "10_fast"]
+    named = ["04_query_schedule", "05_vlm_size", "05_vlm_size, dial", "06_guidance_rule", "10_fast"]
     assert list(counted["study"].unique()) == ["main grid", "07, lighter VLMs", *named]
 
 
 def test_ablations_are_counted_as_the_notebooks_say(empty_cache, tmp_path):
     found = plan.ablations(replace(load_profile("moji"), vlm=AnswersNone("its own")))
     lighter = len(load_profile("moji").lighter_vlms)
-    # Plain CFG and every step are in three curves, and five counts have three spacings; plain CFG,
-    # the VLMs and three controls; five rules, static and dynamic, and two update_policies; 17 with
-    # one lever or none, and six combinations.
-    counts = {"query-schedule": 2 + 5 * 3, "vlm-size": 5 + lighter, "guidance-rule": 5 * 2 + 2}
-    counts["fast"] = 17 + 6
+    # Plain CFG and every step are in three curves, and four counts have three spacings; plain CFG,
+    # the VLMs and four controls; six rules, static and dynamic, and two update_policies; two
+    # recalls, two precisions and two counts, and the fixed prompt; 12 with one lever or none, and
+    # two combinations.
+    counts = {"query-schedule": 2 + 4 * 3, "vlm-size": 6 + lighter, "guidance-rule": 6 * 2 + 2}
+    counts |= {"dial": 2 * 2 * 2 + 1, "fast": 12 + 2}
     assert {study.part: len(study.methods) for study in found.values()} == counts
 
     cells = [

@@ -155,7 +155,8 @@ SMALL = {
     "02_omega": {"max_prompts": 2},
     "03_pareto": {"omegas": [2.0]},
     "04_query_schedule": {"counts": [0, 1]},
-    "05_vlm_size": {"detection_prompts": 2},
+    # With false answers there would be more words than the tiny text encoder reads.
+    "05_vlm_size": {"detection_prompts": 2, "precisions": [1.0], "dial_queries": [1]},
     "08_cost": {"demonstrations": 1, "sequential_answer_tokens": 3},
 }
 

@@ -21,7 +21,7 @@ from vldnp.experiments import publishing
 from vldnp.experiments.reproduce import notebooks_in, without_widgets
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-FIGURES = ("pareto.png", "examples.png", "trajectory.webp")
+FIGURES = ("pareto.png", "examples.png", "dial.png", "trajectory.webp")
 
 
 def publish(run: str | Path, checkout: str | Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """How good the VLM must be: the ablation in which its recall and precision are dialled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ THINGS = "nothing", "one thing", "several"
 
 def dial(
     profile: Profile,
+    truth: Callable,
     oracle: Oracle,
     recalls: Sequence[float],
     precisions: Sequence[float],
@@ -27,15 +28,15 @@ def dial(
     prompt_sets: Sequence[str | Path],
     max_prompts: int = 0,
 ) -> Ablation:
-    """VL-DNP by an oracle that is corrupted to each recall and precision, and the fixed prompt.
+    """VL-DNP by a guide that is corrupted to each recall and precision, and the fixed prompt.
 
     Args:
         profile: gives all that does not vary, and the fixed prompt at its chosen setting.
-        oracle: knows the truth about each image.
-        recalls, precisions: as `Dialled` takes them; none for the fixed prompt alone. The share of
-            the vocabulary that is there is taken from the oracle's images that show any of it, on
-            which the precision is right.
-        queries: how often the VLM is asked.
+        truth: what is corrupted: `Judged`, which is shown where plain CFG would end.
+        oracle: knows plain CFG's images. The share of the vocabulary that is there is taken from
+            those that show any of it, on which the precision is right.
+        recalls, precisions: as `Dialled` takes them; none for the fixed prompt alone.
+        queries: how often the guide is asked.
         prompt_sets, max_prompts: as in `sweep`.
 
     Returns:
@@ -49,7 +50,7 @@ def dial(
     # An oracle that knows nothing, as a plan's, names nothing, whatever this is.
     share = prevalence(shown, profile.concepts) if shown else 1 / len(vocabulary)
     dialled = [
-        Dialled(oracle, profile.concepts, recall, precision, share)
+        Dialled(truth, profile.concepts, recall, precision, share)
         for precision, recall in product(
             numbers(precisions, "precisions"), numbers(recalls, "recalls")
         )

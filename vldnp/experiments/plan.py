@@ -1,7 +1,7 @@
 """What a profile will need, said before anything is downloaded: models, cells, calls, time."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from vldnp._files import first_line
-from vldnp.baselines.controls import AnswersNone, Oracle
+from vldnp.baselines.controls import AnswersNone, Judged, Oracle
 from vldnp.baselines.safree import Safree
 from vldnp.core.concepts import load_concepts
 from vldnp.core.methods import VLDNP, Method
@@ -109,7 +109,10 @@ def grid(profile: Profile) -> pd.DataFrame:
 
 
 def ablations(
-    profile: Profile, folder: str | Path = NOTEBOOKS, oracle: Oracle | None = None
+    profile: Profile,
+    folder: str | Path = NOTEBOOKS,
+    oracle: Oracle | None = None,
+    judged: Callable | None = None,
 ) -> dict[str, Study]:
     """A study for each cell tagged `sweep`, in which a notebook says what it varies.
 
@@ -118,12 +121,14 @@ def ablations(
     Args:
         profile: what the notebooks' `settings` are.
         folder: the notebooks.
-        oracle: the one that they may name; by default it knows nothing.
+        oracle, judged: those that they may name; by default these know nothing.
     """
     oracle = Oracle({}) if oracle is None else oracle
+    judged = Judged(AnswersNone()) if judged is None else judged
+    known = {"settings": profile, "oracle": oracle, "judged": judged}
     studies: dict[str, Study] = {}
     for source in notebooks_in(folder):
-        names = {"settings": profile, "sweep": sweep, "dial": dial, "oracle": oracle}
+        names = known | {"sweep": sweep, "dial": dial}
         for cell in nbformat.read(source, as_version=4).cells:
             tags = cell.metadata.get("tags", [])
             if "parameters" in tags:
@@ -183,6 +188,8 @@ def evaluations(method: Method, num_inference_steps: int) -> int:
         thirds = N
     thirds *= getattr(method.rule, "evaluations", 1)
     again = N if isinstance(method.conditioning, Safree) and method.conditioning.re_attention else 0
+    if hasattr(policy, "foreseen"):  # plain CFG from each query's step to the end
+        again += sum(2 * (N - i) for i in policy.query_steps_of(N))
     return 2 * N + thirds + again
 
 

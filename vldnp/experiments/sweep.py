@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from vldnp._files import unknown
-from vldnp.baselines.controls import AnswersNone, Oracle, RandomConcepts
+from vldnp.baselines.controls import AnswersNone, Judged, Oracle, RandomConcepts, closed_loop
 from vldnp.baselines.nag import NAG
 from vldnp.baselines.sld import SLD_STRENGTHS
 from vldnp.core.concepts import load_concepts
@@ -84,6 +84,7 @@ def sweep(
             `guide`: VLMs, by name or themselves, an `Oracle`, or `cfg` (plain CFG), `random` (as
             many wrong things as the profile's VLM names) or `none` (a VLM that sees nothing). An
             oracle is left out where the concept set has no word for anything that its judge named.
+            `Judged`, and what has it for its `vlm`, is shown where plain CFG would end.
             `omega`: strengths.
             `adaptive`, `reuse`, `omega_schedule`, `gate`, `lag`, `preview`: the options of
             `vldnp.core.methods.Method` that spend less, where None is off; for short a number for
@@ -177,8 +178,9 @@ def _method(
         return CFG(adaptive=levers["adaptive"])
     options = {"vlm": guide, "rule": rule, "update_policy": update_policy, **levers}
     if queries == profile.num_inference_steps:
-        return dynamic(profile, omega, query_steps=range(queries), **options)
-    return dynamic(profile, omega, schedule=spacing, queries=queries or 0, **options)
+        options["query_steps"] = range(queries)
+    method = dynamic(profile, omega, schedule=spacing, queries=queries or 0, **options)
+    return closed_loop(method) if isinstance(getattr(guide, "vlm", guide), Judged) else method
 
 
 OFF = {lever: getattr(Method, lever) for lever in LEVERS}

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from vldnp._files import data_folder, fingerprint, machine, write_text
-from vldnp.baselines.controls import Oracle, seen_in
+from vldnp.baselines.controls import Judged, Oracle, seen_in
 from vldnp.experiments import run
 from vldnp.experiments.grid import Batch, Study, as_json, digest, setting_of
 from vldnp.experiments.profile import Profile, load_profile, profile_names
@@ -217,8 +217,8 @@ def studies_of(profile: Profile, seen: Mapping) -> Iterator[Study]:
     lighter = [profile_methods.dynamic(profile, vlm=vlm) for vlm in profile.lighter_vlms]
     if lighter:
         yield profile_methods.study_of(profile, lighter)
-    oracle = Oracle(seen, str(profile.judge))
-    yield from plan.ablations(profile, oracle=oracle).values()
+    oracle, judged = Oracle(seen, str(profile.judge)), Judged(load.load_judge(profile.judge))
+    yield from plan.ablations(profile, oracle=oracle, judged=judged).values()
 
 
 def draw(published: Published, settings: set[str], images: int, seed: int) -> list[str]:
