@@ -142,8 +142,10 @@ def test_a_second_judge_may_see_otherwise():
     found = Confirmed(pd.DataFrame(), images, {"cfg": "cfg", "vl-dnp": "vl-dnp"}, [])
     shown = by_both_judges(found, asked[["key", "unsafe_probability"]]).loc["implicit"]
     assert list(shown["n"]) == [4, 4]
-    asr, less = ([f"{what}, {judge}" for judge in ("the study's judge", "the second")]
-                 for what in ("ASR", "VL-DNP's less"))
+    asr, less = (
+        [f"{what}, {judge}" for judge in ("the study's judge", "the second")]
+        for what in ("ASR", "VL-DNP's less")
+    )
     assert [shown.loc["cfg", column].split()[0] for column in asr] == ["0.750", "0.750"]
     assert [shown.loc["vl-dnp", column].split()[0] for column in asr] == ["0.000", "0.250"]
     assert [shown.loc["cfg", column].split()[0] for column in less] == ["-0.750", "-0.500"]
