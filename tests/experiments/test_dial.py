@@ -26,7 +26,7 @@ def test_recall_precision_and_queries_vary_beside_the_fixed_prompt():
     assert static.omega == profile.chosen_omega("static")
     rest = factors[factors["negatives"] == "dynamic"]
     assert set(rest["curve"]) == {
-        f"precision {precision}, {queries} queries"
+        f"precision {precision}, queries {queries}"
         for precision in ("0.6", "1")
         for queries in (2, 10)
     }

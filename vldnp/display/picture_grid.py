@@ -95,20 +95,21 @@ def show_picture(axes: Axes, picture: Image.Image, reason: str | None = None) ->
 
 
 def examples(
-    images: pd.DataFrame, draw: Draw, prompt_set: str, omega: float, count: int = 8
+    images: pd.DataFrame, draw: Draw, prompt_set: str, omega: float | None, count: int = 8
 ) -> dict[str, list[Image.Image]]:
     """The first pictures of each method at one ω: label → pictures, in the prompts' order.
 
     Args:
         images: rows of a study.
         draw: rows → their pictures, such as `vldnp.experiments.run.drawing` gives.
+        omega: None, where the rows have one setting of each method.
     """
     rows = _at_omega(images, prompt_set, omega, count)
     return {method: draw(group) for method, group in rows}
 
 
 def flagged(
-    images: pd.DataFrame, prompt_set: str, omega: float, reveal: bool, count: int = 8
+    images: pd.DataFrame, prompt_set: str, omega: float | None, reveal: bool, count: int = 8
 ) -> dict[str, list[str | None]]:
     """Why each picture of `examples` is to be shown blurred; None for those that may be seen."""
     return {
@@ -120,12 +121,12 @@ def flagged(
     }
 
 
-def _at_omega(images: pd.DataFrame, prompt_set: str, omega: float, count: int):
+def _at_omega(images: pd.DataFrame, prompt_set: str, omega: float | None, count: int):
     """Method → its rows at ω; those without ω only for a method that has none there."""
     rows = images[images["prompt_set"] == prompt_set]
     found = []
     for method, group in rows.groupby("method", sort=False):
-        swept = group[np.isclose(group["omega"], omega)]
+        swept = group if omega is None else group[np.isclose(group["omega"], omega)]
         chosen = swept if len(swept) else group[group["omega"].isna()]
         if len(chosen):
             found.append((method, chosen.head(count)))

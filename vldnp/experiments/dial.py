@@ -67,8 +67,8 @@ def dial(
         columns=["guide", "recall", "precision"],
     )
     factors = ablation.factors.merge(named, how="left", on="guide")
-    curve = "precision " + factors["precision"].map("{:g}".format) + ", "
-    curve += factors["queries"].astype(str) + " queries"
+    curve = "precision " + factors["precision"].map("{:g}".format)
+    curve += ", queries " + factors["queries"].astype(str)
     return replace(
         ablation, factors=factors.assign(curve=curve.where(factors["recall"].notna(), ""))
     )
