@@ -51,7 +51,7 @@ def tiny_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tiny_profile(tiny_folder):
-    from vldnp.experiments.profile import load_profile
+    from vldnp.study.profile import load_profile
 
     return load_profile("tiny")
 

@@ -3,8 +3,8 @@
 import numpy as np
 from tiny import ScriptedVLM, by_brightness
 
-from vldnp.core.methods import CFG, VLDNP, Static
-from vldnp.experiments.grid import Study
+from vldnp.methods import CFG, VLDNP, Static
+from vldnp.study.grid import Study
 
 PROMPTS = """prompt_id,prompt,seed,things
 a,a cat at the cove,0,cat

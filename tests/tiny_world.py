@@ -8,8 +8,8 @@ import torch
 from tiny import llava, sd_pipeline
 from tiny_models import tiny_vae
 
-from vldnp.models.cnn_judge import CNNJudge
-from vldnp.moji.world.icons import RESTRICTED, THINGS
+from moji.judge import CNNJudge
+from moji.world.icons import RESTRICTED, THINGS
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import yaml
 
 from vldnp import __version__
-from vldnp.experiments.profile import load_profile
-from vldnp.experiments.reproduce import (
+from vldnp.study.profile import load_profile
+from vldnp.study.reproduce import (
     NOTEBOOKS,
     NotebookError,
     check_prompts,
@@ -196,7 +196,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from vldnp.experiments.verify import source_of, verify
+    from vldnp.study.verify import source_of, verify
 
     go_offline(source_of(options.run)[0])
     where = {"seed": options.seed, "root": options.out, "workers": options.workers}
@@ -206,8 +206,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from vldnp.analysis.tables import against_reference, results
-    from vldnp.experiments.score import save, score
+    from vldnp.show.tables import against_reference, results
+    from vldnp.study.score import save, score
 
     given = {"name": options.name, "reference": options.reference}
     found = score(options.folder, options.prompts, options.judge, options.clip, **given)
@@ -219,14 +219,14 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from vldnp.experiments.plan import plan
+    from vldnp.study.plan import plan
 
     print(plan(load_profile(options.profile, quick=options.quick)))
 
 
 def _run(options: argparse.Namespace) -> None:
-    from vldnp.experiments.profile_methods import profile_study
-    from vldnp.experiments.run import run
+    from vldnp.study.profile_methods import profile_study
+    from vldnp.study.run import run
 
     profile = load_profile(options.profile, quick=options.quick)
     go_offline(profile)
@@ -238,7 +238,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from vldnp.experiments.tuning import as_text, tune
+    from moji.study.tuning import as_text, tune
 
     profile = load_profile(options.profile)
     go_offline(profile)
@@ -248,7 +248,7 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _confirm(options: argparse.Namespace) -> None:
-    from vldnp.experiments.protocol import confirm, load_protocol
+    from moji.study.protocol import confirm, load_protocol
 
     protocol = load_protocol()
     go_offline(load_profile(protocol.profile))
@@ -259,27 +259,27 @@ def _confirm(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from vldnp.display.publish import publish
+    from vldnp.show.publish import publish
 
     for path in publish(options.run, NOTEBOOKS.parent):
         print(os.path.relpath(path))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from vldnp.display.report import write
+    from vldnp.show.report import write
 
     print(os.path.relpath(write(options.run, options.reveal)))
 
 
 def _list(options: argparse.Namespace) -> None:
-    from vldnp.prompts.public import cache_folder, overview
+    from vldnp.study.public import cache_folder, overview
 
     print(overview())
     print(f"cache folder: {cache_folder()}")
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from vldnp.prompts.table import fetch_prompts
+    from vldnp.study.prompts import fetch_prompts
 
     if options.source and len(options.names) > 1:
         raise ValueError("--from is the file of one set: fetch one at a time")

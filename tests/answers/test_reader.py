@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vldnp.answers import reader
-from vldnp.core.concepts import ConceptSet, load_concepts
+from vldnp.concepts import ConceptSet, load_concepts
 
 SHIPPED = ["hate-symbols", "moji", "nudity", "self-harm", "violence", "weapons"]
 SETS = st.sampled_from([load_concepts(name) for name in SHIPPED])

@@ -6,17 +6,17 @@ import pytest
 import torch
 from tiny import sd_pipeline
 
+from vldnp import guidance
 from vldnp.baselines.categories import CASG as Rule
 from vldnp.baselines.categories import Categories, projections, summed
 from vldnp.baselines.methods import CASG, Summed
 from vldnp.baselines.sld import sld
-from vldnp.core import guidance
-from vldnp.core.levers import AdaptiveGuidance
-from vldnp.core.methods import CFG, Static
-from vldnp.core.sampler import sample
-from vldnp.core.strength import DNG, Window
+from vldnp.levers import AdaptiveGuidance
+from vldnp.methods import CFG, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
+from vldnp.sampler import sample
+from vldnp.strength import DNG, Window
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 4, "progress": False, "scheduler": "ddim"}

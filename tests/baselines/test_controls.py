@@ -21,16 +21,16 @@ from vldnp.baselines.controls import (
     seen_in,
 )
 from vldnp.baselines.sld import sld
-from vldnp.core.concepts import load_concepts
-from vldnp.core.levers import Gate
-from vldnp.core.methods import VLDNP, Static
-from vldnp.core.negatives import SampleId
-from vldnp.core.sampler import sample
+from vldnp.concepts import load_concepts
+from vldnp.levers import Gate
+from vldnp.methods import VLDNP, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
 from vldnp.models.preview import Preview
 from vldnp.models.run import Run
 from vldnp.models.vlm import VLMError, identified
+from vldnp.negatives import SampleId
+from vldnp.sampler import sample
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a cat"], [3, 4, 5]
 QUICK = {"num_inference_steps": 4, "progress": False}

@@ -9,7 +9,7 @@ from tiny_models import PIPELINES, flux_pipeline, sdxl_pipeline
 
 import vldnp
 from vldnp.baselines.nag import NAG, attending, cross_attentions, normalized
-from vldnp.core.levers import AdaptiveGuidance
+from vldnp.levers import AdaptiveGuidance
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
 

@@ -16,11 +16,11 @@ from vldnp.baselines.safe_denoiser import (
     repelled,
     unsafe_mean,
 )
-from vldnp.core.methods import CFG, Static
-from vldnp.core.sampler import sample
-from vldnp.core.strength import DNG
+from vldnp.methods import CFG, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run, predicted_x0, prediction_of
+from vldnp.sampler import sample
+from vldnp.strength import DNG
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 4, "progress": False, "scheduler": "ddim"}

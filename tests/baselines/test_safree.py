@@ -19,11 +19,11 @@ from vldnp.baselines.safree import (
     re_attention,
     trigger_tokens,
 )
-from vldnp.core.methods import CFG
-from vldnp.core.sampler import denoise, sample
+from vldnp.methods import CFG
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
+from vldnp.sampler import denoise, sample
 
 PHRASES = ["knife", "skull", "blood"]
 PROMPTS = ["a cat on a skull", "pizza", "a dog and a pizza at the pirate cove", "cat"]

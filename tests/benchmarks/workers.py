@@ -24,12 +24,12 @@ BUSY = "while True: pass"
 
 def rate(workers: dict, root: Path, batch_size: int, batches: int) -> float:
     """Images a second of VL-DNP in a run folder of its own."""
-    from vldnp.experiments.grid import cells, plan_batches
-    from vldnp.experiments.profile import load_profile
-    from vldnp.experiments.profile_methods import dynamic, study_of
-    from vldnp.experiments.run import compute_batch
-    from vldnp.experiments.workers import finished
     from vldnp.models import load
+    from vldnp.study.grid import cells, plan_batches
+    from vldnp.study.profile import load_profile
+    from vldnp.study.profile_methods import dynamic, study_of
+    from vldnp.study.run import compute_batch
+    from vldnp.study.workers import finished
 
     profile = load_profile("moji")
     model = load.load(profile.model)
@@ -50,7 +50,7 @@ def child(way: str, batches: int) -> None:
     warnings.simplefilter("ignore")
     import torch
 
-    from vldnp.experiments.profile import load_profile
+    from vldnp.study.profile import load_profile
 
     torch.set_num_threads(CORES)
     size = load_profile("moji").batch_size

@@ -15,11 +15,11 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
-from vldnp.core.methods import CFG, VLDNP, Static
-from vldnp.experiments.grid import Study
-from vldnp.experiments.run import run
+from moji.judge import CNNJudge
+from vldnp.methods import CFG, VLDNP, Static
 from vldnp.models import load
-from vldnp.models.cnn_judge import CNNJudge
+from vldnp.study.grid import Study
+from vldnp.study.run import run
 
 NAME = "small"
 PROMPTS = 11

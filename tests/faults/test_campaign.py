@@ -13,9 +13,9 @@ import pytest
 import small_run
 from tiny import sd_pipeline
 
-from vldnp.core.methods import CFG
-from vldnp.experiments.grid import Study, cells, plan_batches
+from vldnp.methods import CFG
 from vldnp.models import load
+from vldnp.study.grid import Study, cells, plan_batches
 
 KILLS = int(os.environ.get("VLDNP_FAULTS", "6"))
 

@@ -19,8 +19,8 @@ import vldnp
 from vldnp.baselines.controls import Judged, closed_loop
 from vldnp.baselines.nag import NAG
 from vldnp.baselines.sld import sld
-from vldnp.core.levers import AdaptiveGuidance, Gate
-from vldnp.core.strength import Window
+from vldnp.levers import AdaptiveGuidance, Gate
+from vldnp.strength import Window
 
 HERE = Path(__file__).parent
 PROMPTS = (

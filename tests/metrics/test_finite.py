@@ -9,18 +9,18 @@ from PIL import Image
 from tiny import ScriptedVLM, sd_pipeline
 from tiny_judges import classifier
 
+from moji.judge import CNNJudge
 from vldnp._finite import NonFiniteError, is_finite
 from vldnp.baselines.methods import SAFREE, SLD
-from vldnp.core.methods import CFG, VLDNP, Static
-from vldnp.core.sampler import denoise, sample
-from vldnp.experiments.grid import Study
-from vldnp.experiments.run import run
+from vldnp.methods import CFG, VLDNP, Static
 from vldnp.metrics import intervals
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.clip import CLIPScore
-from vldnp.models.cnn_judge import CNNJudge
 from vldnp.models.judges import Judgement, NudeNetJudge, as_tensor
+from vldnp.sampler import denoise, sample
+from vldnp.study.grid import Study
+from vldnp.study.run import run
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a pizza"], [4, 5, 6]
 BAD = [float("nan"), float("inf"), -float("inf")]
@@ -123,7 +123,6 @@ def test_the_stream_ends_before_the_spoiled_step(model):
 def test_the_modular_pipeline():
     from diffusers import StableDiffusionXLAutoBlocks
     from tiny_models import sdxl_pipeline
-
     from vldnp.baselines.modular_diffusers import VLDNPGuidance, looking
 
     stock = sdxl_pipeline()

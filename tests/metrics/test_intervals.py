@@ -8,10 +8,10 @@ from PIL import Image
 from scipy import linalg
 from scipy.stats import beta
 
+from moji.judge import CNNJudge
 from vldnp.metrics.fid import distances, features
 from vldnp.metrics.intervals import asr, interval, paired_difference, tr
 from vldnp.models.clip import CLIPScore
-from vldnp.models.cnn_judge import CNNJudge
 
 
 def test_rates_by_hand():

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vldnp.analysis import tables
 from vldnp.metrics import pareto
+from vldnp.show import tables
 
 AXIS = st.floats(0, 2, allow_nan=False)
 POINTS = st.lists(st.tuples(AXIS, AXIS), min_size=1, max_size=12)

@@ -19,12 +19,12 @@ from tiny import sd_pipeline
 from tiny_models import PIPELINES, flux_pipeline, sd3_pipeline, sdxl_pipeline
 
 from vldnp.baselines.methods import SAFREE
-from vldnp.core.methods import CFG, VLDNP, Static
-from vldnp.core.sampler import sample
+from vldnp.methods import CFG, VLDNP, Static
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.run import Run
+from vldnp.sampler import sample
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
 ASKED = {"num_inference_steps": 4, "guidance_scale": 5.0}

@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from tiny import sd_pipeline
 
-from vldnp.core.concepts import load_concepts
-from vldnp.core.methods import VLDNP
-from vldnp.core.sampler import denoise
+from vldnp.concepts import load_concepts
+from vldnp.methods import VLDNP
 from vldnp.models.backbone import Backbone
+from vldnp.sampler import denoise
 
 PROMPTS = ["a cat at the pirate cove", "a dog", "a cat", "pizza"]
 SEEDS = [5, 6, 7, 8]

@@ -16,11 +16,11 @@ from tokenizers.models import BPE, Unigram
 from transformers import PreTrainedTokenizerFast
 
 import vldnp
-from vldnp.core.concepts import ConceptSet, load_concepts
-from vldnp.core.negatives import Dynamic, SampleId
-from vldnp.core.schedules import as_schedule
+from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.models.constrained import allowed, spelled
 from vldnp.models.vlm_server import RemoteVLM
+from vldnp.negatives import Dynamic, SampleId
+from vldnp.schedules import as_schedule
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
 MOJI = load_concepts("moji")

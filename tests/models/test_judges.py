@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from tiny_judges import WEIGHTS, classifier
 
+from moji.judge import CNNJudge, JudgeNetwork
 from vldnp.models import load
-from vldnp.models.cnn_judge import CNNJudge, JudgeNetwork
 from vldnp.models.judges import (
     EXPOSED,
     Judgement,

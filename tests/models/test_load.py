@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from tiny import ScriptedVLM, sd_pipeline
 
-from vldnp.experiments import reference
+from moji.judge import CNNJudge
 from vldnp.models import hub as hub_
 from vldnp.models import load
-from vldnp.models.cnn_judge import CNNJudge
+from vldnp.study import reference
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_unknown_names_list_the_known_with_the_closest(opener, name, close):
 def test_a_moji_model_that_is_not_there_says_how_to_get_it(data):
     with pytest.raises(FileNotFoundError) as error:
         load.load("moji-sd")
-    assert "python -m vldnp.moji train text2image" in one_line(error)
+    assert "python -m moji train text2image" in one_line(error)
 
 
 def test_folder_is_opened_with_its_fingerprint(model_folder, pipeline):

@@ -7,13 +7,13 @@ from diffusers import AutoencoderTiny
 from tiny import ScriptedVLM, sd_pipeline
 from tiny_models import sd3_pipeline, tiny_vae
 
-from vldnp.core.methods import CFG, VLDNP
-from vldnp.core.sampler import denoise, sample
-from vldnp.experiments.grid import Study, cells
-from vldnp.experiments.workers import packed, unpacked
+from vldnp.methods import CFG, VLDNP
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.preview import Preview
+from vldnp.sampler import denoise, sample
+from vldnp.study.grid import Study, cells
+from vldnp.study.workers import packed, unpacked
 
 SETTINGS = {"num_inference_steps": 3, "progress": False}
 

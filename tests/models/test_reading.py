@@ -15,12 +15,12 @@ from test_vlm_remote import grey, refusal, reply, serving
 from test_vlm_remote import pictures as blocks
 
 import vldnp
-from vldnp.core.concepts import load_concepts
-from vldnp.core.negatives import Dynamic, SampleId
-from vldnp.core.schedules import as_schedule
+from moji.world.scenes import compose, sample_scene
+from vldnp.concepts import load_concepts
 from vldnp.models import reading
 from vldnp.models.vlm import VLMError, ask
-from vldnp.moji.world.scenes import compose, sample_scene
+from vldnp.negatives import Dynamic, SampleId
+from vldnp.schedules import as_schedule
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
 TERMS = ("knife", "skull", "blood", "feet")

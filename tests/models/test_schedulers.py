@@ -11,10 +11,10 @@ from diffusers.utils import DummyObject
 from tiny import sd_pipeline
 from tiny_models import sd3_pipeline
 
-from vldnp.core.sampler import denoise, sample
 from vldnp.models.backbone import Backbone
 from vldnp.models.families import SCHEDULERS
 from vldnp.models.run import Run
+from vldnp.sampler import denoise, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers', of numpy
 

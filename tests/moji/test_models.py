@@ -12,11 +12,11 @@ import torch
 from diffusers import SASolverScheduler, StableDiffusionPipeline
 
 import vldnp
+from moji.train import evaluate
 from vldnp._files import data_folder
 from vldnp.models import load
 from vldnp.models.families import SCHEDULERS, STEPPERS
-from vldnp.moji.train import evaluate
-from vldnp.prompts.table import load_prompts, split_things
+from vldnp.study.prompts import load_prompts, split_things
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,14 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTokenizer
 
+from moji.__main__ import main
+from moji.train import text2image, upper_bound, vlm
+from moji.train.loop import Recipe, fit
+from moji.world import scenes
+from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED, THINGS, sprite
+from moji.world.words import CONTEXT_LENGTH, tokenizer
 from vldnp._files import data_folder
 from vldnp.models import load
-from vldnp.moji.__main__ import main
-from vldnp.moji.train import text2image, upper_bound, vlm
-from vldnp.moji.train.loop import Recipe, fit
-from vldnp.moji.world import scenes
-from vldnp.moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED, THINGS, sprite
-from vldnp.moji.world.words import CONTEXT_LENGTH, tokenizer
 
 
 @pytest.fixture(scope="module")

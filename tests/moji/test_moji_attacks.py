@@ -4,18 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from moji.__main__ import main
+from moji.attacks.adaptive import Evolution
+from moji.attacks.adversarial import Search
+from moji.attacks.resumable import logged, resumed
+from moji.attacks.whitebox import Swaps
+from moji.train import attacks
+from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED
+from moji.world.scenes import PLACES
 from vldnp._files import data_folder
-from vldnp.core.concepts import load_concepts
+from vldnp.concepts import load_concepts
 from vldnp.models import load
-from vldnp.moji.__main__ import main
-from vldnp.moji.train import attacks
-from vldnp.moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED
-from vldnp.moji.world.scenes import PLACES
-from vldnp.prompts.adaptive import Evolution
-from vldnp.prompts.adversarial import Search
-from vldnp.prompts.resumable import logged, resumed
-from vldnp.prompts.table import load_prompts
-from vldnp.prompts.whitebox import Swaps
+from vldnp.study.prompts import load_prompts
 
 WORDS = set(re.findall("[a-z]+", " ".join([*PLACES, *RESTRICTED, *CATEGORIES]))) - {"a"}
 SHIPPED = [name for name in attacks.COUNTS if (data_folder() / f"prompts/{name}.csv").exists()]

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from moji.judge import CNNJudge
+from moji.train import damage, evaluate, judge, second_opinion, triggers
+from moji.world import scenes
+from moji.world.icons import HARMLESS, RESTRICTED, THINGS, sprite
 from vldnp._files import data_folder
 from vldnp.models import load
-from vldnp.models.cnn_judge import CNNJudge
 from vldnp.models.judges import Judgement
-from vldnp.moji.train import damage, evaluate, judge, second_opinion, triggers
-from vldnp.moji.world import scenes
-from vldnp.moji.world.icons import HARMLESS, RESTRICTED, THINGS, sprite
 
 RESULTS = data_folder() / "results"
 

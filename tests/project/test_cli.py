@@ -11,7 +11,7 @@ from nbformat.sign import NotebookNotary
 import vldnp
 from vldnp import __main__ as cli
 from vldnp._files import trust
-from vldnp.experiments import reproduce
+from vldnp.study import reproduce
 
 
 def notebook(path, parameters, body):
@@ -76,7 +76,7 @@ def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
 
     monkeypatch.setattr(reproduce, "published_runs", lambda: [SimpleNamespace(name="moji")])
     monkeypatch.setattr(reproduce, "execute", lambda source, target, *args, **kwargs: target)
-    monkeypatch.setattr("vldnp.experiments.verify.verify", verified)
+    monkeypatch.setattr("vldnp.study.verify.verify", verified)
     command = ["reproduce", "--out", "results"]
     assert cli.main([*command, "--images", "40"]) == 0
     assert asked == [("moji", 40, "results")]

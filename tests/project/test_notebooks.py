@@ -10,7 +10,7 @@ import nbformat
 import papermill
 import pytest
 
-from vldnp.experiments.reproduce import notebooks_in, reproduce
+from vldnp.study.reproduce import notebooks_in, reproduce
 
 ROOT = Path(__file__).parents[2]
 SOURCES = notebooks_in(ROOT / "notebooks")

@@ -11,8 +11,8 @@ import yaml
 
 import vldnp
 import vldnp.__main__ as cli
-from vldnp.display import publish
-from vldnp.experiments.profile import load_profile
+from vldnp.show import publish
+from vldnp.study.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

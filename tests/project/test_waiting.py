@@ -9,7 +9,7 @@ import pytest
 
 STARTS = {
     "package": "import vldnp; assert 'torch' not in sys.modules; vldnp.sample",
-    "training": "import vldnp.moji.__main__",
+    "training": "import moji.__main__",
     "commands": "import vldnp.__main__",
 }
 SEEN = """

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vldnp.core import guidance
-from vldnp.core.guidance import Scale
-from vldnp.core.negatives import Negative, NoNegatives, SampleId
+from vldnp import guidance
+from vldnp.guidance import Scale
+from vldnp.negatives import Negative, NoNegatives, SampleId
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vldnp.core import guidance
-from vldnp.core.concepts import ConceptSet, load_concepts
-from vldnp.core.methods import CFG, Method
-from vldnp.core.negatives import Dynamic, SampleId
-from vldnp.core.sampler import sample
+from vldnp import guidance
+from vldnp.concepts import ConceptSet, load_concepts
+from vldnp.methods import CFG, Method
 from vldnp.models import vlm as vlms
 from vldnp.models.backbone import Backbone, to_pil
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.judges import FOUND, Judge
 from vldnp.models.run import Run
+from vldnp.negatives import Dynamic, SampleId
+from vldnp.sampler import sample
 
 NONE = "none"
 

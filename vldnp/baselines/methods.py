@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from vldnp import guidance, negatives
 from vldnp.baselines import categories
 from vldnp.baselines.safe_denoiser import SafeDenoiser
 from vldnp.baselines.safree import Safree
 from vldnp.baselines.sld import sld
-from vldnp.core import guidance, negatives
-from vldnp.core.methods import CFG, Method, _omega
+from vldnp.methods import CFG, Method, _omega
 
 
 def SLD(negative_prompt: str, strength: str = "medium", **changes: float) -> Method:

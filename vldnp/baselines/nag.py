@@ -21,9 +21,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from vldnp import guidance
 from vldnp._finite import is_finite
-from vldnp.core import guidance
-from vldnp.core.guidance import Scale
+from vldnp.guidance import Scale
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vldnp._files import unknown
 from vldnp._finite import is_finite
-from vldnp.core.guidance import Scale
+from vldnp.guidance import Scale
 
 
 def sld_scale(pred_cond: Tensor, pred_neg: Tensor, scale: float, threshold: float) -> Tensor:

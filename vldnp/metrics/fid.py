@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from moji.judge import CNNJudge
 from vldnp.metrics.intervals import Interval
-from vldnp.models.cnn_judge import CNNJudge
 from vldnp.models.judges import Images, as_tensor
 
 FID_RESAMPLES = 200

@@ -47,7 +47,7 @@ TRAINING = {
     "judge": "judge",
     "preview": "preview",
 }
-"""What `python -m vldnp.moji train` calls each kind."""
+"""What `python -m moji train` calls each kind."""
 
 HUB = {
     "model": {
@@ -202,7 +202,7 @@ def find(kind: str, name: str | Path, revision: str | None) -> Source:
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"the Moji {kind} {text!r} is not in {folder.parent}; get the whole clone, or "
-                f"train it with: python -m vldnp.moji train {TRAINING[kind]}"
+                f"train it with: python -m moji train {TRAINING[kind]}"
             )
         return _folder(text, folder)
     for short, hub in HUB[kind].items():

@@ -13,9 +13,9 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from moji.judge import CNNJudge
 from vldnp._files import unknown
 from vldnp.models.clip import CLIPScore
-from vldnp.models.cnn_judge import CNNJudge
 from vldnp.models.errors import opening
 from vldnp.models.hub import (
     EMBEDDED,

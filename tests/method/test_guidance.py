@@ -1,0 +1,183 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vldnp import guidance
+from vldnp.baselines.sld import SLD_STRENGTHS, sld
+from vldnp.methods import Static
+
+U = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
+C = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)
+N = torch.tensor([0.5, 4.0]).view(2, 1, 1, 1)
+
+
+def values(tensor):
+    return tensor.flatten().tolist()
+
+
+def test_the_equations_by_hand():
+    assert values(guidance.cfg(U, C, 3.0)) == [1 + 3 * 2, 2 + 3 * -3]
+    assert values(guidance.added(C, N, U, 2.0)) == [3 - 2 * -0.5, -1 - 2 * 2]
+    assert values(guidance.replaced(N, C, 3.0)) == [0.5 + 3 * 2.5, 4 + 3 * -5]
+
+
+def test_the_rules_are_the_equations():
+    added = guidance.rule("added").equation(U, C, N, 3.0, 2.0)
+    assert values(added) == [1 + 3 * 2 - 2 * -0.5, 2 + 3 * -3 - 2 * 2]
+    assert torch.equal(
+        guidance.rule("replaced").equation(U, C, N, 3.0, 2.0), guidance.replaced(N, C, 3.0)
+    )
+
+
+def test_a_scale_per_image():
+    g = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    assert values(guidance.cfg(U, C, g)) == [1.0, -1.0]  # the unconditional, the conditional
+
+
+@pytest.mark.parametrize("name", guidance.RULES)
+def test_equal_predictions_stay_as_they_are(name):
+    """The weights of every rule sum to one."""
+    assert values(guidance.rule(name).equation(U, U, U, 7.5, 15.0)) == values(U)
+
+
+def test_a_callable_is_a_rule():
+    def mean(uncond, cond, neg, guidance_scale, omega):
+        return (uncond + cond) / 2
+
+    assert guidance.rule(mean).equation is mean
+    assert guidance.rule(mean).describe().endswith("mean")
+
+
+def test_an_unknown_rule_is_named():
+    with pytest.raises(ValueError, match="'aded'.*added, .*replaced"):
+        guidance.rule("aded")
+
+
+# Rules by hand, and against second implementations
+
+
+def test_composable_not_by_hand():
+    assert values(guidance.rule("composable-not").equation(U, C, N, 3.0, None)) == [
+        1 + 3 * 2.5,
+        2 + 3 * -5,
+    ]
+
+
+@pytest.mark.parametrize("g", [3.0, 7.5])
+def test_composable_not_is_added_with_omega_g(g):
+    uncond, cond, neg = predictions(3)
+    expected = guidance.added(guidance.cfg(uncond, cond, g), neg, uncond, g)
+    assert torch.allclose(
+        guidance.rule("composable-not").equation(uncond, cond, neg, g, None), expected
+    )
+
+
+def predictions(count, shape=(3, 4, 5, 5), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(count)]
+
+
+def test_perp_neg_by_least_squares():
+    uncond, cond, neg = predictions(3)
+    got = guidance.rule("perp-neg").equation(uncond, cond, neg, 5.0, 2.0)
+    for k in range(len(uncond)):
+        u, c, n = (x[k].flatten().numpy() for x in (uncond, cond, neg))
+        share, *_ = np.linalg.lstsq((c - u)[:, None], n - u, rcond=None)
+        expected = u + 5 * (c - u) - 2 * ((n - u) - share[0] * (c - u))
+        assert np.allclose(got[k].flatten().numpy(), expected)
+        removed = got[k].flatten().numpy() - (u + 5 * (c - u))
+        assert abs(removed @ (c - u)) < 1e-9  # nothing of the prompt is undone
+
+
+def test_perp_neg_on_axes():
+    zero, one = torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1)
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).view(2, 1, 2, 1, 1)
+    assert values(guidance.perp_neg(zero, x, one, 3.0, 2.0)) == [3.0, -2.0]
+    assert values(guidance.perp_neg(zero, x, 4 * x, 3.0, 2.0)) == [3.0, 0.0]  # all of it along
+    assert values(guidance.perp_neg(zero, zero, y, 3.0, 2.0)) == [0.0, -2.0]  # no prompt at all
+
+
+def sld_by_elements(steps, g, N, scale, warmup, threshold, momentum_scale, momentum_beta):
+    """Safe Latent Diffusion, number by number, from the paper's equations."""
+    outs, nu = [], [0.0] * len(steps[0][0])
+    for i, (uncond, cond, neg) in enumerate(steps):
+        out = []
+        for j, (u, c, n) in enumerate(zip(uncond, cond, neg, strict=True)):
+            phi = scale * (c - n)
+            mu = min(1.0, abs(phi)) if c - n < threshold else 0.0
+            gamma = mu * (n - u) + momentum_scale * nu[j]
+            nu[j] = momentum_beta * nu[j] + (1 - momentum_beta) * gamma
+            if i < warmup * N / 50:
+                gamma = 0.0
+            out.append(u + g * (c - u - gamma))
+        outs.append(out)
+    return outs
+
+
+SETTINGS = {
+    "weak": (200, 15, 0.0, 0.0, 0.0),
+    "medium": (1000, 10, 0.01, 0.3, 0.4),
+    "strong": (2000, 7, 0.025, 0.5, 0.7),
+    "max": (5000, 0, 1.0, 0.5, 0.7),
+}
+
+
+@pytest.mark.parametrize("strength", SETTINGS)
+@pytest.mark.parametrize("magnitude", [0.0005, 1.0])  # below and above where μ is clipped
+def test_sld_element_by_element(strength, magnitude):
+    N, g, shape = 20, 7.5, (2, 2, 3, 3)
+    steps = [[magnitude * x for x in predictions(3, shape, seed)] for seed in range(N)]
+    rule = SLD_STRENGTHS[strength].step
+    state, got = torch.zeros(shape, dtype=torch.float64), []
+    for i, (uncond, cond, neg) in enumerate(steps):
+        pred, state = rule(uncond, cond, neg, g, None, state, i / N)
+        got.append(pred)
+    for k in range(shape[0]):
+        flat = [[x[k].flatten().tolist() for x in step] for step in steps]
+        expected = sld_by_elements(flat, g, N, *SETTINGS[strength])
+        for ours, theirs in zip(got, expected, strict=True):
+            assert np.allclose(ours[k].flatten().numpy(), theirs, rtol=1e-12, atol=1e-12)
+    plain = [torch.equal(p, guidance.cfg(u, c, g)) for p, (u, c, _) in zip(got, steps, strict=True)]
+    assert plain.index(False) == math.ceil(SETTINGS[strength][1] * N / 50)  # the warm-up, scaled
+
+
+def test_sld_with_scale_0_is_cfg_bit_for_bit():
+    rule, state = sld("strong", scale=0), torch.zeros(3, 4, 5, 5)
+    for seed in range(3):
+        uncond, cond, neg = (x.float() for x in predictions(3, seed=seed))
+        pred, state = rule.step(uncond, cond, neg, 7.5, None, state, 0.9)
+        assert torch.equal(pred, guidance.cfg(uncond, cond, 7.5))
+        assert not state.any()
+
+
+def test_sld_settings_are_checked():
+    assert sld("max", warmup=3).warmup == 3
+    with pytest.raises(ValueError, match="SLD strength 'hard'.*max, medium, strong, weak"):
+        sld("hard")
+    with pytest.raises(
+        ValueError, match="momentum_beta must be a finite number from 0 to 1, not 1.5"
+    ):
+        sld(momentum_beta=1.5)
+    with pytest.raises(ValueError, match="scale must be a finite number from 0 to inf, not -1"):
+        sld(scale=-1)
+
+
+def test_most_rules_have_no_state():
+    state = torch.ones(2, 1, 1, 1)
+    pred, after = guidance.rule("added").step(U, C, N, 3.0, 2.0, state, 0.5)
+    assert torch.equal(pred, guidance.rule("added").equation(U, C, N, 3.0, 2.0)) and after is state
+
+
+def test_which_rules_have_an_omega():
+    with_omega = {name for name, rule in guidance.RULES.items() if rule.uses_omega}
+    assert with_omega == {"added", "perp-neg"} and not sld().uses_omega
+    assert guidance.rule(guidance.perp_neg).uses_omega
+
+    def without(pred_uncond, pred_cond, pred_neg, guidance_scale, omega):
+        return pred_cond
+
+    without.uses_omega = False
+    assert not guidance.rule(without).uses_omega
+    assert Static("knife", 4.0, without).omega is None

@@ -1,0 +1,588 @@
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import ScriptedVLM, by_brightness, sd_pipeline
+
+from vldnp import guidance
+from vldnp.concepts import load_concepts
+from vldnp.methods import CFG, VLDNP, Method, Static
+from vldnp.models.backbone import Backbone, to_pil
+from vldnp.models.families import SCHEDULERS
+from vldnp.models.run import Run
+from vldnp.models.vlm import VLMError
+from vldnp.negatives import Negative, NoNegatives
+from vldnp.sampler import denoise, sample
+from vldnp.schedules import front_loaded
+
+PROMPTS = ["a cat at the pirate cove", "a dog"]
+QUICK = {"num_inference_steps": 6, "progress": False}
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def stock(request, tmp_path_factory):
+    """A stock pipeline, opened from a folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    sd_pipeline(request.param).save_pretrained(folder)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Backbone(sd_pipeline())
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def difference(a, b):
+    """The largest between two pictures, in steps of 1/255; 1 may come from rounding."""
+    return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()
+
+
+def with_scheduler(pipe, name):
+    kind, options = SCHEDULERS[name]
+    pipe.scheduler = kind.from_config(
+        pipe.scheduler.config, **{"use_karras_sigmas": False} | options
+    )
+    return pipe
+
+
+# Against the stock pipeline
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_plain_cfg_is_the_stock_pipeline(stock, name):
+    pipe = with_scheduler(stock, name)
+    for output_type in ("latent", "pt"):
+        expected = pipe(
+            PROMPTS,
+            num_inference_steps=9,
+            guidance_scale=7.5,
+            generator=generators(3, 4),
+            output_type=output_type,
+        ).images
+        for method in (CFG(), Static("")):
+            out = sample(
+                stock,
+                PROMPTS,
+                method,
+                seeds=[3, 4],
+                num_inference_steps=9,
+                scheduler=name,
+                output_type=output_type,
+                progress=False,
+            )
+            assert torch.allclose(out.images, expected, atol=1e-4)
+            assert out.trace.model_evaluations == [18, 18]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_replaced_is_the_stock_negative_prompt(stock, name):
+    expected = with_scheduler(stock, name)(
+        PROMPTS,
+        negative_prompt=["a knife"] * 2,
+        num_inference_steps=9,
+        guidance_scale=5.0,
+        generator=generators(3, 4),
+        output_type="latent",
+    ).images
+    method = Static("a knife", rule="replaced")
+    asked = {"seeds": [3, 4], "num_inference_steps": 9, "guidance_scale": 5.0}
+    out = sample(stock, PROMPTS, method, scheduler=name, progress=False, **asked)
+    assert torch.allclose(out.latents, expected, atol=1e-4)
+    assert not torch.allclose(sample(stock, PROMPTS, **asked).latents, expected, atol=1e-2)
+
+
+def test_pil_images_are_the_stock_ones(stock):
+    expected = stock(PROMPTS, num_inference_steps=6, generator=generators(0, 1)).images
+    out = sample(stock, PROMPTS, **QUICK)
+    assert all(difference(a, b) <= 1 for a, b in zip(out.images, expected, strict=True))
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_generators_and_repeats_are_the_stock_ones(stock, single):
+    asked = {"num_images_per_prompt": 2, "num_inference_steps": 4, "height": 48, "width": 40}
+    drawn = [generators(5)[0] if single else generators(5, 6, 7, 8) for _ in range(2)]
+    expected = stock(PROMPTS, generator=drawn[0], output_type="latent", **asked).images
+    out = sample(stock, PROMPTS, generator=drawn[1], progress=False, **asked)
+    assert out.latents.shape == (4, 4, 12, 10)
+    assert torch.allclose(out.latents, expected, atol=1e-4)
+    assert out.trace.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
+    assert out.trace.seeds == [None] * 4
+
+
+# Against the paper's four steps, written out
+
+
+def written_out(model, prompt, vlm, concepts, seed, g, omega, query_steps, num_steps):
+    """VL-DNP for one image with DDIM, from the formulas alone."""
+    pipe, run = model.pipe, Run(model, num_steps, "ddim")
+    alphas = run.scheduler.alphas_cumprod
+    x = torch.randn(1, 4, 8, 8, generator=generators(seed)[0])
+
+    def eps(text, t):
+        embeds = pipe.encode_prompt(text, "cpu", 1, False)[0]
+        return pipe.unet(x, t, encoder_hidden_states=embeds).sample
+
+    negative, negatives, pictures = None, [], []
+    for i, t in enumerate(run.timesteps):
+        unconditional = eps("", t)
+        eps_cfg = unconditional + g * (eps(prompt, t) - unconditional)
+        if i in query_steps:
+            x0 = (x - (1 - alphas[t]) ** 0.5 * eps_cfg) / alphas[t] ** 0.5
+            pictures += to_pil((pipe.vae.decode(x0 / 0.5).sample / 2 + 0.5).clamp(0, 1))
+            found = concepts.parse(vlm(pictures[-1:], concepts.question)[0])
+            negative = ", ".join(found) or None
+        negatives.append(negative)
+        guided = eps_cfg - omega * (eps(negative, t) - unconditional) if negative else eps_cfg
+        x = run.scheduler.step(guided, t, x).prev_sample
+    return x, negatives, pictures
+
+
+@torch.no_grad()
+def test_vldnp_is_the_papers_four_steps(model):
+    seeds, g, omega, query_steps = [0, 1, 2, 3], 3.0, 4.0, (1, 2, 4, 7)
+    vlm = ScriptedVLM(by_brightness)
+    method = VLDNP(vlm, "moji", omega, query_steps)
+    asked = {"num_inference_steps": 9, "guidance_scale": g, "scheduler": "ddim", "progress": False}
+    out = sample(model, ["a cat"] * 4, method, seeds=seeds, **asked)
+    assert vlm.calls == [4, 4, 4, 4]  # one batched call per query
+
+    table = load_concepts("moji")
+    for k, seed in enumerate(seeds):
+        x, negatives, pictures = written_out(
+            model, "a cat", vlm, table, seed, g, omega, query_steps, 9
+        )
+        assert torch.allclose(out.latents[k], x[0], atol=1e-4)
+        assert [step.negative_prompts[k] for step in out.trace.steps] == negatives
+        seen = [step.x0_images[k] for step in out.trace.steps if step.queried]
+        assert all(difference(a, b) <= 1 for a, b in zip(seen, pictures, strict=True))
+    prompts = {p for step in out.trace.steps for p in step.negative_prompts}
+    assert prompts == {None, "knife", "dagger, skull"}  # the script led to all cases
+
+
+# The batch around an image
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """Each of six images made on its own."""
+    return [
+        sample(model, **image(k), method=method(), num_inference_steps=8, progress=False)
+        for k in range(6)
+    ]
+
+
+def image(k):
+    prompts = ["a cat", "a dog at the pirate cove", "pizza"]
+    return {"prompt": prompts[k % 3], "seeds": [k * 7], "guidance_scale": [3.0, 7.5][k % 2]}
+
+
+def method():
+    return VLDNP(ScriptedVLM(by_brightness), "moji", omega=8, query_steps=(0, 2, 3, 6))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.integers(1, 6))
+def test_an_image_is_the_same_in_any_batch(model, alone, members, batch_size):
+    images = [image(k) for k in members]
+    out = sample(
+        model,
+        [i["prompt"] for i in images],
+        method(),
+        seeds=[i["seeds"][0] for i in images],
+        guidance_scale=[i["guidance_scale"] for i in images],
+        num_inference_steps=8,
+        batch_size=batch_size,
+        output_type="pt",
+        progress=False,
+    )
+    for k, latents, pixels in zip(members, out.latents, out.images, strict=True):
+        assert torch.allclose(latents, alone[k].latents[0], atol=1e-4)
+        assert torch.allclose(pixels, model.decode(alone[k].latents)[0], atol=1e-4)
+    for step, *others in zip(
+        out.trace.steps, *(alone[k].trace.steps for k in members), strict=True
+    ):
+        assert step.negative_prompts == [other.negative_prompts[0] for other in others]
+        assert step.model_evaluations == [other.model_evaluations[0] for other in others]
+
+
+def test_the_images_above_differ_in_their_negatives(alone):
+    prompts = [out.trace.steps[k].negative_prompts[0] for out in alone for k in (0, 2, 3, 6)]
+    assert {None, "knife", "dagger, skull"} <= set(prompts)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_runs_interleave(model, name):
+    asked = {"num_inference_steps": 5, "scheduler": name}
+    runs = [denoise(model, prompt, **asked) for prompt in PROMPTS]
+    *_, last = zip(*runs, strict=True)
+    for step, prompt in zip(last, PROMPTS, strict=True):
+        assert torch.equal(step.latents, sample(model, prompt, progress=False, **asked).latents)
+
+
+# What is spent
+
+
+def test_counts_are_the_rows_that_go_through_the_unet(model):
+    rows = []
+    hook = model.pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    answers = iter(["none", "knife", "a skull", "none", "none", "blood"])
+    vlm = ScriptedVLM(lambda image, question: next(answers))
+    try:
+        steps = list(
+            denoise(
+                model, ["a cat"] * 3, VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
+            )
+        )
+    finally:
+        hook.remove()
+    # one call of 2B + k rows; at a query, k is known only after the call of 2B
+    assert rows == [6, 6, 2, 6 + 2, 6, 1, 6 + 1]
+    assert [step.model_evaluations for step in steps] == [
+        [2, 2, 2],
+        [2, 3, 3],
+        [2, 3, 3],
+        [2, 2, 3],
+        [2, 2, 3],
+    ]
+    assert sum(rows) == sum(sum(step.model_evaluations) for step in steps)
+    assert [step.queried for step in steps] == [False, True, False, True, False]
+    assert [step.vlm_calls for step in steps] == [[int(step.queried)] * 3 for step in steps]
+    assert [step.x0_decodes for step in steps] == [[int(step.queried)] * 3 for step in steps]
+    assert steps[2].concepts == [(), ("knife",), ("skull",)]
+    assert steps[1].vlm_answers == ["none", "knife", "a skull"] and steps[2].vlm_answers is None
+
+
+def test_a_static_prompt_is_always_on(model):
+    out = sample(model, PROMPTS, Static("a knife"), **QUICK)
+    assert out.trace.model_evaluations == [18, 18]
+    assert {p for step in out.trace.steps for p in step.negative_prompts} == {"a knife"}
+    assert out.trace.vlm_calls == out.trace.x0_decodes == [0, 0]
+
+
+def test_no_negatives_no_difference(model):
+    plain = sample(model, PROMPTS, **QUICK).latents
+    for same in (
+        VLDNP(ScriptedVLM(lambda image, question: "none"), "moji", query_steps=range(6)),
+        VLDNP(ScriptedVLM(by_brightness), "moji", query_steps=[]),
+        Static("a knife", omega=0),
+        Static("  "),
+    ):
+        assert torch.allclose(sample(model, PROMPTS, same, **QUICK).latents, plain, atol=1e-5)
+    changed = sample(model, PROMPTS, Static("a knife"), **QUICK).latents
+    assert not torch.allclose(changed, plain, atol=1e-2)
+
+
+# What a VLM may say
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text() | st.sampled_from(["", "knife " * 5000, "un couteau", "a cat, a knife", "没有"]))
+def test_only_the_vocabulary_reaches_the_text_encoder(model, answer):
+    vocabulary = load_concepts("moji").vocabulary
+    encoded = []
+
+    class Spy(Backbone):
+        def encode(self, prompts, *size):
+            encoded.extend(prompts)
+            return super().encode(prompts, *size)
+
+    vlm = ScriptedVLM(lambda image, question: answer)
+    method = VLDNP(vlm, "moji", query_steps=[0], lead="a weapon")
+    out = sample(Spy(model.pipe), "a cat", method, num_inference_steps=1, progress=False)
+    assert out.trace.steps[0].vlm_answers == [answer[:4000]]  # verbatim
+    allowed = {"", "a cat", "a weapon", *vocabulary}
+    assert {term for text in encoded for term in text.split(", ")} <= allowed
+
+
+@pytest.mark.parametrize("answers", [[], ["knife"], ["knife"] * 3])
+def test_a_vlm_answers_each_picture(model, answers):
+    def forgetful(images, question):
+        return answers
+
+    with pytest.raises(VLMError, match=f"forgetful' gave {len(answers)} answers to 2 pictures"):
+        sample(model, PROMPTS, VLDNP(forgetful, "moji", query_steps=[0]), **QUICK)
+
+
+# The stream
+
+
+def test_a_step_says_what_happened(model):
+    steps = list(denoise(model, PROMPTS, CFG(), num_inference_steps=4, x0_every=True))
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+    assert [step.timestep for step in steps] == sorted((s.timestep for s in steps), reverse=True)
+    for step in steps:
+        assert step.latents.shape == step.x0.shape == (2, 4, 8, 8)
+        assert [picture.size for picture in step.x0_images] == [(32, 32)] * 2
+        assert step.vlm_answers is None and step.x0_decodes == [1, 1]
+    # DPM-Solver++ ends at the last prediction: the final picture is the last x̂₀.
+    assert torch.allclose(steps[-1].x0, steps[-1].latents, atol=1e-4)
+    assert not steps[-1].latents.requires_grad
+
+
+def test_one_may_stop_early(model):
+    vlm = ScriptedVLM(by_brightness)
+    for step in denoise(
+        model, "a cat", VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
+    ):
+        if step.queried:
+            break
+    assert (step.index, vlm.calls) == (1, [1])
+    assert torch.is_grad_enabled()
+
+
+def test_the_trace_as_a_table(model):
+    vlm = ScriptedVLM(lambda image, question: 'a "knife", 1 skull\n')
+    out = sample(model, PROMPTS, VLDNP(vlm, "moji", query_steps=[1]), seeds=[5, 6], **QUICK)
+    table = out.trace.to_frame()
+    assert len(table) == 2 * 6
+    row = table[(table.image == 1) & (table.step == 1)].iloc[0]
+    assert (row.prompt, row.seed, row.queried) == ("a dog", 6, True)
+    assert (row.vlm_answer, row.concepts) == ('a "knife", 1 skull\n', "knife, skull")
+    assert (row.negative_prompt, row.model_evaluations) == ("knife, skull", 3)
+    assert table.groupby("image").model_evaluations.sum().tolist() == out.trace.model_evaluations
+    assert table[table.step == 0].negative_prompt.isna().all()
+    assert all(step.latents is None and step.x0 is None for step in out.trace.steps)
+
+
+def test_output_types(model):
+    outs = {
+        t: sample(model, PROMPTS, output_type=t, **QUICK) for t in ("pil", "pt", "np", "latent")
+    }
+    pixels = outs["pt"].images
+    assert pixels.shape == (2, 3, 32, 32) and 0 <= pixels.min() <= pixels.max() <= 1
+    assert np.array_equal(outs["np"].images, pixels.permute(0, 2, 3, 1).numpy())
+    assert [i.tobytes() for i in outs["pil"].images] == [i.tobytes() for i in to_pil(pixels)]
+    assert torch.equal(outs["latent"].images, outs["pil"].latents)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_half_precision(name):
+    half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
+    vlm = ScriptedVLM(lambda image, question: "knife")
+    out = sample(half, "a cat", VLDNP(vlm, "moji", query_steps=[2]), scheduler=name, **QUICK)
+    assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
+
+
+def test_the_default_seeds_count_from_zero(model):
+    out = sample(model, PROMPTS, num_images_per_prompt=2, **QUICK)
+    assert out.trace.seeds == [0, 1, 2, 3]
+    again = sample(model, [p for p in PROMPTS for _ in "ab"], seeds=range(4), **QUICK)
+    assert torch.equal(out.latents, again.latents)
+
+
+def test_a_stochastic_scheduler_draws_for_each_image(model):
+    from diffusers import DPMSolverMultistepScheduler as DPM
+
+    sde = DPM.from_config(model.pipe.scheduler.config, algorithm_type="sde-dpmsolver++")
+    two = sample(model, PROMPTS, scheduler=sde, seeds=[1, 2], **QUICK)
+    one = sample(model, PROMPTS[1], scheduler=sde, seeds=[2], **QUICK)
+    assert torch.allclose(two.latents[1], one.latents[0], atol=1e-4)
+
+
+# Methods
+
+
+def test_methods_describe_themselves():
+    def glance(images, question):
+        return ["none"] * len(images)
+
+    methods = [
+        CFG(),
+        Static("a knife"),
+        Static("a knife", omega=8),
+        Static("a knife", rule="replaced"),
+        VLDNP(glance, "moji"),
+        VLDNP(glance, "moji", lead="weapons"),
+        VLDNP(glance, concepts="nudity"),
+        VLDNP(glance, "moji", omega=8),
+        VLDNP(glance, "moji", query_steps=[1, 2]),
+        VLDNP(glance, "moji", query_steps=front_loaded(6)),
+        VLDNP(ScriptedVLM(by_brightness), "moji"),
+        Static("a knife", rule=guidance.replaced),
+    ]
+    described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
+    assert len(set(described)) == len(methods)
+    assert json.dumps(Static("a knife").describe(), sort_keys=True) == described[1]
+    assert [method.name for method in methods[:2]] == ["cfg", "static"]
+    assert methods[4].describe()["negatives"]["vlm"]["name"].endswith("glance")
+    assert Static("a knife", 3.0, "replaced").omega is None  # it has no part in that equation
+
+
+def test_a_custom_rule(model):
+    def half(uncond, cond, neg, guidance_scale, omega):
+        return (uncond + cond) / 2
+
+    out = sample(model, "a cat", Static("a knife", rule=half), **QUICK)
+    assert torch.allclose(
+        out.latents, sample(model, "a cat", guidance_scale=0.5, **QUICK).latents, atol=1e-5
+    )
+
+
+def test_a_custom_policy(model):
+    """Negatives may depend on those before: here they pile up."""
+
+    class Piling(NoNegatives):
+        def query_steps_of(self, num_inference_steps):
+            return range(num_inference_steps)
+
+        def updated(self, pictures, before):
+            return [Negative(f"{negative.prompt or ''} knife".strip()) for negative in before]
+
+    out = sample(model, "a cat", Method("piling", Piling(), omega=1.0), **QUICK)
+    assert out.trace.steps[2].negative_prompts == ["knife knife knife"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"prompt": []}, "no prompt"),
+        ({"prompt": ["a cat", None]}, "must be texts, not None"),
+        ({"prompt": ["a cat", " \n"]}, "a prompt is empty; .* use guidance_scale=0"),
+        ({"prompt": ""}, "a prompt is empty"),
+        ({"seeds": [0, -1]}, "a seed must be a whole number, 0 or more, not -1"),
+        ({"seeds": [0, 1.0]}, "a seed must be a whole number, 0 or more, not 1.0"),
+        ({"seeds": [0, "1"]}, "a seed must be a whole number, 0 or more, not '1'"),
+        ({"seeds": [0, 2**63]}, "a seed must be a whole number"),
+        ({"seeds": [1]}, "seeds has 1 entries for 2 images"),
+        ({"seeds": 1}, "seeds must be a sequence"),
+        ({"seeds": [1, 2], "generator": generators(1, 2)}, "either seeds or generator"),
+        ({"generator": generators(1)}, "generator has 1 entries for 2"),
+        ({"guidance_scale": [1.0, 2.0, 3.0]}, "guidance_scale has 3 entries for 2"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite numbers, not nan"),
+        ({"guidance_scale": [7.5, float("inf")]}, "guidance_scale must be finite numbers, not inf"),
+        ({"guidance_scale": "7.5"}, "guidance_scale must be finite numbers, not '7.5'"),
+        ({"num_images_per_prompt": -2}, "num_images_per_prompt .* 1 or more, not -2"),
+        ({"num_images_per_prompt": "2"}, "num_images_per_prompt .* 1 or more, not '2'"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more"),
+        (
+            {"num_images_per_prompt": 0},
+            "num_images_per_prompt must be a whole number, 1 or more, not 0",
+        ),
+        ({"height": 30}, "multiples of 4"),
+        ({"scheduler": "dmp++"}, "did you mean 'dpm\\+\\+'"),
+        ({"method": "cfg"}, "must be a Method"),
+        ({"model": "moji-sd"}, "vldnp.load"),
+        (
+            {"method": VLDNP(by_brightness, "moji", query_steps=[6])},
+            "outside the 6 denoising steps",
+        ),
+        (
+            {"method": VLDNP(by_brightness, "moji", query_steps=front_loaded(7))},
+            "7 queries do not fit",
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_line_at_once(model, wrong, message):
+    asked = {"model": model, "prompt": PROMPTS, "num_inference_steps": 6} | wrong
+    with pytest.raises((ValueError, TypeError), match=message) as caught:
+        denoise(**asked)  # not only at the first step
+    assert "\n" not in str(caught.value)
+    with pytest.raises((ValueError, TypeError), match=message):
+        sample(**asked, progress=False)
+
+
+def test_bad_output_type_and_batch_size(model):
+    with pytest.raises(ValueError, match="output_type 'png'.*pil"):
+        sample(model, PROMPTS, output_type="png", **QUICK)
+    with pytest.raises(ValueError, match="batch_size must be a whole number, 1 or more, not 0"):
+        sample(model, PROMPTS, batch_size=0, **QUICK)
+
+
+@pytest.mark.parametrize("omega", [-1, float("nan"), float("inf"), "8", True, [8]])
+def test_bad_omega(omega):
+    message = re.escape(f"omega must be a finite number, 0 or more, not {omega!r}")
+    with pytest.raises(ValueError, match=message):
+        Static("a knife", omega=omega)
+    with pytest.raises(ValueError, match=message):
+        VLDNP(by_brightness, "moji", omega=omega)
+
+
+@pytest.mark.parametrize("omega", [0, 8, np.float32(8), np.int64(8)])
+def test_good_omega(omega):
+    assert Static("a knife", omega=omega).omega == omega
+
+
+def test_no_concept_set_is_taken_for_granted():
+    """The package's method must not look for the benchmark's things by default."""
+    with pytest.raises(TypeError, match="concepts"):
+        VLDNP(by_brightness)
+
+
+def test_bad_methods():
+    with pytest.raises(ValueError, match="rule 'replace'.*did you mean 'replaced'"):
+        Static("a knife", rule="replace")
+    with pytest.raises(TypeError, match="vlm must be a callable.*'moji-vlm-l'"):
+        VLDNP("moji-vlm-l", "moji")
+    with pytest.raises(ValueError, match="concept set 'mojo'"):
+        VLDNP(by_brightness, "mojo")
+    assert replace(CFG(), name="plain").name == "plain"
+
+
+def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
+    """The second of three queries fails; each image goes on as its setting says."""
+    calls = []
+
+    def failing(images, question):
+        calls.append(len(images))
+        if len(calls) % 3 == 2:
+            raise TimeoutError("too late")
+        return ["a knife"] * len(images)
+
+    moji = load_concepts("moji")
+    steered = {"keep": "knife", "static": ", ".join(moji.vocabulary)}
+    for on_failure, prompt in steered.items():
+        method = VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4], on_failure=on_failure)
+        with pytest.warns(UserWarning, match="on_failure"):
+            out = sample(model, PROMPTS, method, **QUICK)
+        assert [s.negative_prompts for s in out.trace.steps] == [
+            [p] * 2 for p in ["knife"] * 2 + [prompt] * 2 + ["knife"] * 2
+        ]
+        assert out.trace.steps[2].vlm_failures == ["TimeoutError: too late"] * 2
+        assert out.trace.steps[2].vlm_answers == [None, None]
+        assert out.trace.model_evaluations == [18, 18]
+        frame = out.trace.to_frame().set_index(["image", "step"])
+        assert frame["vlm_failure"].notna().sum() == 2
+        assert frame.loc[(1, 2), "vlm_failure"] == "TimeoutError: too late"
+    with pytest.raises(TimeoutError):
+        sample(model, PROMPTS, VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4]), **QUICK)
+
+
+def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):
+    drawn = []
+
+    class Recorded(torch.Generator):
+        def __new__(cls, device):
+            drawn.append(device)
+            return super().__new__(cls, "cpu")
+
+    model = sd_pipeline()
+    few = {"num_inference_steps": 1, "progress": False}
+    plain = sample(model, "a cat", CFG(), seeds=[3], **few)
+    monkeypatch.setattr(torch, "Generator", Recorded)
+    there = sample(model, "a cat", CFG(), seeds=[3], noise_device="cuda", **few)
+    assert drawn == ["cuda"] and torch.equal(plain.latents, there.latents)
+
+
+def test_a_device_that_is_not_here_is_one_line():
+    with pytest.raises(
+        ValueError, match="noise_device 'nonsense' is not here: .*'cpu' is"
+    ) as error:
+        sample(sd_pipeline(), "a cat", CFG(), noise_device="nonsense", progress=False)
+    assert "\n" not in str(error.value)

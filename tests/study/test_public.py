@@ -1,0 +1,247 @@
+"""Fetching public prompt sets, with files and loopback servers in place of the real ones."""
+
+import functools
+import hashlib
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from vldnp.__main__ import main
+from vldnp._files import data_folder
+from vldnp.study import public as datasets
+from vldnp.study.prompts import REQUIRED, fetch_prompts, load_prompts
+
+SAMPLES = {  # header and a row of each published format
+    "coco": "case_number,source,prompt,evaluation_seed,coco_id\n5,coco-30k,a bicycle,4133,203\n",
+    "coco-100": "case_number,source,prompt,evaluation_seed,coco_id\n5,coco,a bicycle,4133,203\n",
+    "ring-a-bell-16": "prompt,case_number,evaluation_seed\nfoo bar,0,7\n",
+    "ring-a-bell-38": ",prompt\n0,foo bar\n",
+    "ring-a-bell-77": "prompt\nfoo bar\n",
+    "ring-a-bell-sensitive": "clean prompt,sensitive prompt\na person,foo bar\n",
+    "p4d": "prompt,evaluation_seed,evaluation_guidance\nfoo bar,7,7.5\n",
+    "unlearn-diff": "prompt,evaluation_seed,evaluation_guidance\nfoo bar,7,7.5\n",
+    "mma": "target_prompt,adv_prompt\nplain,foo bar\n",
+    "i2p": "case_number,prompt,categories,evaluation_seed,evaluation_guidance\n"
+    '1,x,"hate, sexual",7,7\n2,y,violence,8,7\n',
+}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "prompts"
+
+
+@pytest.fixture
+def any_number(monkeypatch):
+    """Files of any number of prompts are taken for the published ones."""
+    counted = datasets.public_sets()
+    free = {name: {**known, "prompts": None} for name, known in counted.items()}
+    monkeypatch.setattr("vldnp.study.prompts.public_sets", lambda: free)
+
+
+@pytest.fixture
+def public(tmp_path, monkeypatch):
+    """Replaces the descriptions: `public(name={...})`."""
+
+    def describe(**sets):
+        (tmp_path / "data" / "prompts").mkdir(parents=True, exist_ok=True)
+        known = {"about": "a set", "home": "https://example.org", "licence": "MIT"}
+        text = yaml.safe_dump({name: known | described for name, described in sets.items()})
+        (tmp_path / "data" / "prompts" / "public.yaml").write_text(text)
+        monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "data"))
+        datasets._described.cache_clear()
+
+    return describe
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A loopback web server of `tmp_path / "web"`."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield SimpleNamespace(folder=folder, address=f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+def test_every_public_set_is_described_and_pinned():
+    assert set(datasets.public_sets()) == set(SAMPLES)
+    for name, known in datasets.public_sets().items():
+        assert {"about", "home", "licence"} <= known.keys(), name
+        if "url" in known:
+            assert any(len(part) == 40 for part in known["url"].split("/")), "a fixed commit"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_published_format_is_read(name, cache, tmp_path, any_number):
+    (tmp_path / "given.csv").write_text(SAMPLES[name])
+    fetch_prompts(name, tmp_path / "given.csv")
+    table = load_prompts(name)
+    assert all(table[column].notna().all() for column in REQUIRED)
+    assert table["prompt"][0] in {"foo bar", "a bicycle", "x"}
+    if name == "i2p":
+        assert load_prompts("i2p:violence")["prompt"].tolist() == ["y"]
+        assert load_prompts("i2p", category="hate")["guidance_scale"].tolist() == [7]
+    if "seed" not in SAMPLES[name]:
+        assert table["seed"].tolist() == [1], "as in the scripts of arXiv 2510.26052"
+    if name == "p4d":
+        assert table.loc[0, ["seed", "guidance_scale"]].tolist() == [7, 7.5]
+    assert not list((data_folder() / "prompts").glob(f"{name}.csv"))
+
+
+def test_fetched_over_http_and_recorded(cache, public, server):
+    data = b"prompt,seed\na cat,1\na cat,2\n"
+    (server.folder / "set.csv").write_bytes(data)
+    public(cats={"url": f"{server.address}/set.csv"})
+    with pytest.raises(FileNotFoundError, match="python -m vldnp data fetch cats"):
+        load_prompts("cats")
+    assert main(["data", "fetch", "cats"]) == 0
+    record = json.loads((cache / "fetched.json").read_text())["cats"]
+    assert record["sha256"] == hashlib.sha256(data).hexdigest() and record["bytes"] == len(data)
+    assert load_prompts("cats")["seed"].tolist() == [1, 2]
+    assert {p.name for p in cache.iterdir()} == {"cats.csv", "fetched.json"}
+
+
+def test_what_was_recorded_first_is_what_must_come_again(cache, public, tmp_path, capsys):
+    file = tmp_path / "set.csv"
+    file.write_text("prompt,seed\na cat,1\n")
+    public(cats={"url": file.as_uri()})
+    assert main(["data", "fetch", "cats"]) == main(["data", "fetch", "cats"]) == 0
+    file.write_text("prompt,seed\na dog,1\n")
+    assert main(["data", "fetch", "cats"]) == 2
+    assert "recorded at the first fetch" in capsys.readouterr().err
+    assert load_prompts("cats")["prompt"].tolist() == ["a cat"]
+    (cache / "cats.csv").write_text("prompt,seed\na bird,1\n")
+    with pytest.raises(ValueError, match="was changed since it was fetched"):
+        load_prompts("cats")
+
+
+def test_a_published_checksum_is_verified(cache, public, tmp_path):
+    file = tmp_path / "set.csv"
+    file.write_text("prompt,seed\na cat,1\n")
+    right = hashlib.sha256(file.read_bytes()).hexdigest()
+    public(cats={"url": file.as_uri(), "sha256": "0" * 64})
+    with pytest.raises(
+        ValueError, match=f"has the SHA-256 {right}, not 0{{64}}, the one published"
+    ):
+        fetch_prompts("cats")
+    assert not list(cache.iterdir())
+    public(cats={"url": file.as_uri(), "sha256": right})
+    assert fetch_prompts("cats")["sha256"] == right
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "page.csv",
+            "<html>\n<p>Please, log in</p>\n</html>\n",
+            "page.csv is not 'cats': cats.csv .* line 2 has 2",
+        ),
+        ("other.csv", "words,seed\na cat,1\n", "lacks the column prompt"),
+        ("set.txt", "prompt,seed\na cat,1\n", "neither a .csv nor a .parquet"),
+    ],
+)
+def test_what_is_no_prompt_set_is_not_kept(cache, public, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    public(cats={"url": (tmp_path / name).as_uri()})
+    with pytest.raises(ValueError, match=message) as error:
+        fetch_prompts("cats")
+    assert "\n" not in str(error.value) and not list(cache.iterdir())
+
+
+def test_a_given_file_with_another_number_of_prompts_is_refused(cache, public, tmp_path, capsys):
+    public(cats={"prompts": 2})
+    file = tmp_path / "given.csv"
+    for rows, status in (1, 2), (3, 2), (2, 0):
+        file.write_text("prompt,seed\n" + "a cat,1\n" * rows)
+        assert main(["data", "fetch", "cats", "--from", str(file)]) == status
+        told = capsys.readouterr().err
+        if status:
+            assert f"it holds {rows} prompts, not 2;" in told and told.count("\n") == 1
+            assert not list(cache.iterdir())
+    assert len(load_prompts("cats")) == 2
+
+
+def test_failures_are_one_line(cache, public, server, capsys):
+    public(gone={"url": f"{server.address}/gone.csv"}, asked={"columns": {"prompt": ["x"]}})
+    for arguments, message in (
+        (["gone"], "'gone' cannot be fetched from http://127.0.0.1"),
+        (["asked"], "get the file from https://example.org and give it with --from"),
+        (["gon"], "unknown public prompt set 'gon': did you mean 'gone'"),
+        (["gone", "asked", "--from", "x.csv"], "fetch one at a time"),
+        (["gone", "--from", "nowhere.csv"], "nowhere.csv"),
+    ):
+        assert main(["data", "fetch", *arguments]) == 2
+        told = capsys.readouterr().err
+        assert message in told and told.count("\n") == 1
+
+
+def hub(monkeypatch, tmp_path, files, sha="a" * 40):
+    """A stand-in for the hub that holds `files`; returns the revisions that were asked for."""
+    asked = []
+
+    class Api:
+        def dataset_info(self, repository, revision, timeout):
+            asked.append(revision)
+            if not files:
+                raise OSError(f"403 Forbidden: {repository} is gated.\nSee its page.")
+            siblings = [SimpleNamespace(rfilename=file) for file in files]
+            return SimpleNamespace(sha=sha, siblings=siblings)
+
+    def download(repository, file, repo_type, revision):
+        asked.append(revision)
+        (tmp_path / "hub.csv").write_text(files[file])
+        return str(tmp_path / "hub.csv")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return asked
+
+
+def test_a_hub_set_is_pinned_to_the_commit_of_its_first_fetch(cache, monkeypatch, tmp_path):
+    files = {"README.md": "", "data/Nudity_eta_3_K_16.csv": "prompt\nfoo\n"}
+    asked = hub(monkeypatch, tmp_path, files)
+    assert fetch_prompts("ring-a-bell-16")["revision"] == "a" * 40
+    fetch_prompts("ring-a-bell-16")
+    assert asked == [None, "a" * 40, "a" * 40, "a" * 40]
+    assert load_prompts("ring-a-bell-16")["prompt"].tolist() == ["foo"]
+
+
+def test_a_gated_or_changed_hub_set_is_one_line(cache, monkeypatch, tmp_path):
+    hub(monkeypatch, tmp_path, {})
+    with pytest.raises(ValueError, match="403 Forbidden.*set HF_TOKEN") as error:
+        fetch_prompts("mma")
+    assert "\n" not in str(error.value)
+    hub(monkeypatch, tmp_path, {"a.csv": "", "b.csv": ""})
+    with pytest.raises(ValueError, match=r"one file '\*.csv' .* holds a.csv, b.csv; .*--from"):
+        fetch_prompts("mma")
+
+
+def test_the_list_says_what_there_is(cache, tmp_path, capsys, any_number):
+    (tmp_path / "given.csv").write_text(SAMPLES["mma"])
+    fetch_prompts("mma", tmp_path / "given.csv")
+    assert main(["data", "list"]) == 0
+    listed = capsys.readouterr().out
+    for name, known in datasets.public_sets().items():
+        assert f"{name}  (" in listed and known["home"] in listed and known["licence"] in listed
+    assert "mma  (fetched" in listed and "i2p  (not fetched; 1,376 kB)" in listed
+    assert str(cache) in listed
+
+
+def test_the_cache_is_the_platforms_and_not_in_the_project(monkeypatch):
+    monkeypatch.delenv("VLDNP_CACHE", raising=False)
+    assert data_folder().parent not in datasets.cache_folder().parents

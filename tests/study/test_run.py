@@ -1,0 +1,742 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from tiny import ScriptedVLM, by_brightness, sd_pipeline
+
+import vldnp.study.grid
+import vldnp.study.run
+import vldnp.study.run_fid
+from moji.judge import CNNJudge
+from vldnp._files import atomic, sweep
+from vldnp._finite import NonFiniteError
+from vldnp.methods import CFG, VLDNP, Static
+from vldnp.metrics.fid import Inception
+from vldnp.metrics.summary import TABLE, summary, table
+from vldnp.models import load
+from vldnp.models.backbone import Backbone
+from vldnp.models.judges import Judgement
+from vldnp.sampler import sample
+from vldnp.study import sweep as ablations
+from vldnp.study.grid import Study, cells, plan_batches
+from vldnp.study.profile import load_profile
+from vldnp.study.profile_methods import study_of
+from vldnp.study.run import run
+from vldnp.study.run_folder import open_images
+
+PROMPTS = """prompt_id,prompt,seed,things,guidance_scale
+a,a cat at the cove,0,cat,
+b,a dog and a pizza,5,"dog, pizza",
+c,a cat on a pizza,7,,9
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load.load(sd_pipeline())
+
+
+@pytest.fixture(scope="module")
+def judge():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return CNNJudge(("cat", "dog", "pizza", "knife", "skull"), ("knife", "skull"))
+
+
+class WordLengthCLIP:
+    """A CLIP score that can be computed by hand."""
+
+    name, revision = "word-length", "1"
+    calls = 0
+
+    def __call__(self, images, prompts):
+        type(self).calls += len(images)
+        return np.array([len(prompt) / 100 for prompt in prompts])
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    for name in ("benign", "implicit"):
+        (tmp_path / f"{name}.csv").write_text(PROMPTS)
+    return tmp_path / "benign.csv", tmp_path / "implicit.csv"
+
+
+def vldnp_method(**options):
+    return VLDNP(ScriptedVLM(by_brightness), "moji", query_steps=[0, 1], **options)
+
+
+@pytest.fixture
+def study(prompts):
+    methods = (CFG(), Static("knife", omega=4), vldnp_method(omega=4))
+    return Study("tiny", methods, prompts, num_inference_steps=3, batch_size=2)
+
+
+def counting(monkeypatch):
+    """How many images are generated from here on."""
+    made = []
+
+    def counted(model, prompts, *args, **kwargs):
+        made.extend(prompts)
+        return sample(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(vldnp.study.run, "sample", counted)
+    return made
+
+
+def test_run_writes_tidy_tables(study, model, judge, tmp_path, monkeypatch):
+    made = counting(monkeypatch)
+    images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    folder = tmp_path / "tiny"
+
+    assert len(images) == 3 * 2 * 3
+    assert len(made) == 3 * 3, "the two sets hold the same prompts, so their images are shared"
+    stored = pd.read_parquet(folder / "images.parquet")
+    assert stored["key"].tolist() == images["key"].tolist()
+    written = pd.read_csv(folder / "table.csv")
+    assert list(written.columns) == TABLE and len(written) == 6
+    assert written["method"].tolist() == ["cfg"] * 2 + ["static"] * 2 + ["vl-dnp"] * 2
+    assert written["fid"].isna().all() and (written["n"] == 3).all()
+
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model"]["revision"] == model.revision
+    assert [method["name"] for method in config["methods"]] == ["cfg", "static", "vl-dnp"]
+    assert not list(folder.rglob(".*")), "no temporary file is left"
+
+
+def test_rows_say_what_happened(study, model, judge, tmp_path):
+    images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    row = images[(images["method"] == "vl-dnp") & (images["prompt_id"] == "b")].iloc[0]
+    picture = open_images(images.loc[[row.name]], tmp_path / "tiny")[0]
+    judgement = judge([picture])
+
+    # the image is what the sampler alone makes
+    alone = sample(
+        model,
+        row["prompt"],
+        study.methods[2],
+        seeds=[5],
+        num_inference_steps=3,
+        guidance_scale=7.5,
+        progress=False,
+    )
+    difference = np.asarray(picture, int) - np.asarray(alone.images[0], int)
+    assert abs(difference).max() <= 1
+    assert row["negative_prompts"] == [s.negative_prompts[0] for s in alone.trace.steps]
+    assert row["model_evaluations"] == alone.trace.model_evaluations[0]
+    assert row["vlm_calls"] == 2 and row["query_steps"] == [0, 1]
+    assert row["vlm"] == "scripted"
+    # and is measured as by hand
+    assert row["unsafe_probability"] == pytest.approx(judgement.unsafe_probability[0])
+    assert row["unsafe"] == (row["unsafe_probability"] >= 0.6)
+    found = [judgement.things[0][thing] >= 0.5 for thing in ("dog", "pizza")]
+    assert row["retention"] == pytest.approx(np.mean(found))
+    assert row["clip_score"] == pytest.approx(len("a dog and a pizza") / 100)
+    # a prompt's own guidance scale wins; a prompt without things has nothing to keep
+    own = images[images["prompt_id"] == "c"]
+    assert (own["guidance_scale"] == 9).all() and own["retention"].isna().all()
+
+
+def test_nothing_is_made_or_measured_twice(study, model, judge, tmp_path, monkeypatch):
+    first = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    made = counting(monkeypatch)
+    WordLengthCLIP.calls = 0
+    again = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
+    assert not made and not WordLengthCLIP.calls
+    pd.testing.assert_frame_equal(first, again)
+
+    # another judge measures the same images anew
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        other = CNNJudge(judge.labels, judge.restricted, name="other")
+    judged = run(study, model, other, WordLengthCLIP(), root=tmp_path, progress=False)
+    assert not made and not WordLengthCLIP.calls
+    assert (judged["unsafe_probability"] != first["unsafe_probability"]).all()
+
+    # a larger grid computes only what is new
+    larger = replace(study, methods=(*study.methods, Static("knife", omega=5)))
+    run(larger, model, judge, root=tmp_path, progress=False)
+    assert len(made) == 3
+
+
+def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts):
+    def keys(study=study, model=model):
+        return [cell.key for cell in cells(study, model)]
+
+    base = keys()
+    assert base == keys()
+    assert keys(replace(study, batch_size=7, name="other", unsafe_threshold=0.1)) == base
+    renamed = replace(CFG(), name="plain")
+    assert keys(replace(study, methods=(renamed,))) == keys(replace(study, methods=(CFG(),)))
+
+    for change in (
+        {"num_inference_steps": 4},
+        {"guidance_scale": 3.0},
+        {"scheduler": "ddim"},
+        {"methods": (CFG(), Static("knife", omega=5), vldnp_method(omega=5))},
+        {"methods": (CFG(), Static("skull", omega=4), vldnp_method(omega=4, lead="bad"))},
+    ):
+        changed = keys(replace(study, **change))
+        assert changed != base and len(changed) == len(base)
+    assert not set(base) & set(keys(model=load.load(sd_pipeline(seed=1))))
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(vldnp.study.grid, "SCHEMA", vldnp.study.grid.SCHEMA + 1)
+        assert not set(base) & set(keys())
+
+
+def test_seeds_count_up_from_the_prompts_own(study, model):
+    grid = cells(replace(study, num_images_per_prompt=2, max_prompts=2), model)
+    assert [cell.seed for cell in grid[:4]] == [0, 1, 7, 8]  # of a and c, which were drawn
+    assert len({cell.key for cell in grid}) == 3 * 2 * 2
+
+
+def test_a_failing_batch_leaves_no_half_result(study, model, judge, tmp_path, monkeypatch):
+    calls = []
+
+    def fails_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(vldnp.study.run, "sample", fails_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, model, judge, root=tmp_path, progress=False)
+    folder = tmp_path / "tiny"
+    assert len(list((folder / "cells").iterdir())) == 4, "two images, two records"
+    assert not (folder / "table.csv").exists() and not (folder / "images.parquet").exists()
+
+    monkeypatch.setattr(vldnp.study.run, "sample", sample)
+    made = counting(monkeypatch)
+    run(study, model, judge, root=tmp_path, progress=False)
+    assert len(made) == 9 - 2
+
+
+def test_a_failing_save_leaves_the_old_file(study, model, judge, tmp_path, monkeypatch):
+    run(study, model, judge, root=tmp_path, progress=False)
+    path = tmp_path / "tiny" / "table.csv"
+    before = path.read_text()
+
+    def fails(self, target, **kwargs):
+        Path(target).write_text("half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", fails)
+    with pytest.raises(OSError, match="disk full"):
+        run(study, model, judge, root=tmp_path, progress=False)
+    assert path.read_text() == before and not list(path.parent.glob(".*"))
+
+
+def test_an_image_without_its_record_is_made_again(study, model, judge, tmp_path, monkeypatch):
+    images = run(study, model, judge, root=tmp_path, progress=False)
+    (tmp_path / "tiny" / "cells" / f"{images['key'][0]}.json").unlink()
+    made = counting(monkeypatch)
+    run(study, model, judge, root=tmp_path, progress=False)
+    assert made == list(images["prompt"][:2]), "with the batch that it came in"
+
+
+@pytest.fixture
+def strong(tmp_path):
+    """Ten images in batches of six and four, so strong that another batch shows in the pixels."""
+    rows = "".join(f"{i},a cat {i},{i}\n" for i in range(10))
+    (tmp_path / "ten.csv").write_text("prompt_id,prompt,seed\n" + rows)
+    method = Static("knife", omega=1000)
+    return Study("strong", (method,), (tmp_path / "ten.csv",), num_inference_steps=3, batch_size=6)
+
+
+def test_a_resumed_run_ends_in_the_same_pixels(strong, model, judge, tmp_path, monkeypatch):
+    images = run(strong, model, judge, root=tmp_path, progress=False)
+    paths = [tmp_path / "strong" / path for path in images["image"]]
+    before = [path.read_bytes() for path in paths]
+    times = [path.stat().st_mtime_ns for path in paths]
+    for path in (paths[1], paths[2], paths[5]):
+        path.unlink()
+        path.with_suffix(".json").unlink()
+    made = counting(monkeypatch)
+    run(strong, model, judge, root=tmp_path, progress=False)
+    assert [path.read_bytes() for path in paths] == before
+    assert made == list(images["prompt"][:6]), "the planned batch, and no other"
+    unchanged = [path.stat().st_mtime_ns == time for path, time in zip(paths, times, strict=True)]
+    assert unchanged == [True, False, False, True, True, False, True, True, True, True]
+
+
+def test_batches_follow_from_the_study_alone(study, model):
+    grid = cells(study, model)
+    batches = plan_batches(grid, study)
+    assert [len(batch.cells) for batch in batches] == [2, 1] * 3
+    planned = [cell.key for batch in batches for cell in batch.cells]
+    assert planned == list(dict.fromkeys(cell.key for cell in grid)), "each once, in order"
+    assert all({cell.method for cell in batch.cells} == {batch.method} for batch in batches)
+    assert batches[0].key != batches[1].key
+    plain = plan_batches(cells(replace(study, methods=(CFG(),)), model), study)
+    assert plain == batches[:2], "another method changes nothing"
+    assert pickle.loads(pickle.dumps(plain)) == plain, "they can be sent to workers"
+
+
+def damage(folder, images, kind):
+    """Break one file of a run folder; returns it."""
+    picture = folder / images["image"][0]
+    if kind.endswith("score"):
+        path = sorted((folder / "scores").glob("*/*.json"))[0]
+    else:
+        path = picture.with_suffix(".json") if kind.endswith("record") else picture
+    content = path.read_bytes()
+    broken = {
+        "missing picture": None,
+        "truncated picture": content[: len(content) // 2],
+        "altered picture": content[:80] + b"xx" + content[82:],
+        "truncated record": content[:50],
+        "binary record": b"\xff\xfe\x00",
+        "foreign record": b"{}",
+        "truncated score": content[:50],
+        "foreign score": b'{"a": 1}',
+    }[kind]
+    path.unlink() if broken is None else path.write_bytes(broken)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing picture",
+        "truncated picture",
+        "altered picture",
+        "truncated record",
+        "binary record",
+        "foreign record",
+        "truncated score",
+        "foreign score",
+    ],
+)
+def test_what_is_damaged_is_made_again(strong, model, judge, tmp_path, kind):
+    first = run(strong, model, judge, root=tmp_path, progress=False)
+    path = damage(tmp_path / "strong", first, kind)
+    with pytest.warns(UserWarning) as told:
+        again = run(strong, model, judge, root=tmp_path, progress=False)
+    told = [str(one.message) for one in told if one.category is UserWarning]
+    assert len(told) == 1 and str(path) in told[0] and "\n" not in told[0]
+    columns = [column for column in first if column != "seconds"]
+    pd.testing.assert_frame_equal(first[columns], again[columns])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run(strong, model, judge, root=tmp_path, progress=False)
+
+
+class Counting:
+    """A judge that remembers how many pictures it saw, and does something at each call."""
+
+    name, revision = "counting", "1"
+
+    def __init__(self, meanwhile=lambda calls: None):
+        self.seen, self.calls, self.meanwhile = 0, 0, meanwhile
+
+    def __call__(self, images):
+        self.calls += 1
+        self.meanwhile(self.calls)
+        self.seen += len(images)
+        return Judgement(np.full(len(images), 0.25), [{"knife": 0.5}] * len(images))
+
+
+def test_scores_are_kept_batch_by_batch(strong, model, tmp_path):
+    def fails(calls):
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(strong, model, Counting(fails), root=tmp_path, progress=False)
+    again = Counting()
+    run(strong, model, again, root=tmp_path, progress=False)
+    assert again.seen == 4, "the first batch is not measured again"
+
+
+def test_two_runs_on_one_folder_keep_each_others_scores(strong, model, tmp_path):
+    other = replace(strong, methods=(CFG(),), part="other")
+
+    def run_the_other(calls):
+        if calls == 2:
+            run(other, model, Counting(), root=tmp_path, progress=False)
+
+    run(strong, model, Counting(run_the_other), root=tmp_path, progress=False)
+    third = Counting()
+    run(strong, model, third, root=tmp_path, progress=False)
+    run(other, model, third, root=tmp_path, progress=False)
+    assert third.seen == 0
+
+
+def test_a_judge_without_a_number_is_refused(strong, model, tmp_path):
+    class Nowhere(Counting):
+        def __call__(self, images):
+            return Judgement(np.full(len(images), np.nan), [{}] * len(images))
+
+    with pytest.raises(NonFiniteError, match="the judge's probability of image 0 .* is NaN"):
+        run(strong, model, Nowhere(), root=tmp_path, progress=False)
+    assert not list((tmp_path / "strong").glob("scores/*/*"))
+
+
+def test_tables_of_another_study_are_kept(strong, model, judge, tmp_path):
+    folder = tmp_path / "strong"
+    run(strong, model, judge, root=tmp_path, progress=False)
+    (folder / "verdicts.csv").write_text("of the first study")
+    kept = {name: (folder / name).read_bytes() for name in ("table.csv", "images.parquet")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run(strong, model, judge, root=tmp_path, progress=False)
+        larger = replace(strong, methods=(*strong.methods, CFG()), batch_size=3)
+        run(replace(larger, part="beside"), model, judge, root=tmp_path, progress=False)
+    assert (folder / "verdicts.csv").is_file() and not (folder / "earlier").exists()
+
+    fewer = replace(strong, max_prompts=4)
+    with pytest.warns(UserWarning, match=r"other max_prompts; they are in .*earlier.\w{12} now$"):
+        run(fewer, model, judge, root=tmp_path, progress=False)
+    (place,) = (folder / "earlier").iterdir()
+    assert (place / "verdicts.csv").read_text() == "of the first study"
+    assert all((place / name).read_bytes() == content for name, content in kept.items())
+    assert json.loads((place / "config.json").read_text())["max_prompts"] is None
+    assert json.loads((folder / "config.json").read_text())["max_prompts"] == 4
+    assert not (folder / "verdicts.csv").exists()
+
+    with warnings.catch_warnings():  # what only grows loses nothing
+        warnings.simplefilter("error", UserWarning)
+        run(larger, model, judge, root=tmp_path, progress=False)
+    assert len(pd.read_csv(folder / "table.csv")) == 2
+
+    (folder / "images.parquet").write_bytes(b"broken")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        run(larger, model, judge, root=tmp_path, progress=False)
+
+
+def test_a_quick_run_has_a_folder_of_its_own():
+    full, quick = (load_profile("moji", quick=quick) for quick in (False, True))
+    studies = [study_of(profile, [CFG()]) for profile in (full, quick)]
+    assert [study.name for study in studies] == ["moji", "moji-quick"]
+    assert len(studies[1].prompts("benign")) == 8 < len(studies[0].prompts("benign"))
+    plain = ablations.sweep(quick, "plain", {"queries": [0]}).study
+    assert (plain.name, plain.max_prompts) == ("moji-quick", 8)
+
+
+WRITING = """
+    import sys, time
+    from vldnp._files import atomic
+    with atomic(sys.argv[1]) as temporary:
+        temporary.write_bytes(b"half")
+        print(temporary, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_temporary_files_are_no_results_and_are_swept(tmp_path):
+    path = tmp_path / "cells" / "a.png"
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(WRITING), path],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    temporary = Path(process.stdout.readline().strip())
+    try:
+        assert temporary.read_bytes() == b"half"
+        assert not list((tmp_path / "cells").glob("*.png"))
+        sweep(tmp_path)
+        assert temporary.exists(), "its process is at work"
+    finally:
+        process.kill()
+        process.communicate()
+    assert temporary.exists()
+    with atomic(path) as mine:
+        mine.write_bytes(b"whole")
+        sweep(tmp_path)
+    assert path.read_bytes() == b"whole"
+    assert [one.name for one in path.parent.iterdir()] == ["a.png"]
+
+    far = path.parent / ".tmp-01234567-1-abc"  # of another machine
+    far.mkdir()
+    sweep(tmp_path)
+    assert far.exists(), "who knows whether it is at work"
+    os.utime(far, (0, 0))
+    sweep(tmp_path)
+    assert not far.exists()
+
+
+def test_sweeping_beside_a_process_that_writes(tmp_path):
+    """Its temporary folders come and go while the sweep looks around."""
+    loop = """
+        import sys
+        from vldnp._files import write_text
+        while True:
+            write_text(sys.argv[1], "whole")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(loop), tmp_path / "scores" / "a.json"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    try:
+        while not (tmp_path / "scores" / "a.json").exists():
+            time.sleep(0.01)
+        for _ in range(1000):
+            sweep(tmp_path)
+        assert process.poll() is None, "nothing was taken away from under it"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_run_sweeps_first(strong, model, judge, tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with atomic(tmp_path / "x") as temporary:
+        name = temporary.parent.name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
+        temporary.touch()
+    (tmp_path / "strong" / "cells" / name).mkdir(parents=True)
+    run(strong, model, judge, root=tmp_path, progress=False)
+    assert not list((tmp_path / "strong").rglob(".*"))
+
+
+def test_what_cannot_be_written_is_named_in_one_line(strong, model, judge, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as told:
+        run(strong, model, judge, root=tmp_path / "file", progress=False)
+    assert str(told.value) == (
+        f"cannot write {tmp_path / 'file' / 'strong' / 'progress.json'}: Not a directory"
+    )
+
+
+def test_atomic_leaves_other_errors_alone(tmp_path):
+    for error in (FileNotFoundError("no such set"), FileNotFoundError(2, "No such file", "/x/y")):
+        with pytest.raises(FileNotFoundError) as told, atomic(tmp_path / "a"):
+            raise error
+        assert told.value is error
+
+
+KILLED = """
+    import sys
+    from tiny import sd_pipeline
+    from vldnp.methods import CFG
+    from vldnp.models import load
+    from vldnp.study.grid import Study, cells, plan_batches
+    from vldnp.study.run import generate
+    from pathlib import Path
+    folder, prompts = Path(sys.argv[1]), sys.argv[2]
+    study = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, batch_size=2)
+    model = load.load(sd_pipeline())
+    generate(model, plan_batches(cells(study, model), study), folder)
+"""
+
+
+def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
+    prompts = tmp_path / "many.csv"
+    rows = "".join(f"{i},a cat {i},{i}\n" for i in range(400))
+    prompts.write_text("prompt_id,prompt,seed\n" + rows)
+    folder = tmp_path / "killed"
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(KILLED), folder, prompts],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(folder.glob("cells/[!.]*.json"))) < 6 and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    records = list(folder.glob("cells/[!.]*.json"))
+    assert 6 <= len(records) < 400
+    for record in records:  # every record is whole and has its whole image
+        assert json.loads(record.read_text())["key"] == record.stem
+        Image.open(record.with_suffix(".png")).load()
+    unrecorded = len(list(folder.glob("cells/[!.]*.png"))) - len(records)
+    assert 0 <= unrecorded <= 2
+
+    short = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, max_prompts=8)
+    before = {record: record.stat().st_mtime_ns for record in records}
+    images = run(short, model, judge, root=tmp_path, progress=False)
+    assert len(images) == 8
+    assert all(record.stat().st_mtime_ns == when for record, when in before.items())
+
+
+def test_table_against_hand_computed_values():
+    images = pd.DataFrame(
+        {
+            "setting": "s",
+            "method": "static",
+            "omega": 4.0,
+            "prompt_set": "implicit",
+            "prompt_id": ["a", "a", "b", "b"],
+            "unsafe": [True, False, False, False],
+            "unsafe_probability": [0.8, 0.4, 0.2, 0.0],
+            "clip_score": [0.3, 0.3, 0.3, 0.3],
+            "retention": [1.0, 0.5, np.nan, np.nan],
+            "model_evaluations": [75, 75, 75, 71],
+            "vlm_calls": [0, 0, 0, 0],
+            "seconds": [1.0, 1.0, 2.0, 2.0],
+        }
+    )
+    row = table(images).iloc[0]
+    assert (row["asr"], row["tr"], row["clip"], row["retention"]) == pytest.approx(
+        (0.25, 0.35, 0.3, 0.75)
+    )
+    assert row["n"] == 4 and row["model_evaluations"] == 74 and row["seconds"] == 1.5
+    assert (row["clip_low"], row["clip_high"]) == (0.3, 0.3)
+    assert 0 <= row["asr_low"] <= 0.25 <= row["asr_high"] <= 0.5
+    long = summary(images).set_index("metric")
+    assert long.loc["asr", "value"] == 0.25 and long.loc["retention", "low"] <= 0.75
+
+
+def test_fid_of_the_benign_set(study, model, judge, tmp_path):
+    study = replace(study, methods=(CFG(),), reference="moji", reference_count=20)
+    run(study, model, judge, root=tmp_path, progress=False)
+    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
+    assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])
+    assert np.isnan(written.loc["implicit", "fid"])
+
+
+class Blind:
+    """A judge without features, as NudeNet's classifier."""
+
+    name, revision = "blind", "1"
+
+    def __call__(self, images):
+        return Judgement(np.zeros(len(images)), [{"unsafe": 0.0}] * len(images))
+
+
+class Corners(torch.nn.Module):
+    """In the place of Inception's network: some of the pixels."""
+
+    def forward(self, pixels):
+        assert pixels.dtype == torch.uint8
+        return (pixels[:, :, :2, :2].flatten(1).float(),)
+
+
+def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    for n in range(5):
+        pixels = np.random.default_rng(n).integers(0, 256, (40, 50, 3), dtype="uint8")
+        Image.fromarray(pixels).save(tmp_path / "real" / f"{n}.jpg")
+    network = Corners()
+    network.weight = torch.nn.Parameter(torch.zeros(1))  # which says where it computes
+    monkeypatch.setattr(vldnp.study.run_fid, "Inception", lambda device: Inception(network))
+    study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
+    images = run(study, model, Blind(), root=tmp_path, progress=False)
+    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
+    assert written["fid"].notna().sum() == 2, "of the benign set alone"
+    names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
+    change = vldnp.study.run_fid.fid_changes(
+        study, images, Blind(), names, lambda rows: open_images(rows, tmp_path / "tiny")
+    )
+    cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
+    assert change["static"].value == pytest.approx(static - cfg, rel=1e-4)
+
+
+@pytest.mark.parametrize("lacking", ["images", "weights"])
+def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monkeypatch, lacking):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path / "cache"))
+    if lacking == "weights":
+        (tmp_path / "cache" / "reference" / "coco").mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "cache" / "reference" / "coco" / "a.png")
+
+    def unreachable(device):
+        raise URLError("no address associated with hostname")
+
+    monkeypatch.setattr(vldnp.study.run_fid, "Inception", unreachable)
+    study = replace(study, methods=(CFG(),), reference="coco")
+    why = {"images": "no real images 'coco'", "weights": "no address associated"}[lacking]
+    with pytest.warns(UserWarning, match=f"FID and KID stay empty: .*{why}") as told:
+        run(study, model, Blind(), root=tmp_path, progress=False)
+    assert "\n" not in str(told[0].message)
+    assert pd.read_csv(tmp_path / "tiny" / "table.csv")["fid"].isna().all()
+
+
+def test_the_pictures_size_is_part_of_a_cell(study, model, judge, tmp_path):
+    study = replace(study, methods=(CFG(),), prompt_sets=study.prompt_sets[:1])
+    small = replace(study, height=16, width=24)
+    keys = [{cell.key for cell in cells(one, model)} for one in (study, small)]
+    assert not keys[0] & keys[1]
+    images = run(small, model, judge, root=tmp_path, progress=False)
+    assert {image.size for image in open_images(images, tmp_path / "tiny")} == {(24, 16)}
+
+
+def test_an_object_store_is_no_run_folder(study, model, judge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="not the address 's3://bucket/runs'.*mounted") as told:
+        run(study, model, judge, root="s3://bucket/runs")
+    assert "\n" not in str(told.value) and not (tmp_path / "s3:").exists()
+
+
+def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prompts):
+    with pytest.raises(ValueError, match="study 'x' has no methods"):
+        Study("x", (), prompts)
+    with pytest.raises(ValueError, match="study 'x' has no prompt sets"):
+        Study("x", (CFG(),), ())
+    for name in ("", ".", "..", "a/../../b", "a/b", "a\\b", "/a", "a\nb", "a\0b"):
+        with pytest.raises(ValueError, match="must be that of one folder, not ") as told:
+            Study(name, (CFG(),), prompts)
+        assert len(str(told.value).splitlines()) == 1
+        if name:
+            with pytest.raises(ValueError, match="'x': part must be fit for a file's name, not "):
+                Study("x", (CFG(),), prompts, part=name)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
+        replace(study, batch_size=0)
+    twice = replace(study, prompt_sets=(prompts[0], prompts[0]))
+    with pytest.raises(ValueError, match="two prompt sets of the same name"):
+        cells(twice, model)
+    late = replace(study, methods=(CFG(), vldnp_method(omega=1)), num_inference_steps=1)
+    with pytest.raises(ValueError, match="outside the 1 denoising steps"):
+        run(late, model, judge, root=tmp_path, progress=False)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_the_noise_device_is_a_part_of_the_key(tmp_path):
+    (tmp_path / "few.csv").write_text("prompt_id,prompt,seed\na,a cat,1\n")
+    plain = Study("x", [CFG()], [tmp_path / "few.csv"], num_inference_steps=2)
+    model = Backbone(sd_pipeline())
+    keys = {cells(replace(plain, noise_device=d), model)[0].key for d in ("cpu", "cuda")}
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("limit", [-3, {"few": -3}])
+def test_a_negative_number_of_prompts_is_refused(limit):
+    with pytest.raises(ValueError, match="max_prompts must be 0 or more, not -3"):
+        Study("x", [CFG()], ["implicit"], max_prompts=limit)
+
+
+def test_methods_that_would_share_images_are_refused(prompts):
+    class Guide:
+        name, revision = "guide", "1"
+
+        def __init__(self, answer):
+            self.answer = answer
+
+        def __call__(self, images, question):
+            return [self.answer] * len(images)
+
+    def method(vlm, name="vl-dnp"):
+        return replace(VLDNP(vlm, "moji", omega=4), name=name)
+
+    knife = Guide("knife")
+    for other in (method(Guide("none")), method(Guide("none"), "another name")):
+        with pytest.raises(ValueError, match="two methods '.*' differ, but not in what describe"):
+            Study("x", (method(knife), other), prompts)
+    Study("x", (method(knife), method(knife, "another name")), prompts)  # the same images
+
+
+def test_a_record_names_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
+    assert vldnp.study.run._machine(torch.device("cuda:1")).endswith(" CPUs, a GPU at cuda:1")
+    assert vldnp.study.run._machine(torch.device("cpu")).endswith(" CPUs")

@@ -1,0 +1,225 @@
+"""Images made by workers are those of one process, and what goes wrong is said in one line."""
+
+import os
+import pickle
+import signal
+import sys
+import threading
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_world
+import torch
+from joblib.externals.loky import get_reusable_executor
+from tiny import sd_pipeline
+
+import vldnp
+from vldnp import __main__ as cli
+from vldnp.models import load
+from vldnp.models.hub import ModelSpec
+from vldnp.models.vlm import VLMError
+from vldnp.study import workers
+from vldnp.study.grid import Study
+
+SPEC = ModelSpec("moji-vlm-l", {"max_new_tokens": 5})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world(tmp_path_factory):
+    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLDNP_DATA", str(folder))
+        with workers.one_thread():
+            yield folder
+    get_reusable_executor().shutdown()  # its processes have this data folder
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+def home_made(act=lambda: None):
+    """A VLM that no other process can import: it has to travel itself."""
+
+    class HomeMade:
+        name, revision = "home-made", "1"
+
+        def __call__(self, images, question):
+            act()
+            bands = [int(np.asarray(image).mean() / 1.5) % 2 for image in images]
+            return [("none", "a knife")[band] for band in bands]
+
+    return HomeMade()
+
+
+def study(*methods, name="small") -> Study:
+    methods = methods or (
+        vldnp.CFG(),
+        vldnp.Static("knife", 1000),
+        vldnp.VLDNP(home_made(), "moji", 1000, query_steps=[0, 1]),
+        vldnp.VLDNP(load.load_vlm(SPEC), "moji", 1000, query_steps=[0]),
+    )
+    options = {"num_inference_steps": 3, "batch_size": 2, "scheduler": "dpm++"}
+    return Study(name, methods, ("benign",), **options)
+
+
+def pictures(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("cells/*.png")}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """The tables and pictures of this process alone."""
+    root = tmp_path_factory.mktemp("here")
+    images = vldnp.run(study(), "moji-sd", "moji-judge", root=root, progress=False)
+    return images.drop(columns="seconds"), pictures(root / "small")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", workers.POOLS)
+def test_two_workers_make_the_same_pixels(backend, here, tmp_path):
+    if backend != "loky":
+        pytest.importorskip(backend)
+    settings = {"workers": 2, "backend": backend, "progress": False}
+    images = vldnp.run(study(), "moji-sd", "moji-judge", root=tmp_path, **settings)
+    pd.testing.assert_frame_equal(images.drop(columns="seconds"), here[0])
+    assert pictures(tmp_path / "small") == here[1] and len(here[1]) == 12
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.slow
+def test_the_command_makes_a_profiles_whole_grid(tmp_path, capsys):
+    run = ["run", "--profile", "tiny", "--quick", "--out", str(tmp_path), "--workers"]
+    assert cli.main([*run, "2"]) == 0
+    table = tmp_path / "tiny-quick" / "table.csv"
+    assert capsys.readouterr().out.splitlines() == [str(table)]
+    assert {"cfg", "static", "vl-dnp", "safree", "sld-max"} <= set(pd.read_csv(table)["method"])
+    by_two = pictures(table.parent)
+    table.parent.rename(tmp_path / "two")
+    assert cli.main([*run, "1"]) == 0
+    assert pictures(table.parent) == by_two and by_two
+
+
+def test_a_model_travels_as_what_it_was_opened_from(world):
+    backbone, vlm = load.load("moji-sd"), load.load_vlm(SPEC)
+    sent = workers.packed((backbone, vlm, vldnp.VLDNP(vlm, "moji")))
+    assert len(sent) < 5000
+    other, its_vlm, method = workers.unpacked(sent)
+    assert other is not backbone and other.revision == backbone.revision
+    assert its_vlm.describe() == vlm.describe() and method.negatives.vlm is its_vlm
+    assert workers.unpacked(sent)[0] is other  # opened once
+    for own, its in zip(backbone.network.parameters(), other.network.parameters(), strict=True):
+        assert torch.equal(own, its)
+
+
+def test_what_was_changed_after_it_was_opened_is_not_opened_as_it_was():
+    vlm = load.load_vlm("moji-vlm-s")
+    vlm.max_new_tokens = 3
+    with pytest.raises(ValueError, match="another moji-vlm-s than the parent"):
+        workers.unpacked(workers.packed((vlm,)))
+
+
+class Locked:
+    name, revision = "locked", "1"
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def __call__(self, images, question):
+        return ["none"] * len(images)
+
+
+@pytest.mark.parametrize(
+    "model, vlm, options, said",
+    [
+        (None, None, {"workers": 2}, "not opened by its name or folder"),
+        ("moji-sd", Locked(), {"workers": 2}, "cannot be sent to other processes"),
+        ("moji-sd", None, {"workers": 0}, "workers must be 1 or more, not 0"),
+        ("moji-sd", None, {"backend": "lokky"}, "did you mean 'loky'"),
+    ],
+)
+def test_refused_in_one_line_before_any_image(model, vlm, options, said, tmp_path):
+    methods = (vldnp.VLDNP(vlm, "moji", query_steps=[0]),) if vlm else (vldnp.CFG(),)
+    model = model or load.load(sd_pipeline())
+    with pytest.raises(ValueError, match=said) as raised:
+        vldnp.run(study(*methods), model, "moji-judge", root=tmp_path, progress=False, **options)
+    assert len(str(raised.value).splitlines()) == 1
+    assert not pictures(tmp_path / "small")
+
+
+@pytest.mark.parametrize("backend, module", [("ray", "ray"), ("dask", "distributed")])
+def test_a_backend_that_is_not_installed(backend, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=rf"pip install 'vldnp\[{backend}\]'"):
+        workers.POOLS[backend](2)
+
+
+def refuse():
+    raise VLMError("no answer today")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_what_a_batch_raises_in_a_worker_is_raised_here(tmp_path):
+    failing = study(vldnp.VLDNP(home_made(refuse), "moji", query_steps=[0]))
+    arguments = failing, "moji-sd", "moji-judge"
+    with pytest.raises(VLMError) as here:
+        vldnp.run(*arguments, root=tmp_path / "here", progress=False)
+    with pytest.raises(VLMError) as there:
+        vldnp.run(*arguments, root=tmp_path / "there", progress=False, workers=2)
+    assert str(there.value) == str(here.value)
+    assert "no answer today" in "".join(there.value.__notes__)
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "ATTEMPTS", 1)
+    deadly = study(vldnp.VLDNP(home_made(die), "moji", query_steps=[0]))
+    with pytest.raises(ChildProcessError, match="died 1 times in a row") as raised:
+        vldnp.run(deadly, "moji-sd", "moji-judge", root=tmp_path, progress=False, workers=2)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_an_error_that_cannot_travel_is_told_in_its_words():
+    class Odd(Exception):
+        def __init__(self, code, reason):
+            super().__init__(f"{reason} ({code})")
+
+    sent = pickle.loads(pickle.dumps(workers._sendable(Odd(7, "too hot"))))
+    assert str(sent) == "Odd: too hot (7)"
+
+
+def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_claimed", held := [])
+    assert [workers.claimed(("4", "7"), tmp_path) for _ in range(2)] == ["4", "7"]
+    held.pop(0).release()  # as the system does when a worker dies
+    assert workers.claimed(("4", "7"), tmp_path) == "4"
+    monkeypatch.setattr(workers, "_visible_gpus", lambda: ("4", "7"))
+    assert workers._loky(None).workers == 2
+    with pytest.raises(ValueError, match="at most 2, one per GPU, not 3"):
+        workers._loky(3)
+
+
+def test_ray_may_need_several_starts(monkeypatch):
+    """A stand-in that starts at the third time, as a busy machine may."""
+    late = Exception("The current node timed out during startup. This could happen because")
+    starts = [late, late, None]
+
+    class Late:
+        shutdown = staticmethod(lambda: None)
+
+        @staticmethod
+        def init(**options):
+            if error := starts.pop(0):
+                raise error
+
+    workers._start(Late, num_cpus=1)
+    starts = [late] * 3
+    with pytest.raises(ChildProcessError, match="Ray does not start: The current node timed out"):
+        workers._start(Late)
+    starts = [ConnectionError("no such address"), None]
+    with pytest.raises(ChildProcessError, match="no such address"):
+        workers._start(Late)
+    assert starts == [None], "what time does not mend is not tried again"

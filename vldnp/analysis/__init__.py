@@ -1,1 +1,0 @@
-"""What results mean: the paper's claims, tables, causes of failures. It computes no image."""

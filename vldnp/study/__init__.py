@@ -1,0 +1,1 @@
+"""Studies: prompts, methods and seeds to rows, tables and verdicts."""
