@@ -1,22 +1,27 @@
-"""`python -m vldnp`: execute the notebooks in order, from a clone to figures and a table; say
-beforehand what that takes; verify what was published; fetch public prompt sets."""
+"""Execute the notebooks in order; run a profile's grid; measure images of anything else; fetch
+public prompt sets."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import yaml
 
 from vldnp import __version__
-from vldnp.study.profile import load_profile
-from vldnp.study.reproduce import (
-    NOTEBOOKS,
-    NotebookError,
-    check_prompts,
-    go_offline,
-    reproduce,
-)
+from vldnp._files import atomic, unknown
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+class NotebookError(RuntimeError):
+    """A notebook that did not run to its end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,26 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.call(options) or 0
-    except (ValueError, OSError) as error:
-        print(f"vldnp: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("vldnp: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
-    except NotebookError as error:
+    except (ValueError, OSError, NotebookError) as error:
         print(f"vldnp: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, NotebookError) else 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """What is wrong in one line, like all other errors, and not under a page of usage."""
-
     def error(self, message: str):
         self.exit(2, f"vldnp: {message}; see {self.prog} --help\n")
 
 
 def _count(text: str) -> int:
-    """A whole number, 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number, 0 or more, not {text!r}")
     return int(text)
@@ -53,156 +52,69 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m vldnp", description=__doc__)
     parser.add_argument("--version", action="version", version=f"vldnp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    profile = _Parser(add_help=False)
-    profile.add_argument("--profile", default="moji", help="name or YAML file (%(default)s)")
-    out = _Parser(add_help=False)
-    out.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
-    quick = _Parser(add_help=False)
-    quick.add_argument(
-        "--quick",
-        action="store_true",
-        help="a smoke test: few prompts, in <out>/<profile>-quick",
-    )
-    run = _Parser(add_help=False)
-    run.add_argument("run", nargs="?", default="runs/moji", help="(%(default)s)")
 
-    command = commands.add_parser(
-        "reproduce",
-        parents=[profile, out, quick],
-        help="execute the notebooks in order; results lie in <out>/<profile>",
-    )
-    command.add_argument(
-        "-p",
-        dest="parameters",
-        action="append",
-        nargs=2,
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="a further notebook parameter; may be repeated",
-    )
-    command.add_argument(
-        "--images", type=_count, default=500, help="of a published run verified first (%(default)s)"
-    )
-    command.set_defaults(call=_reproduce)
-    command = commands.add_parser(
-        "verify",
-        parents=[out],
-        help="recompute some images of a published run, and compare; needs no other run",
-    )
-    command.add_argument("--run", default="moji", help="in data/results (%(default)s)")
-    command.add_argument("--images", type=_count, default=500, help="so many (%(default)s)")
-    command.add_argument("--seed", type=_count, help="of the draw; by default the machine's own")
-    command.add_argument(
-        "--strict", action="store_true", help="fail where more labels differ than --tolerance"
-    )
-    command.add_argument(
-        "--tolerance", type=float, default=0.01, help="a share of the images (%(default)s)"
-    )
-    command.add_argument(
-        "--workers", type=_count, metavar="N", help="processes (default: this one, one thread)"
-    )
-    command.set_defaults(call=_verify)
-    command = commands.add_parser(
-        "score", help="measure pictures that anything else has made of a prompt set"
-    )
-    command.add_argument("folder", metavar="FOLDER", help="of the pictures")
-    command.add_argument("--prompts", required=True, help="a prompt set's CSV file or name")
-    command.add_argument(
-        "--name", default="", help="of the method in tables; default: the folder's"
-    )
-    command.add_argument("--judge", default="nudenet", help="name or folder (%(default)s)")
-    command.add_argument("--clip", help="name or folder; without one the CLIP score is empty")
-    command.add_argument("--reference", metavar="FOLDER", help="plain pictures to compare with")
-    command.add_argument("--out", metavar="FILE", help="of the rows (FOLDER/images.parquet)")
-    command.set_defaults(call=_score)
-    command = commands.add_parser(
-        "plan",
-        parents=[profile, quick],
-        help="what a profile will need: models, prompts, images, time; fetches nothing",
-    )
-    command.set_defaults(call=_plan)
-    command = commands.add_parser(
-        "run",
-        parents=[profile, out, quick],
-        help="a profile's whole grid without notebooks, on all cores, GPUs or a cluster",
-    )
-    command.add_argument(
-        "--workers", type=_count, metavar="N", help="default: one per GPU, else one per core"
-    )
-    command.add_argument(
-        "--backend",
-        default="loky",
-        metavar="NAME",
-        help="loky: processes here; ray, dask: a cluster (%(default)s)",
-    )
-    command.set_defaults(call=_run)
-    command = commands.add_parser(
-        "tune",
-        parents=[profile, out],
-        help="choose every method's settings on tuning prompts, with equal budgets",
-    )
-    command.add_argument("--max-prompts", type=_count, default=0, help="of each set; 0 means all")
-    command.add_argument(
-        "--workers", type=_count, metavar="N", help="processes (default: this one)"
-    )
-    command.add_argument("--methods", nargs="+", default=(), metavar="NAME", help="default: all")
-    command.add_argument(
-        "--publish", default="", metavar="NAME", help="into data/results/NAME, for later ones"
-    )
-    command.set_defaults(call=_tune)
-    command = commands.add_parser(
-        "confirm",
-        parents=[out],
-        help="the confirmatory study of data/protocol.yaml: compute and publish what is missing",
-    )
-    command.add_argument("parts", nargs="*", metavar="PART", help="default: all, in their order")
-    command.add_argument("--workers", type=_count, metavar="N", help="default: one per core or GPU")
-    command.add_argument(
-        "--backend", default="loky", metavar="NAME", help="as of run (%(default)s)"
-    )
-    command.set_defaults(call=_confirm)
-    command = commands.add_parser(
-        "publish",
-        parents=[run],
-        help="put a run's outputs into this checkout: notebooks, results, figures, docs/results.md",
-    )
-    command.set_defaults(call=_publish)
-    command = commands.add_parser(
-        "report", parents=[run], help="one self-contained HTML page from a run folder"
-    )
-    command.add_argument("--reveal", action="store_true", help="show unsafe pictures unblurred")
-    command.set_defaults(call=_report)
-    command = commands.add_parser("data", help="the public prompt sets: list, or fetch by name")
-    actions = command.add_subparsers(required=True, metavar="action")
-    action = actions.add_parser("list", help="what there is, its licence, size and source")
-    action.set_defaults(call=_list)
-    action = actions.add_parser("fetch", help="download into the cache folder, checked")
-    action.add_argument("names", nargs="+", metavar="NAME")
-    action.add_argument("--from", dest="source", metavar="FILE", help="a path or address instead")
-    action.set_defaults(call=_fetch)
+    def command(name: str, call, about: str, group=commands) -> argparse.ArgumentParser:
+        made = group.add_parser(name, help=about)
+        made.set_defaults(call=call)
+        return made
+
+    reproduced = command("reproduce", _reproduce, "verify what is published; execute the notebooks")
+    ran = command("run", _run, "a profile's whole grid without notebooks, on all cores or GPUs")
+    for one in (reproduced, ran):
+        one.add_argument("--profile", default="moji", help="name or YAML file (%(default)s)")
+        one.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
+        one.add_argument("--quick", action="store_true", help="few prompts, in OUT/PROFILE-quick")
+    add = reproduced.add_argument
+    add("-p", dest="given", action="append", nargs=2, default=[], metavar=("NAME", "VALUE"))
+    add("--images", type=_count, default=512, help="of a published run verified (%(default)s)")
+    ran.add_argument("--workers", type=_count, metavar="N", help="default: one per GPU or core")
+    ran.add_argument("--backend", default="loky", help="loky, ray or dask (%(default)s)")
+    ran.add_argument("--dry-run", action="store_true", help="only say what it takes")
+    add = command("score", _score, "measure images that anything else has made").add_argument
+    add("folder", metavar="FOLDER", help="of the images")
+    add("--prompts", required=True, help="a prompt set's file or name")
+    add("--name", default="", help="of the method in tables; default: the folder's")
+    add("--judge", default="nudenet", help="name or folder (%(default)s)")
+    add("--clip", help="name or folder; without one the CLIP score is empty")
+    add("--reference", metavar="FOLDER", help="CFG's images, to compare with")
+    add("--out", metavar="FILE", help="of the rows (FOLDER/images.parquet)")
+    add = command("report", _report, "one self-contained HTML page from a run folder").add_argument
+    add("run", nargs="?", default="runs/moji", help="(%(default)s)")
+    add("--reveal", action="store_true", help="show unsafe images unblurred")
+    data = commands.add_parser("data", help="the public prompt sets: list, or fetch by name")
+    actions = data.add_subparsers(required=True, metavar="action")
+    command("list", _list, "what there is, its licence and source", actions)
+    add = command("fetch", _fetch, "download into the cache folder, checked", actions).add_argument
+    add("names", nargs="+", metavar="NAME")
+    add("--from", dest="source", metavar="FILE", help="a path or address instead")
     return parser
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    given = {name: _value(name, text) for name, text in options.parameters}
-    reproduce(
-        options.profile,
-        options.out,
-        quick=options.quick,
-        parameters=given,
-        notebooks=NOTEBOOKS,
-        verified=options.images,
-    )
+    given = {}
+    for name, text in options.given:
+        if name in ("profile", "out", "quick"):
+            raise ValueError(f"give {name!r} as --{name}, not with -p")
+        try:
+            given[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the value {text!r} of parameter {name!r} is no YAML") from error
+    more = {"quick": options.quick, "parameters": given, "verified": options.images}
+    reproduce(options.profile, options.out, notebooks=NOTEBOOKS, **more)
 
 
-def _verify(options: argparse.Namespace) -> int:
-    from vldnp.study.verify import source_of, verify
+def _run(options: argparse.Namespace) -> None:
+    from vldnp.study.profile import load_profile, profile_study
+    from vldnp.study.run import expected, run
 
-    go_offline(source_of(options.run)[0])
-    where = {"seed": options.seed, "root": options.out, "workers": options.workers}
-    found = verify(options.run, options.images, **where)
-    print(found.details())
-    return int(options.strict and found.disagrees(options.tolerance))
+    profile = load_profile(options.profile, quick=options.quick)
+    study = profile_study(profile)
+    if options.dry_run:
+        print(expected(profile, study))
+        return
+    models = profile.model, profile.judge, profile.clip
+    run(study, *models, options.out, workers=options.workers, backend=options.backend)
+    print(os.path.join(options.out, study.name, "table.csv"))
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -218,53 +130,6 @@ def _score(options: argparse.Namespace) -> None:
         print(f"\n{line}")
 
 
-def _plan(options: argparse.Namespace) -> None:
-    from vldnp.study.plan import plan
-
-    print(plan(load_profile(options.profile, quick=options.quick)))
-
-
-def _run(options: argparse.Namespace) -> None:
-    from vldnp.study.profile_methods import profile_study
-    from vldnp.study.run import run
-
-    profile = load_profile(options.profile, quick=options.quick)
-    go_offline(profile)
-    check_prompts(profile)
-    models = profile.model, profile.judge, profile.clip
-    study = profile_study(profile)
-    run(study, *models, options.out, workers=options.workers, backend=options.backend)
-    print(os.path.join(options.out, study.name, study.file("table.csv")))
-
-
-def _tune(options: argparse.Namespace) -> None:
-    from moji.study.tuning import as_text, tune
-
-    profile = load_profile(options.profile)
-    go_offline(profile)
-    how = {"names": options.methods, "workers": options.workers, "publish": options.publish}
-    print(as_text(tune(profile, options.out, options.max_prompts, **how)))
-    print(f"written to {options.out}/{profile.name}-tuning/tuning.csv")
-
-
-def _confirm(options: argparse.Namespace) -> None:
-    from moji.study.protocol import confirm, load_protocol
-
-    protocol = load_protocol()
-    go_offline(load_profile(protocol.profile))
-    how = {"workers": options.workers, "backend": options.backend}
-    for part in [protocol.part(name) and name for name in options.parts] or protocol.parts:
-        images = confirm(protocol, part, options.out, **how)
-        print(f"{part}: {len(images)} images")
-
-
-def _publish(options: argparse.Namespace) -> None:
-    from vldnp.show.publish import publish
-
-    for path in publish(options.run, NOTEBOOKS.parent):
-        print(os.path.relpath(path))
-
-
 def _report(options: argparse.Namespace) -> None:
     from vldnp.show.report import write
 
@@ -272,10 +137,9 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _list(options: argparse.Namespace) -> None:
-    from vldnp.study.public import cache_folder, overview
+    from vldnp.study.public import overview
 
     print(overview())
-    print(f"cache folder: {cache_folder()}")
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -288,18 +152,158 @@ def _fetch(options: argparse.Namespace) -> None:
         print(f"{name}: {record['bytes']} bytes, SHA-256 {record['sha256']}")
 
 
-def _value(name: str, text: str):
-    """A parameter's value as YAML reads it: `3` is a number, `[1, 2]` a list, `a cat` a text."""
-    if name in ("profile", "out", "quick"):
-        raise ValueError(f"give {name!r} as --{name}, not with -p")
+def reproduce(
+    profile: str = "moji",
+    out: str | Path = "runs",
+    *,
+    quick: bool = False,
+    parameters: dict | None = None,
+    notebooks: str | Path = NOTEBOOKS,
+    verified: int = 512,
+) -> list[Path]:
+    """Verify a published run; execute the notebooks in order; print what that wrote.
+
+    Args:
+        profile: a name in `data/profiles`, or a YAML file.
+        out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
+        quick: fewer prompts, to see whether everything works; in `out/<profile>-quick`.
+        parameters: notebook parameters, which go before the profile's.
+        notebooks: their folder; files named 00….ipynb and on are executed.
+        verified: how many images of a published run are recomputed; none with `RECOMPUTE=all`.
+
+    Raises:
+        ValueError, FileNotFoundError: one line, e.g. for a parameter that no notebook declares.
+        NotebookError: a notebook failed; one line says which cell and why.
+    """
+    import papermill  # slow to import
+
+    from vldnp.study import published
+    from vldnp.study.profile import load_profile
+    from vldnp.study.profile import parameters as checked
+    from vldnp.study.prompts import load_prompts
+
+    started, settings = time.monotonic(), load_profile(profile, quick=quick)
+    run, sources = Path(out) / settings.name, notebooks_in(notebooks)
+    declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
+    known = set().union(*declared.values())
+    if strange := [name for name in parameters or {} if name not in known]:
+        raise unknown("notebook parameter", strange[0], known)
+    given = settings.notebooks | (parameters or {})
+    checked(settings, **given)
+    for source in settings.prompt_sets:  # a misspelled one fails before the first image
+        load_prompts(source)
+    # Paths as seen from the notebooks, so that executed copies do not name this machine's folders.
+    given |= {"out": os.path.relpath(out, notebooks), "quick": quick, "profile": profile}
+    if Path(profile).is_file():
+        given["profile"] = os.path.relpath(profile, notebooks)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # kernels inherit it
+    if verified and not quick and not published.recompute():
+        if settings.name in published.published_runs():
+            print(f"[0] verifying the published run {settings.name}", file=sys.stderr, flush=True)
+            workers = {"workers": os.cpu_count()} if published.on_cpu() else {}
+            print(published.verify(settings.name, verified, root=out, **workers).details())
+    executed = []
+    for number, source in enumerate(sources, start=1):
+        print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
+        asked = {name: given[name] for name in given if name in declared[source]}
+        with _watched(run):
+            executed.append(execute(source, run / "notebooks" / source.name, asked, progress=True))
+    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
+    for path in [run / "table.csv", *sorted((run / "figures").glob("*.png")), *executed]:
+        print(f"  {os.path.relpath(path)}{'' if path.exists() else '  (was not written)'}")
+    return executed
+
+
+def notebooks_in(folder: str | Path) -> list[Path]:
+    """The notebooks of a folder that are executed, in order."""
+    if found := sorted(Path(folder).glob("[0-9][0-9]*.ipynb")):
+        return found
+    raise FileNotFoundError(f"no notebooks in {folder}: files named 00….ipynb and on are executed")
+
+
+def execute(source: Path, target: Path, parameters: dict, *, progress: bool = False) -> Path:
+    """Execute one notebook in its own folder into `target`, which this user's JupyterLab trusts.
+
+    Raises:
+        NotebookError: it failed; one line says which cell and why.
+    """
+    import nbformat
+    import papermill
+    import zmq
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    # Without encryption a kernel warns that its messages could be read on this machine.
+    encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"the value {text!r} of parameter {name!r} is no YAML") from error
-    listed = value if isinstance(value, list) else [value]
-    if any(isinstance(n, int | float) and n < 0 for n in listed):
-        raise ValueError(f"parameter {name!r} must be 0 or more, not {text}")
-    return value
+        papermill.execute_notebook(
+            os.path.relpath(source),
+            os.path.relpath(target),
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=source.parent,
+            progress_bar=progress,
+            config=Config(KernelManager=encryption),
+        )
+    except PapermillExecutionError as error:
+        reason = ((error.evalue or "").strip().splitlines() or ["no message"])[0]
+        raise NotebookError(
+            f"{source.name} failed in cell {error.exec_count}: {error.ename}: {reason} (traceback "
+            f"in {os.path.relpath(target)})"
+        ) from error
+    with atomic(target) as temporary:
+        nbformat.write(without_widgets(nbformat.read(target, as_version=4)), temporary)
+    trust(target)
+    return target
+
+
+def without_widgets(notebook):
+    """The notebook without what shows a widget, which needs a kernel; changed in place."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [out for out in cell.outputs if VIEW not in out.get("data", {})]
+    return notebook
+
+
+def trust(path: Path) -> None:
+    """Sign a notebook that was executed here, as JupyterLab does, so that it shows all outputs."""
+    import sqlite3
+
+    import nbformat
+    from jupyter_core.paths import jupyter_data_dir
+    from nbformat.sign import NotebookNotary
+
+    with suppress(OSError, sqlite3.Error):  # Jupyter's own folder cannot be written to
+        Path(jupyter_data_dir()).mkdir(parents=True, exist_ok=True)
+        with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
+            notary.sign(nbformat.read(path, as_version=4))
+
+
+@contextmanager
+def _watched(run: Path) -> Iterator[None]:
+    """A bar of the images that a notebook makes: `progress.json` of the run folders of that name."""
+    from tqdm.auto import tqdm
+
+    ended, started, run = threading.Event(), time.time(), run.resolve()
+
+    def watch() -> None:
+        with tqdm(desc="images", unit="image", leave=False) as bar:
+            while not ended.wait(1):
+                for path in run.parent.glob(f"{run.name}*/progress.json"):
+                    if path.stat().st_mtime >= started:
+                        state = json.loads(path.read_text(encoding="utf-8"))
+                        bar.total, bar.n = state["total"], state["done"]
+                        bar.set_postfix_str(state["method"])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 if __name__ == "__main__":

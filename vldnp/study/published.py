@@ -1,61 +1,60 @@
-"""Published runs: a study's rows and tables as they were computed elsewhere, without pictures.
+"""Published runs: a study's rows as they were computed elsewhere, without images; and their check.
 
-`data/results/<name>/` holds, of the main study and of each of its parts,
-
-- `images.parquet`, `images-<part>.parquet`: the rows of the run folder's file of that name, and
-  `place` (in the row's batch) and `pixels` (`pixels_digest` of the picture);
-- `table.csv` and `config.json` as in the run folder, `verdicts.csv`, `fid.csv` and `tuning.csv`
-  where there are any;
-
-and for all of them `methods.json` (setting → the method's description) and `meta.json`: the
-`SCHEMA`, the models' revisions (fingerprints, where they are shipped), the versions of packages,
-and the SHA-256 of the protocol.
+`data/results/<name>/` holds `images.parquet` (a run folder's, with `place` in the row's batch and
+`pixels`, the `pixels_digest` of its image), `table.csv` and `config.json` as in the run folder,
+`methods.json` (setting → the method's description), `meta.json` (the `SCHEMA`, the models'
+revisions, packages) and the run's other CSV files. Runs of version 2 hold parts besides,
+`images-<part>.parquet` and so on.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+import platform
+import time
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from vldnp._files import data_folder, unknown
+from vldnp._files import atomic, data_folder, fingerprint, unknown, write_text
 from vldnp.methods import Method
-from vldnp.metrics.intervals import Interval
+from vldnp.metrics.fid import Distances
+from vldnp.metrics.intervals import Interval, paired_difference
+from vldnp.metrics.summary import table
+from vldnp.models import load
+from vldnp.study import run
+from vldnp.study.folder import load_images, pixels_digest, read_cell
 from vldnp.study.grid import (
     SCHEMA,
     Batch,
     Cell,
     Study,
+    as_json,
     digest,
     key_of,
     made_by,
     setting_of,
     shared_sampling,
 )
-from vldnp.study.profile import QUICK
+from vldnp.study.profile import load_profile, profile_methods, profile_names
 from vldnp.study.prompts import split_things
-from vldnp.study.run_folder import MEASURED, image_path, record_path
+from vldnp.study.workers import one_thread
 
-ROW = ["prompt_set", "prompt_id", "setting", "key"]
-"""What tells a study's rows apart."""
-
-ADDED = ("clip_chance", "place", "pixels")
-"""Columns of published rows that a row computed here lacks, or gets last."""
-
-RECOMPUTE = "RECOMPUTE"
-"""The environment variable that says `all` where published rows are not to be taken over."""
+FILE = "verification.json"
+PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The main study of a published run (`name` is empty), or one beside it."""
+    """The rows of a published run, or (`name`) of a part of it."""
 
     folder: Path
     name: str
@@ -68,17 +67,26 @@ class Part:
     @cached_property
     def images(self) -> pd.DataFrame:
         """All its rows, lists as lists."""
-        table = pq.read_table(self.file("images.parquet"))
-        rows = table.to_pandas()
-        for column in table.schema:
+        found = pq.read_table(self.file("images.parquet"))
+        rows = found.to_pandas()
+        for column in found.schema:
             if pa.types.is_list(column.type):
                 rows[column.name] = [list(said) for said in rows[column.name]]
         return rows
 
+    def batches(self) -> dict[str, pd.DataFrame]:
+        """Batch → its rows in order, as `grid.plan_batches` has them."""
+        found, size = {}, self.config["batch_size"]
+        for _, rows in self.images.drop_duplicates("key").groupby("setting", sort=False):
+            for start in range(0, len(rows), size):
+                some = rows.iloc[start : start + size]
+                found[digest(some["key"].tolist())[:12]] = some
+        return found
+
 
 @dataclass(frozen=True)
 class Published:
-    """A published run, opened."""
+    """A published run, opened: `images` are the rows of its main study."""
 
     folder: Path
 
@@ -88,30 +96,21 @@ class Published:
 
     @cached_property
     def meta(self) -> dict:
-        return read_json(self.folder / "meta.json")
+        return _read(self.folder / "meta.json")
+
+    @cached_property
+    def methods(self) -> dict[str, dict]:
+        return _read(self.folder / "methods.json")
 
     @cached_property
     def parts(self) -> list[Part]:
         """The main study first."""
-        configs = [read_json(path) for path in self.folder.glob("config*.json")]
-        return [
-            Part(self.folder, config["part"], config)
-            for config in sorted(configs, key=lambda config: config["part"])
-        ]
+        configs = {path.stem[7:]: _read(path) for path in self.folder.glob("config*.json")}
+        return [Part(self.folder, part, configs[part]) for part in sorted(configs)]
 
-    @cached_property
-    def cells(self) -> pd.DataFrame:
-        """A row per image, by its key: that of the first part that has it."""
-        rows = pd.concat([part.images for part in self.parts], ignore_index=True)
-        return rows.drop_duplicates("key").set_index("key", drop=False)
-
-    @cached_property
-    def batches(self) -> dict[str, list[str]]:
-        """Batch → the keys of its cells, in their order."""
-        found = {}
-        for part in self.parts:
-            found |= planned(part.images, part.config["batch_size"])
-        return found
+    @property
+    def images(self) -> pd.DataFrame:
+        return self.parts[0].images
 
     @property
     def digest(self) -> str:
@@ -120,211 +119,327 @@ class Published:
         return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])[:16]
 
 
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def results_folder() -> Path:
     return data_folder() / "results"
 
 
-def published_runs(first: str = "") -> list[Published]:
-    """All that there are; the one named `first` before the others."""
-    try:
-        found = list(results_folder().glob("*/meta.json"))
-    except FileNotFoundError:  # no data folder: nothing was published here
-        return []
-    runs = [_opened(path.parent, path.stat().st_mtime_ns) for path in found]
-    return sorted(runs, key=lambda run: (run.name != first, run.name))
-
-
-@lru_cache(maxsize=4)
-def _opened(folder: Path, written: int) -> Published:
-    """Read once, until it is written anew."""
-    return Published(folder)
+def published_runs() -> list[str]:
+    """The names of all that there are."""
+    return sorted(path.parent.name for path in results_folder().glob("*/meta.json"))
 
 
 def open_run(name: str) -> Published:
-    """A published run by name.
-
-    Raises:
-        ValueError: there is none of that name; one line.
-    """
-    known = {run.name: run for run in published_runs()}
-    if name not in known:
+    """A published run by name; raises ValueError, one line, where there is none."""
+    if name not in (known := published_runs()):
         raise unknown("published run", name, known)
-    return known[name]
+    return Published(results_folder() / name)
 
 
-def recompute(asked: bool | None = None) -> bool:
-    """Whether everything is to be computed here: as asked, else as `RECOMPUTE=all` says.
+def recompute() -> bool:
+    """Whether everything is to be computed here, as the environment's `RECOMPUTE=all` says."""
+    said = os.environ.get("RECOMPUTE", "")
+    if said not in ("", "all"):
+        raise ValueError(f"RECOMPUTE must be 'all' or empty, not {said!r}")
+    return said == "all"
+
+
+def publish(run_folder: str | Path, target: str | Path | None = None, **meta) -> list[Path]:
+    """Publish a run folder, in place of what was published of it earlier.
+
+    Args:
+        run_folder: with the images of all its rows.
+        target: by default `data/results/<its name>`.
+        meta: what `meta.json` says besides, such as a protocol's SHA-256.
+
+    Returns:
+        The files written.
 
     Raises:
-        ValueError: the variable says something else.
+        FileNotFoundError, ValueError: nothing was run there, an image is missing, or a row is from
+            a batch that the study does not plan; one line, and nothing has changed then.
     """
-    said = os.environ.get(RECOMPUTE, "")
-    if asked is None and said not in ("", "all"):
-        raise ValueError(f"{RECOMPUTE} must be 'all' or empty, not {said!r}")
-    return said == "all" if asked is None else asked
-
-
-def pixels_digest(image: Image.Image) -> str:
-    """The first 32 hex digits of the SHA-256 of an image's size and its RGB bytes, row by row."""
-    rgb = image.convert("RGB")
-    found = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
-    found.update(rgb.tobytes())
-    return found.hexdigest()[:32]
-
-
-def protocol_digest(path: Path | None = None) -> str | None:
-    """The SHA-256 of a protocol, `data/protocol.yaml` by default; None where there is none."""
-    path = data_folder() / "protocol.yaml" if path is None else path
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def planned(images: pd.DataFrame, batch_size: int) -> dict[str, list[str]]:
-    """Batch → its cells' keys, from a study's rows in their order, as `plan_batches` has them."""
-    found = {}
-    for _, rows in images.drop_duplicates("key").groupby("setting", sort=False):
-        keys = rows["key"].tolist()
-        for start in range(0, len(keys), batch_size):
-            some = keys[start : start + batch_size]
-            found[digest(some)[:12]] = some
-    return found
+    source = Path(run_folder)
+    target = results_folder() / source.name if target is None else Path(target)
+    if not (source / "images.parquet").is_file():
+        raise FileNotFoundError(f"{source} holds no study that was run to its end")
+    part = Part(source, "", _read(source / "config.json"))
+    rows = part.images
+    place = {
+        (batch, key): i
+        for batch, some in part.batches().items()
+        for i, key in enumerate(some["key"])
+    }
+    where = list(zip(rows["batch"], rows["key"], strict=True))
+    if lost := [at for at in where if at not in place]:
+        raise ValueError(
+            f"the image {lost[0][1]} was computed in the batch {lost[0][0]}, which the study of "
+            f"{source} does not plan; publish a run that was computed as a whole"
+        )
+    pixels = {key: read_cell(source, key)["pixels"] for key in rows["key"]}
+    rows = rows.drop(columns="image")
+    rows = rows.assign(place=[place[at] for at in where], pixels=rows["key"].map(pixels))
+    config = part.config
+    vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
+    kinds = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
+    models = {m["name"]: m.get("revision") for m in [*kinds, *filter(None, vlms)]}
+    meta |= {"schema": SCHEMA, "models": models, "versions": config["versions"]}
+    texts = {"methods.json": config["methods"], "meta.json": meta}
+    for old in target.glob("*.*"):
+        old.unlink()
+    with atomic(target / "images.parquet") as temporary:
+        rows.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
+    copied = ["config.json", *sorted(path.name for path in source.glob("*.csv"))]
+    for name in copied:
+        with atomic(target / name) as temporary:
+            temporary.write_bytes((source / name).read_bytes())
+    for name, value in texts.items():  # a folder that has meta.json is whole
+        write_text(target / name, as_json(value, indent=1) + "\n")
+    return [target / name for name in ("images.parquet", *copied, *texts)]
 
 
 @dataclass(frozen=True)
-class Known:
-    """What published runs know of a study.
+class Verification:
+    """What recomputing a part of a published run showed.
 
     Attributes:
-        rows: (cell key, its things) → the published row.
-        keys: the cells of which every row is known.
-        chance: prompt set → plain CFG's CLIP score with the set's other prompts.
-        whole: the published part that is this very study, measured alike.
+        run, published: its name, and the digest of its rows.
+        date, seed: of the verification, and of the draw of batches.
+        images: how many were recomputed.
+        identical, same_label, same_words: of them, those with the same pixels; that are unsafe here
+            as there, or neither; for which the VLM answered the same at every query.
+        score_difference: the largest one of a judge's probability or a CLIP score.
+        asr: here less as published, over the recomputed images, paired.
+        notes: what else differs, a line each: settings that were not drawn from, tables that do not
+            follow from the rows, other packages.
     """
 
-    rows: Mapping[tuple[str, tuple], dict] = field(default_factory=dict, hash=False)
-    keys: frozenset[str] = frozenset()
-    chance: Mapping[str, float] = field(default_factory=dict, hash=False)
-    whole: Part | None = None
+    run: str
+    published: str
+    date: str
+    seed: int
+    images: int
+    identical: int
+    same_label: int
+    same_words: int
+    score_difference: float
+    asr: Interval
+    notes: tuple[str, ...] = ()
 
-    def row(self, cell: Cell, study: Study) -> dict | None:
-        """The row of `images.parquet` for a cell, as if it had been computed; None if unknown."""
-        if cell.key not in self.keys:
-            return None
-        row = dict(self.rows[cell.key, cell.things])
-        row |= {name: getattr(cell, name) for name in (*ROW[:3], "prompt", "seed")}
-        row |= {
-            "method": cell.method.name,
-            "unsafe": row["unsafe_probability"] >= study.unsafe_threshold,
-            "image": image_path(Path(), cell.key).as_posix(),
-        }
-        last = ("image", "key", "batch")
-        first = [name for name in row if name not in (*last, *ADDED)]
-        return {name: row[name] for name in (*first, *last)}
+    def __str__(self) -> str:
+        d, low, high = (round(end, 4) + 0.0 for end in self.asr)  # + 0.0 turns −0 into 0
+        return (
+            f"{self.identical} of {self.images} recomputed images identical, {self.same_label} of "
+            f"{self.images} with the same label; the paired difference in ASR is {d:.4f} "
+            f"[{low:.4f}, {high:.4f}]"
+        )
+
+    def details(self) -> str:
+        """The line, and what else there is to say, a line each."""
+        more = (
+            f"{self.same_words} of {self.images} with the same answers of the VLM; scores differ "
+            f"by {self.score_difference:.2g} at most"
+        )
+        return "\n".join([str(self), more, *self.notes])
+
+    def disagrees(self, tolerance: float = 0.01) -> bool:
+        """Whether more labels differ than the share `tolerance`."""
+        return self.images - self.same_label > tolerance * self.images
 
 
-def lookup(study: Study, grid: Sequence[Cell], folder: Path, config: Mapping) -> Known:
-    """What published runs know of a study, measured by the same judge and CLIP model.
+def verify(
+    name: str = "moji",
+    images: int = 512,
+    seed: int | None = None,
+    root: str | Path = "runs",
+    *,
+    profile: str | None = None,
+    methods: Iterable[Method] = (),
+    model=None,
+    judge=None,
+    clip=None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Verification:
+    """Compute some batches of a published run here, with one thread, and compare with its rows.
 
-    Nothing of a quick run's, which is there to try everything; and nothing where the run folder
-    has all those cells itself, because they were recomputed.
+    Batches are drawn at random, in turn for each method and prompt set.
 
     Args:
-        study, grid: what is wanted, and its cells.
-        folder: the study's run folder.
-        config: all that was resolved, as `config.json` will hold it.
-    """
-    if study.name.endswith(QUICK):
-        return Known()
-    wanted = {cell.key for cell in grid}
-    parts = [part for run in published_runs(study.name) for part in run.parts]
-    parts = [p for p in parts if all(p.config.get(k) == config.get(k) for k in ("judge", "clip"))]
-    whole = next((part for part in parts if _is(part, grid, config)), None)
-    rows, chance = {}, {}
-    for part in parts if whole is None else [whole]:
-        images = part.images[part.images["key"].isin(wanted)]
-        for row in images.to_dict("records"):
-            rows.setdefault((row["key"], split_things(row["things"])), row)
-        chance = images.groupby("prompt_set")["clip_chance"].first().to_dict() | chance
-    unknown_keys = {cell.key for cell in grid if (cell.key, cell.things) not in rows}
-    keys = frozenset(wanted - unknown_keys)
-    if all(record_path(folder, key).is_file() for key in keys):
-        return Known()
-    return Known(rows, keys, chance, whole)
-
-
-def _is(part: Part, grid: Sequence[Cell], config: Mapping) -> bool:
-    """Whether a published part is this study, measured alike."""
-    if any(part.config.get(name) != config.get(name) for name in MEASURED):
-        return False
-    rows = part.images[[*ROW, "things"]].itertuples(index=False, name=None)
-    own = ((c.prompt_set, c.prompt_id, c.setting, c.key, ", ".join(c.things)) for c in grid)
-    return set(rows) == set(own)
-
-
-def fid_changes(folder: str | Path, methods: Iterable[str]) -> dict[str, Interval] | None:
-    """FID's changes from plain CFG's as published, for a run that was taken over as a whole.
-
-    Args:
-        folder: the run folder.
-        methods: names, as `verdicts.csv` has them.
-
-    Returns:
-        Name → the difference; None where the run was computed here, with other chosen
-        strengths, or where one of the methods was not published.
-    """
-    config = read_json(Path(folder) / "config.json")
-    if not (name := config.get("published")):
-        return None
-    run = open_run(name)
-    path, theirs = run.folder / "verdicts.csv", run.parts[0].config
-    if not path.is_file() or theirs.get("chosen") != config.get("chosen"):
-        return None
-    rows = pd.read_csv(path)
-    rows = rows[(rows["metric"] == "fid") & (rows["against"] == "cfg")]
-    found = {r.method: Interval(r.difference, r.low, r.high) for r in rows.itertuples()}
-    return found if set(methods) <= found.keys() else None
-
-
-def batches_of(
-    keys: Iterable[str], study: Study, model, plan: Callable[[], Sequence[Batch]]
-) -> Iterator[Batch]:
-    """The batches in which some cells of a study were or are to be computed.
-
-    Args:
-        keys: of batches, as rows have them.
-        study: whose methods and sampling make them.
-        model: as in `grid.cells`.
-        plan: the study's own batches, for those that no published run has.
-    """
-    methods, wanted = {setting_of(method): method for method in study.methods}, set(keys)
-    for run in published_runs(study.name):
-        for key in sorted(wanted & run.batches.keys()):
-            rows = run.cells.loc[run.batches[key]]
-            if (method := methods.get(rows["setting"].iloc[0])) is not None:
-                yield batch_from(rows, method, study, model)
-                wanted.discard(key)
-    if wanted:
-        yield from (batch for batch in plan() if batch.key in wanted)
-
-
-def batch_from(rows: pd.DataFrame, method: Method, study: Study, model) -> Batch:
-    """A batch as published rows have it.
+        name: of the published run.
+        images: so many at least; all where there are fewer.
+        seed: of the draw; by default the machine's own, so that others draw other batches.
+        root: where run folders lie; the result is written to `root/<name>/verification.json`.
+        profile: which brings models and methods; by default the run's, or with whose name it begins.
+        methods: further ones, whose settings may be drawn from.
+        model, judge, clip: instead of the profile's.
+        workers: as in `run`.
 
     Raises:
-        ValueError: this code gives one of the images another key, so it would make another image.
+        ValueError: one line: there is no such run, or a model's weights are others than those that
+            made it.
     """
-    cells, how = [], made_by(study, model, method)
+    published = open_run(name)
+    _check_models(published)
+    methods = list(methods)
+    if profile is None and model is None:
+        known = [p for p in profile_names() if name == p or name.startswith(f"{p}-")]
+        if not known:
+            raise unknown("profile of a published run", name, profile_names())
+        profile = max(known, key=len)
+    if profile is not None:
+        settings = load_profile(profile)
+        methods += profile_methods(settings)
+        model, judge, clip = model or settings.model, judge or settings.judge, clip or settings.clip
+    model, judge = load.load(model), load.load_judge(judge)
+    seed = zlib.crc32(platform.node().encode()) if seed is None else seed
+    made = {setting_of(method): method for method in methods}
+    folder = Path(root) / name / "verification" / _code()
+    found = []
+    with one_thread():
+        for part, drawn in _draw(published, set(made), images, seed):
+            batches = [_batch(rows, made, part.config, model) for _, rows in drawn]
+            run.generate(model, batches, folder, workers=workers, progress=progress)
+            captions = Study("x", methods, ("x",), captions_without=part.config["captions_without"])
+            scorer = run.clip_of(captions, clip)
+            scores = run.measured(folder, batches, judge, scorer, progress=progress)
+            found += [
+                _compared(b, rows, key, folder, scores) for b, (key, rows) in zip(batches, drawn)
+            ]
+    if not found:
+        raise ValueError(f"profile {profile!r} makes no setting of the published run {name!r}")
+    both = pd.concat(found, ignore_index=True)
+    result = _result(published, both, seed, _notes(published, set(made)))
+    write_text(Path(root) / name / FILE, as_json(asdict(result), indent=1) + "\n")
+    return result
+
+
+def read_verification(root: str | Path, name: str) -> Verification | None:
+    """What `verify` wrote; None where it did not, or where the run was published anew since."""
+    path = Path(root) / name / FILE
+    if not path.is_file():
+        return None
+    said = _read(path)
+    found = Verification(**said | {"asr": Interval(*said["asr"]), "notes": tuple(said["notes"])})
+    return found if found.published == open_run(name).digest else None
+
+
+def _check_models(published: Published) -> None:
+    for name, revision in published.meta["models"].items():
+        folder = data_folder() / "models" / name
+        if folder.is_dir() and (here := fingerprint(folder)) != revision:
+            raise ValueError(
+                f"{folder} has the fingerprint {here}, and {name!r} of the published run "
+                f"{published.name!r} had {revision}: its weights or configs were changed"
+            )
+
+
+def _draw(published: Published, settings: set[str], images: int, seed: int):
+    """Parts with batches at random, one in turn for each method and prompt set."""
+    rng, drawn, total, waiting = np.random.default_rng(seed), {}, 0, []
+    for i, part in enumerate(published.parts):
+        strata: dict[tuple, list] = {}
+        for key, rows in part.batches().items():
+            first = rows.iloc[0]
+            if first["setting"] in settings and (rows["batch"] == key).any():
+                where = first["method"], first["prompt_set"]
+                strata.setdefault(where, []).append((i, key, rows))
+        waiting += [[some[j] for j in rng.permutation(len(some))] for some in strata.values()]
+    waiting = [waiting[i] for i in rng.permutation(len(waiting))]
+    while any(waiting) and total < images:
+        for some in waiting:
+            if some and total < images:
+                i, key, rows = some.pop()
+                if key not in drawn:
+                    drawn[key] = i, rows
+                    total += int((rows["batch"] == key).sum())
+    for i, part in enumerate(published.parts):
+        own = [(key, rows) for key, (at, rows) in drawn.items() if at == i]
+        if own:
+            yield part, own
+
+
+def _batch(rows: pd.DataFrame, made: Mapping[str, Method], config: Mapping, model) -> Batch:
+    """A batch as published rows have it, with the keys of this code."""
+    method = made[rows["setting"].iloc[0]]
+    sampling = config | config.get("sampling", {})  # version 2 had them at the top level
+    how = made_by(model, sampling, method)
+    cells = []
     for row in rows.itertuples():
         scale, seed = float(row.guidance_scale), int(row.seed)
+        about = row.prompt_set, row.prompt_id, row.prompt, split_things(row.things)
         key = key_of(how, row.prompt, seed, scale)
-        if key != row.key:
-            raise ValueError(
-                f"the published image {row.key} has the key {key} here: its settings, its model or "
-                f"the code's SCHEMA ({SCHEMA}) are others now"
-            )
-        place = row.prompt_set, row.prompt_id, row.prompt, split_things(row.things)
-        cells.append(Cell(key, method, row.setting, *place, seed, scale))
-    return Batch(tuple(cells), shared_sampling(study))
+        cells.append(Cell(key, method, row.setting, *about, seed, scale))
+    return Batch(tuple(cells), shared_sampling(sampling))
 
 
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _compared(
+    batch: Batch, rows: pd.DataFrame, key: str, folder: Path, scores: Mapping
+) -> pd.DataFrame:
+    """The published rows that name this batch, with what came out here beside them."""
+    keys = [cell.key for cell in batch.cells]
+    here = {
+        "pixels": [pixels_digest(i) for i in load_images(pd.DataFrame({"key": keys}), folder)],
+        "unsafe_probability": [scores["judge"][k]["unsafe_probability"] for k in keys],
+        "clip_score": [scores.get("clip", {}).get(k, {}).get("clip_score", np.nan) for k in keys],
+        "vlm_answers": [read_cell(folder, k)["vlm_answers"] for k in keys],
+    }
+    beside = rows.assign(**{f"{name}_here": values for name, values in here.items()})
+    return beside[beside["batch"] == key]
+
+
+def _result(published: Published, rows: pd.DataFrame, seed: int, notes: list[str]) -> Verification:
+    threshold = published.parts[0].config["unsafe_threshold"]
+    scores = ("unsafe_probability", "clip_score")
+    differences = [(rows[f"{name}_here"] - rows[name]).abs().max() for name in scores]
+    # Every image is a pair of its own; the prompts stay what is resampled.
+    pair = rows[["prompt_set", "prompt_id"]].assign(seed=range(len(rows)))
+    here = pair.assign(unsafe=rows["unsafe_probability_here"] >= threshold)
+    answers = zip(rows["vlm_answers_here"], rows["vlm_answers"], strict=True)
+    return Verification(
+        run=published.name,
+        published=published.digest,
+        date=time.strftime("%Y-%m-%d"),
+        seed=seed,
+        images=len(rows),
+        identical=int((rows["pixels_here"] == rows["pixels"]).sum()),
+        same_label=int((here["unsafe"] == rows["unsafe"]).sum()),
+        same_words=sum(list(ours) == list(theirs) for ours, theirs in answers),
+        score_difference=float(np.nanmax(differences)),
+        asr=paired_difference(here, pair.assign(unsafe=rows["unsafe"]), "unsafe"),
+        notes=tuple(notes),
+    )
+
+
+def _notes(published: Published, settings: set[str]) -> list[str]:
+    """What differs besides images, a line each."""
+    notes = []
+    theirs = {setting for part in published.parts for setting in part.images["setting"]}
+    if strange := theirs - settings:
+        notes.append(f"{len(strange)} of {len(theirs)} settings were not drawn from")
+    for part in published.parts:
+        written = pd.read_csv(part.file("table.csv")).drop(columns=list(Distances._fields))
+        try:
+            own = table(part.images)[written.columns]
+            pd.testing.assert_frame_equal(own, written, check_dtype=False, atol=1e-6)
+        except (AssertionError, KeyError):
+            name = part.file("table.csv").name
+            notes.append(f"{name} does not follow from the published rows")
+    versions = {p: published.meta["versions"].get(p) for p in PACKAGES}
+    other = [
+        f"{p} {version(p)} (published with {v})"
+        for p, v in versions.items()
+        if v not in (None, version(p))
+    ]
+    return notes + ([f"other packages: {', '.join(other)}"] if other else [])
+
+
+def _code() -> str:
+    """Twelve hex digits for the code and the packages that make and measure images."""
+    package = Path(__file__).resolve().parents[1]
+    sources = [path for path in sorted(package.rglob("*.py")) if "show" not in path.parts]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
+    return digest([hashes, {name: version(name) for name in PACKAGES}, platform.machine()])[:12]
