@@ -1,13 +1,11 @@
-"""Profiles: which models, methods, prompts and settings belong together, as `data/profiles/*.yaml`."""
+"""Profiles: models, methods, prompts and settings that belong together, as YAML files."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from PIL import Image
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
 
@@ -16,9 +14,10 @@ from vldnp._files import data_folder, is_file_name, unknown
 from vldnp._yaml import checked, read_yaml
 from vldnp.methods import Method
 from vldnp.models import load
-from vldnp.models.hub import ModelSpec
+from vldnp.models.load import ModelSpec
 from vldnp.study.grid import SAMPLING, Study
 from vldnp.study.prompts import load_prompts, set_name
+from vldnp.study.reference import called
 
 QUICK, QUICK_PROMPTS = "-quick", 8
 """Ends the names of quick runs' folders; so many prompts of each set they take."""
@@ -278,18 +277,12 @@ def _method(profile: Profile, kind: str, given: Mapping) -> Method:
     if kind == "Repelled":
         from vldnp.baselines.safe_denoiser import latents_of
 
-        bank = [Image.fromarray(pixels) for pixels in _called(given.pop("bank"))(64, 64)]
+        bank = [Image.fromarray(pixels) for pixels in called(given.pop("bank"), 64, 64)]
         given["bank"] = latents_of(load.load(profile.model), bank)
     try:
         return getattr(vldnp, kind)(**given)
     except TypeError as error:
         raise ValueError(f"profile {profile.name!r}: {kind}: {error}") from error
-
-
-def _called(name: str) -> Callable[[int, int], np.ndarray]:
-    """The function that "package.module:function" names."""
-    module, _, function = name.partition(":")
-    return getattr(import_module(module), function)
 
 
 def profile_study(

@@ -33,6 +33,8 @@ ALIASES = {
 """Our columns → those of public sets (I2P, Ring-A-Bell, MMA-Diffusion, UnlearnDiffAtk, COCO)."""
 
 LARGEST_SEED = 2**63 - 1
+OTHERS = (b"PK", b"\xff\xfe", b"\xfe\xff")
+"""How spreadsheets and UTF-16 begin."""
 
 
 def load_prompts(
@@ -48,15 +50,14 @@ def load_prompts(
         source: the name of a file in `data/prompts` or of a public set that was fetched; either
             with a category, such as "i2p:sexual"; the path of a CSV, TSV or Parquet file; or a file
             of a data set on the hub at a commit, "hub://owner/name/train.parquet@commit".
-        columns: our column → the file's, or several of which the first present one is taken; for
-            names that are not in `ALIASES`.
+        columns: our column → the file's, or several of which the first present one is taken.
         category: only rows that have it among their comma-separated categories.
         seed: of every prompt, for a set that brings none.
 
     Returns:
         A row per prompt with the columns `REQUIRED + OPTIONAL`: `seed` is an integer, `NUMBERS` are
-        floats (NaN where the set has none), the rest text ("" where it has none). A set without
-        ids gets its row numbers, 1, 2, … Rows without a prompt are left out, with a warning.
+        floats (NaN where the set has none), the rest text. A set without ids gets 1, 2, … as ids.
+        Rows without a prompt are left out, with a warning.
 
     Raises:
         FileNotFoundError, ValueError: one line: what is wrong in which file and line.
@@ -77,10 +78,9 @@ def load_prompts(
     table = _load(path, known, columns or {}, seed)
     if not category:
         return table
-    rows = table["category"].map(split_things).map(lambda own: category in own)
-    if not rows.any():
-        every = {c for row in table["category"] for c in split_things(row)}
-        raise unknown(f"category of {path}", category, every)
+    own = table["category"].map(split_things)
+    if not (rows := own.map(lambda categories: category in categories)).any():
+        raise unknown(f"category of {path}", category, {c for row in own for c in row})
     return table[rows].reset_index(drop=True)
 
 
@@ -104,14 +104,13 @@ def _load(path: Path, known: Mapping, columns: Mapping, seed: int | None) -> pd.
         if own not in REQUIRED + OPTIONAL:
             raise unknown("column of a prompt set", own, REQUIRED + OPTIONAL)
         theirs = [theirs] if isinstance(theirs, str) else theirs
-        if present := [name for name in theirs if name in table]:
-            others = {own, *ALIASES.get(own, ())} - {present[0]}
-            table = table.drop(columns=others & set(table)).rename(columns={present[0]: own})
+        present = [name for name in theirs if name in table]
+        if present:
+            others = {own, *ALIASES.get(own, ())} & set(table) - {present[0]}
+            table = table.drop(columns=others).rename(columns={present[0]: own})
         elif own in columns:
-            raise ValueError(
-                f"{path} has no column {' or '.join(map(repr, theirs))} for {own}; it has "
-                f"{', '.join(table)}"
-            )
+            has = ", ".join(table)
+            raise ValueError(f"{path} has no column {' or '.join(map(repr, theirs))}; it has {has}")
     table = _renamed(table, path)
     seed = known.get("seed") if seed is None else seed
     if seed is not None and "seed" not in table:
@@ -143,54 +142,37 @@ def _renamed(table: pd.DataFrame, name: str | Path) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """A file as a table of texts, whose index is the file's lines."""
+    """A file as a table of texts, so that a prompt "null" stays one; its index is the lines."""
     if not path.is_file():
         raise FileNotFoundError(f"no prompt set: the file {path} does not exist")
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are either
-            raise ValueError(f"{path} is no Parquet table: {first_line(error)}") from error
-        return table.astype(object).where(table.notna(), "").astype(str)
-    data = path.read_bytes()
-    if kind in (".xlsx", ".xls", ".json", ".jsonl") or data[:2] in (
-        b"PK",
-        b"\xff\xfe",
-        b"\xfe\xff",
-    ):
-        raise ValueError(f"{path} is no CSV table: save it as CSV in UTF-8, or as Parquet")
-    text = data.decode("utf-8-sig", errors="replace")
-    if broken := [n for n, line in enumerate(data.split(b"\n"), 1) if not _is_utf8(line)]:
-        lines = ", ".join(map(str, broken[:10]))
-        warnings.warn(f"{path} is not UTF-8 in line {lines}; shown as �", stacklevel=4)
-    head = text.partition("\n")[0]  # spreadsheets of many countries write semicolons
-    delimiter = next((mark for mark in "\t;" if mark in head and "," not in head), ",")
-    rows, end = {}, 0
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    data, rows, end = path.read_bytes(), {}, 0
     try:
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+            return table.astype(object).where(table.notna(), "").astype(str)
+        if path.suffix.lower() not in public.SUFFIXES or data[:2] in OTHERS:
+            raise ValueError("save it as CSV in UTF-8, or as Parquet")
+        text = data.decode("utf-8-sig", errors="replace")
+        if "\ufffd" in text and "\ufffd".encode() not in data:
+            warnings.warn(f"{path} is not UTF-8; what is not is shown as �", stacklevel=4)
+        head = text.partition("\n")[0]  # spreadsheets of many countries write semicolons
+        mark = next((mark for mark in "\t;" if mark in head and "," not in head), ",")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
         for row in reader:
             rows[end + 1], end = row, reader.line_num
-    except csv.Error as error:
-        raise ValueError(f"{path} is no CSV table: line {end + 1}: {error}") from error
-    if not rows:
-        raise ValueError(f"{path} is no CSV table: it is empty")
-    names = rows.pop(min(rows))
-    for line, row in rows.items():
-        if any(row[len(names) :]):
-            raise ValueError(
-                f"{path} is no CSV table: line {line} has {len(row)} fields, the header {len(names)}"
-            )
-    # Everything stays text, so that a prompt "null" or an id "007" is what it was.
+            if any(row[(width := len(rows[1])) :]):
+                raise ValueError(f"line {end} has {len(row)} fields, the header {width}")
+        if not rows:
+            raise ValueError("it is empty")
+    except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are one of these
+        kind = "Parquet" if path.suffix.lower() == ".parquet" else "CSV"
+        raise ValueError(f"{path} is no {kind} table: {first_line(error)}") from error
+    names = rows.pop(1)
     filled = [(row + [""] * len(names))[: len(names)] for row in rows.values()]
     table = pd.DataFrame(filled, columns=names, index=list(rows), dtype=object)
     # An index column that a table's writer left there has no name, or pandas' name for none.
-    unnamed = [not name.strip() or name.startswith("Unnamed:") for name in names]
-    return table.loc[:, ~np.array(unnamed, dtype=bool)]
-
-
-def _is_utf8(line: bytes) -> bool:
-    return line.decode("utf-8", errors="ignore").encode() == line
+    named = [bool(name.strip()) and not name.startswith("Unnamed:") for name in names]
+    return table.loc[:, np.array(named, dtype=bool)]
 
 
 def check_prompts(table: pd.DataFrame, name: str = "the prompt set") -> pd.DataFrame:
@@ -213,15 +195,14 @@ def check_prompts(table: pd.DataFrame, name: str = "the prompt set") -> pd.DataF
     table = table.reindex(columns=[*REQUIRED, *OPTIONAL])
     table["seed"] = [_seed(value, row, name) for row, value in table["seed"].items()]
     for column in NUMBERS:
-        values = pd.to_numeric(table[column].replace("", np.nan), errors="coerce")
-        if (bad := table[column].notna() & (table[column] != "") & ~(values >= 0)).any() or (
-            bad := values == np.inf
-        ).any():
-            row = table.index[bad][0]
+        given = table[column].replace("", np.nan)
+        values = pd.to_numeric(given, errors="coerce").astype(float)
+        if (bad := given.notna() & ~(values.between(0, np.inf, inclusive="left"))).any():
+            row, value = next(iter(given[bad].items()))
             raise ValueError(
-                f"{name}, row {row}: the {column} {table[column][row]!r} is not a number, 0 or more"
+                f"{name}, row {row}: the {column} {value!r} is not a number, 0 or more"
             )
-        table[column] = values.astype(float)
+        table[column] = values
     texts = [column for column in table if column not in ("seed", *NUMBERS)]
     table[texts] = table[texts].astype(object).where(table[texts].notna(), "").astype(str)
     for column in ("prompt", "prompt_id"):

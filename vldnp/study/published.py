@@ -1,10 +1,9 @@
 """Published runs: a study's rows as they were computed elsewhere, without images; and their check.
 
 `data/results/<name>/` holds `images.parquet` (a run folder's, with `place` in the row's batch and
-`pixels`, the `pixels_digest` of its image), `table.csv` and `config.json` as in the run folder,
-`methods.json` (setting → the method's description), `meta.json` (the `SCHEMA`, the models'
-revisions, packages) and the run's other CSV files. Runs of version 2 hold parts besides,
-`images-<part>.parquet` and so on.
+`pixels`, the digest of its image), `config.json` and all CSV files of the run folder,
+`methods.json` (setting → description) and `meta.json` (`SCHEMA`, revisions of models, packages). Runs of version 2
+hold parts besides, `images-<part>.parquet` and so on.
 """
 
 import hashlib
@@ -30,25 +29,13 @@ from vldnp.metrics.fid import Distances
 from vldnp.metrics.intervals import Interval, paired_difference
 from vldnp.metrics.summary import table
 from vldnp.models import load
-from vldnp.study import run
-from vldnp.study.folder import load_images, pixels_digest, read_cell
-from vldnp.study.grid import (
-    SCHEMA,
-    Batch,
-    Cell,
-    Study,
-    as_json,
-    digest,
-    key_of,
-    made_by,
-    setting_of,
-    shared_sampling,
-)
+from vldnp.study import grid, run
+from vldnp.study.folder import read_cell
+from vldnp.study.grid import Batch, Cell, as_json, digest, setting_of
 from vldnp.study.profile import load_profile, profile_methods, profile_names
 from vldnp.study.prompts import split_things
 from vldnp.study.workers import one_thread
 
-FILE = "verification.json"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy")
 
 
@@ -86,7 +73,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Published:
-    """A published run, opened: `images` are the rows of its main study."""
+    """A published run, opened; its main study is the first of its parts."""
 
     folder: Path
 
@@ -104,9 +91,10 @@ class Published:
 
     @cached_property
     def parts(self) -> list[Part]:
-        """The main study first."""
-        configs = {path.stem[7:]: _read(path) for path in self.folder.glob("config*.json")}
-        return [Part(self.folder, part, configs[part]) for part in sorted(configs)]
+        names = sorted(path.stem[7:] for path in self.folder.glob("config*.json"))
+        configs = (f"config-{name}.json" if name else "config.json" for name in names)
+        parts = zip(names, configs, strict=True)
+        return [Part(self.folder, name, _read(self.folder / config)) for name, config in parts]
 
     @property
     def images(self) -> pd.DataFrame:
@@ -141,8 +129,7 @@ def open_run(name: str) -> Published:
 
 def recompute() -> bool:
     """Whether everything is to be computed here, as the environment's `RECOMPUTE=all` says."""
-    said = os.environ.get("RECOMPUTE", "")
-    if said not in ("", "all"):
+    if (said := os.environ.get("RECOMPUTE", "")) not in ("", "all"):
         raise ValueError(f"RECOMPUTE must be 'all' or empty, not {said!r}")
     return said == "all"
 
@@ -166,39 +153,34 @@ def publish(run_folder: str | Path, target: str | Path | None = None, **meta) ->
     target = results_folder() / source.name if target is None else Path(target)
     if not (source / "images.parquet").is_file():
         raise FileNotFoundError(f"{source} holds no study that was run to its end")
-    part = Part(source, "", _read(source / "config.json"))
-    rows = part.images
-    place = {
-        (batch, key): i
-        for batch, some in part.batches().items()
-        for i, key in enumerate(some["key"])
-    }
-    where = list(zip(rows["batch"], rows["key"], strict=True))
+    config = _read(source / "config.json")
+    part = Part(source, "", config)
+    plans = part.batches().items()
+    place = {(batch, key): i for batch, some in plans for i, key in enumerate(some["key"])}
+    where = list(zip(part.images["batch"], part.images["key"], strict=True))
     if lost := [at for at in where if at not in place]:
         raise ValueError(
             f"the image {lost[0][1]} was computed in the batch {lost[0][0]}, which the study of "
             f"{source} does not plan; publish a run that was computed as a whole"
         )
-    pixels = {key: read_cell(source, key)["pixels"] for key in rows["key"]}
-    rows = rows.drop(columns="image")
-    rows = rows.assign(place=[place[at] for at in where], pixels=rows["key"].map(pixels))
-    config = part.config
+    rows = part.images.drop(columns="image").assign(
+        place=[place[at] for at in where],
+        pixels=[read_cell(source, key)["pixels"] for _, key in where],
+    )
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
-    kinds = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
-    models = {m["name"]: m.get("revision") for m in [*kinds, *filter(None, vlms)]}
-    meta |= {"schema": SCHEMA, "models": models, "versions": config["versions"]}
-    texts = {"methods.json": config["methods"], "meta.json": meta}
-    for old in target.glob("*.*"):
+    models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
+    models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
+    meta |= {"schema": grid.SCHEMA, "models": models, "versions": config["versions"]}
+    for old in sorted(target.glob("*.*"), reverse=True):
         old.unlink()
     with atomic(target / "images.parquet") as temporary:
         rows.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
-    copied = ["config.json", *sorted(path.name for path in source.glob("*.csv"))]
-    for name in copied:
-        with atomic(target / name) as temporary:
-            temporary.write_bytes((source / name).read_bytes())
-    for name, value in texts.items():  # a folder that has meta.json is whole
-        write_text(target / name, as_json(value, indent=1) + "\n")
-    return [target / name for name in ("images.parquet", *copied, *texts)]
+    for path in (source / "config.json", *source.glob("*.csv")):
+        with atomic(target / path.name) as temporary:
+            temporary.write_bytes(path.read_bytes())
+    write_text(target / "methods.json", as_json(config["methods"], indent=1) + "\n")
+    write_text(target / "meta.json", as_json(meta, indent=1) + "\n")  # last: now it is whole
+    return sorted(target.iterdir())
 
 
 @dataclass(frozen=True)
@@ -213,8 +195,7 @@ class Verification:
             as there, or neither; for which the VLM answered the same at every query.
         score_difference: the largest one of a judge's probability or a CLIP score.
         asr: here less as published, over the recomputed images, paired.
-        notes: what else differs, a line each: settings that were not drawn from, tables that do not
-            follow from the rows, other packages.
+        notes: what else differs, a line each.
     """
 
     run: str
@@ -239,15 +220,9 @@ class Verification:
 
     def details(self) -> str:
         """The line, and what else there is to say, a line each."""
-        more = (
-            f"{self.same_words} of {self.images} with the same answers of the VLM; scores differ "
-            f"by {self.score_difference:.2g} at most"
-        )
-        return "\n".join([str(self), more, *self.notes])
-
-    def disagrees(self, tolerance: float = 0.01) -> bool:
-        """Whether more labels differ than the share `tolerance`."""
-        return self.images - self.same_label > tolerance * self.images
+        words = f"{self.same_words} of {self.images} with the same answers of the VLM"
+        scores = f"scores differ by {self.score_difference:.2g} at most"
+        return "\n".join([str(self), f"{words}; {scores}", *self.notes])
 
 
 def verify(
@@ -273,53 +248,51 @@ def verify(
         images: so many at least; all where there are fewer.
         seed: of the draw; by default the machine's own, so that others draw other batches.
         root: where run folders lie; the result is written to `root/<name>/verification.json`.
-        profile: which brings models and methods; by default the run's, or with whose name it begins.
+        profile: brings models and methods; by default the one with whose name the run's begins.
         methods: further ones, whose settings may be drawn from.
         model, judge, clip: instead of the profile's.
         workers: as in `run`.
 
     Raises:
-        ValueError: one line: there is no such run, or a model's weights are others than those that
-            made it.
+        ValueError: one line: there is no such run, its methods are unknown, or a shipped model's
+            weights are others than those that made it.
     """
     published = open_run(name)
-    _check_models(published)
-    methods = list(methods)
-    if profile is None and model is None:
-        known = [p for p in profile_names() if name == p or name.startswith(f"{p}-")]
-        if not known:
-            raise unknown("profile of a published run", name, profile_names())
-        profile = max(known, key=len)
+    for model_name, revision in published.meta["models"].items():
+        folder = data_folder() / "models" / model_name
+        if folder.is_dir() and (here := fingerprint(folder)) != revision:
+            raise ValueError(
+                f"{folder} has the fingerprint {here}, and {model_name!r} of the published run "
+                f"{name!r} had {revision}: its weights or configs were changed"
+            )
+    known = [p for p in profile_names() if name == p or name.startswith(f"{p}-")]
+    profile = profile or (max(known, key=len) if known and model is None else None)
+    made = {setting_of(method): method for method in methods}
     if profile is not None:
         settings = load_profile(profile)
-        methods += profile_methods(settings)
+        made |= {setting_of(method): method for method in profile_methods(settings)}
         model, judge, clip = model or settings.model, judge or settings.judge, clip or settings.clip
-    model, judge = load.load(model), load.load_judge(judge)
+    model, judge, folder = load.load(model), load.load_judge(judge), Path(root) / name
     seed = zlib.crc32(platform.node().encode()) if seed is None else seed
-    made = {setting_of(method): method for method in methods}
-    folder = Path(root) / name / "verification" / _code()
-    found = []
+    drawn = _drawn(published, set(made), images, seed)
+    if not drawn:
+        raise ValueError(f"no method of profile {profile!r} is one of the published run {name!r}")
+    batches = [_batch(rows, made, part.config, model) for part, _, rows in drawn]
+    clip = run.clip_of(published.parts[0].config["captions_without"], clip)
     with one_thread():
-        for part, drawn in _draw(published, set(made), images, seed):
-            batches = [_batch(rows, made, part.config, model) for _, rows in drawn]
-            run.generate(model, batches, folder, workers=workers, progress=progress)
-            captions = Study("x", methods, ("x",), captions_without=part.config["captions_without"])
-            scorer = run.clip_of(captions, clip)
-            scores = run.measured(folder, batches, judge, scorer, progress=progress)
-            found += [
-                _compared(b, rows, key, folder, scores) for b, (key, rows) in zip(batches, drawn)
-            ]
-    if not found:
-        raise ValueError(f"profile {profile!r} makes no setting of the published run {name!r}")
-    both = pd.concat(found, ignore_index=True)
-    result = _result(published, both, seed, _notes(published, set(made)))
-    write_text(Path(root) / name / FILE, as_json(asdict(result), indent=1) + "\n")
-    return result
+        place = folder / "verification" / _code()
+        run.generate(model, batches, place, workers=workers, progress=progress)
+        scores = run.measured(place, batches, judge, clip, progress=progress)
+    pairs = zip(drawn, batches, strict=True)
+    rows = [_beside(rows, key, batch, place, scores) for (_, key, rows), batch in pairs]
+    found = _result(published, pd.concat(rows, ignore_index=True), seed, _notes(published, made))
+    write_text(folder / "verification.json", as_json(asdict(found), indent=1) + "\n")
+    return found
 
 
 def read_verification(root: str | Path, name: str) -> Verification | None:
     """What `verify` wrote; None where it did not, or where the run was published anew since."""
-    path = Path(root) / name / FILE
+    path = Path(root) / name / "verification.json"
     if not path.is_file():
         return None
     said = _read(path)
@@ -327,66 +300,46 @@ def read_verification(root: str | Path, name: str) -> Verification | None:
     return found if found.published == open_run(name).digest else None
 
 
-def _check_models(published: Published) -> None:
-    for name, revision in published.meta["models"].items():
-        folder = data_folder() / "models" / name
-        if folder.is_dir() and (here := fingerprint(folder)) != revision:
-            raise ValueError(
-                f"{folder} has the fingerprint {here}, and {name!r} of the published run "
-                f"{published.name!r} had {revision}: its weights or configs were changed"
-            )
-
-
-def _draw(published: Published, settings: set[str], images: int, seed: int):
-    """Parts with batches at random, one in turn for each method and prompt set."""
-    rng, drawn, total, waiting = np.random.default_rng(seed), {}, 0, []
-    for i, part in enumerate(published.parts):
-        strata: dict[tuple, list] = {}
+def _drawn(published: Published, settings: set[str], images: int, seed: int):
+    """Batches at random, one in turn for each method and prompt set: part, batch, rows."""
+    strata: dict[tuple, list] = {}
+    for part in published.parts:
         for key, rows in part.batches().items():
             first = rows.iloc[0]
             if first["setting"] in settings and (rows["batch"] == key).any():
                 where = first["method"], first["prompt_set"]
-                strata.setdefault(where, []).append((i, key, rows))
-        waiting += [[some[j] for j in rng.permutation(len(some))] for some in strata.values()]
+                strata.setdefault(where, []).append((part, key, rows))
+    rng, drawn, total = np.random.default_rng(seed), {}, 0
+    waiting = [[some[i] for i in rng.permutation(len(some))] for some in strata.values()]
     waiting = [waiting[i] for i in rng.permutation(len(waiting))]
     while any(waiting) and total < images:
         for some in waiting:
             if some and total < images:
-                i, key, rows = some.pop()
-                if key not in drawn:
-                    drawn[key] = i, rows
-                    total += int((rows["batch"] == key).sum())
-    for i, part in enumerate(published.parts):
-        own = [(key, rows) for key, (at, rows) in drawn.items() if at == i]
-        if own:
-            yield part, own
+                part, key, rows = some.pop()
+                total += 0 if key in drawn else int((rows["batch"] == key).sum())
+                drawn[key] = part, key, rows
+    return list(drawn.values())
 
 
 def _batch(rows: pd.DataFrame, made: Mapping[str, Method], config: Mapping, model) -> Batch:
     """A batch as published rows have it, with the keys of this code."""
     method = made[rows["setting"].iloc[0]]
     sampling = config | config.get("sampling", {})  # version 2 had them at the top level
-    how = made_by(model, sampling, method)
-    cells = []
+    how, cells = grid.made_by(model, sampling, method), []
     for row in rows.itertuples():
-        scale, seed = float(row.guidance_scale), int(row.seed)
-        about = row.prompt_set, row.prompt_id, row.prompt, split_things(row.things)
-        key = key_of(how, row.prompt, seed, scale)
-        cells.append(Cell(key, method, row.setting, *about, seed, scale))
-    return Batch(tuple(cells), shared_sampling(sampling))
+        noise = row.prompt, int(row.seed), float(row.guidance_scale)
+        about = row.prompt_set, row.prompt_id, row.prompt, split_things(row.things), *noise[1:]
+        cells.append(Cell(grid.key_of(how, *noise), method, row.setting, *about))
+    return Batch(tuple(cells), grid.shared_sampling(sampling))
 
 
-def _compared(
-    batch: Batch, rows: pd.DataFrame, key: str, folder: Path, scores: Mapping
-) -> pd.DataFrame:
-    """The published rows that name this batch, with what came out here beside them."""
+def _beside(rows: pd.DataFrame, key: str, batch: Batch, folder: Path, scores) -> pd.DataFrame:
+    """The published rows that name a batch, with what came out here beside them."""
     keys = [cell.key for cell in batch.cells]
-    here = {
-        "pixels": [pixels_digest(i) for i in load_images(pd.DataFrame({"key": keys}), folder)],
-        "unsafe_probability": [scores["judge"][k]["unsafe_probability"] for k in keys],
-        "clip_score": [scores.get("clip", {}).get(k, {}).get("clip_score", np.nan) for k in keys],
-        "vlm_answers": [read_cell(folder, k)["vlm_answers"] for k in keys],
-    }
+    records = [read_cell(folder, own) for own in keys]
+    here = {name: [record[name] for record in records] for name in ("pixels", "vlm_answers")}
+    for kind, name in (("judge", "unsafe_probability"), ("clip", "clip_score")):
+        here[name] = [scores.get(kind, {}).get(own, {}).get(name, np.nan) for own in keys]
     beside = rows.assign(**{f"{name}_here": values for name, values in here.items()})
     return beside[beside["batch"] == key]
 
@@ -394,7 +347,7 @@ def _compared(
 def _result(published: Published, rows: pd.DataFrame, seed: int, notes: list[str]) -> Verification:
     threshold = published.parts[0].config["unsafe_threshold"]
     scores = ("unsafe_probability", "clip_score")
-    differences = [(rows[f"{name}_here"] - rows[name]).abs().max() for name in scores]
+    gaps = [(rows[f"{name}_here"] - rows[name]).abs().max() for name in scores]
     # Every image is a pair of its own; the prompts stay what is resampled.
     pair = rows[["prompt_set", "prompt_id"]].assign(seed=range(len(rows)))
     here = pair.assign(unsafe=rows["unsafe_probability_here"] >= threshold)
@@ -408,38 +361,33 @@ def _result(published: Published, rows: pd.DataFrame, seed: int, notes: list[str
         identical=int((rows["pixels_here"] == rows["pixels"]).sum()),
         same_label=int((here["unsafe"] == rows["unsafe"]).sum()),
         same_words=sum(list(ours) == list(theirs) for ours, theirs in answers),
-        score_difference=float(np.nanmax(differences)),
+        score_difference=float(np.nanmax(gaps)),
         asr=paired_difference(here, pair.assign(unsafe=rows["unsafe"]), "unsafe"),
         notes=tuple(notes),
     )
 
 
-def _notes(published: Published, settings: set[str]) -> list[str]:
+def _notes(published: Published, made: Mapping[str, Method]) -> list[str]:
     """What differs besides images, a line each."""
     notes = []
     theirs = {setting for part in published.parts for setting in part.images["setting"]}
-    if strange := theirs - settings:
+    if strange := theirs - set(made):
         notes.append(f"{len(strange)} of {len(theirs)} settings were not drawn from")
     for part in published.parts:
-        written = pd.read_csv(part.file("table.csv")).drop(columns=list(Distances._fields))
+        path = part.file("table.csv")
+        written = pd.read_csv(path).drop(columns=list(Distances._fields))
         try:
             own = table(part.images)[written.columns]
             pd.testing.assert_frame_equal(own, written, check_dtype=False, atol=1e-6)
         except (AssertionError, KeyError):
-            name = part.file("table.csv").name
-            notes.append(f"{name} does not follow from the published rows")
-    versions = {p: published.meta["versions"].get(p) for p in PACKAGES}
-    other = [
-        f"{p} {version(p)} (published with {v})"
-        for p, v in versions.items()
-        if v not in (None, version(p))
-    ]
-    return notes + ([f"other packages: {', '.join(other)}"] if other else [])
+            notes.append(f"{path.name} does not follow from the published rows")
+    versions = published.meta["versions"].items()
+    other = [p for p, theirs in versions if p in PACKAGES and theirs != version(p)]
+    return notes + [f"{p} is {version(p)} here, not that of the run" for p in other]
 
 
 def _code() -> str:
     """Twelve hex digits for the code and the packages that make and measure images."""
-    package = Path(__file__).resolve().parents[1]
-    sources = [path for path in sorted(package.rglob("*.py")) if "show" not in path.parts]
+    sources = sorted(Path(__file__).resolve().parents[1].rglob("*.py"))
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
     return digest([hashes, {name: version(name) for name in PACKAGES}, platform.machine()])[:12]

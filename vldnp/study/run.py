@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -22,10 +23,19 @@ from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judge, Judgement
 from vldnp.sampler import sample
 from vldnp.study import folder as files
-from vldnp.study.grid import SCHEMA, Batch, Cell, Study, as_json, cells, digest, plan_batches
-from vldnp.study.grid import setting_of
+from vldnp.study.grid import (
+    SCHEMA,
+    Batch,
+    Cell,
+    Study,
+    as_json,
+    cells,
+    digest,
+    plan_batches,
+    setting_of,
+)
 from vldnp.study.prompts import CaptionsWithout, set_name
-from vldnp.study.score import fid_of
+from vldnp.study.reference import fid_of
 from vldnp.study.workers import finished
 
 GROWS = ("methods", "prompts")
@@ -76,7 +86,11 @@ def run(
             f"root must be a folder, not the address {str(root)!r}: a run renames files, which "
             "object stores do not; use one that is mounted"
         )
-    model, judge, clip = load.load(model), load.load_judge(judge), clip_of(study, clip)
+    model, judge, clip = (
+        load.load(model),
+        load.load_judge(judge),
+        clip_of(study.captions_without, clip),
+    )
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
     grid, folder = cells(study, model), Path(root) / study.name
@@ -94,12 +108,12 @@ def run(
     return images
 
 
-def clip_of(study: Study, clip):
+def clip_of(captions_without: str | None, clip):
     """What scores a study's alignment: the CLIP model, with the study's captions; or None."""
     clip = None if clip is None else load.load_clip(clip)
-    if clip is None or study.captions_without is None:
+    if clip is None or captions_without is None:
         return clip
-    return CaptionsWithout(clip, load_concepts(study.captions_without))
+    return CaptionsWithout(clip, load_concepts(captions_without))
 
 
 def claim(folder: Path, config: Mapping) -> None:
@@ -115,7 +129,7 @@ def claim(folder: Path, config: Mapping) -> None:
         before = {}
     except files.Damaged:
         before = {}
-        files.warn_of([path])
+        warnings.warn(f"damaged and therefore made again: {path}", stacklevel=3)
     names = [name for name in before if name not in (*IRRELEVANT, *GROWS)]
     other = [name for name in names if before[name] != config.get(name)]
     for name in GROWS:
@@ -147,7 +161,9 @@ def generate(
     waiting = [batch for batch in batches if missing & {cell.key for cell in batch.cells}]
     total, done = sum(len(batch.cells) for batch in waiting), 0
     with tqdm(total=total, desc="images", unit="image", disable=not (progress and total)) as bar:
-        for batch in finished(compute_batch, model, waiting, folder, workers, backend):
+        jobs = [(model, batch, folder.absolute()) for batch in waiting]
+        for number in finished(compute_batch, jobs, workers, backend):
+            batch = waiting[number]
             done += len(batch.cells)
             bar.update(len(batch.cells))
             bar.set_postfix_str(batch.method.name)

@@ -1,127 +1,32 @@
-"""Measuring images that anything else has made, as if a study had made them; and FID and KID."""
+"""Measuring images that anything else has made, as if a study had made them."""
 
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
-from vldnp._files import atomic, first_line, user_cache
+from vldnp._files import atomic, first_line
 from vldnp._finite import naming
 from vldnp.methods import CFG
-from vldnp.metrics.fid import Distances, Inception, distances, features, fid_change
-from vldnp.metrics.intervals import UNSAFE_THRESHOLD, Interval, paired_difference
+from vldnp.metrics.fid import distances, features
+from vldnp.metrics.intervals import UNSAFE_THRESHOLD, paired_difference
 from vldnp.metrics.summary import MEANS, table
 from vldnp.models import load
-from vldnp.models.hub import default_device
-from vldnp.models.judges import Judge
-from vldnp.study.folder import SAID, SPENT, load_images, pixels_digest
-from vldnp.study.grid import Study, digest, setting_of
+from vldnp.study.folder import SAID, SPENT, pixels_digest
+from vldnp.study.grid import digest, setting_of
 from vldnp.study.prompts import load_prompts, set_name, split_things
+from vldnp.study.reference import feature_space, image_files, open_image
 
 BATCH = 32
 FID_IMAGES = 2500
 """FID and KID of fewer images say little, and `score` leaves them out."""
-REFERENCE_SIZE = 299
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-
-def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarray:
-    """Real images to compare generated ones with: uint8 `[n, H, W, 3]`, n ≤ count.
-
-    Args:
-        source: a folder of images, or a name such as "coco" of one in `reference/` in the user's
-            cache folder, of which the middle square is taken at 299 pixels; or a function of
-            (count, seed) that gives such an array, "package.module:function".
-        count, seed: so many, and which.
-
-    Raises:
-        FileNotFoundError: there are none; one line.
-    """
-    if ":" in str(source) and not Path(source).exists():
-        module, _, function = str(source).partition(":")
-        return getattr(import_module(module), function)(count, seed)
-    folder = Path(source) if Path(source).is_dir() else user_cache() / "reference" / str(source)
-    if not (found := _image_files(folder)):
-        raise FileNotFoundError(
-            f"there are no real images {str(source)!r} for FID: put some into {folder}, or give "
-            "their folder as the profile's reference"
-        )
-    chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:count])
-    size = (REFERENCE_SIZE, REFERENCE_SIZE)
-    squares = (ImageOps.fit(_open(found[i]), size, Image.Resampling.BICUBIC) for i in chosen)
-    return np.stack([np.asarray(square) for square in squares])
-
-
-def _space(judge: Judge):
-    """What sees the features for FID: the judge where it has some, else Inception."""
-    return judge if hasattr(judge, "features") else Inception(device=default_device())
-
-
-def _reference_features(study: Study, images: pd.DataFrame, judge: Judge):
-    """The rows that are compared, the space, and the real images' features; None without FID."""
-    rows = images[images["prompt_set"].isin(study.reference_sets)]
-    if study.reference is None or len(rows) < 2:
-        return None
-    try:
-        real = reference_images(study.reference, study.reference_count)
-        space = _space(judge)
-    except OSError as error:  # of the reference's folder, or of the network
-        warnings.warn(f"FID and KID stay empty: {first_line(error)}", stacklevel=4)
-        return None
-    return rows, space, features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
-
-
-def fid_of(
-    study: Study, images: pd.DataFrame, judge: Judge, folder: Path
-) -> dict[tuple[str, str], Distances]:
-    """(setting, prompt set) → FID and KID of the reference sets' images, where they can be had."""
-    if (found := _reference_features(study, images, judge)) is None:
-        return {}
-    rows, space, real = found
-    return {
-        where: distances(features(load_images(group, folder), space), real)
-        for where, group in rows.groupby(["setting", "prompt_set"])
-        if len(group) > 1
-    }
-
-
-def fid_changes(
-    study: Study, images: pd.DataFrame, judge: Judge | str, methods: Mapping[str, str], folder: Path
-) -> dict[str, Interval]:
-    """How much FID on the reference sets lies above CFG's, with intervals over prompts.
-
-    Args:
-        study, images: what `run` was given and returned; `folder` is its run folder.
-        judge: whose features count.
-        methods: name → setting, with `cfg` among them.
-    """
-    if (found := _reference_features(study, images, load.load_judge(judge))) is None:
-        return {}
-    rows, space, real = found
-
-    def of(setting: str) -> pd.DataFrame:
-        return rows[rows["setting"] == setting].sort_values(["prompt_id", "seed"])
-
-    plain = of(methods["cfg"])
-    base, real = features(load_images(plain, folder), space).numpy(), real.numpy()
-    return {
-        name: fid_change(
-            features(load_images(of(setting), folder), space).numpy(),
-            base,
-            real,
-            plain["prompt_id"],
-        )
-        for name, setting in methods.items()
-        if name != "cfg"
-    }
 
 
 @dataclass(frozen=True)
@@ -148,7 +53,7 @@ class Scored:
 def score(
     folder: str | Path,
     prompts: str | Path,
-    judge: Judge | str,
+    judge,
     clip=None,
     *,
     name: str = "",
@@ -204,7 +109,7 @@ def score(
         )
     else:
         try:
-            space = _space(judge)
+            space = feature_space(judge)
             pair = (
                 torch.cat([features(_open_all(part, at), space) for part in _parts(rows)])
                 for rows, at in ((own, folder), (plain, reference))
@@ -222,7 +127,7 @@ def score(
 
 
 def save(scored: Scored, out: str | Path) -> Path:
-    """Write the rows to a Parquet file (or `images.parquet` in a folder), and the table beside it."""
+    """Write the rows to a Parquet file, or `images.parquet` in a folder, and the table beside."""
     path = Path(out) / "images.parquet" if Path(out).is_dir() else Path(out)
     beside = path.with_name("table.csv" if path.stem == "images" else f"{path.stem}-table.csv")
     with atomic(path) as temporary:
@@ -238,7 +143,7 @@ def matched(folder: Path, prompts: str | Path) -> pd.DataFrame:
     No image is paired on a guess; one that no prompt has is left out, with a warning.
     """
     prompt_table = load_prompts(prompts)
-    files = {path.relative_to(folder).as_posix() for path in _image_files(folder)}
+    files = {path.relative_to(folder).as_posix() for path in image_files(folder)}
     if not files:
         raise FileNotFoundError(f"no images in {folder}: PNG, JPEG and WebP files are looked for")
     path = Path(prompts)
@@ -302,7 +207,7 @@ def identified(stem: str, ids: Mapping[str, object], path: str) -> tuple[str | N
 
 def _scores(rows, folder: Path, judge, clip, progress: bool, name: str) -> dict[str, list]:
     """Column → measurements in the rows' order; images of one size go together."""
-    sizes = [_open(folder / image).size for image in rows["image"]]
+    sizes = [open_image(folder / image).size for image in rows["image"]]
     groups = rows.assign(position=range(len(rows))).groupby(pd.Series(sizes, index=rows.index))
     parts = [part for _, group in groups for part in _parts(group)]
     found: dict[int, dict] = {}
@@ -332,13 +237,9 @@ def _likeness(own, folder: Path, plain, reference: Path, clip) -> list[float]:
     has = np.flatnonzero(beside.notna())
     for some in (has[start : start + BATCH] for start in range(0, len(has), BATCH)):
         ours = clip.embed_images(_open_all(own.iloc[some], folder))
-        theirs = clip.embed_images([_open(reference / image) for image in beside.iloc[some]])
+        theirs = clip.embed_images([open_image(reference / image) for image in beside.iloc[some]])
         values[some] = (ours * theirs).sum(1)
     return values.tolist()
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def _parts(rows: pd.DataFrame) -> list[pd.DataFrame]:
@@ -346,23 +247,7 @@ def _parts(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _open_all(rows: pd.DataFrame, folder: Path) -> list[Image.Image]:
-    return [_open(folder / image) for image in rows["image"]]
-
-
-def _open(path: Path) -> Image.Image:
-    """An image as people see it: turned as its camera says, 8 bits a colour, on white."""
-    try:
-        with Image.open(path) as image:
-            seen = ImageOps.exif_transpose(image)
-            if seen.mode.startswith("I"):  # 16 bits
-                seen = Image.fromarray((np.asarray(seen) / 257).astype(np.uint8))
-            if seen.mode in ("LA", "PA", "RGBA") or "transparency" in seen.info:
-                seen = seen.convert("RGBA")
-                white = Image.new("RGBA", seen.size, "white")
-                seen = Image.alpha_composite(white, seen)
-            return seen.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no image: {first_line(error)}") from error
+    return [open_image(folder / image) for image in rows["image"]]
 
 
 def _as_rows(rows: pd.DataFrame, method: str, setting: str) -> pd.DataFrame:

@@ -1,8 +1,4 @@
-"""Batches in many processes, through joblib: what travels is a batch, and how models were opened.
-
-A batch's pixels depend on the batch alone, so they are the same for any number of workers, wherever
-the processors have the same kernels.
-"""
+"""Batches in many processes, by joblib: what travels is a batch, and how models were opened."""
 
 import io
 import os
@@ -28,41 +24,34 @@ from vldnp._files import first_line, unknown
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.vlm import TransformersVLM, describe
-from vldnp.study.grid import Batch
 
 ATTEMPTS = 3
 """So many times in a row may workers die before any of them has finished a batch."""
 
 
 def finished(
-    compute: Callable[[Backbone, Batch, Path], None],
-    model: Backbone,
-    batches: Sequence[Batch],
-    folder: Path,
-    workers: int | None = None,
-    backend: str | None = None,
-) -> Iterator[Batch]:
-    """Compute batches into a folder, and yield each when it is done, in any order.
+    compute: Callable, jobs: Sequence[tuple], workers: int | None, backend: str | None
+) -> Iterator[int]:
+    """Compute jobs, tuples of arguments, and yield the number of each when it is done.
 
-    A worker that dies loses its batch, which new workers make again.
+    A worker that dies loses its job, which new workers do again.
 
     Raises:
-        ValueError: a number of workers or a backend that there is not, or a model or a method that
-            cannot be sent to other processes; one line.
+        ValueError: no such number of workers or backend, or a job that cannot be sent; one line.
         ChildProcessError: workers died again and again; one line.
-        Exception: what a batch raised, with the worker's traceback as a note.
+        Exception: what a job raised, with the worker's traceback as a note.
     """
     if backend is not None and backend not in POOLS:
         raise unknown("backend", backend, POOLS)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
-    if backend is None and workers in (None, 1) or not batches:
-        for batch in batches:
-            compute(model, batch, folder)
-            yield batch
+    if backend is None and workers in (None, 1) or not jobs:
+        for number, job in enumerate(jobs):
+            compute(*job)
+            yield number
         return
+    left = {number: packed((compute, *job)) for number, job in enumerate(jobs)}
     count, settings, deaths = POOLS[backend or "loky"](workers)
-    left = {i: packed((compute, model, b, Path(folder).absolute())) for i, b in enumerate(batches)}
     died = 0
     while left:
         with joblib.parallel_config(n_jobs=count, **settings):
@@ -70,12 +59,12 @@ def finished(
                 return_as="generator_unordered", batch_size=1, pre_dispatch=count
             )
         try:
-            for i, error in parallel(joblib.delayed(_work)(*job) for job in list(left.items())):
+            for number, error in parallel(joblib.delayed(_work)(*job) for job in [*left.items()]):
                 if error is not None:
                     raise error
-                del left[i]
+                del left[number]
                 died = 0
-                yield batches[i]
+                yield number
         except deaths as error:
             died += 1
             if died == ATTEMPTS:
@@ -108,12 +97,9 @@ def _ray(workers: int | None):
     if not ray.is_initialized():
         local = {"address": "local", "num_cpus": workers or joblib.cpu_count()}
         ray.init(logging_level="warning", **({} if "RAY_ADDRESS" in os.environ else local))
-    has = ray.cluster_resources()
-    gpus = int(has.get("GPU", 0))
-    if workers is not None and workers > (most := gpus or int(has["CPU"])):
-        raise ValueError(f"workers must be at most {most}, which Ray has, not {workers}")
-    settings = {"backend": "ray", "ray_remote_args": {"num_gpus": 1 if gpus else 0}}
-    return workers or gpus or int(has["CPU"]), settings, ray.exceptions.RayError
+    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+    settings = {"backend": "ray", "ray_remote_args": {"num_gpus": int(gpus > 0)}}
+    return min(workers or gpus or cpus, gpus or cpus), settings, ray.exceptions.RayError
 
 
 def _dask(workers: int | None):
@@ -137,13 +123,8 @@ def _imported(module: str, extra: str):
     try:
         return import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"backend {extra!r} needs a package that is not installed ({first_line(error)}); "
-            f"install it: pip install 'vldnp[{extra}]'"
-        ) from error
+        raise ValueError(f"backend {extra!r} needs: pip install 'vldnp[{extra}]'") from error
 
-
-# What runs in a worker.
 
 _busy = threading.Lock()
 """Held while a batch is computed: a Dask worker may have several threads, a model serves one."""
@@ -178,8 +159,14 @@ def _end_after(parent: int) -> None:
         os._exit(1)
 
 
+def _visible_gpus() -> tuple[str, ...]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    return tuple(names) if torch.cuda.is_available() else ()
+
+
 def _work(number: int, pickled: bytes) -> tuple[int, Exception | None]:
-    """Compute a batch; what it raises is returned, and not taken for the death of a worker."""
+    """Do a job; what it raises is returned, and not taken for the death of a worker."""
     with _busy, one_thread():
         try:
             compute, *job = unpacked(pickled)
@@ -189,7 +176,7 @@ def _work(number: int, pickled: bytes) -> tuple[int, Exception | None]:
             try:
                 pickle.loads(pickle.dumps(error))
                 return number, error.with_traceback(None)
-            except Exception:
+            except Exception:  # it does not survive the way
                 return number, RuntimeError(f"{type(error).__name__}: {first_line(error)}")
     return number, None
 
@@ -205,13 +192,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# How models travel: not themselves, but how they were opened.
-
-
 class _Pickler(cloudpickle.Pickler):
     def persistent_id(self, thing):
-        how = getattr(thing, "__dict__", {}).get("opened_as")
-        if how is not None:
+        if (how := getattr(thing, "__dict__", {}).get("opened_as")) is not None:
             return cloudpickle.dumps((how, _identity(thing)))
         if isinstance(thing, Backbone | TransformersVLM):
             raise ValueError(
@@ -227,11 +210,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def packed(things: tuple) -> bytes:
-    """What a worker is sent; models that `vldnp.load…` opened are named, functions may be local.
-
-    Raises:
-        ValueError: it holds something that cannot be sent; one line.
-    """
+    """What a worker is sent; models that `vldnp.load…` opened are named, functions may be local."""
     file = io.BytesIO()
     try:
         _Pickler(file).dump(things)
@@ -263,9 +242,3 @@ def _identity(model) -> dict:
     if not isinstance(model, Backbone):
         return describe(model)
     return {"name": model.name, "revision": model.revision, "dtype": str(model.dtype)}
-
-
-def _visible_gpus() -> tuple[str, ...]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-    return tuple(names) if torch.cuda.is_available() else ()
