@@ -2,26 +2,15 @@
 public prompt sets."""
 
 import argparse
-import json
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import yaml
 
 from vldnp import __version__
-from vldnp._files import atomic, unknown
-
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-VIEW = "application/vnd.jupyter.widget-view+json"
-
-
-class NotebookError(RuntimeError):
-    """A notebook that did not run to its end."""
+from vldnp.study.reproduce import NOTEBOOKS, NotebookError, reproduce
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,17 +93,33 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    try:
+        from vldnp.models.load import whereabouts
+    except ImportError:
+        from vldnp.models.hub import whereabouts
+    from vldnp.study import run
     from vldnp.study.profile import load_profile, profile_study
-    from vldnp.study.run import expected, run
 
     profile = load_profile(options.profile, quick=options.quick)
-    study = profile_study(profile)
+    models = {kind: getattr(profile, kind) for kind in ("model", "vlm", "judge", "clip")}
     if options.dry_run:
-        print(expected(profile, study))
+        study = profile_study(replace(profile, vlm=_unopened))
+        print(run.expected(study).to_string(index=False))
+        for kind, name in models.items():
+            place, here = whereabouts(kind, name)
+            print(f"{kind} {name}: {place}{'' if here else ' (to be fetched)'}")
         return
-    models = profile.model, profile.judge, profile.clip
-    run(study, *models, options.out, workers=options.workers, backend=options.backend)
+    study = profile_study(profile)
+    how = {"workers": options.workers, "backend": options.backend}
+    run.run(study, *(models[kind] for kind in ("model", "judge", "clip")), options.out, **how)
     print(os.path.join(options.out, study.name, "table.csv"))
+
+
+def _unopened(images, question):
+    """Stands for a VLM where nothing is generated."""
+
+
+_unopened.name, _unopened.revision = "not opened", "1"
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -150,160 +155,6 @@ def _fetch(options: argparse.Namespace) -> None:
     for name in options.names:
         record = fetch_prompts(name, options.source)
         print(f"{name}: {record['bytes']} bytes, SHA-256 {record['sha256']}")
-
-
-def reproduce(
-    profile: str = "moji",
-    out: str | Path = "runs",
-    *,
-    quick: bool = False,
-    parameters: dict | None = None,
-    notebooks: str | Path = NOTEBOOKS,
-    verified: int = 512,
-) -> list[Path]:
-    """Verify a published run; execute the notebooks in order; print what that wrote.
-
-    Args:
-        profile: a name in `data/profiles`, or a YAML file.
-        out: where run folders lie; executed copies go to `out/<profile>/notebooks`.
-        quick: fewer prompts, to see whether everything works; in `out/<profile>-quick`.
-        parameters: notebook parameters, which go before the profile's.
-        notebooks: their folder; files named 00….ipynb and on are executed.
-        verified: how many images of a published run are recomputed; none with `RECOMPUTE=all`.
-
-    Raises:
-        ValueError, FileNotFoundError: one line, e.g. for a parameter that no notebook declares.
-        NotebookError: a notebook failed; one line says which cell and why.
-    """
-    import papermill  # slow to import
-
-    from vldnp.study import published
-    from vldnp.study.profile import load_profile
-    from vldnp.study.profile import parameters as checked
-    from vldnp.study.prompts import load_prompts
-
-    started, settings = time.monotonic(), load_profile(profile, quick=quick)
-    run, sources = Path(out) / settings.name, notebooks_in(notebooks)
-    declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
-    known = set().union(*declared.values())
-    if strange := [name for name in parameters or {} if name not in known]:
-        raise unknown("notebook parameter", strange[0], known)
-    given = settings.notebooks | (parameters or {})
-    checked(settings, **given)
-    for source in settings.prompt_sets:  # a misspelled one fails before the first image
-        load_prompts(source)
-    # Paths as seen from the notebooks, so that executed copies do not name this machine's folders.
-    given |= {"out": os.path.relpath(out, notebooks), "quick": quick, "profile": profile}
-    if Path(profile).is_file():
-        given["profile"] = os.path.relpath(profile, notebooks)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # kernels inherit it
-    if verified and not quick and not published.recompute():
-        if settings.name in published.published_runs():
-            print(f"[0] verifying the published run {settings.name}", file=sys.stderr, flush=True)
-            workers = {"workers": os.cpu_count()} if published.on_cpu() else {}
-            print(published.verify(settings.name, verified, root=out, **workers).details())
-    executed = []
-    for number, source in enumerate(sources, start=1):
-        print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
-        asked = {name: given[name] for name in given if name in declared[source]}
-        with _watched(run):
-            executed.append(execute(source, run / "notebooks" / source.name, asked, progress=True))
-    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
-    for path in [run / "table.csv", *sorted((run / "figures").glob("*.png")), *executed]:
-        print(f"  {os.path.relpath(path)}{'' if path.exists() else '  (was not written)'}")
-    return executed
-
-
-def notebooks_in(folder: str | Path) -> list[Path]:
-    """The notebooks of a folder that are executed, in order."""
-    if found := sorted(Path(folder).glob("[0-9][0-9]*.ipynb")):
-        return found
-    raise FileNotFoundError(f"no notebooks in {folder}: files named 00….ipynb and on are executed")
-
-
-def execute(source: Path, target: Path, parameters: dict, *, progress: bool = False) -> Path:
-    """Execute one notebook in its own folder into `target`, which this user's JupyterLab trusts.
-
-    Raises:
-        NotebookError: it failed; one line says which cell and why.
-    """
-    import nbformat
-    import papermill
-    import zmq
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
-
-    # Without encryption a kernel warns that its messages could be read on this machine.
-    encryption = {"transport_encryption": "auto" if zmq.has("curve") else "disabled"}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(
-            os.path.relpath(source),
-            os.path.relpath(target),
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=source.parent,
-            progress_bar=progress,
-            config=Config(KernelManager=encryption),
-        )
-    except PapermillExecutionError as error:
-        reason = ((error.evalue or "").strip().splitlines() or ["no message"])[0]
-        raise NotebookError(
-            f"{source.name} failed in cell {error.exec_count}: {error.ename}: {reason} (traceback "
-            f"in {os.path.relpath(target)})"
-        ) from error
-    with atomic(target) as temporary:
-        nbformat.write(without_widgets(nbformat.read(target, as_version=4)), temporary)
-    trust(target)
-    return target
-
-
-def without_widgets(notebook):
-    """The notebook without what shows a widget, which needs a kernel; changed in place."""
-    notebook.metadata.pop("widgets", None)
-    for cell in notebook.cells:
-        if "outputs" in cell:
-            cell.outputs = [out for out in cell.outputs if VIEW not in out.get("data", {})]
-    return notebook
-
-
-def trust(path: Path) -> None:
-    """Sign a notebook that was executed here, as JupyterLab does, so that it shows all outputs."""
-    import sqlite3
-
-    import nbformat
-    from jupyter_core.paths import jupyter_data_dir
-    from nbformat.sign import NotebookNotary
-
-    with suppress(OSError, sqlite3.Error):  # Jupyter's own folder cannot be written to
-        Path(jupyter_data_dir()).mkdir(parents=True, exist_ok=True)
-        with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
-            notary.sign(nbformat.read(path, as_version=4))
-
-
-@contextmanager
-def _watched(run: Path) -> Iterator[None]:
-    """A bar of the images that a notebook makes: `progress.json` of the run folders of that name."""
-    from tqdm.auto import tqdm
-
-    ended, started, run = threading.Event(), time.time(), run.resolve()
-
-    def watch() -> None:
-        with tqdm(desc="images", unit="image", leave=False) as bar:
-            while not ended.wait(1):
-                for path in run.parent.glob(f"{run.name}*/progress.json"):
-                    if path.stat().st_mtime >= started:
-                        state = json.loads(path.read_text(encoding="utf-8"))
-                        bar.total, bar.n = state["total"], state["done"]
-                        bar.set_postfix_str(state["method"])
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 if __name__ == "__main__":

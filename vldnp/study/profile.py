@@ -1,13 +1,12 @@
 """Profiles: models, methods, prompts and settings that belong together, as YAML files."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
 from PIL import Image
-from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo
 
 import vldnp
 from vldnp._files import data_folder, is_file_name, unknown
@@ -16,7 +15,8 @@ from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.models.load import ModelSpec
 from vldnp.study.grid import SAMPLING, Study
-from vldnp.study.prompts import load_prompts, set_name
+from vldnp.study.parameters import Count, numbers
+from vldnp.study.prompts import set_name
 from vldnp.study.reference import called
 
 QUICK, QUICK_PROMPTS = "-quick", 8
@@ -24,11 +24,6 @@ QUICK, QUICK_PROMPTS = "-quick", 8
 
 SCHEDULES = ("front_loaded", "uniform")
 CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
-
-# Profiles are read from YAML, which has types of its own: a text is no number here.
-Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Positive = Annotated[int, Field(strict=True, ge=1)]
 
 
 def _model(said: object, info: ValidationInfo) -> ModelSpec:
@@ -124,7 +119,7 @@ class Profile:
     lighter_vlms: tuple[Model, ...] = ()
     preview: Model | None = None
     reference: str | None = None
-    batch_size: Positive = 32
+    batch_size: Annotated[int, Field(strict=True, ge=1)] = 32
     max_prompts: Count | dict[str, Count] | None = field(default=None, hash=False)
     reveal: Annotated[bool, Field(strict=True)] = False
     notebooks: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -311,93 +306,3 @@ def profile_study(
         reference_sets=(profile.benign_set,),
         captions_without=profile.concepts,
     )
-
-
-# Notebooks' parameters, which papermill passes as text: "false", "[2, 4]", "four".
-
-_NUMBERS = TypeAdapter(tuple[Count | Number, ...])
-
-
-def numbers(value: object, name: str = "numbers") -> tuple[float, ...]:
-    """A list of numbers, 0 or more; `[2, 4]`, `2, 4` and `2` as text are read like lists.
-
-    Raises:
-        ValueError: it is none; one line with `name`.
-    """
-    try:
-        if isinstance(value, str):
-            return _NUMBERS.validate_json(value if "[" in value else f"[{value}]")
-        return _NUMBERS.validate_python((value,) if isinstance(value, int | float) else value)
-    except ValidationError as error:
-        raise ValueError(
-            f"{name} must be a list of numbers, 0 or more, such as [2, 4], not {value!r}"
-        ) from error
-
-
-def _flag(value: object, name: str) -> bool:
-    said = str(value).strip().lower()
-    if said not in ("true", "false"):
-        raise ValueError(f"{name} must be true or false, not {value!r}")
-    return said == "true"
-
-
-def _count(value: object, name: str) -> int:
-    said = str(value).strip()
-    if not said.isdecimal():
-        raise ValueError(f"{name} must be a whole number, 0 or more, not {value!r}")
-    return int(said)
-
-
-def _number(value: object, name: str) -> float:
-    (number, *more) = numbers(value, name) or (None,)
-    if number is None or more or not isinstance(value, str | int | float):
-        raise ValueError(f"{name} must be a number, 0 or more, not {value!r}")
-    return float(number)
-
-
-def _folder_name(value: object, name: str) -> str:
-    if value and not is_file_name(str(value)):
-        raise ValueError(f"{name} must be the name of one folder, not {value!r}")
-    return str(value)
-
-
-PARAMETERS: dict[str, Callable] = {
-    **dict.fromkeys(("quick", "reveal"), _flag),
-    **dict.fromkeys(
-        "images queries max_prompts ablation_prompts cost_batch repetitions detection_prompts "
-        "worst batch sequential_images demonstrations sequential_answer_tokens answer_tokens "
-        "seed".split(),
-        _count,
-    ),
-    **dict.fromkeys(("omegas", "counts", "recalls", "precisions", "dial_queries"), numbers),
-    "omega": _number,
-    "run_name": _folder_name,
-    **dict.fromkeys(
-        "prompt benign_prompt profile out run vlm schedule".split(), lambda v, n: str(v)
-    ),
-    **dict.fromkeys(("safety_set", "benign_set", "cost_prompts"), lambda v, n: v),
-}
-"""A notebook's parameter → what converts and checks it; prompt sets are looked up."""
-
-
-def parameters(profile: Profile, **given) -> SimpleNamespace:
-    """A notebook's parameters, converted and checked before any image is made.
-
-    Args:
-        profile: whose prompt sets they may name.
-        given: name → value, as the notebook has it or as papermill passed it.
-
-    Raises:
-        ValueError, FileNotFoundError: one line that names the parameter.
-    """
-    found = {}
-    for name, value in given.items():
-        if name not in PARAMETERS:
-            raise unknown("notebook parameter", name, PARAMETERS)
-        if name == "max_prompts" and isinstance(value, Mapping):
-            found[name] = {key: _count(count, name) for key, count in value.items()}
-            continue
-        found[name] = PARAMETERS[name](value, name)
-        if name in ("safety_set", "benign_set", "cost_prompts"):
-            load_prompts(profile.prompt_set(value))
-    return SimpleNamespace(**found)

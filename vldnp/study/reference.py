@@ -80,7 +80,7 @@ def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarra
     return np.stack([np.asarray(square) for square in squares])
 
 
-def featurefeature_space(judge):
+def feature_space(judge):
     """What sees the features for FID: the judge where it has some, else Inception."""
     return judge if hasattr(judge, "features") else Inception(device=load.default_device())
 

@@ -108,6 +108,25 @@ def run(
     return images
 
 
+def expected(study: Study) -> pd.DataFrame:
+    """What a study takes at most: `method, omega, prompt_set, images, evaluations, vlm_calls`.
+
+    Evaluations are the network's, with a VLM that names something from its first query on.
+    """
+    counts = {set_name(s): len(study.prompts(s)) for s in study.prompt_sets}
+    rows, N = [], study.sampling["num_inference_steps"]
+    for method in study.methods:
+        queries = method.negatives.query_steps_of(N)
+        has_negative = method.negatives.describe()["kind"] != "none"
+        evaluations = 2 * N + has_negative * (N - min(queries, default=0))
+        for prompt_set, count in counts.items():
+            images = count * study.num_images_per_prompt
+            spent = images, images * evaluations, images * len(queries)
+            rows.append((method.name, method.omega, prompt_set, *spent))
+    columns = "method omega prompt_set images evaluations vlm_calls".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
 def clip_of(captions_without: str | None, clip):
     """What scores a study's alignment: the CLIP model, with the study's captions; or None."""
     clip = None if clip is None else load.load_clip(clip)
