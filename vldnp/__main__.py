@@ -104,10 +104,22 @@ def _run(options: argparse.Namespace) -> None:
     models = {kind: getattr(profile, kind) for kind in ("model", "vlm", "judge", "clip")}
     if options.dry_run:
         study = profile_study(replace(profile, vlm=_unopened))
-        print(run.expected(study).to_string(index=False))
+        takes = run.expected(study)
+        print(takes.to_string(index=False))
+        print(
+            "{images:,.0f} images, {evaluations:,.0f} evaluations, {vlm_calls:,.0f} VLM calls".format(
+                **takes.sum(numeric_only=True)
+            )
+        )
         for kind, name in models.items():
             place, here = whereabouts(kind, name)
+            place = os.path.relpath(place) if os.path.isdir(place) else place
             print(f"{kind} {name}: {place}{'' if here else ' (to be fetched)'}")
+        for source in study.prompt_sets:
+            try:
+                study.prompts(source)
+            except FileNotFoundError as error:
+                print(error)
         return
     study = profile_study(profile)
     how = {"workers": options.workers, "backend": options.backend}

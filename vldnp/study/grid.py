@@ -18,6 +18,7 @@ from vldnp.methods import Method
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.models.backbone import Backbone
 from vldnp.study.prompts import load_prompts, sampled, set_name, split_things
+from vldnp.study.public import public_sets
 
 SCHEMA = 2
 """Part of every cell's key: raise it when the code comes to make other images of the same cell."""
@@ -97,12 +98,23 @@ class Study:
                 f"study {self.name!r}: {name} must be {least} or more, not {wrong[0]!r}"
             )
 
+    def _limit(self, source: str | Path) -> int | None:
+        limit = self.max_prompts
+        return limit.get(set_name(source)) if isinstance(limit, Mapping) else limit
+
     def prompts(self, source: str | Path) -> pd.DataFrame:
         """The prompts of one of its sets that it uses."""
-        rows, limit = load_prompts(source), self.max_prompts
-        if isinstance(limit, Mapping):
-            limit = limit.get(set_name(source))
-        return sampled(rows, limit)
+        return sampled(load_prompts(source), self._limit(source))
+
+    def count(self, source: str | Path) -> int:
+        """How many these are; of a public set that was not fetched yet, as published."""
+        try:
+            return len(self.prompts(source))
+        except FileNotFoundError:
+            known = public_sets().get(str(source), {}).get("prompts")
+            if known is None:
+                raise
+            return min(self._limit(source) or known, known)
 
 
 def _check_descriptions(name: str, methods: Sequence[Method]) -> None:

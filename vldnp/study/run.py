@@ -1,5 +1,6 @@
 """Running a study: a grid → images, computed once → measurements → tidy tables in a run folder."""
 
+import json
 import os
 import platform
 import time
@@ -109,22 +110,21 @@ def run(
 
 
 def expected(study: Study) -> pd.DataFrame:
-    """What a study takes at most: `method, omega, prompt_set, images, evaluations, vlm_calls`.
+    """What a study takes at most, by method: `method, omega, images, evaluations, vlm_calls`.
 
-    Evaluations are the network's, with a VLM that names something from its first query on.
+    Evaluations are the network's, with a VLM that names something from its first query on. Prompts
+    of a public set that was not fetched yet are counted as published.
     """
-    counts = {set_name(s): len(study.prompts(s)) for s in study.prompt_sets}
     rows, N = [], study.sampling["num_inference_steps"]
+    images = study.num_images_per_prompt * sum(map(study.count, study.prompt_sets))
     for method in study.methods:
-        queries = method.negatives.query_steps_of(N)
-        has_negative = method.negatives.describe()["kind"] != "none"
-        evaluations = 2 * N + has_negative * (N - min(queries, default=0))
-        for prompt_set, count in counts.items():
-            images = count * study.num_images_per_prompt
-            spent = images, images * evaluations, images * len(queries)
-            rows.append((method.name, method.omega, prompt_set, *spent))
-    columns = "method omega prompt_set images evaluations vlm_calls".split()
-    return pd.DataFrame(rows, columns=columns)
+        said, queries = method.describe(), method.negatives.query_steps_of(N)
+        branches = len(said["negatives"].get("categories", "x"))
+        again = N * bool(said["conditioning"].get("re_attention"))
+        steps = 0 if said["negatives"]["kind"] == "none" else N - min(queries, default=0)
+        spent = images * (2 * N + branches * steps + again), images * len(queries)
+        rows.append((method.name, method.omega, images, *spent))
+    return pd.DataFrame(rows, columns=["method", "omega", "images", "evaluations", "vlm_calls"])
 
 
 def clip_of(captions_without: str | None, clip):
@@ -331,7 +331,7 @@ def _config(study: Study, model: Backbone, judge: Judge, clip) -> dict:
     gpu = [torch.cuda.get_device_name(model.device)] if model.device.type == "cuda" else []
     machine = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPUs", *gpu]
     used = [study.prompts(source).astype(str) for source in study.prompt_sets]
-    return settings | {
+    config = settings | {
         "schema": SCHEMA,
         "prompt_sets": list(map(str, study.prompt_sets)),
         "prompts": {
@@ -344,3 +344,4 @@ def _config(study: Study, model: Backbone, judge: Judge, clip) -> dict:
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")}
         | {"machine": ", ".join(machine)},
     }
+    return json.loads(as_json(config))
