@@ -1,6 +1,7 @@
 """A published run of tiny models, for those that look up, verify and measure."""
 
 import shutil
+
 import pytest
 import torch
 from tiny import sd_pipeline

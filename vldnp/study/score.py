@@ -100,7 +100,7 @@ def score(
         chance = clip.chance(_open_all(plain, reference), list(plain["prompt"]))
         own, plain = (rows.assign(clip_chance=chance) for rows in (own, plain))
     if hasattr(clip, "embed_images"):
-        own["clip_i"] = _likeness(own, folder, plain, reference, clip)
+        own["clip_i"], plain["clip_i"] = _likeness(own, folder, plain, reference, clip), 1.0
     fid = {}
     if min(len(own), len(plain)) < FID_IMAGES:
         notes.append(
