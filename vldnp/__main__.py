@@ -99,6 +99,7 @@ def _run(options: argparse.Namespace) -> None:
         from vldnp.models.hub import whereabouts
     from vldnp.study import run
     from vldnp.study.profile import load_profile, profile_study
+    from vldnp.study.prompts import load_prompts
 
     profile = load_profile(options.profile, quick=options.quick)
     models = {kind: getattr(profile, kind) for kind in ("model", "vlm", "judge", "clip")}
@@ -121,6 +122,8 @@ def _run(options: argparse.Namespace) -> None:
             except FileNotFoundError as error:
                 print(error)
         return
+    for source in profile.prompt_sets:  # a misspelled one fails before models are opened
+        load_prompts(source)
     study = profile_study(profile)
     how = {"workers": options.workers, "backend": options.backend}
     run.run(study, *(models[kind] for kind in ("model", "judge", "clip")), options.out, **how)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vldnp.study.captions import CaptionsWithout, without
 
 from vldnp.concepts import ConceptSet, load_concepts
-from vldnp.study.prompts import load_prompts
+from vldnp.study.prompts import CaptionsWithout, load_prompts, without
 
 MOJI = load_concepts("moji")
 

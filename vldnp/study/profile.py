@@ -246,7 +246,7 @@ def _entries(
         kind = next(key for key in entry if key in CONSTRUCTORS)
         given = dict(entry[kind] or {})
         swept = given.pop("omega") if isinstance(given.get("omega"), list) else None
-        strengths = [{}] if swept is None else [{"omega": float(w)} for w in (omegas or swept)]
+        strengths = [{}] if swept is None else [{"omega": w} for w in (omegas or swept)]
         methods = [_method(profile, kind, given | strength) for strength in strengths]
         if "name" in entry:
             methods = [replace(method, name=entry["name"]) for method in methods]
@@ -256,6 +256,8 @@ def _entries(
 
 def _method(profile: Profile, kind: str, given: Mapping) -> Method:
     given = dict(given)
+    if given.get("omega") is not None:  # 8 and 8.0 are one setting
+        given["omega"] = float(given["omega"])
     if isinstance(steps := given.get("query_steps"), dict):
         (schedule, count), *_ = steps.items()
         if schedule not in SCHEDULES:

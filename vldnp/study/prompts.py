@@ -205,8 +205,11 @@ def check_prompts(table: pd.DataFrame, name: str = "the prompt set") -> pd.DataF
         table[column] = values
     texts = [column for column in table if column not in ("seed", *NUMBERS)]
     table[texts] = table[texts].astype(object).where(table[texts].notna(), "").astype(str)
-    for column in ("prompt", "prompt_id"):
-        if (empty := table[column].str.strip() == "").any():
+    for column, empty in (
+        ("prompt", table["prompt"].str.strip() == ""),
+        ("prompt_id", table["prompt_id"] == ""),
+    ):
+        if empty.any():
             raise ValueError(f"{name}, row {table.index[empty][0]}: the {column} is empty")
     if len(again := table["prompt_id"][table["prompt_id"].duplicated()]):
         raise ValueError(f"{name} holds the prompt_id {again.iloc[0]!r} more than once")
