@@ -1,158 +1,108 @@
-"""Query schedules: at which of the N denoising steps the VLM is asked.
-
-A schedule is frozen data until it meets a number of steps: `schedule.steps(50)` gives the step
-indices, ascending and distinct, in 0 … N−1.
-"""
+"""Query schedules: at which of the N denoising steps the VLM is queried."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from vldnp._files import unknown
+
 PAPER_STEPS = (5, 6, 7, 9, 12, 16, 21, 27, 34, 42)
 """𝒯 of arXiv 2510.26052, for 50 steps: from the second query on, the gap grows by one."""
-PAPER_NUM_STEPS = 50
 
 
-class Schedule(Protocol):
-    """Anything that resolves to step indices."""
+def _front_loaded(n: int, N: int) -> list[int]:
+    # The paper's curve at n evenly spaced points, so that every n is front-loaded.
+    points = np.linspace(0, len(PAPER_STEPS) - 1, n)
+    curve = np.interp(points, range(len(PAPER_STEPS)), PAPER_STEPS)
+    steps = np.floor(curve * N / 50 + 0.5).astype(int).tolist()
+    for k in range(1, n):  # distinct: later where two coincide
+        steps[k] = max(steps[k], steps[k - 1] + 1)
+    return [min(step, N - n + k) for k, step in enumerate(steps)]  # and all within N
 
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]: ...
 
-    def describe(self) -> dict | list: ...
+def _uniform(n: int, N: int) -> list[int]:
+    return [(2 * k + 1) * N // (2 * n) for k in range(n)]
 
 
-@dataclass(frozen=True)
-class FrontLoaded:
-    """`n` queries spaced as in the paper: dense at first, the gaps growing. See `front_loaded`."""
+def _late(n: int, N: int) -> list[int]:
+    return [N - 1 - step for step in reversed(_front_loaded(n, N))]
 
-    n: int
 
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        _check_count(self, num_inference_steps)
-        # Read the paper's curve at n evenly spaced places, so that every n is front-loaded.
-        places = np.linspace(0, len(PAPER_STEPS) - 1, self.n)
-        curve = np.interp(places, range(len(PAPER_STEPS)), PAPER_STEPS)
-        wanted = np.floor(curve * num_inference_steps / PAPER_NUM_STEPS + 0.5).astype(int)
-        return _distinct(wanted.tolist(), num_inference_steps)
-
-    def describe(self) -> dict:
-        return {"front_loaded": self.n}
+SPACINGS = {"front_loaded": _front_loaded, "uniform": _uniform, "late": _late}
+"""name → (n queries, N steps) → step indices."""
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """`n` queries in the middles of n equal parts of the trajectory. See `uniform`."""
+class Schedule:
+    """`n` queries by a spacing of `SPACINGS`, or the given step `indices`."""
 
-    n: int
-
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        _check_count(self, num_inference_steps)
-        return tuple((2 * k + 1) * num_inference_steps // (2 * self.n) for k in range(self.n))
-
-    def describe(self) -> dict:
-        return {"uniform": self.n}
-
-
-@dataclass(frozen=True)
-class Late:
-    """`n` queries with the paper's spacing mirrored in time: dense at last. See `late`."""
-
-    n: int
+    spacing: str = ""
+    n: int = 0
+    indices: tuple[int, ...] = ()
 
     def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        early = FrontLoaded(self.n).steps(num_inference_steps)
-        return tuple(num_inference_steps - 1 - step for step in reversed(early))
+        """The step indices, ascending and distinct, in 0 … N−1.
 
-    def describe(self) -> dict:
-        return {"late": self.n}
-
-
-@dataclass(frozen=True)
-class Explicit:
-    """The given step indices."""
-
-    indices: tuple[int, ...]
-
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        outside = [i for i in self.indices if not 0 <= i < num_inference_steps]
-        if outside:
+        Raises:
+            ValueError: they do not fit into N steps.
+        """
+        N = num_inference_steps
+        if self.spacing:
+            if self.n > N:
+                raise ValueError(
+                    f"{self.n} queries do not fit into {N} denoising steps; use n ≤ {N}"
+                )
+            return tuple(SPACINGS[self.spacing](self.n, N))
+        if outside := [i for i in self.indices if not 0 <= i < N]:
             raise ValueError(
-                f"query steps {outside} are outside the {num_inference_steps} denoising steps; "
-                f"use 0 to {num_inference_steps - 1}"
+                f"query steps {outside} are outside the {N} denoising steps; use 0 to {N - 1}"
             )
         return tuple(sorted(set(self.indices)))
 
-    def describe(self) -> list:
-        return list(self.indices)
+    def describe(self) -> dict | list:
+        return {self.spacing: self.n} if self.spacing else list(self.indices)
 
 
-def front_loaded(n: int) -> FrontLoaded:
-    """The paper's spacing with `n` queries, scaled to any step count.
-
-    `front_loaded(10).steps(50)` is exactly the paper's 5, 6, 7, 9, 12, 16, 21, 27, 34, 42; with
-    fewer or more queries the first is still at a tenth and the last at 84 % of the trajectory.
-    n = 0 asks never; n must not exceed the number of steps.
-    """
-    return FrontLoaded(_count(n, "front_loaded"))
-
-
-def uniform(n: int) -> Uniform:
-    """`n` evenly spread queries; n = 0 asks never; n must not exceed the number of steps."""
-    return Uniform(_count(n, "uniform"))
+def schedule(spacing: str, n: int) -> Schedule:
+    """`n` ≥ 0 queries by name of the spacing; n must not exceed the number of steps."""
+    if spacing not in SPACINGS:
+        raise unknown("query schedule", spacing, SPACINGS)
+    if type(n) is bool or not isinstance(n, int | np.integer) or n < 0:
+        raise ValueError(f"{spacing}({n!r}): the number of queries must be a whole number, 0 or up")
+    return Schedule(spacing, int(n))
 
 
-def late(n: int) -> Late:
-    """`front_loaded(n)` mirrored in time: the last query at nine tenths, the gaps shrinking."""
-    return Late(_count(n, "late"))
+def front_loaded(n: int) -> Schedule:
+    """The paper's spacing: `front_loaded(10).steps(50)` is `PAPER_STEPS`."""
+    return schedule("front_loaded", n)
 
 
-SCHEDULES = {"front_loaded": front_loaded, "uniform": uniform, "late": late}
-"""name → constructor from a number of queries."""
+def uniform(n: int) -> Schedule:
+    """Queries in the middles of n equal parts of the trajectory."""
+    return schedule("uniform", n)
 
 
-def as_schedule(query_steps: "Schedule | Iterable[int]") -> Schedule:
-    """A schedule as it is; a sequence of step indices as an explicit one.
+def late(n: int) -> Schedule:
+    """`front_loaded(n)` mirrored in time."""
+    return schedule("late", n)
+
+
+def as_schedule(query_steps: Schedule | Mapping[str, int] | Iterable[int]) -> Schedule:
+    """A schedule as it is; step indices, or a mapping of one spacing to a count, as a schedule.
 
     Raises:
-        ValueError: neither a schedule nor a sequence of whole numbers.
+        ValueError: it is none of these.
     """
-    if hasattr(query_steps, "steps"):
+    if isinstance(query_steps, Schedule):
         return query_steps
+    if isinstance(query_steps, Mapping) and len(query_steps) == 1:
+        return schedule(*next(iter(query_steps.items())))
     try:
-        return Explicit(tuple(operator.index(i) for i in query_steps))
+        return Schedule(indices=tuple(operator.index(i) for i in query_steps))
     except TypeError:
         raise ValueError(
             f"query_steps must be a schedule such as front_loaded(5), or step indices such as "
             f"[2, 4, 8], not {query_steps!r}"
         ) from None
-
-
-def _count(n: int, name: str) -> int:
-    try:
-        count = operator.index(n)
-    except TypeError:
-        count = -1
-    if count < 0:
-        raise ValueError(f"{name}({n!r}): the number of queries must be a whole number, 0 or more")
-    return count
-
-
-def _check_count(schedule: FrontLoaded | Uniform, num_inference_steps: int) -> None:
-    if schedule.n > num_inference_steps:
-        raise ValueError(
-            f"{schedule.n} queries do not fit into {num_inference_steps} denoising steps; "
-            f"use n ≤ {num_inference_steps}"
-        )
-
-
-def _distinct(wanted: list[int], num_inference_steps: int) -> tuple[int, ...]:
-    """The nearest strictly ascending indices in range: later where two coincide, else earlier."""
-    steps = wanted[:]
-    for k in range(1, len(steps)):
-        steps[k] = max(steps[k], steps[k - 1] + 1)
-    for k in range(len(steps)):
-        steps[k] = min(steps[k], num_inference_steps - len(steps) + k)
-    return tuple(steps)
