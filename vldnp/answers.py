@@ -6,7 +6,7 @@ yes and no. Anything else is an error and never "nothing seen".
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 NONE = {"none", "nothing", "no", "none of them", "none of these", "none of the above", "n/a"}
 VERDICTS = {
@@ -48,12 +48,36 @@ def read(answer: str, forms: Mapping[str, str]) -> set[str]:
     return found - {None}
 
 
+def forms(vocabulary: Mapping[str, Sequence[str]], where: str) -> dict[str, str]:
+    """Every written form → its term. Given forms precede derived plurals and singulars.
+
+    Args:
+        vocabulary: term → its synonyms.
+        where: what has it, for errors.
+
+    Raises:
+        ValueError: a form is empty or stands for two terms; one line.
+    """
+    found: dict[str, str] = {}
+    for term, synonyms in vocabulary.items():
+        for written in map(normal, (term, *synonyms)):
+            if not written or found.setdefault(written, term) != term:
+                other = found.get(written, "nothing")
+                raise ValueError(
+                    f"{where}: {written!r} stands for both {other!r} and {term!r}; keep it in one"
+                )
+    for written, term in list(found.items()):
+        for form in _other_numbers(written):
+            found.setdefault(form, term)
+    return found
+
+
 def normal(text: str) -> str:
     """A form without case, hyphens, quotation marks, full stops and further space."""
     return " ".join(re.sub(r"[-_‐]", " ", text).casefold().split()).strip("\"'`*“”‘’.! ")
 
 
-def other_numbers(form: str) -> Iterator[str]:
+def _other_numbers(form: str) -> Iterator[str]:
     """The plurals of a form, and its singular if it may be a plural."""
     yield from (form + "s", form + "es")
     if form.endswith("y"):

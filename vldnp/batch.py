@@ -1,8 +1,9 @@
-"""What is to be generated, one entry per image; the arguments of `sample` and `denoise`, checked."""
+"""What is to be generated, one entry per image: the arguments of `sample`, checked."""
 
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from torch import Generator
 
@@ -23,8 +24,8 @@ class Batch:
 def batch_of(
     prompt: str | Sequence[str],
     seeds: Sequence[int] | None = None,
-    generator: Generator | Sequence[Generator] | None = None,
     guidance_scale: float | Sequence[float] = 7.5,
+    generator: Generator | Sequence[Generator] | None = None,
     num_images_per_prompt: int = 1,
     noise_device: str = "cpu",
 ) -> Batch:
@@ -57,7 +58,7 @@ def batch_of(
     else:
         seeds = [None] * B
         generators = each("generator", generator, B, Generator)
-    scales = each("guidance_scale", guidance_scale, B, int | float | str)
+    scales = each("guidance_scale", guidance_scale, B, Real | str)
     if wrong := [scale for scale in scales if not is_finite(scale)]:
         raise ValueError(f"guidance_scale must be finite numbers, not {wrong[0]!r}")
     images = enumerate(zip(prompts, seeds, strict=True))
@@ -86,7 +87,7 @@ def _generator(device: str) -> Generator:
         ) from error
 
 
-def each(name: str, values, B: int, single: type = type(None)) -> list:
+def each(name: str, values, B: int, single=()) -> list:
     """`values` as a list of one per image; a `single` value is everyone's."""
     if isinstance(values, single):
         return [values] * B

@@ -10,10 +10,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from vldnp._files import data_folder, unknown
 from vldnp._yaml import checked, read_yaml
-from vldnp.answers import normal, other_numbers, read
+from vldnp.answers import NotUnderstood, forms, read
 
 READINGS = ("strict", "official")
-KIND = "concept set"
 Synonyms = Annotated[tuple[str, ...], BeforeValidator(lambda given: given or ())]
 
 
@@ -22,13 +21,11 @@ class ConceptSet:
     """A question for the VLM and the vocabulary in which its answer is read.
 
     Attributes:
-        name: as in records.
         question: what the VLM is asked about every image.
-        vocabulary: canonical term → its synonyms. Only terms enter a negative prompt.
-        lead: words in front of the terms; may be empty.
-        end: a mark at the end of a negative prompt, such as a full stop.
-        reading: `strict` (see `parse`), or `official`, the paper's own script: a term is found
-            where its letters, as written or capitalised, stand in the answer.
+        vocabulary: term → its synonyms. Only terms enter a negative prompt.
+        lead, end: words in front of the terms, and a mark at the very end; may be empty.
+        reading: `strict` (`vldnp.answers`), or `official`, as the paper's own script reads: a term
+            is found where its letters, as written or capitalised, stand in the answer.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -56,28 +53,30 @@ class ConceptSet:
         return terms + tuple(map(str.capitalize, terms)) * (self.reading == "official")
 
     def parse(self, answer: str) -> tuple[str, ...]:
-        """The terms that an answer names, each once, in the order of `terms`.
-
-        Raises:
-            NotUnderstood: the answer cannot be read strictly (`vldnp.answers`).
-        """
+        """The terms that an answer names, in the order of `terms`; may raise `NotUnderstood`."""
         if self.reading == "official":
             return tuple(term for term in self.terms if term in answer)
         found = read(answer, self._forms)
         return tuple(term for term in self.terms if term in found)
 
+    def doubt(self, answer: str) -> str | None:
+        """Why the official reading, which finds nothing, may have missed something; else None."""
+        if self.reading == "official" and not self.parse(answer):
+            try:
+                read(answer, {})
+            except NotUnderstood as error:
+                return str(error)
+        return None
+
     def again(self) -> str:
-        """The question with the list of terms and the form of the answer, for a second query."""
-        terms = ", ".join(self.vocabulary)
-        return (
-            f"{self.question} Answer with terms of this list, separated by commas, or none: {terms}"
-        )
+        """The question with the form of the answer and the terms, for a second query."""
+        form = "Answer with terms of this list, separated by commas, or none:"
+        return f"{self.question} {form} {', '.join(self.vocabulary)}"
 
     def negative_prompt(self, found: Iterable[str]) -> str | None:
         """`lead, term, term` and the `end` mark, in the order of `terms`; None for no term.
 
-        Raises:
-            ValueError: something that is not among `terms`.
+        What is not among `terms` is a ValueError.
         """
         found = set(found)
         if outside := found.difference(self.terms):
@@ -98,40 +97,24 @@ class ConceptSet:
 
     @cached_property
     def _forms(self) -> dict[str, str]:
-        """Every written form → its term. Given forms precede derived plurals and singulars."""
-        forms: dict[str, str] = {}
-        for term, synonyms in self.vocabulary.items():
-            for written in map(normal, (term, *synonyms)):
-                if not written or forms.setdefault(written, term) != term:
-                    other = forms.get(written, "nothing")
-                    raise ValueError(
-                        f"concept set {self.name!r}: {written!r} stands for both {other!r} and "
-                        f"{term!r}; keep it in one"
-                    )
-        for written, term in list(forms.items()):
-            for form in other_numbers(written):
-                forms.setdefault(form, term)
-        return forms
+        return forms(self.vocabulary, f"concept set {self.name!r}")
 
 
 def load_concepts(source: str | Path | ConceptSet, reading: str | None = None) -> ConceptSet:
     """A concept set by its name in `data/concepts`, from a YAML file, or as it is.
 
-    The file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and
-    optionally `lead`, `end`, `reading` and `name` (default: the file's name).
+    A file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and optionally
+    `lead`, `end`, `reading` and `name` (default: the file's name).
 
     Raises:
         ValueError, FileNotFoundError: an unknown name or a file of another form; one line.
     """
-    concepts = source if isinstance(source, ConceptSet) else _opened(source)
-    return concepts if reading is None else replace(concepts, reading=reading)
-
-
-def _opened(source: str | Path) -> ConceptSet:
-    path = Path(source)
-    if path.suffix not in {".yaml", ".yml"}:
-        folder = data_folder() / "concepts"
-        path = folder / f"{source}.yaml"
-        if not path.is_file():
-            raise unknown(KIND, str(source), (file.stem for file in folder.glob("*.yaml")))
-    return checked(ConceptSet, {"name": path.stem} | read_yaml(path, KIND), path, KIND)
+    if not isinstance(source, ConceptSet):
+        path, folder = Path(source), data_folder() / "concepts"
+        if path.suffix not in {".yaml", ".yml"}:
+            path = folder / f"{source}.yaml"
+            if not path.is_file():
+                raise unknown("concept set", str(source), (f.stem for f in folder.glob("*.yaml")))
+        data = {"name": path.stem} | read_yaml(path, "concept set")
+        source = checked(ConceptSet, data, path, "concept set")
+    return source if reading is None else replace(source, reading=reading)

@@ -1,8 +1,7 @@
 """Guidance rules: the predictions of one step become one prediction, by one equation each.
 
-Predictions are `[k, C, h, w]` and of one kind (noise, velocity, …): the equations weight differences
-between predictions, so they mean the same for every kind. `guidance_scale` g and `omega` ω are
-numbers, or tensors that broadcast, such as `[k, 1, 1, 1]`.
+Predictions are `[k, C, h, w]`. The equations weight differences between them, so they hold for any
+kind (noise, velocity, …). g and ω are numbers, or tensors that broadcast, such as `[k, 1, 1, 1]`.
 """
 
 from collections.abc import Callable
@@ -34,22 +33,19 @@ def added(
 def replaced(
     pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: None
 ) -> Tensor:
-    """The usual negative prompt, ε_n + g (ε_c − ε_n): ε_n replaces ε_u. g sets its strength."""
+    """The usual negative prompt, ε_n + g (ε_c − ε_n): ε_n replaces ε_u."""
     return cfg(pred_neg, pred_cond, guidance_scale)
 
 
 def composable_not(
     pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: None
 ) -> Tensor:
-    """Concept negation, ε_u + g (ε_c − ε_n) (Liu et al. 2022, arXiv 2206.01714, section NOT).
-
-    It equals `added` with ω = g.
-    """
+    """Concept negation, ε_u + g (ε_c − ε_n) (Liu et al. 2022, arXiv 2206.01714): ω is g here."""
     return pred_uncond + guidance_scale * (pred_cond - pred_neg)
 
 
 def perpendicular(vector: Tensor, to: Tensor) -> Tensor:
-    """v − (⟨v, p⟩ / ‖p‖²) p for each image; v itself where p is zero. Both are `[k, …]`."""
+    """v − (⟨v, p⟩ / ‖p‖²) p for each image, `[k, …]`; v itself where p is zero."""
     dims = tuple(range(1, to.ndim))
     along = (vector * to).sum(dims, keepdim=True)
     squared_norm = (to * to).sum(dims, keepdim=True)
@@ -68,49 +64,27 @@ def perp_neg(
 
 
 class Rule:
-    """How a negative prompt enters the prediction of the images that have one.
+    """How a negative prompt enters the prediction of the images that have one."""
 
-    Attributes:
-        uses_omega: whether ω is in the equation; at ω = 0 it is then ε_cfg.
-        uses_uncond: whether it needs ε_u where g = 1.
-    """
-
-    uses_omega: bool = True
-    uses_uncond: bool = True
+    uses_omega: bool = True  # whether ω is in the equation; at ω = 0 it is then ε_cfg
+    uses_uncond: bool = True  # whether it needs ε_u where g = 1
 
     def branch(
         self, negative: Conditioning, prompted: Callable[[], Conditioning], omega: Scale | None
     ) -> Conditioning:
-        """What `pred_neg` is the prediction of, a row for each negative prompt.
-
-        Args:
-            negative: the encoded negative prompts.
-            prompted: gives the conditioning of the prompts that they belong to.
-        """
+        """What `pred_neg` is the prediction of: the encoded negative prompts, `[k·K, L, D]`, or
+        what a rule makes of them and of the prompts that they belong to (`prompted()`)."""
         return negative
 
-    def step(
-        self,
-        pred_uncond: Tensor,
-        pred_cond: Tensor,
-        pred_neg: Tensor,
-        guidance_scale: Scale,
-        omega: Scale | None,
-        state: Tensor,
-        progress: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The prediction `[k, C, h, w]`, and the state for the next step.
+    def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
+        """The prediction, `[k, C, h, w]`, and the state for the next step (zeros before the first).
 
-        Args:
-            pred_neg: `[k, K, C, h, w]`, for K negative prompts of each image.
-            state: as large as the prediction, zeros before the first step.
-            progress: i / N.
+        `pred_neg` is `[k, K, C, h, w]`, for K negative prompts of each image; progress is i / N.
         """
         raise NotImplementedError
 
     def describe(self) -> str | dict:
         """JSON-able; everything that decides what the rule does."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -139,15 +113,12 @@ RULES: dict[str, Rule] = {
 
 
 def rule(source: str | Rule | Equation) -> Rule:
-    """The rule of a name, a rule itself, or a function as a rule that uses ω.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+    """The rule of a known name, a rule itself, or a function as a rule that uses ω."""
     if isinstance(source, Rule):
         return source
     if isinstance(source, str):
         if source not in RULES:
             raise unknown("guidance rule", source, RULES)
         return RULES[source]
-    return EquationRule(f"{source.__module__}.{source.__qualname__}", source)
+    kind = source if hasattr(source, "__qualname__") else type(source)
+    return EquationRule(f"{kind.__module__}.{kind.__qualname__}", source)

@@ -1,7 +1,6 @@
 """A method at work on a batch: which branches a step evaluates, and how they combine."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
@@ -17,11 +16,8 @@ from vldnp.models.conditioning import Conditioning, concatenated
 from vldnp.models.run import Run
 from vldnp.negatives import Negative
 
-Branches = dict[str, tuple[list[int], Conditioning]]
-"""name → (images, their text conditioning); each image by its row in the batch."""
-
-Preds = dict[str, tuple[list[int], Tensor]]
-"""name → (images, their predictions)."""
+Branches = dict[str, tuple[list[int], Conditioning]]  # name → (images, their conditioning)
+Preds = dict[str, tuple[list[int], Tensor]]  # name → (images, their predictions)
 
 
 def guider(method: Method, run: Run, batch: Batch) -> "Guider":
@@ -32,13 +28,7 @@ def guider(method: Method, run: Run, batch: Batch) -> "Guider":
 class Guider:
     """The negative prompts of a batch and their part in the prediction.
 
-    A lever is a subclass that asks for other branches or combines them otherwise.
-
-    Attributes:
-        negatives: in force now, one per image.
-        g: guidance scales, `[B, 1, 1, 1]`.
-        state: of the rule, such as SLD's momentum; as large as the latents.
-        memory: what a policy remembers of the batch.
+    A lever is a subclass that evaluates other branches or combines them otherwise.
     """
 
     def __init__(self, method: Method, run: Run, batch: Batch):
@@ -46,18 +36,19 @@ class Guider:
         self.images, self.N = list(range(len(batch.prompts))), len(run.timesteps)
         like = {"dtype": run.backbone.dtype, "device": run.backbone.device}
         self.g = torch.tensor(batch.guidance_scales, **like).view(-1, 1, 1, 1)
+        self.query_steps = method.negatives.query_steps_of(run.num_inference_steps)
         self.null = run.null_conditioning(len(self.images))
         self.prompted = method.conditioning.begin(run, batch.prompts)  # step index → conditioning
         self.negatives: list[Negative] = method.negatives.initial(batch.prompts, batch.seeds)
-        self.state: Tensor | None = None
-        self.memory: dict = {}
+        self.state: Tensor | None = None  # the rule's, such as SLD's momentum
+        self.memory: dict = {}  # a policy's
 
     def omega(self, i: int) -> float | None:
         """ω at step i; None where the rule has none."""
         return self.method.omega
 
     def steered(self, i: int) -> list[int]:
-        """The images that have a negative prompt now, which ω = 0 makes of no effect."""
+        """The images that have a negative prompt now; none where ω is 0."""
         return [row for row in self.images if self.negatives[row].prompts and self.omega(i) != 0]
 
     def guided(self, i: int) -> list[int]:
@@ -86,10 +77,8 @@ class Guider:
     def uncond(self, preds: Preds) -> Tensor:
         """ε_u of all images; ε_c where it is not needed, so that ε_cfg is ε_c there."""
         pred = preds["cond"][1].clone()
-        for name in ("uncond", "late"):
-            if name in preds:
-                rows, evaluated = preds[name]
-                pred[rows] = evaluated
+        for rows, evaluated in (preds[name] for name in ("uncond", "late") if name in preds):
+            pred[rows] = evaluated
         return pred
 
     def cfg(self, preds: Preds) -> Tensor:
@@ -122,20 +111,14 @@ class Guider:
 
 @dataclass(frozen=True)
 class View:
-    """x̂₀ of some images at a step, as a policy queries it; images are decoded when asked for.
-
-    Attributes:
-        rows: the images; all tensors have a row for each.
-        x0, latents: x̂₀ from ε_cfg and x_t, `[k, C, h, w]`.
-        decoded: row → image; what other views of this step decoded is there too.
-    """
+    """x̂₀ from ε_cfg and x_t of some images, `[k, C, h, w]`; they are decoded when asked for."""
 
     guider: Guider
     index: int
     rows: list[int]
     x0: Tensor
     latents: Tensor
-    decoded: dict[int, Image.Image] = field(default_factory=dict)
+    decoded: dict[int, Image.Image] = field(default_factory=dict)  # row → x̂₀, for all views
 
     @property
     def images(self) -> list[Image.Image]:
@@ -153,11 +136,10 @@ class View:
         batch = self.guider.batch
         return [(batch.prompts[row], batch.seeds[row]) for row in self.rows]
 
-    def of(self, some: Sequence[int]) -> "View":
+    def of(self, some: list[int]) -> "View":
         """A view of some of its images, given by their positions in `rows`."""
-        rows, some = [self.rows[k] for k in some], list(some)
-        latents = self.latents[some]
-        return View(self.guider, self.index, rows, self.x0[some], latents, self.decoded)
+        own = {"rows": [self.rows[k] for k in some], "x0": self.x0[some]}
+        return replace(self, latents=self.latents[some], **own)
 
 
 def evaluate(run: Run, latents: Tensor, t: Tensor, branches: Branches) -> Preds:

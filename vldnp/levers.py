@@ -154,7 +154,7 @@ class PreviewDecoder:
 
 
 def preview(method: Method, decoder: Preview) -> Method:
-    """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`); the final image is the VAE's."""
+    """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`), the final image as ever."""
     if not isinstance(decoder, Preview):
         raise TypeError(f"preview must be opened by vldnp.load_preview, not {decoder!r}")
     return replace(method, levers=(*method.levers, PreviewDecoder(decoder)))

@@ -1,9 +1,8 @@
 """Methods: a way of steering as frozen data, and a constructor for each."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vldnp import guidance, negatives
 from vldnp._finite import is_finite
@@ -53,32 +52,6 @@ class Method:
         return described
 
 
-def identified(method: Method) -> Method:
-    """The method itself, if its description tells it from every other; studies rely on that.
-
-    Raises:
-        ValueError: a VLM has no name or revision, or a rule is a nameless function; one line.
-    """
-
-    def check(said: Any, key: str = "") -> None:
-        if isinstance(said, Mapping):
-            if said.keys() >= {"name", "revision"} and not (said["name"] and said["revision"]):
-                raise ValueError(
-                    f"{key} {said['name']!r} needs a name and a revision in a study, which takes "
-                    f"images of the same {key} to be the same: set .name and .revision"
-                )
-            for inner, value in said.items():
-                check(value, inner)
-        elif key == "rule" and "<" in said:  # <lambda>, or <locals> of a function
-            raise ValueError(
-                f"guidance rule {said!r} needs a name in a study: use a function of a module, or "
-                "vldnp.guidance.EquationRule(name, function)"
-            )
-
-    check(method.describe())
-    return method
-
-
 def CFG() -> Method:
     """Classifier-free guidance: no negative prompt, two evaluations a step."""
     return Method("cfg", negatives.Policy())
@@ -109,8 +82,7 @@ def VLDNP(
     Args:
         vlm: any callable `(images, question) -> answers`; see `vldnp.load_vlm`.
         concepts: a name in `data/concepts`, a YAML file, or a `ConceptSet`.
-        omega: strength ω of the negative term.
-        query_steps: `front_loaded(n)`, `uniform(n)`, `late(n)` or step indices.
+        query_steps: `front_loaded(n)`, `uniform(n)` or step indices; see `as_schedule`.
         rule: see `Method`.
         lead: words in front of the terms, in place of the concept set's own.
         options: `update_policy`, `on_failure`, `static_prompt` of `negatives.Dynamic`.

@@ -1,8 +1,4 @@
-"""Negatives: which negative prompt each image has at each step; none, static or dynamic.
-
-A policy says what they are before the first step, at which steps it wants to see x̂₀, and what they
-are after it saw x̂₀.
-"""
+"""Policies: which negative prompt each image has at each step; none, static or dynamic."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,27 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Negative:
-    """What one image is steered away from now, and why.
+    """What one image is steered away from now, and why."""
 
-    Attributes:
-        prompt: the negative prompt; None means there is none, and ε_n is not evaluated.
-        concepts: the terms in it, as far as they come from a concept set.
-        answer: the VLM's last answer, verbatim; None before the first and where it gave none.
-        since_seen: for each of `concepts`, how many queries ago the VLM last named it.
-        failure: why the last query brought no answer that is understood; None where it did.
-        candidates: several negative prompts, for rules that take them; `prompt` then lists all.
-    """
-
-    prompt: str | None = None
-    concepts: tuple[str, ...] = ()
-    answer: str | None = None
-    since_seen: tuple[int, ...] = ()
-    failure: str | None = None
-    candidates: tuple[str, ...] = ()
+    prompt: str | None = None  # None: there is none, and ε_n is not evaluated
+    concepts: tuple[str, ...] = ()  # the terms in it
+    answer: str | None = None  # the VLM's last answer, verbatim
+    since_seen: tuple[int, ...] = ()  # of each concept, the queries since the VLM named it
+    failure: str | None = None  # why the last query brought no answer that is understood
+    candidates: tuple[str, ...] = ()  # several negative prompts, of which `prompt` is the list
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What an ε_n is evaluated for: the candidates, the prompt, or nothing."""
+        """What ε_n is evaluated for: the candidates, the prompt, or nothing."""
         return self.candidates or (() if self.prompt is None else (self.prompt,))
 
 
@@ -85,25 +72,21 @@ class Static(Policy):
 
 
 UPDATE_POLICIES = {"replaced": 0, "accumulated": inf}
-"""For how many further queries a concept stays that the VLM no longer names. `replaced` is VL-DNP's;
-`accumulated` is that of arXiv 2510.10715."""
+"""For how many more queries a concept stays in: VL-DNP's policy, and that of arXiv 2510.10715."""
 
-FAILURES = ("raise", "keep", "static")
-"""What happens when the VLM gives no answer: an error, the last negative prompt, the static one."""
+FAILURES = ("raise", "static")
+"""What happens when the VLM gives no answer: an error, or the static negative prompt."""
 
 
 @dataclass(frozen=True)
 class Dynamic(Policy):
     """The VLM is queried; what it names is the negative prompt until the next query.
 
-    An answer that is not understood is asked for once more, with the list of terms in the
-    question. If that is not understood either, the static negative prompt is used until the next
-    query (the last one, for `keep`), and `Negative.failure` says so.
+    Where an answer is not understood, the VLM is asked once more with the terms in the question,
+    and then the static negative prompt is used until the next query.
 
     Attributes:
         vlm: `(images, question) -> answers`; see `vldnp.models.vlm`.
-        concepts: the question and the vocabulary.
-        query_steps: when to query.
         update_policy: a name in `UPDATE_POLICIES`, or a number of queries.
         on_failure: one of `FAILURES`, for a VLM that raises an error or gives no text.
         static_prompt: default is the lead and the whole vocabulary.
@@ -132,59 +115,54 @@ class Dynamic(Policy):
         return self.query_steps.steps(num_inference_steps)
 
     def look(self, view, before):
-        after = self._answered(view.images, self.concepts.question, before)
-        if again := [k for k, n in enumerate(after) if n.failure and n.answer is not None]:
-            images, own = [view.images[k] for k in again], [before[k] for k in again]
-            for k, negative in zip(
-                again, self._answered(images, self.concepts.again(), own), strict=True
-            ):
-                after[k] = negative
-        return after
-
-    def _answered(
-        self, images: Sequence[Image.Image], question: str, before: Sequence[Negative]
-    ) -> list[Negative]:
-        """The negatives by the VLM's answers to the question."""
-        failures: Sequence[str | None] = [None] * len(images)
-        try:
-            answers = vlms.ask(self.vlm, images, question, self.concepts.vocabulary)
-        except Exception as error:  # any callable may be a VLM, and fail in any way
-            answers = vlms.texts(getattr(error, "answers", None), len(images))
-            unseen = any(
-                a is None and b == Negative() for a, b in zip(answers, before, strict=True)
-            )
-            if self.on_failure == "raise" or self.on_failure == "keep" and unseen:
-                raise  # with nothing to keep, an image would go on unguided
-            reason = vlms.cleaned(f"{type(error).__name__}: {first_line(error)}")
-            given = getattr(error, "failures", None) or [None] * len(images)
-            failures = [failure or reason for failure in given]
-            warnings.warn(f"no answer about {answers.count(None)} images: {reason}", stacklevel=2)
+        images = view.images
+        answers, failures = self._ask(images, self.concepts.question)
+        if again := [k for k, answer in enumerate(answers) if self._misses(answer)]:
+            second = self._ask([images[k] for k in again], self.concepts.again())
+            for k, answer, failure in zip(again, *second, strict=True):
+                answers[k], failures[k] = answer, failure
         return [self._negative(*one) for one in zip(answers, failures, before, strict=True)]
 
+    def _ask(self, images: Sequence[Image.Image], question: str) -> tuple[list, list]:
+        """The VLM's answers, and why there is none; None where there is one."""
+        try:
+            answers = vlms.ask(self.vlm, images, question, self.concepts.vocabulary)
+            return answers, [None] * len(images)
+        except Exception as error:  # any callable may be a VLM, and fail in any way
+            if self.on_failure == "raise":
+                raise
+            answers = vlms.texts(getattr(error, "answers", None), len(images))
+            reason = vlms.cleaned(f"{type(error).__name__}: {first_line(error)}")
+            given = getattr(error, "failures", None) or [None] * len(images)
+            warnings.warn(f"no answer about {answers.count(None)} images: {reason}", stacklevel=3)
+            return answers, [failure or reason for failure in given]
+
+    def _misses(self, answer: str | None) -> bool:
+        """Whether an answer is not understood."""
+        try:
+            return answer is not None and self.concepts.parse(answer) is None
+        except NotUnderstood:
+            return True
+
     def _negative(self, answer: str | None, failure: str | None, before: Negative) -> Negative:
-        """The negative by one answer, or by the reason why there is none."""
+        """The negative by an answer, or by the reason why there is none."""
         if answer is not None:
             try:
                 return self._of(self.concepts.parse(answer), answer, before)
             except NotUnderstood as error:
                 failure = str(error)
-        failed = replace(before, answer=answer, failure=failure)
-        if self.on_failure == "keep":
-            return failed
         static = self.static_prompt or self.concepts.negative_prompt(self.concepts.vocabulary)
-        return replace(failed, prompt=static)
+        return replace(before, prompt=static, answer=answer, failure=failure)
 
     def _of(self, terms: Sequence[str], answer: str, before: Negative) -> Negative:
+        """The negative of the terms named now and of those that the update policy keeps."""
         longest = UPDATE_POLICIES.get(self.update_policy, self.update_policy)
-        last = {
-            term: since + 1
-            for term, since in zip(before.concepts, before.since_seen, strict=True)
-            if since < longest
-        }
+        earlier = zip(before.concepts, before.since_seen, strict=True)
+        last = {term: since + 1 for term, since in earlier if since < longest}
         last |= dict.fromkeys(terms, 0)
         named = tuple(term for term in self.concepts.terms if term in last)
-        since_seen = tuple(last[term] for term in named)
-        return Negative(self.concepts.negative_prompt(named), named, answer, since_seen)
+        since_seen, doubt = tuple(last[term] for term in named), self.concepts.doubt(answer)
+        return Negative(self.concepts.negative_prompt(named), named, answer, since_seen, doubt)
 
     def describe(self) -> dict:
         return {

@@ -82,7 +82,7 @@ class Guide:
         rows = own.unconditional = own.guided(i)
         preds = {"uncond": (rows, pred_uncond[rows]), "cond": (own.images, pred_cond)}
         pred = own.cfg(preds)
-        if i in self.query_steps:
+        if i in own.query_steps:
             view = View(own, i, own.images, run.x0(pred, t, latents), latents)
             own.negatives = self.method.negatives.look(view, own.negatives)
         if negative := own.negative(i):
@@ -101,8 +101,7 @@ class Guide:
             g = self.pipe.guidance_scale
             raise ValueError(f"guidance_scale {g} leaves no ε_u to steer with; use one above 1")
         check_scheduler(self.pipe.scheduler, self.run.backbone.family)
-        N, labels = self.pipe.scheduler.num_inference_steps, [f"image {row}" for row in range(B)]
-        self.query_steps = self.method.negatives.query_steps_of(N)
+        labels = [f"image {row}" for row in range(B)]
         batch = Batch([""] * B, [None] * B, [], [float(self.pipe.guidance_scale)] * B, labels)
         self.guider, self.negatives = guider(self.method, self.run, batch), []
         self.guider.prompted = self._prompted
@@ -136,6 +135,10 @@ class _Running(Run):
     @property
     def scheduler(self):
         return self.backbone.pipe.scheduler
+
+    @property
+    def num_inference_steps(self) -> int:
+        return self.scheduler.num_inference_steps
 
     def unscaled(self, sample: Tensor, t: Tensor) -> Tensor:
         """x_t of what the network is given."""

@@ -1,13 +1,10 @@
-"""The sampler: a loop that yields a `Step` per denoising step, and `sample()`, which collects.
-
-The body of `_denoise` is the method: guide, query, steer, step.
-"""
+"""The sampler. The body of `_denoise` is the method: guide, query, steer, step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,23 +17,15 @@ from vldnp.models.backbone import Backbone, as_backbone, to_pil
 from vldnp.models.run import Run
 from vldnp.trace import Output, Step, Trace, joined, record
 
-OUTPUT_TYPES = {
-    "pil": to_pil,
-    "pt": lambda images: images,
-    "np": lambda images: images.permute(0, 2, 3, 1).numpy(),
-    "latent": None,
-}
+OUTPUT_TYPES = {"pil": to_pil, "pt": None, "np": lambda x: x.permute(0, 2, 3, 1).numpy()}
 
 
 @torch.no_grad()
 def _denoise(run: Run, own: Guider, latents: Tensor, x0_every: bool) -> Iterator[Step]:
     """VL-DNP for a batch of B images (arXiv 2510.26052, algorithm 1)."""
-    policy, generators = own.method.negatives, own.batch.generators
-    query_steps = policy.query_steps_of(own.N)
-
     for i, t in enumerate(run.timesteps):
         # 1. ε_cfg = ε_u + g (ε_c − ε_u). ε_n shares the call, unless a query is about to renew it.
-        queried, before = i in query_steps, own.negatives
+        queried, before = i in own.query_steps, own.negatives
         branches = own.positive(i) | ({} if queried else own.negative(i))
         preds = evaluate(run, latents, t, branches)
         pred = own.cfg(preds)
@@ -44,7 +33,7 @@ def _denoise(run: Run, own: Guider, latents: Tensor, x0_every: bool) -> Iterator
         # 2. The VLM sees x̂₀, free of the negative term; what it names is the negative prompt.
         view = View(own, i, own.images, run.x0(pred, t, latents), latents)
         if queried:
-            own.negatives = policy.look(view, before)
+            own.negatives = own.method.negatives.look(view, before)
             late = own.negative(i)
             branches, preds = branches | late, preds | evaluate(run, latents, t, late)
         if x0_every:
@@ -54,7 +43,7 @@ def _denoise(run: Run, own: Guider, latents: Tensor, x0_every: bool) -> Iterator
         pred = own.steer(i, t, latents, pred, preds)
 
         # 4. x_{t−1}.
-        latents = run.step(pred, t, latents, generators)
+        latents = run.step(pred, t, latents, own.batch.generators)
         with naming(own.batch.labels, f"at step {i}"):
             check_finite({"the prediction": pred, "x̂₀": view.x0, "the latents": latents})
         yield record(view, float(t), latents, branches, before)
@@ -69,14 +58,13 @@ def denoise(
     x0_every: bool = False,
     height: int | None = None,
     width: int | None = None,
-    scheduler=None,
+    scheduler: str | SchedulerMixin | None = None,
     **batch,
 ) -> Iterator[Step]:
     """Denoise a batch, yielding a `Step` after each step. The arguments are checked at once.
 
-    What else is in its batch changes an image by rounding only: 1e-9 in float64; in float32 the
-    guidance amplifies it, on moji-sd to at most 1/255 in the image, unless a VLM's answer changes.
-    The same batch on as many threads of the same kind of CPU gives the same pixels.
+    The same batch on as many threads of the same kind of CPU gives the same pixels. What else is in
+    its batch changes an image by rounding only, unless that changes an answer of the VLM.
 
     Args:
         model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion or FLUX.1 pipeline.
@@ -103,31 +91,32 @@ def sample(
     prompt: str | Sequence[str],
     method: Method = CFG(),  # noqa: B008  (frozen data)
     *,
+    seeds: Sequence[int] | None = None,
+    guidance_scale: float | Sequence[float] = 7.5,
     num_inference_steps: int = 50,
     x0_every: bool = False,
     height: int | None = None,
     width: int | None = None,
-    scheduler=None,
+    scheduler: str | SchedulerMixin | None = None,
     output_type: str = "pil",
     batch_size: int | None = None,
     progress: bool = True,
     **batch,
 ) -> Output:
-    """Denoise to the end and decode; see `denoise` for the arguments that both have.
+    """Denoise to the end and decode; see `denoise` and `batch_of` for the other arguments.
 
     Args:
         output_type: `pil`, `pt`, `np` or `latent`; see `Output`.
         batch_size: so many images at a time; default is all at once.
         progress: show a progress bar.
     """
-    if output_type not in OUTPUT_TYPES:
-        raise unknown("output_type", output_type, OUTPUT_TYPES)
-    backbone, asked = as_backbone(model), batch_of(prompt, **batch)
+    if output_type not in (*OUTPUT_TYPES, "latent"):
+        raise unknown("output_type", output_type, (*OUTPUT_TYPES, "latent"))
+    backbone, asked = as_backbone(model), batch_of(prompt, seeds, guidance_scale, **batch)
     size = len(asked.prompts) if batch_size is None else whole("batch_size", batch_size, 1)
     latents, images, steps = [], [], []
     starts = range(0, len(asked.prompts), size)
-    bar = tqdm(total=len(starts) * num_inference_steps, disable=not progress, unit="step")
-    with bar:
+    with tqdm(total=len(starts) * num_inference_steps, disable=not progress, unit="step") as bar:
         for start in starts:
             part = Batch(*(getattr(asked, f.name)[start : start + size] for f in fields(Batch)))
             run = Run(backbone, num_inference_steps, scheduler, height, width)
@@ -139,9 +128,10 @@ def sample(
             if output_type != "latent":
                 with naming(part.labels, "after the last step"):
                     images.append(backbone.decode(step.latents).cpu())
-    clean, convert = torch.cat(latents), OUTPUT_TYPES[output_type]
+    clean, convert = torch.cat(latents), OUTPUT_TYPES.get(output_type)
+    found = torch.cat(images) if images else clean
     return Output(
-        images=clean if convert is None else convert(torch.cat(images)),
+        images=convert(found) if convert else found,
         trace=Trace(asked.prompts, asked.seeds, [joined(s) for s in zip(*steps, strict=True)]),
         latents=clean,
         method=method,
@@ -149,9 +139,8 @@ def sample(
 
 
 def _started(run: Run, batch: Batch, method: Method, x0_every: bool) -> Iterator[Step]:
-    """What is wrong with a method is found here; the generator comes back ready to run."""
+    """The loop, ready to run: what is wrong with a method is an error before its first step."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
-    method.negatives.query_steps_of(run.num_inference_steps)
     own, latents = guider(method, run, batch), run.initial_latents(batch.generators)
     return _denoise(run, own, latents, x0_every)

@@ -166,10 +166,8 @@ class NoisyOracle(Wrapped):
         after, vocabulary = self.inner.look(view, before), list(self.concepts.vocabulary)
         for k, (prompt, seed) in enumerate(view.samples):
             drawn = _rng(self.seed, prompt, seed, view.index).random(len(vocabulary))
-            chance = [
-                self.recall if t in after[k].concepts else self.false_rate for t in vocabulary
-            ]
-            terms = [t for t, u, p in zip(vocabulary, drawn, chance, strict=True) if u < p]
+            rates = [self.recall if t in after[k].concepts else self.false_rate for t in vocabulary]
+            terms = [t for t, u, rate in zip(vocabulary, drawn, rates, strict=True) if u < rate]
             after[k] = named(self.concepts, terms, after[k].answer)
         return after
 

@@ -58,7 +58,7 @@ def attending(
 ) -> Iterator[None]:
     """While this lasts, rows' image features are `normalized` against their auxiliary rows'.
 
-    Both continue with the result, so that they differ in their text alone, as in the paper's figure.
+    Both continue with the result, so that they differ in their text alone.
 
     Args:
         network: a U-Net, or a transformer that attends to text and image together.

@@ -104,7 +104,8 @@ class SafeDenoiser:
             value, high = getattr(self, name), most.get(name, float("inf"))
             if not (is_finite(value) and low <= value <= high):
                 raise ValueError(
-                    f"the safe denoiser's {name} must be a number from {low} to {high}, not {value!r}"
+                    f"the safe denoiser's {name} must be a number from {low} to {high}, not "
+                    f"{value!r}"
                 )
         content = self.bank.float().cpu().contiguous().numpy().tobytes()
         object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest()[:12])
