@@ -105,7 +105,7 @@ def _json_items(said: object) -> Iterator[tuple[str, bool]]:
         said = one  # {"seen": […]}
     if isinstance(said, dict):
         for item, verdict in said.items():
-            yield item, verdict if isinstance(verdict, bool) else VERDICTS[normal(verdict)]
+            yield item, verdict if isinstance(verdict, bool) else VERDICTS[normal(str(verdict))]
     elif isinstance(said, list) and all(isinstance(item, str) for item in said):
         yield from ((item, True) for item in said)
     else:

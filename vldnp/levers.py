@@ -156,7 +156,9 @@ class PreviewDecoder:
 def preview(method: Method, decoder: Preview) -> Method:
     """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`), the final image as ever."""
     if not isinstance(decoder, Preview):
-        raise TypeError(f"preview must be opened by vldnp.load_preview, not {decoder!r}")
+        raise TypeError(
+            f"preview must be opened by vldnp.load_preview, not a {type(decoder).__name__}"
+        )
     return replace(method, levers=(*method.levers, PreviewDecoder(decoder)))
 
 
