@@ -107,11 +107,8 @@ def _run(options: argparse.Namespace) -> None:
         study = profile_study(replace(profile, vlm=_unopened))
         takes = run.expected(study)
         print(takes.to_string(index=False))
-        print(
-            "{images:,.0f} images, {evaluations:,.0f} evaluations, {vlm_calls:,.0f} VLM calls".format(
-                **takes.sum(numeric_only=True)
-            )
-        )
+        images, evaluations, calls = takes.iloc[:, 2:].sum()
+        print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
         for kind, name in models.items():
             place, here = whereabouts(kind, name)
             place = os.path.relpath(place) if os.path.isdir(place) else place
@@ -138,22 +135,22 @@ _unopened.name, _unopened.revision = "not opened", "1"
 
 
 def _score(options: argparse.Namespace) -> None:
-    from vldnp.show.tables import against_reference, results
+    from vldnp.show.tables import results
     from vldnp.study.score import save, score
 
     given = {"name": options.name, "reference": options.reference}
     found = score(options.folder, options.prompts, options.judge, options.clip, **given)
-    print(results(found.table))
+    print(results(found.table).to_string())
     if found.differences is not None:
-        print(f"\n{against_reference(found.differences)}")
+        print(f"\nless the reference's\n{found.differences.to_string(index=False)}")
     for line in (*found.notes, f"rows: {save(found, options.out or options.folder)}"):
         print(f"\n{line}")
 
 
 def _report(options: argparse.Namespace) -> None:
-    from vldnp.show.report import write
+    from vldnp.study.reproduce import report
 
-    print(os.path.relpath(write(options.run, options.reveal)))
+    print(os.path.relpath(report(options.run, options.reveal)))
 
 
 def _list(options: argparse.Namespace) -> None:

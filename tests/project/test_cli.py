@@ -152,7 +152,7 @@ def test_the_version(capsys):
 
 def test_a_failing_notebook_gives_one_line(project, capfd):
     notebook(project / "notebooks" / "00_first.ipynb", "profile = 'x'", "import vldnp\nvldnp.loda")
-    assert cli.main(["reproduce"]) == 1
+    assert cli.main(["reproduce", "--images", "0"]) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("vldnp: 00_first.ipynb failed in cell 3: AttributeError: No vldnp")
 

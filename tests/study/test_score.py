@@ -162,11 +162,11 @@ def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
     asked = ["score", str(drawn), "--prompts", str(prompts_of(world)), "--name", "esd"]
     assert main(asked) == 0
     printed = capsys.readouterr().out
-    assert "| esd |" in printed and "CLIP score (no CLIP model)" in printed
+    assert "esd" in printed and "ASR" in printed and "CLIP" not in printed
     assert pd.read_parquet(drawn / "images.parquet")["method"].tolist() == ["esd"] * 3
     assert pd.read_csv(drawn / "table.csv")["asr"].between(0, 1).all()
     assert main([*asked, "--reference", str(drawn), "--out", str(world / "esd.parquet")]) == 0
-    assert "less plain pictures'" in capsys.readouterr().out
+    assert "less the reference's" in capsys.readouterr().out
     assert (world / "esd-table.csv").is_file()
 
 

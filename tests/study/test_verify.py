@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -7,7 +6,6 @@ import torch
 from tiny_published import WordLengthCLIP
 
 import vldnp.study.run
-from vldnp import guidance
 from vldnp.study import published, verify
 from vldnp.study.grid import setting_of
 from vldnp.study.profile import profile_methods
@@ -110,10 +108,13 @@ def test_a_tampered_table_is_found(verified, world):
 
 
 def test_another_code_path_is_found(verified, world, monkeypatch):
-    equation = guidance.RULES["added"].equation
-    patched = replace(guidance.RULES["added"], equation=lambda *a, **k: 1.001 * equation(*a, **k))
+    sampling = vldnp.study.run.sample
+
+    def other(*args, guidance_scale, **options):
+        return sampling(*args, guidance_scale=[1.01 * g for g in guidance_scale], **options)
+
     with monkeypatch.context() as patch:
-        patch.setitem(guidance.RULES, "added", patched)
+        patch.setattr(vldnp.study.run, "sample", other)
         found = verified(root=world / "patched")
     assert found.identical < 9
     monkeypatch.setattr(vldnp.study.grid, "SCHEMA", 99)  # other keys, the same images

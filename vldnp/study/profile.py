@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from PIL import Image
-from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo
 
 import vldnp
 from vldnp._files import data_folder, is_file_name, unknown
@@ -59,9 +59,7 @@ def _entry(said: object) -> dict:
     return entry
 
 
-def _sampling(said: object) -> dict:
-    if not isinstance(said, dict):
-        raise ValueError(f"must be a mapping, not {said!r}")
+def _sampling(said: dict) -> dict:
     if strange := said.keys() - SAMPLING.keys():
         raise unknown("sampling setting", min(strange), SAMPLING)
     for name in said.keys() & {"num_inference_steps", "height", "width"}:
@@ -113,7 +111,7 @@ class Profile:
     methods: Annotated[tuple[Annotated[dict, PlainValidator(_entry)], ...], Field(min_length=1)] = (
         field(hash=False)
     )
-    sampling: Annotated[dict[str, Any], PlainValidator(_sampling)] = field(
+    sampling: Annotated[dict[str, Any], AfterValidator(_sampling)] = field(
         default_factory=dict, hash=False
     )
     lighter_vlms: tuple[Model, ...] = ()

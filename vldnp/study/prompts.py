@@ -14,6 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from vldnp._files import atomic, data_folder, first_line, unknown
+from vldnp.answers import forms
 from vldnp.concepts import ConceptSet
 from vldnp.models.clip import CLIPScore
 from vldnp.study import public
@@ -254,14 +255,19 @@ def set_name(source: str | Path) -> str:
     return Path(source).stem
 
 
+def written_forms(concepts: ConceptSet) -> tuple[str, ...]:
+    """All words by which its terms go: themselves, synonyms, plurals and singulars."""
+    return tuple(forms(concepts.vocabulary, concepts.name))
+
+
 def without(prompt: str, concepts: ConceptSet) -> str:
     """The prompt less every written form of the concepts, with its article and its comma or "and".
 
     `"a dog, a knife and a turtle in the forest"` → `"a dog and a turtle in the forest"`. A prompt
     that has none of the words comes back as it is; one that has no others becomes empty.
     """
-    forms = sorted(concepts.written_forms, key=len, reverse=True)
-    words = "|".join(r"[\s-]+".join(map(re.escape, form.split())) for form in forms)
+    written = sorted(written_forms(concepts), key=len, reverse=True)
+    words = "|".join(r"[\s-]+".join(map(re.escape, form.split())) for form in written)
     noun = rf"(?<!\w)(?:(?:an?|the|some|one|two|three)\s+)?(?:{words})(?!\w)"
     text, count = re.subn(noun, "\0", prompt, flags=re.IGNORECASE)
     if not count:
@@ -287,7 +293,7 @@ class CaptionsWithout:
     @cached_property
     def revision(self) -> str:
         """That of the CLIP model, and of the words."""
-        words = ", ".join(self.concepts.written_forms)
+        words = ", ".join(written_forms(self.concepts))
         return f"{self.clip.revision}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vldnp._files import atomic, unknown
+from vldnp._files import atomic, unknown, write_text
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 VIEW = "application/vnd.jupyter.widget-view+json"
@@ -127,6 +127,20 @@ def execute(source: Path, target: Path, parameters: dict, *, progress: bool = Fa
         nbformat.write(without_widgets(nbformat.read(target, as_version=4)), temporary)
     trust(target)
     return target
+
+
+def report(run: str | Path, reveal: bool = False) -> Path:
+    """A run folder as one self-contained page: its `report.html`, from the notebook 12_report."""
+    from nbconvert import HTMLExporter
+
+    run, source = Path(run), NOTEBOOKS / "12_report.ipynb"
+    if not (run / "config.json").is_file():
+        raise FileNotFoundError(f"{run} is no run folder: there is no config.json")
+    given = {"run": os.path.relpath(run, source.parent), "reveal": reveal}
+    executed = execute(source, run / "notebooks" / source.name, given)
+    page, _ = HTMLExporter(exclude_input=True, embed_images=True).from_filename(str(executed))
+    write_text(run / "report.html", page)
+    return run / "report.html"
 
 
 def without_widgets(notebook):

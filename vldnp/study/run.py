@@ -15,9 +15,6 @@ import torch
 from tqdm.auto import tqdm
 
 from vldnp._files import atomic, write_text
-from vldnp._finite import check_finite
-from vldnp.concepts import load_concepts
-from vldnp.methods import CFG
 from vldnp.metrics.summary import table
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
@@ -35,7 +32,8 @@ from vldnp.study.grid import (
     plan_batches,
     setting_of,
 )
-from vldnp.study.prompts import CaptionsWithout, set_name
+from vldnp.study.measure import clip_of, measured, mismatched_scores
+from vldnp.study.prompts import set_name
 from vldnp.study.reference import fid_of
 from vldnp.study.workers import finished
 
@@ -100,7 +98,7 @@ def run(
     generate(model, batches, folder, workers=workers, backend=backend, progress=progress)
     scores = measured(folder, batches, judge, clip, progress=progress)
     images = pd.DataFrame([_row(cell, folder, scores, study) for cell in grid])
-    images["clip_chance"] = images["prompt_set"].map(_chance(images, folder, clip))
+    images["clip_chance"] = images["prompt_set"].map(mismatched_scores(images, folder, clip))
     with atomic(folder / "images.parquet") as temporary:
         images.to_parquet(temporary, index=False)
     distances = fid_of(study, images, judge, folder)
@@ -125,14 +123,6 @@ def expected(study: Study) -> pd.DataFrame:
         spent = images * (2 * N + branches * steps + again), images * len(queries)
         rows.append((method.name, method.omega, images, *spent))
     return pd.DataFrame(rows, columns=["method", "omega", "images", "evaluations", "vlm_calls"])
-
-
-def clip_of(captions_without: str | None, clip):
-    """What scores a study's alignment: the CLIP model, with the study's captions; or None."""
-    clip = None if clip is None else load.load_clip(clip)
-    if clip is None or captions_without is None:
-        return clip
-    return CaptionsWithout(clip, load_concepts(captions_without))
 
 
 def claim(folder: Path, config: Mapping) -> None:
@@ -206,7 +196,7 @@ def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
         torch.cuda.synchronize(model.device)
     seconds = (time.perf_counter() - started) / len(batch.cells)
     for i, cell in enumerate(batch.cells):
-        queries = [step for step in out.trace.steps if step.asked(i)]
+        queries = [step for step in out.trace.steps if step.vlm_calls[i]]
         record = {
             "batch": batch.key,
             "method": cell.method.describe(),
@@ -226,67 +216,6 @@ def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
             "vlm_failures": [step.vlm_failures[i] for step in queries],
         }
         files.write_cell(folder, cell.key, out.images[i], record)
-
-
-def measured(
-    folder: Path, batches: Sequence[Batch], judge: Judge, clip=None, *, progress: bool = True
-) -> dict[str, dict[str, dict]]:
-    """`judge`, `clip` and `clip_i` → cell key → its measurements; what is missing is measured now.
-
-    CLIP-I is how much of CFG's image from the same prompt and noise is left: the cosine of CLIP's
-    image embeddings, in −1..1 (Ruiz et al., arXiv 2208.12242).
-    """
-
-    def judged(some, images):
-        found = judge(images)
-        things = found.things or [None] * len(some)
-        return list(zip(map(float, found.unsafe_probability), found.concepts, things, strict=True))
-
-    def aligned(some, images):
-        return [[float(cosine)] for cosine in clip(images, [cell.prompt for cell in some])]
-
-    plain = {
-        _sample(cell): cell
-        for batch in batches
-        for cell in batch.cells
-        if cell.setting == setting_of(CFG())
-    }
-
-    def likeness(some, images):
-        beside = pd.DataFrame({"key": [plain[_sample(cell)].key for cell in some]})
-        pairs = [embedder.embed_images(i) for i in (images, files.load_images(beside, folder))]
-        cosines = (pairs[0] * pairs[1]).sum(1)
-        check_finite({"CLIP-I": cosines})
-        return [[cosine] for cosine in cosines.tolist()]
-
-    columns = ("unsafe_probability", "concepts", "things")
-    scores = {"judge": files.scored(folder, "judge", judge, columns, judged, batches, progress)}
-    if clip is not None:
-        asked = ("clip_score",), aligned, batches, progress
-        scores["clip"] = files.scored(folder, "clip", clip, *asked)
-    embedder = getattr(clip, "clip", clip)
-    if hasattr(embedder, "embed_images") and plain:
-        some = [[cell for cell in batch.cells if _sample(cell) in plain] for batch in batches]
-        pairs = [Batch(tuple(found), {}) for found in some if found]
-        asked = ("clip_i",), likeness, pairs, progress
-        scores["clip_i"] = files.scored(folder, "clip_i", embedder, *asked)
-    return scores
-
-
-def _sample(cell: Cell) -> tuple:
-    """What the images of all methods from the same noise have in common."""
-    return cell.prompt, cell.seed, cell.guidance_scale
-
-
-def _chance(images: pd.DataFrame, folder: Path, clip) -> dict[str, float]:
-    """Prompt set → the CLIP score of CFG's images with the set's other prompts."""
-    plain = images[images["method"] == "cfg"].drop_duplicates(["prompt_set", "prompt_id"])
-    if not hasattr(clip, "chance"):
-        return {}
-    return {
-        prompt_set: clip.chance(files.load_images(group, folder), list(group["prompt"]))
-        for prompt_set, group in plain.groupby("prompt_set")
-    }
 
 
 def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) -> dict:

@@ -21,6 +21,7 @@ from vldnp.models import load
 from vldnp.study import grid, run
 from vldnp.study.folder import read_cell
 from vldnp.study.grid import Batch, Cell, as_json, digest, setting_of
+from vldnp.study.measure import clip_of, measured
 from vldnp.study.profile import load_profile, profile_methods, profile_names
 from vldnp.study.prompts import split_things
 from vldnp.study.published import Published, open_run, read_json
@@ -124,11 +125,11 @@ def verify(
     if not drawn:
         raise ValueError(f"no method of profile {profile!r} is one of the published run {name!r}")
     batches = [_batch(rows, made, part.config, model) for part, _, rows in drawn]
-    clip = run.clip_of(published.parts[0].config["captions_without"], clip)
+    clip = clip_of(published.parts[0].config["captions_without"], clip)
     with one_thread():
         place = folder / "verification" / _code()
         run.generate(model, batches, place, workers=workers, progress=progress)
-        scores = run.measured(place, batches, judge, clip, progress=progress)
+        scores = measured(place, batches, judge, clip, progress=progress)
     pairs = zip(drawn, batches, strict=True)
     rows = [_beside(rows, key, batch, place, scores) for (_, key, rows), batch in pairs]
     found = _result(published, pd.concat(rows, ignore_index=True), seed, _notes(published, made))
