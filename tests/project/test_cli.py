@@ -29,9 +29,6 @@ run = Path(out) / (profile + "-quick" * quick)
 (run / "figures").mkdir(parents=True, exist_ok=True)
 (run / "table.csv").write_text(f"{quick} {prompt}")
 (run / "figures" / "pareto.png").write_bytes(b"")
-(run / "progress.json").write_text('{"done": 3, "total": 7, "method": "static ω=2"}')
-import time
-time.sleep(2.5)
 """
 
 
@@ -59,7 +56,6 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
     for line in ("table.csv", "figures/pareto.png", "notebooks/00_first.ipynb"):
         assert os.path.join("results", "moji-quick", line) in printed
     assert "[1/2] 00_first.ipynb" in progress and "Executing" in progress
-    assert "3/7" in progress and "static ω=2" in progress, "how far the images are"
     executed = (run / "notebooks" / "01_second.ipynb").read_text()
     assert str(project) not in executed, "no machine path in what may be committed"
     assert not (run / "notebooks" / "extra.ipynb").exists()

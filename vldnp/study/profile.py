@@ -155,12 +155,8 @@ def profile_names() -> list[str]:
 def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     """A profile by name, or from a YAML file.
 
-    A file that says `extends: <another>` has that profile's settings where it has none of its own;
-    another file is named as seen from its folder.
-
-    Args:
-        source: a name in `data/profiles`, or a file.
-        quick: for a smoke test: `QUICK_PROMPTS` prompts of each set, in `runs/<name>-quick`.
+    A file that says `extends: <name or file>` has that profile's settings where it has none of its
+    own. `quick` is for a smoke test: `QUICK_PROMPTS` prompts of each set, in `runs/<name>-quick`.
 
     Raises:
         ValueError, FileNotFoundError: one line that names the file and says what is wrong.
@@ -196,10 +192,8 @@ def profile_methods(
 ) -> tuple[Method, ...]:
     """The methods that a profile compares, each at every strength it has.
 
-    Args:
-        profile: a name, a YAML file or a `Profile`.
-        omegas: strengths instead of the profile's, for the methods that have several.
-        names: which, as in tables; None is all.
+    `omegas` are strengths instead of the profile's, for the methods that have several; `names`
+    which methods, as in tables.
     """
     return tuple(
         method
@@ -225,7 +219,7 @@ def chosen_methods(profile: str | Path | Profile) -> dict[str, Method]:
 def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
     """The profile's VL-DNP at its chosen strength, with other arguments of `vldnp.VLDNP`.
 
-    An ablation is a comprehension: `[dynamic(profile, query_steps=uniform(n)) for n in (1, 2, 5)]`.
+    An ablation is a comprehension: `[dynamic(profile, query_steps=uniform(n)) for n in (1, 2)]`.
     """
     entry = next((entry for entry in profile.methods if "VLDNP" in entry), {"VLDNP": {}})
     given = dict(entry["VLDNP"] or {})
@@ -290,9 +284,7 @@ def profile_study(
 ) -> Study:
     """Some methods (all of the profile's) under a profile's settings, as a study.
 
-    Args:
-        name: of the study, and of its run folder; the profile's where it is the profile's grid.
-        prompt_sets, max_prompts: instead of the profile's.
+    `name` (of the run folder), `prompt_sets` and `max_prompts` replace the profile's.
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     return Study(

@@ -281,10 +281,7 @@ def without(prompt: str, concepts: ConceptSet) -> str:
 
 
 class CaptionsWithout:
-    """A CLIP score against the prompts `without` a concept set's words.
-
-    An image that lacks the dagger which its prompt asks for must not count as misaligned.
-    """
+    """A CLIP score against the prompts `without` a concept set's words."""
 
     def __init__(self, clip: CLIPScore, concepts: ConceptSet):
         self.clip, self.concepts = clip, concepts

@@ -1,13 +1,10 @@
 """Verifying what is published, and executing the notebooks in order with papermill."""
 
-import json
 import os
 import sqlite3
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from vldnp._files import atomic, unknown, write_text
@@ -76,8 +73,7 @@ def reproduce(
     for number, source in enumerate(sources, start=1):
         print(f"[{number}/{len(sources)}] {source.name}", file=sys.stderr, flush=True)
         asked = {name: given[name] for name in given if name in declared[source]}
-        with _watched(run):
-            executed.append(execute(source, run / "notebooks" / source.name, asked, progress=True))
+        executed.append(execute(source, run / "notebooks" / source.name, asked, progress=True))
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     for path in [run / "table.csv", *sorted((run / "figures").glob("*.png")), *executed]:
         print(f"  {os.path.relpath(path)}{'' if path.exists() else '  (was not written)'}")
@@ -162,28 +158,3 @@ def trust(path: Path) -> None:
         Path(jupyter_data_dir()).mkdir(parents=True, exist_ok=True)
         with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
             notary.sign(nbformat.read(path, as_version=4))
-
-
-@contextmanager
-def _watched(run: Path) -> Iterator[None]:
-    """A bar of the images that a notebook makes, by `progress.json` of run folders of that name."""
-    from tqdm.auto import tqdm
-
-    ended, started, run = threading.Event(), time.time(), run.resolve()
-
-    def watch() -> None:
-        with tqdm(desc="images", unit="image", leave=False) as bar:
-            while not ended.wait(1):
-                for path in run.parent.glob(f"{run.name}*/progress.json"):
-                    if path.stat().st_mtime >= started:
-                        state = json.loads(path.read_text(encoding="utf-8"))
-                        bar.total, bar.n = state["total"], state["done"]
-                        bar.set_postfix_str(state["method"])
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

@@ -57,20 +57,18 @@ def run(
     """Compute what is missing of a study, measure it, and write its tables.
 
     In `root/study.name` there are afterwards `cells/` (a PNG and a JSON record per image),
-    `scores/` (measurements), `images.parquet`, `table.csv` and `config.json` (all that was
-    resolved). Each file is written whole or not at all, so that a run that was killed goes on, and
-    several processes may work on one folder.
+    `scores/`, `images.parquet`, `table.csv` and `config.json`. Each file is written whole or not at
+    all: a run that was killed goes on, and several processes may work on one folder.
 
     Args:
         study: the grid.
         model, judge, clip: names or objects, as `vldnp.load`, `load_judge` and `load_clip` take
             them; without a CLIP model its scores are empty.
         root: where run folders lie.
-        workers: how many processes make images, each with one thread and models of its own, which
-            have to be opened by `vldnp.load…`, or can be pickled. Their number changes no pixel.
-        backend: "loky", processes of this machine; "ray" or "dask", a cluster. Without `workers`,
-            one for each GPU, or for each core where there is none.
-        progress: show bars.
+        workers: how many processes make images, each with one thread and models of its own, opened
+            by `vldnp.load…` or pickled; by default this one. Their number changes no pixel.
+        backend: "loky", processes of this machine, one for each GPU or else core where `workers` is
+            not given; "ray" or "dask", a cluster.
 
     Returns:
         One row per image, as in `images.parquet`. `model_evaluations` and `vlm_calls` are totals
@@ -161,23 +159,15 @@ def generate(
     backend: str | None = None,
     progress: bool = True,
 ) -> None:
-    """Compute those batches of which the run folder lacks an image, each as a whole.
-
-    `progress.json` in the run folder says how far it is, to whoever looks from outside.
-    """
+    """Compute those batches of which the run folder lacks an image, each as a whole."""
     files.sweep(folder)
     missing = files.lacking(folder, (cell.key for batch in batches for cell in batch.cells))
     waiting = [batch for batch in batches if missing & {cell.key for cell in batch.cells}]
-    total, done = sum(len(batch.cells) for batch in waiting), 0
+    jobs, total = [(model, batch, folder.absolute()) for batch in waiting], len(missing)
     with tqdm(total=total, desc="images", unit="image", disable=not (progress and total)) as bar:
-        jobs = [(model, batch, folder.absolute()) for batch in waiting]
         for number in finished(compute_batch, jobs, workers, backend):
-            batch = waiting[number]
-            done += len(batch.cells)
-            bar.update(len(batch.cells))
-            bar.set_postfix_str(batch.method.name)
-            state = {"done": done, "total": total, "method": batch.method.name}
-            write_text(folder / "progress.json", as_json(state))
+            bar.set_postfix_str(waiting[number].method.name)
+            bar.update(len(missing & {cell.key for cell in waiting[number].cells}))
 
 
 def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:

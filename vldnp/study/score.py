@@ -94,8 +94,12 @@ def score(
         notes.append(f"{blank} of {len(own)} images are of one colour: no judge can see in them")
     if reference is None:
         return Scored(own, table(own), notes=tuple(notes))
-    reference = Path(reference)
-    plain = _as_rows(measured(reference, "cfg"), "cfg", setting_of(CFG()))
+    plain = _as_rows(measured(Path(reference), "cfg"), "cfg", setting_of(CFG()))
+    return _compared(own, folder, plain, Path(reference), judge, clip, notes)
+
+
+def _compared(own, folder: Path, plain, reference: Path, judge, clip, notes: list[str]) -> Scored:
+    """Rows beside those of CFG's images: CLIP-I, FID and KID, paired differences."""
     if hasattr(clip, "chance"):
         chance = clip.chance(_open_all(plain, reference), list(plain["prompt"]))
         own, plain = (rows.assign(clip_chance=chance) for rows in (own, plain))

@@ -105,13 +105,7 @@ def verify(
             weights are others than those that made it.
     """
     published = open_run(name)
-    for model_name, revision in published.meta["models"].items():
-        folder = data_folder() / "models" / model_name
-        if folder.is_dir() and (here := fingerprint(folder)) != revision:
-            raise ValueError(
-                f"{folder} has the fingerprint {here}, and {model_name!r} of the published run "
-                f"{name!r} had {revision}: its weights or configs were changed"
-            )
+    _check_weights(published)
     known = [p for p in profile_names() if name == p or name.startswith(f"{p}-")]
     profile = profile or (max(known, key=len) if known and model is None else None)
     made = {setting_of(method): method for method in methods}
@@ -135,6 +129,16 @@ def verify(
     found = _result(published, pd.concat(rows, ignore_index=True), seed, _notes(published, made))
     write_text(folder / "verification.json", as_json(asdict(found), indent=1) + "\n")
     return found
+
+
+def _check_weights(published: Published) -> None:
+    for model_name, revision in published.meta["models"].items():
+        folder = data_folder() / "models" / model_name
+        if folder.is_dir() and (here := fingerprint(folder)) != revision:
+            raise ValueError(
+                f"{folder} has the fingerprint {here}, and {model_name!r} of the published run "
+                f"{published.name!r} had {revision}: its weights or configs were changed"
+            )
 
 
 def read_verification(root: str | Path, name: str) -> Verification | None:
