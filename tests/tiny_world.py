@@ -68,7 +68,8 @@ def make(folder: Path) -> Path:
         clip(models / "moji-clip")
         tiny_vae().save_pretrained(models / "moji-taesd")
     shutil.copytree(DATA / "concepts", folder / "concepts")
-    shutil.copy(DATA / "architectures.yaml", folder)
+    for table in ("architectures.yaml", "models.yaml"):
+        shutil.copy(DATA / table, folder)
     (folder / "profiles").mkdir()
     for name in ("tiny", "moji"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))

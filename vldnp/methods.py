@@ -9,8 +9,8 @@ from vldnp._finite import is_finite
 from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.levers import AdaptiveGuidance, Gate
 from vldnp.models import vlm as vlms
+from vldnp.models.backbone import Preview
 from vldnp.models.conditioning import AsWritten, Prompting
-from vldnp.models.preview import Preview
 from vldnp.schedules import Schedule, as_schedule, front_loaded
 from vldnp.strength import OmegaSchedule
 

@@ -24,9 +24,8 @@ from vldnp.baselines.sld import sld
 from vldnp.concepts import load_concepts
 from vldnp.levers import Gate
 from vldnp.methods import VLDNP, Static
-from vldnp.models.backbone import Backbone
+from vldnp.models.backbone import Backbone, Preview
 from vldnp.models.judges import Judgement
-from vldnp.models.preview import Preview
 from vldnp.models.run import Run
 from vldnp.models.vlm import VLMError, identified
 from vldnp.negatives import SampleId

@@ -14,8 +14,7 @@ from vldnp import guidance
 from vldnp.concepts import load_concepts
 from vldnp.levers import AdaptiveGuidance, Gate
 from vldnp.methods import CFG, VLDNP, Static, fast, identified
-from vldnp.models.backbone import Backbone, to_pil
-from vldnp.models.preview import Preview
+from vldnp.models.backbone import Backbone, Preview, to_pil
 from vldnp.models.run import Run
 from vldnp.sampler import denoise, sample
 from vldnp.strength import DNG, Linear, Window

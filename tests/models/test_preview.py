@@ -9,8 +9,7 @@ from tiny_models import sd3_pipeline, tiny_vae
 
 from vldnp.methods import CFG, VLDNP
 from vldnp.models import load
-from vldnp.models.backbone import Backbone
-from vldnp.models.preview import Preview
+from vldnp.models.backbone import Backbone, Preview
 from vldnp.sampler import denoise, sample
 from vldnp.study.grid import Study, cells
 from vldnp.study.workers import packed, unpacked

@@ -89,6 +89,7 @@ def test_describe(folder, pictures):
         "quantization": None,
         "max_new_tokens": 64,
         "max_edge": 16,
+        "answers": "constrained",
     }
     assert [shot["answer"] for shot in shown] == ["a cat"]
     vlm.demonstrations = ((pictures[1], "a cat"),)

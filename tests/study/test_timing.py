@@ -11,8 +11,7 @@ from torch import nn
 
 from vldnp.concepts import load_concepts
 from vldnp.methods import VLDNP
-from vldnp.models.backbone import Backbone
-from vldnp.models.preview import Preview
+from vldnp.models.backbone import Backbone, Preview
 from vldnp.models.vlm import TransformersVLM
 from vldnp.negatives import SampleId
 from vldnp.sampler import sample

@@ -15,9 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AuxiliaryRows:
-    """Rows that go through the U-Net beside others, only for what their features tell.
-
-    An auxiliary row has the latents of its row and a prompt of its own. Its prediction is dropped.
+    """Rows with latents of other rows and prompts of their own, whose predictions are dropped.
 
     Attributes:
         rows: which rows of the conditioning have an auxiliary row, `k` of them.
@@ -38,9 +36,7 @@ class Conditioning:
     Attributes:
         embeds: `[B, L, D]`.
         auxiliary: rows that go through the network beside these.
-        added: what the model's family is told besides, by the network's own names, `[B, …]` each:
-            nothing for Stable Diffusion 1 and 2; `text_embeds` and `time_ids` for SDXL;
-            `pooled_projections` for Stable Diffusion 3.
+        added: what else the network is conditioned on, by its own names, `[B, …]` each.
     """
 
     embeds: Tensor
@@ -72,7 +68,7 @@ class Conditioning:
 
 
 def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
-    """The rows of all parts, one below the other."""
+    """The rows of all parts, one below the other; at most one part has auxiliary rows."""
     if sum(part.auxiliary is not None for part in parts) > 1:
         raise ValueError("only one of several conditionings may have auxiliary rows")
     auxiliary, start = None, 0

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from vldnp._files import data_folder, unknown
-from vldnp.models.preview import Preview
+from vldnp.models.backbone import Preview
 from vldnp.models.vlm import TransformersVLM
 
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

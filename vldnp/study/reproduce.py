@@ -112,7 +112,7 @@ def check_published(name: str, out: str | Path, images: int) -> None:
     if name in (run.name for run in published_runs()):
         import joblib
 
-        from vldnp.models.hub import default_device
+        from vldnp.models.weights import default_device
         from vldnp.study.verify import verify
 
         print(f"[0] verifying the published run {name}", file=sys.stderr, flush=True)
@@ -130,7 +130,9 @@ def notebooks_in(folder: str | Path) -> list[Path]:
 
 def go_offline(profile: Profile) -> None:
     """Ask no hub for anything, in the notebooks' kernels either, where all models are here."""
-    from vldnp.models.hub import EMBEDDED
+    from vldnp.models.load import names, table
+
+    EMBEDDED = {kind: names(kind, shipped=True) for kind in table() if kind != "openers"}
 
     named = {kind: getattr(profile, kind) or names[0] for kind, names in EMBEDDED.items()}
     if all(str(named[kind]) in names for kind, names in EMBEDDED.items()):

@@ -20,8 +20,7 @@ from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.levers import AdaptiveGuidance
 from vldnp.methods import CFG, VLDNP, Method
 from vldnp.models import load
-from vldnp.models.backbone import Backbone, to_pil
-from vldnp.models.preview import Preview
+from vldnp.models.backbone import Backbone, Preview, to_pil
 from vldnp.models.run import Run
 from vldnp.models.vlm import TransformersVLM
 from vldnp.negatives import SampleId
