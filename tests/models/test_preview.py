@@ -86,7 +86,7 @@ def test_previews_that_do_not_do(tmp_path):
     with pytest.raises(ValueError, match="'tiny' is for latents of 4 channels.*'tiny-3' has 16"):
         sample(sd3, "a cat", CFG(preview=small))
     eighths = Preview(AutoencoderTiny(num_encoder_blocks=(1,) * 4), "taesd", "1")
-    with pytest.raises(ValueError, match="a 8th of the picture's size.*a 4th; use the tiny VAE"):
+    with pytest.raises(ValueError, match="a 8th of the image's size.*a 4th; use the tiny VAE"):
         denoise(sd, "a cat", CFG(preview=eighths))
     with pytest.raises(TypeError, match="preview is a name such as 'taesd'.*not 0.5"):
         load.load_preview(0.5)
