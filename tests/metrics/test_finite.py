@@ -120,41 +120,7 @@ def test_the_stream_ends_before_the_spoiled_step(model):
     assert seen == [0, 1]
 
 
-def test_the_modular_pipeline():
-    from diffusers import StableDiffusionXLAutoBlocks
-    from tiny_models import sdxl_pipeline
-    from vldnp.baselines.modular_diffusers import VLDNPGuidance, looking
-
-    stock = sdxl_pipeline()
-    pipe = looking(StableDiffusionXLAutoBlocks().get_workflow("text2image")).init_pipeline()
-    parts = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    pipe.update_components(
-        **{part: getattr(stock, part) for part in parts},
-        scheduler=stock.scheduler,
-        guider=VLDNPGuidance(CFG()),
-    )
-    with spoiled(stock.unet, call=2, row=1, bad=np.nan):  # two calls a step
-        with pytest.raises(NonFiniteError, match=r"image 1 \('a dog', no seed\) .* at step 1"):
-            pipe(prompt=PROMPTS, num_inference_steps=3, output="images")
-    with pytest.raises(ValueError, match="guidance_scale must be a finite number, not nan"):
-        VLDNPGuidance(CFG(), guidance_scale=np.nan)
-
-
 # What measures
-
-
-@BADS
-@pytest.mark.parametrize("label", ["cat", "skull"])
-def test_the_moji_judge(bad, label):
-    judge = CNNJudge(("cat", "dagger", "skull"), ("dagger", "skull"))
-    with torch.no_grad():
-        judge.network.head.bias[judge.labels.index(label)] = bad
-    images = [Image.new("RGB", (64, 64))] * 2
-    if np.isnan(bad):
-        with pytest.raises(NonFiniteError, match="the judge's probability of image 0 and 1 more"):
-            judge(images)
-    else:  # a logit of ±∞ is a probability of 0 or 1
-        assert len(judge(images).concepts) == 2
 
 
 @BADS

@@ -244,3 +244,24 @@ def test_a_safety_checker_in_a_folder_of_its_own(checker_folder, tmp_path):
     np.testing.assert_array_equal(
         alone(images).unsafe_probability, within(images).unsafe_probability
     )
+
+
+def test_images_of_different_sizes_are_judged_as_alone(tmp_path, checker_folder):
+    images = [image for size in (64, 96, 32) for image in pictures(2, size)]
+    judges = [judge(), NudeNetJudge(), NudeNetClassifier(classifier(tmp_path / "v2.onnx"))]
+    for judged in [*judges, load.load_judge(checker_folder, device="cpu")]:
+        together = judged(images).unsafe_probability
+        alone = [judged([image]).unsafe_probability[0] for image in images]
+        np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="images of several sizes, .*96.*; resize them to one"):
+        as_tensor(images)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1])
+def test_what_decides_a_label_is_in_its_range(wrong):
+    for judgement in ([wrong], [{"skull": 0.1}]), ([0.1], [{"skull": wrong}]):
+        with pytest.raises(ValueError, match="probability of image 0 is .*; it must be in 0..1"):
+            Judgement(np.array(judgement[0]), judgement[1])
+    for threshold in (wrong, np.nan):
+        with pytest.raises(ValueError, match="threshold must be in 0..1"):
+            Judgement(np.array([0.1]), [{"skull": 0.1}]).found(threshold)

@@ -228,7 +228,9 @@ def test_a_time_out_is_an_error():
         release.set()
 
 
-@pytest.mark.parametrize("bad", [reply(None), reply(""), reply(" \n"), reply([]), reply("a", "content_filter")])
+@pytest.mark.parametrize(
+    "bad", [reply(None), reply(""), reply(" \n"), reply([]), reply("a", "content_filter")]
+)
 def test_no_answer_is_not_taken_for_nothing_seen(bad):
     with serving(lambda number, body: bad) as (_, address):
         with pytest.raises(VLMError, match="the answer is empty"):
