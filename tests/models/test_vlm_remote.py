@@ -22,7 +22,6 @@ from PIL import Image
 from tiny import sd_pipeline
 
 import vldnp
-from vldnp.concepts import load_concepts
 from vldnp.models.vlm import VLMError, ask
 
 MODELS = Path(__file__).parents[2] / "data" / "models"

@@ -317,9 +317,9 @@ def test_what_cannot_be_a_key_is_refused_without_being_shown(key, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"timeout": 0}, "timeout must be a finite number of seconds, not 0"),
+        ({"timeout": 0}, "timeout must be 0.01 or more and finite, not 0"),
         ({"timeout": float("nan")}, "timeout must be"),
-        ({"retries": -1}, "retries must be 0 or more, not -1"),
+        ({"retries": -1}, "retries must be 0 or more and finite, not -1"),
         ({"deadline": 0}, "deadline must be"),
     ],
 )

@@ -21,19 +21,16 @@ from vldnp.models.weights import default_device, live_fingerprint, open_whole, o
 MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
 """Options that save memory and change no image but by rounding."""
 
-NO_OPTIONS = {
-    **dict.fromkeys(("custom_pipeline", "trust_remote_code"), "no model brings code"),
-    **dict.fromkeys(("quantization_config", "device_map"), "give vldnp.load a pipeline with it"),
-    "use_safetensors": "weights are safetensors",
-}
+NO_OPTIONS = {"custom_pipeline", "trust_remote_code", "use_safetensors"}
+NO_OPTIONS |= {"quantization_config", "device_map"}
+HINT = "lower batch_size, or load the model with dtype='float16', model_cpu_offload=True or "
+HINT += "vae_slicing=True"
 
 
 class Backbone:
     """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
 
-    Args:
-        pipe: the pipeline; it is not changed.
-        name, revision: what identifies the model in records.
+    The pipeline is not changed; name and revision identify the model in records.
 
     Raises:
         ValueError: the pipeline is of another family.
@@ -64,8 +61,11 @@ class Backbone:
         Raises:
             ValueError: another family, a setting that does not fit, or not exactly its weights.
         """
-        if refused := sorted(NO_OPTIONS.keys() & options.keys()):
-            raise ValueError(f"{refused[0]} cannot be set: {NO_OPTIONS[refused[0]]}")
+        if refused := sorted(NO_OPTIONS & options.keys()):
+            raise ValueError(
+                f"{refused[0]} cannot be set: weights are safetensors, and no model brings code; "
+                "open the pipeline with it yourself, and give that to vldnp.load"
+            )
         saving = {option for option in MEMORY if options.pop(option, False)}
         config = DiffusionPipeline.load_config(source, revision=revision, **options)
         kind = str(config.get("_class_name"))
@@ -131,12 +131,8 @@ class Backbone:
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Prompts → text conditioning, as by the stock pipeline.
 
-        A prompt longer than the encoders' limit is cut, with a `UserWarning` that quotes the
-        truncated text.
-
-        Args:
-            size: height, width of the images in pixels, which SDXL is conditioned on; default is
-                the model's own.
+        A longer prompt than the encoders' limit is cut, with a warning that quotes the lost text.
+        SDXL is conditioned on the `size`, height and width in pixels; default is the model's own.
         """
         self._warn_of_truncation(prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
@@ -179,11 +175,7 @@ class Backbone:
 
     def short_of_memory(self) -> AbstractContextManager:
         """Where the GPU's memory does not last, say which settings lower what is needed."""
-        return out_of_memory(
-            self.name,
-            "lower batch_size, or load the model with dtype='float16', model_cpu_offload=True or "
-            "vae_slicing=True",
-        )
+        return out_of_memory(self.name, HINT)
 
     def fingerprint(self) -> str:
         """All that decides its images now (`weights.live_fingerprint`), from all its weights."""
@@ -194,11 +186,7 @@ class Preview:
     """Decodes the images that a VLM is shown, never the final ones, by an `AutoencoderTiny`.
 
     It is distilled from the VAE of the model that it serves, as TAESD is from Stable Diffusion
-    1's (Bohan 2023, github.com/madebyollin/taesd).
-
-    Args:
-        vae: it is used where it lies, in its own precision.
-        name, revision: what identifies it in records.
+    1's (Bohan 2023, github.com/madebyollin/taesd). It is used where it lies, in its own precision.
     """
 
     def __init__(self, vae: AutoencoderTiny, name: str, revision: str):
@@ -233,9 +221,8 @@ def _opened(
     """The pipeline, each of whose models has exactly the weights of its files."""
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(
-            family.pipeline.download(source, revision=revision, use_safetensors=True, **options)
-        )
+        how = {"revision": revision, "use_safetensors": True}
+        folder = Path(family.pipeline.download(source, **how, **options))
     variant, parts = options.get("variant"), {}
     for part, said in config.items():
         library, kind = said if isinstance(said, list | tuple) and len(said) == 2 else ("", "")
@@ -262,11 +249,7 @@ def as_backbone(model: Backbone | DiffusionPipeline) -> Backbone:
 
 
 def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Clean latents → images `[B, 3, H, W]`, float32 in 0..1.
-
-    Raises:
-        NonFiniteError: an image holds NaN or infinity, which would be black or white.
-    """
+    """Clean latents → images `[B, 3, H, W]`, float32 in 0..1; `NonFiniteError` for NaN."""
     latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     check_finite({"the decoded picture": pixels})

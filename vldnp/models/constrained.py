@@ -20,7 +20,7 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
     """How `tokenizer` spells the choices.
 
     Raises:
-        ValueError: one cannot stand in a list, or the tokenizer has no tokens for one; one line.
+        ValueError: those of `offered`, or the tokenizer has no tokens for one; one line.
     """
     first, more = [], []
     before = _tokens(tokenizer, NONE)
@@ -39,29 +39,21 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
 
 
 def offered(choices: Sequence[str]) -> list[str]:
-    """The choices, each once.
-
-    Raises:
-        ValueError: one cannot stand in a list: it is "none", or has a comma.
-    """
+    """The choices, each once; `ValueError` for one that cannot stand in a list with commas."""
     choices = list(dict.fromkeys(choices))
-    for choice in choices:
-        if "," in choice or _words(choice) in ([], [NONE]):
-            raise ValueError(
-                f"{choice!r} cannot be a choice: an answer is a list with commas, or none"
-            )
+    if wrong := [c for c in choices if "," in c or _words(c) in ([], [NONE])]:
+        raise ValueError(
+            f"{wrong[0]!r} cannot be a choice: an answer is a list with commas or none"
+        )
     return choices
 
 
 def allowed(
     spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int
 ) -> list[int]:
-    """The tokens that may come next; never none.
+    """The tokens that may come after those `written`; never none.
 
-    Args:
-        written: the answer's tokens so far.
-        ends: the tokens that end an answer; they may come after every whole term.
-        left: how many more tokens may be written. No term is begun that would be cut off.
+    An end may come after every whole term; no term is begun that has not room in `left` tokens.
     """
     written, found = tuple(written), set()
     if set(ends) & set(written):
@@ -87,11 +79,7 @@ def allowed(
 def prefix_function(
     spelling: Spelling, prompt_length: int, ends: Collection[int], max_new_tokens: int
 ) -> Callable:
-    """`prefix_allowed_tokens_fn(batch_id, input_ids)` for prompts padded to one length.
-
-    Raises:
-        ValueError: not even "none" fits into `max_new_tokens`.
-    """
+    """`prefix_allowed_tokens_fn` for prompts padded to one length; "none" must have room."""
     shortest = min(len(tokens) for tokens, choice in spelling[0] if choice == NONE)
     if shortest > max_new_tokens:
         raise ValueError(f"max_new_tokens must be {shortest} or more, not {max_new_tokens}")

@@ -17,12 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from vldnp.models.conditioning import Conditioning
 
-T5_TOKENS, FLUX_TOKENS = 256, 512
-"""So many tokens the T5 of Stable Diffusion 3 and of FLUX reads, as in the stock pipelines."""
-
+T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
 FLUX_GUIDANCE = 3.5
-"""The guidance scale that FLUX.1-dev, into which guidance is distilled, is given by the stock
-pipeline; FLUX.1-schnell gets none. It is no g: ε_cfg is made of such predictions."""
+"""What the stock pipeline tells FLUX.1-dev, into which guidance is distilled, and not
+FLUX.1-schnell. It is no g: ε_cfg is made of such predictions."""
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -77,7 +75,7 @@ class Family:
     @property
     def needed(self) -> list[str]:
         """The components that it cannot do without."""
-        texts = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
+        texts = "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"
         return [self.network, "vae", *texts[: 2 * self.encoders]]
 
     @property
@@ -177,11 +175,7 @@ FAMILIES = (SD, SDXL, SD3, FLUX)
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
-    """The family of a pipeline that can be guided here.
-
-    Raises:
-        ValueError: it is of no known family, or of a kind that needs more than a prompt.
-    """
+    """The family of a pipeline; `ValueError` for an unknown one, or if it needs more than text."""
     kind = type(pipe).__name__
     family = next((f for f in FAMILIES if isinstance(pipe, f.pipeline)), None)
     if family is None:
@@ -211,11 +205,7 @@ def unsupported(kind: str) -> ValueError:
 
 
 def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
-    """Whether this scheduler generates images with models of this family.
-
-    Raises:
-        ValueError: it does not; one line that says what would.
-    """
+    """A `ValueError` of one line, if images cannot be generated with this scheduler."""
     kind, names = type(scheduler).__name__, ", ".join(family.schedulers)
     if not isinstance(scheduler, family.steppers):
         known = ", ".join(stepper.__name__ for stepper in family.steppers)

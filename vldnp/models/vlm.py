@@ -31,26 +31,18 @@ Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
 class VLMError(RuntimeError):
     """A VLM finally failed to answer about some images.
 
-    Attributes:
-        answers: one per image; None where there is no answer.
-        failures: why there is none, one per image; empty where the error's text says it for all.
+    `answers` has one per image, None where there is none, and `failures` why there is none; it is
+    empty where the error's text says it for all.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        answers: Sequence[str | None] = (),
-        failures: Sequence[str | None] = (),
-    ):
+    def __init__(self, reason: str, answers: Sequence = (), failures: Sequence = ()):
         super().__init__(reason)
         self.answers, self.failures = list(answers), list(failures)
 
 
 def describe(vlm: Callable) -> dict:
-    """What identifies a VLM in a run's records: its own `describe()`, else its name and revision.
-
-    A function without a `name` goes by its qualified name.
-    """
+    """What identifies a VLM in records: its own `describe()`, else its (qualified) name and
+    revision."""
     if hasattr(vlm, "describe"):
         return vlm.describe()
     name = getattr(vlm, "name", None) or getattr(vlm, "__qualname__", type(vlm).__qualname__)
@@ -85,9 +77,8 @@ def ask(
 ) -> list[str]:
     """The VLM's answers, one per image; see `texts`.
 
-    Args:
-        identities: of each image; only a VLM with `by_identity = True` gets them, third.
-        choices: the terms of the concept set; only a VLM with `takes_choices = True` gets them.
+    The images' identities go to a VLM with `by_identity = True`, as its third argument, and the
+    choices, which are the terms of the concept set, to one with `takes_choices = True`.
 
     Raises:
         VLMError: what it gives is no list of texts, one per image; one line.
@@ -96,20 +87,14 @@ def ask(
     offered = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
     given = vlm(images, question, *identity, **offered)
     answers = texts(given, len(images))
-    if None not in answers:
-        return answers
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
-        said = f"{reprlib.repr(given)} for {len(images)} images"
-    elif len(given) != len(images):
-        said = f"{len(given)} answers to {len(images)} images"
-    else:
-        wrong = answers.index(None)
-        said = f"no text about {answers.count(None)} of {len(images)} images "
-        said += f"({reprlib.repr(given[wrong])} about number {wrong})"
-    name = describe(vlm)["name"]
-    raise VLMError(
-        f"VLM {name!r} gave {said}; it must give a list of texts, one per image", answers
-    )
+    if None in answers:
+        name, said = describe(vlm)["name"], reprlib.repr(given)
+        raise VLMError(
+            f"VLM {name!r} gave {said} for {len(images)} images; it must give a list of texts, one "
+            "for each",
+            answers,
+        )
+    return answers
 
 
 def texts(given, count: int) -> list[str | None]:
@@ -133,8 +118,7 @@ class Conversation:
 
     Args:
         max_new_tokens: a longer answer is cut.
-        max_edge: images with a longer edge than this many pixels are made smaller, in proportion
-            (the paper: 448); None leaves them as they are.
+        max_edge: images with a longer edge than so many pixels are made smaller (the paper: 448).
         demonstrations: few-shot examples, asked about in the same words.
         answers: `constrained`: nothing but "none" or a list of the `choices` of each call, each
             once, can be generated (a call without choices is free); or `free`.
@@ -206,21 +190,11 @@ class TransformersVLM(Conversation):
             processor must have a chat template. Its tokenizer is set to left padding.
         name, revision: what identifies the model in records.
         batch_size: images per forward pass.
-        options: of `Conversation`.
-
-    Raises:
-        ValueError: the processor has no chat template; or those of `Conversation`.
+        options: of `Conversation`, whose errors are raised too.
     """
 
     def __init__(
-        self,
-        model,
-        processor,
-        name: str,
-        revision: str | None = None,
-        *,
-        batch_size: int = 16,
-        **options,
+        self, model, processor, name: str, revision: str | None = None, *, batch_size=16, **options
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"the processor of VLM {name!r} has no chat template")
@@ -243,14 +217,11 @@ class TransformersVLM(Conversation):
         quantization: dict | None = None,
         **options,
     ) -> "TransformersVLM":
-        """Open a folder or a hub id; safetensors only, never remote code.
+        """Open a folder or a hub id; safetensors only, never remote code. See `vldnp.load_vlm`.
 
         Args:
-            source, revision, name: folder or hub id, the hub's revision; the name is `source`.
-            device, dtype: as in `vldnp.load_vlm`.
-            quantization: transformers' `quantization_config` as plain data, for example
-                `{"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}`, which needs the
-                package bitsandbytes.
+            quantization: transformers' `quantization_config` as plain data, such as
+                `{"load_in_4bit": True}`, which needs the package bitsandbytes.
             options: of the constructor.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -262,44 +233,34 @@ class TransformersVLM(Conversation):
         if quantization:
             how["quantization_config"] = quantization
         model = open_whole(AutoModelForImageTextToText, source, **how)
-        processor = AutoProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
+        safe = {"revision": revision, "trust_remote_code": False}
+        processor = AutoProcessor.from_pretrained(source, **safe)
         return cls(model, processor, name or str(source), revision, **options)
 
     def describe(self) -> dict:
         """Everything that decides its answers, JSON-able."""
-        quantization = getattr(self.model.config, "quantization_config", None)
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "quantization": getattr(quantization, "to_dict", lambda: quantization)(),
-            **self.described(),
-        }
+        quantized = getattr(self.model.config, "quantization_config", None)
+        own = {"name": self.name, "revision": self.revision}
+        own["dtype"] = str(self.model.dtype).removeprefix("torch.")
+        own["quantization"] = getattr(quantized, "to_dict", lambda: quantized)()
+        return own | self.described()
 
     def __call__(
         self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
     ) -> list[str]:
-        """One answer per image, as the model wrote it (special tokens dropped).
-
-        Args:
-            choices: what a constrained answer may name.
+        """One answer per image, as the model wrote it; a constrained one names `choices` only.
 
         Raises:
             ValueError: the processor does not take images of this size, or the tokenizer cannot
                 write one of `choices`; one line.
             torch.OutOfMemoryError: one line that says which setting lowers what is needed.
         """
-        answers: list[str] = []
-        for start in range(0, len(images), self.batch_size):
-            answers += self._answer(images[start : start + self.batch_size], question, choices)
-        return answers
+        size = self.batch_size
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return [answer for part in parts for answer in self._answer(part, question, choices)]
 
     @torch.inference_mode()
-    def _answer(
-        self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
-    ) -> list[str]:
+    def _answer(self, images: Sequence, question: str, choices: Sequence[str]) -> list[str]:
         inputs, tokenizer = self._inputs(images, question), self.processor.tokenizer
         start, only = inputs["input_ids"].shape[1], {}
         if self.takes_choices and choices:
@@ -309,29 +270,20 @@ class TransformersVLM(Conversation):
         hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
         # Greedy: sampling settings of the model's generation config are switched off too, because
         # transformers warns about each that has no effect.
-        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
+        only |= {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
+        only |= {"top_k": None, "max_new_tokens": self.max_new_tokens}
+        only |= {"eos_token_id": self._end_tokens, "pad_token_id": tokenizer.pad_token_id}
         with out_of_memory(self.name, hint):
-            tokens = self.model.generate(
-                **inputs,
-                **greedy,
-                top_k=None,
-                max_new_tokens=self.max_new_tokens,
-                eos_token_id=self._end_tokens,
-                pad_token_id=tokenizer.pad_token_id,
-                **only,
-            )
+            tokens = self.model.generate(**inputs, **only)
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
+        asked = [self.messages(image, question) for image in images]
+        how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        how |= {"add_generation_prompt": True, "processor_kwargs": {"padding": True}}
         try:
-            return self.processor.apply_chat_template(
-                [self.messages(image, question) for image in images],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True},
-            ).to(self.model.device, dtype=self.model.dtype)
+            inputs = self.processor.apply_chat_template(asked, **how)
+            return inputs.to(self.model.device, dtype=self.model.dtype)
         except ValueError as error:
             sizes = sorted({"×".join(map(str, shrunk(i, self.max_edge).size)) for i in images})
             raise ValueError(

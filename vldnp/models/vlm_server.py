@@ -47,17 +47,14 @@ class RemoteVLM(Conversation):
     Images are asked about concurrently, with temperature 0. A call that meets no server, a
     time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds
     or when the server says. Redirections are not followed, and proxies not used for this machine.
-    Constrained answers are asked for by a JSON schema, against which the reply is checked.
+    Constrained answers are asked for by a JSON schema, against which the reply is checked. The
+    address is not recorded, and the key kept out of answers, errors, logs, `repr` and records.
 
     Args:
-        base_url: such as "http://localhost:8000/v1"; it is not recorded.
-        model: the name under which the server serves it.
-        name, revision: what identifies it in records; the default name is `model`.
-        timeout: seconds for one try, from connecting to the last byte of the reply.
-        deadline: seconds for an answer, all tries and waits together.
+        model: the name under which the server serves it, and by default the `name` in records.
+        timeout, deadline: seconds for one try; and for an answer, all tries and waits together.
         retries, concurrency: further tries after the first; calls under way at once.
         key_variable: the environment variable with the API key; servers without keys need none.
-            The key is kept out of answers, errors, logs, `repr` and records.
         options: of `Conversation`.
 
     Raises:
@@ -86,20 +83,22 @@ class RemoteVLM(Conversation):
                 f"the address of VLM {model!r} must not carry secrets; put its key into the "
                 f"environment variable {key_variable}"
             )
-        for option, value, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
-            if value < least:
-                raise ValueError(f"{option} must be {least} or more, not {value}")
-        for option, value in (("timeout", timeout), ("deadline", deadline)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{option} must be a finite number of seconds, not {value}")
+        numbers = [("timeout", timeout, 0.01), ("deadline", deadline, 0.01)]
+        for option, value, least in [
+            *numbers,
+            ("retries", retries, 0),
+            ("concurrency", concurrency, 1),
+        ]:
+            if not least <= value < math.inf:
+                raise ValueError(f"{option} must be {least} or more and finite, not {value}")
         self.base_url, self.model = base_url, model
         self.name, self.revision = name or model, revision
-        self.timeout, self.deadline = timeout, deadline
-        self.retries, self.concurrency = retries, concurrency
+        self.timeout, self.deadline, self.retries = timeout, deadline, retries
+        self.concurrency = concurrency
         self._refused: set[str] = set()  # parameters that the server's API does not have
         self._client = httpx2.Client(
-            headers={"Accept-Encoding": "identity"}  # so bytes counted are bytes unpacked
-            | ({"Authorization": f"Bearer {key}"} if key else {}),
+            # Unpacked, so that bytes can be counted.
+            headers={"Accept-Encoding": "identity", "Authorization": f"Bearer {key or 'none'}"},
             trust_env=address.hostname not in LOOPBACK,
             limits=httpx2.Limits(max_keepalive_connections=0),  # each call has its own connection
         )
@@ -137,12 +136,8 @@ class RemoteVLM(Conversation):
             outcomes = list(pool.map(outcome, images))
         answers, failures = [answer for answer, _ in outcomes], [why for _, why in outcomes]
         if wrong := list(filter(None, failures)):
-            raise VLMError(
-                f"VLM {self.name!r} at {self.base_url} gave no answer about {len(wrong)} of "
-                f"{len(images)} images: {wrong[0]}",
-                answers,
-                failures,
-            )
+            said = f"VLM {self.name!r} at {self.base_url} gave no answer about {len(wrong)} of "
+            raise VLMError(f"{said}{len(images)} images: {wrong[0]}", answers, failures)
         return answers
 
     def _reply(self, messages: list[dict], choices: Sequence[str]) -> bytes:

@@ -25,12 +25,10 @@ def default_device() -> str:
 
 
 def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
-    """What `kind.from_pretrained` opens, of safetensors, if the files hold exactly its weights.
+    """What `kind.from_pretrained` opens, of safetensors that hold exactly its weights.
 
-    The libraries themselves initialise at random what is missing, and warn.
-
-    Raises:
-        ValueError: weights are missing, of another shape, or unknown; one line.
+    The libraries themselves initialise at random what is missing, and warn; here weights that are
+    missing, of another shape, or unknown, are a `ValueError` of one line.
     """
     options |= {"use_safetensors": True, "output_loading_info": True}
     model, info = kind.from_pretrained(source, **options)
@@ -46,11 +44,7 @@ def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
 
 @contextmanager
 def out_of_memory(name: str, hint: str) -> Iterator[None]:
-    """A GPU without enough memory raises one line: for which model, and which settings need less.
-
-    Raises:
-        torch.OutOfMemoryError: with that line.
-    """
+    """`torch.OutOfMemoryError` in one line: for which model, and which settings need less."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -130,7 +130,7 @@ def notebooks_in(folder: str | Path) -> list[Path]:
 
 def go_offline(profile: Profile) -> None:
     """Ask no hub for anything, in the notebooks' kernels either, where all models are here."""
-    from vldnp.models.load import names, table
+    from vldnp.models.names import names, table
 
     EMBEDDED = {kind: names(kind, shipped=True) for kind in table() if kind != "openers"}
 
