@@ -19,7 +19,7 @@ from moji.train.loop import Recipe, fit
 from moji.world.scenes import render, sample_scene
 from moji.world.words import CONTEXT_LENGTH, tokenizer
 from vldnp._files import atomic, write_text
-from vldnp.models.weights import default_device
+from vldnp.models.hub import default_device
 
 RECIPE = Recipe("clip", steps=1400, learning_rate=1.5e-3, seed=31, batch_size=96, ema=0.997)
 SCENES = 30_000

@@ -18,7 +18,7 @@ from moji.train.loop import Recipe, fit
 from moji.train.vae import encode
 from moji.world.icons import RESTRICTED, THINGS
 from moji.world.scenes import labels, render, shuffled_scene
-from vldnp.models.weights import default_device
+from vldnp.models.hub import default_device
 
 SCENES = 24_000
 

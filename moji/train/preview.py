@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from moji.train.loop import Recipe, fit, save_grid
 from moji.train.vae import reconstruction_loss, to_model
 from moji.train.vlm import data
-from vldnp.models.weights import default_device
+from vldnp.models.hub import default_device
 
 RECIPE = Recipe("preview", steps=3000, learning_rate=2e-3, seed=71, batch_size=16, ema=0.995)
 SCENES = 6_000

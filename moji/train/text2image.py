@@ -29,7 +29,7 @@ from moji.world.icons import RESTRICTED
 from moji.world.scenes import sample_scene
 from moji.world.words import CONTEXT_LENGTH, tokenizer
 from vldnp._files import atomic, write_text
-from vldnp.models.weights import default_device
+from vldnp.models.hub import default_device
 
 RECIPE = Recipe("text2image", steps=5200, learning_rate=1.5e-3, seed=12, ema=0.999)
 SCENES = 40_000

@@ -13,7 +13,7 @@ from tqdm.auto import trange
 
 from moji.train.loop import Recipe, fit, save_grid
 from moji.world.scenes import render, sample_scene
-from vldnp.models.weights import default_device
+from vldnp.models.hub import default_device
 
 RECIPE = Recipe("vae", steps=2600, learning_rate=1.5e-3, seed=11, batch_size=16, ema=0.995)
 IMAGES = 40_000

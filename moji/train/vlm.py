@@ -45,7 +45,7 @@ from moji.world.scenes import (
 from vldnp._files import atomic
 from vldnp.concepts import load_concepts
 from vldnp.guidance import cfg
-from vldnp.models.weights import default_device
+from vldnp.models.hub import default_device
 
 SCENES = 24_000
 DATA_SEED = 48

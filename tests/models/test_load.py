@@ -13,7 +13,7 @@ from tiny_models import tiny_vae
 
 from moji.judge import CNNJudge
 from vldnp._files import data_folder
-from vldnp.models import load, names
+from vldnp.models import hub, load
 from vldnp.study import reference
 
 
@@ -148,8 +148,8 @@ def test_hub_failures_are_one_line(monkeypatch):
 
 def test_hub_models_are_pinned_to_commits():
     for kind in ("model", "vlm", "clip", "judge", "preview"):
-        assert set(names.names(kind, True)) < set(names.names(kind))
-        for entry in names.table()[kind].values():
+        assert set(hub.names(kind, True)) < set(hub.names(kind))
+        for entry in hub.table()[kind].values():
             assert "repository" not in entry or re.fullmatch("[0-9a-f]{40}", entry["revision"])
 
 
@@ -201,7 +201,7 @@ def test_nudenet_v2_says_where_it_has_to_be_put(tmp_path, monkeypatch):
 
 
 def test_a_name_with_options_is_opened_with_them_and_once(model_folder):
-    named = names.ModelSpec(str(model_folder), {"dtype": "float16", "device": "cpu"})
+    named = hub.ModelSpec(str(model_folder), {"dtype": "float16", "device": "cpu"})
     model = load.load(named)
     assert model.dtype == torch.float16 and load.load(named) is model
     assert load.load(named, dtype="float32").dtype == torch.float32, "what is asked for wins"
@@ -250,21 +250,21 @@ def test_a_judge_of_an_unknown_class_or_package_is_one_line(tmp_path, monkeypatc
     (tmp_path / "config.json").write_text('{"_class_name": "Judgement"}')
     with pytest.raises(ValueError, match="unknown kind of judge 'Judgement'.*CNNJudge"):
         load.load_judge(tmp_path)
-    monkeypatch.setitem(names.table()["openers"], "Judgement", "no_such_package:open_judge")
+    monkeypatch.setitem(hub.table()["openers"], "Judgement", "no_such_package:open_judge")
     with pytest.raises(ValueError, match="'no_such_package:open_judge' .*cannot be imported: No"):
         load.load_judge(tmp_path)
 
 
 def test_where_models_are_and_whether_they_are_here(model_folder, monkeypatch, tmp_path):
     monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
-    assert names.whereabouts("model", model_folder) == (str(model_folder), True)
-    assert names.whereabouts("judge", "nudenet")[1]
-    place, here = names.whereabouts("judge", "nudenet-v2")
+    assert hub.whereabouts("model", model_folder) == (str(model_folder), True)
+    assert hub.whereabouts("judge", "nudenet")[1]
+    place, here = hub.whereabouts("judge", "nudenet-v2")
     assert place.startswith(str(tmp_path)) and not here
-    monkeypatch.setattr("vldnp.models.names.try_to_load_from_cache", lambda *a, **k: None)
-    assert names.whereabouts("vlm", "smolvlm-500m") == (
+    monkeypatch.setattr("vldnp.models.hub.try_to_load_from_cache", lambda *a, **k: None)
+    assert hub.whereabouts("vlm", "smolvlm-500m") == (
         "HuggingFaceTB/SmolVLM-500M-Instruct at a7da5b98",
         False,
     )
     with pytest.raises(ValueError, match="did you mean 'smolvlm-500m'"):
-        names.whereabouts("vlm", "smolvlm-500")
+        hub.whereabouts("vlm", "smolvlm-500")

@@ -6,7 +6,7 @@ from PIL import Image
 from vldnp.baselines.modular_diffusers import VLDNPGuidance
 
 from vldnp.methods import VLDNP
-from vldnp.models import names
+from vldnp.models import hub
 from vldnp.models.vlm import TransformersVLM
 from vldnp.study import random_models
 
@@ -25,7 +25,7 @@ def test_parameters_are_as_many_as_published(name):
 
 
 def test_what_profiles_plan_with_has_a_name_in_the_zoo():
-    named = {*names.names("model"), *names.names("vlm"), *names.names("clip")}
+    named = {*hub.names("model"), *hub.names("vlm"), *hub.names("clip")}
     assert set(random_models.known()) - named == {"small-sdxl"}
     with pytest.raises(ValueError, match="unknown architecture 'sd-1.3': did you mean 'sd-1"):
         random_models.build("sd-1.3", "meta")

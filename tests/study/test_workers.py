@@ -17,7 +17,7 @@ from tiny import sd_pipeline
 import vldnp
 from vldnp import __main__ as cli
 from vldnp.models import load
-from vldnp.models.names import ModelSpec
+from vldnp.models.hub import ModelSpec
 from vldnp.models.vlm import VLMError
 from vldnp.study import workers
 from vldnp.study.grid import Study

@@ -16,7 +16,8 @@ from vldnp._finite import check_finite
 from vldnp.models import families
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.families import Family
-from vldnp.models.weights import default_device, live_fingerprint, open_whole, out_of_memory
+from vldnp.models.hub import default_device
+from vldnp.models.weights import live_fingerprint, open_whole, out_of_memory
 
 MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
 """Options that save memory and change no image but by rounding."""

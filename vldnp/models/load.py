@@ -16,8 +16,8 @@ import torch
 from huggingface_hub import constants, errors, snapshot_download
 
 from vldnp import _files
-from vldnp.models.names import ModelSpec, Source, find, table
-from vldnp.models.weights import default_device, open_whole, weights_fingerprint
+from vldnp.models.hub import ModelSpec, Source, default_device, find, table
+from vldnp.models.weights import open_whole, weights_fingerprint
 
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
 """Options of `load` that say how weights are fetched, not which."""
@@ -30,7 +30,7 @@ LESS = (
     "quantization={'load_in_4bit': True}"
 )
 HUB = (
-    "; {how} once to fetch it, or pass a folder that holds it; check its name and revision at {page} "
+    "; {how} once to fetch it, or pass a folder with it; check its name and revision at {page} "
     "and, if it is gated, accept its terms there and log in with `hf auth login` or set HF_TOKEN"
 )
 

@@ -16,7 +16,8 @@ from PIL import Image
 
 from vldnp._files import first_line, unknown
 from vldnp.models.constrained import prefix_function, spelled
-from vldnp.models.weights import default_device, open_whole, out_of_memory
+from vldnp.models.hub import default_device
+from vldnp.models.weights import open_whole, out_of_memory
 
 ANSWERS = ("constrained", "free")
 """How a VLM answers: with "none" or terms that it is offered, or in its own words."""

@@ -19,11 +19,6 @@ SETTINGS = ("s1", "s2", "b1", "b2", "scaling", "_active_adapter", "_disable_adap
 """Attributes of modules by which FreeU and adapters decide their output."""
 
 
-def default_device() -> str:
-    """Where models are opened of which nothing else is said: CUDA where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
     """What `kind.from_pretrained` opens, of safetensors that hold exactly its weights.
 

@@ -11,8 +11,7 @@ from PIL import Image
 
 from vldnp._files import first_line
 from vldnp.methods import Method
-from vldnp.models import load
-from vldnp.models import names as models
+from vldnp.models import hub, load
 from vldnp.models.backbone import to_pil
 from vldnp.sampler import denoise
 from vldnp.schedules import SCHEDULES
@@ -236,8 +235,8 @@ class Explorer:
             for source in settings.prompt_sets
             for p in sampled(load_prompts(source), PROMPTS_OFFERED)["prompt"]
         ]
-        own, names = str(settings.vlm), models.names("vlm", shipped=True)
-        names = names if own in names else models.names("vlm", shipped=False)
+        own, names = str(settings.vlm), hub.names("vlm", shipped=True)
+        names = names if own in names else hub.names("vlm", shipped=False)
         vlms = list(dict.fromkeys([own, *names, *self.vlms]))
         short = widgets.Layout(width="190px")
         self.prompt = widgets.Combobox(

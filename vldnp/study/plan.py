@@ -14,7 +14,7 @@ from vldnp.baselines.controls import AnswersNone, Judged, Oracle
 from vldnp.baselines.safree import Safree
 from vldnp.concepts import load_concepts
 from vldnp.methods import VLDNP, Method
-from vldnp.models import load, names
+from vldnp.models import hub, load
 from vldnp.models.backbone import Backbone
 from vldnp.negatives import Dynamic, Static
 from vldnp.sampler import sample
@@ -204,7 +204,7 @@ def models(profile: Profile) -> pd.DataFrame:
     named += [("preview", profile.preview)] if profile.preview else []
     rows = []
     for kind, name in named:
-        place, is_here = names.whereabouts("vlm" if kind == "lighter VLM" else kind, name)
+        place, is_here = hub.whereabouts("vlm" if kind == "lighter VLM" else kind, name)
         row = {"kind": kind, "name": str(name), "place": place, "here": is_here}
         if str(name) in random_models.known():
             published = random_models.known()[str(name)]["published"]
@@ -267,7 +267,7 @@ def calibrated(profile: Profile) -> Rates:
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
     name, vlm_name = str(profile.model), str(profile.vlm)
     try:
-        here = [names.whereabouts(kind, getattr(profile, kind))[1] for kind in ("model", "vlm")]
+        here = [hub.whereabouts(kind, getattr(profile, kind))[1] for kind in ("model", "vlm")]
         if all(here):
             model, vlm = load.load(profile.model), load.load_vlm(profile.vlm)
             return measured(model, vlm, profile, f"timed on {where} with the profile's own models")

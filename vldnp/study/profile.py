@@ -17,7 +17,7 @@ from pydantic import (
 
 from vldnp._files import data_folder, unknown
 from vldnp._yaml import checked, read_yaml
-from vldnp.models.names import ModelSpec
+from vldnp.models.hub import ModelSpec
 from vldnp.schedules import SCHEDULES
 from vldnp.study.sampling import Number, Positive, Sampling
 

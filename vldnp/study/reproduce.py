@@ -112,7 +112,7 @@ def check_published(name: str, out: str | Path, images: int) -> None:
     if name in (run.name for run in published_runs()):
         import joblib
 
-        from vldnp.models.weights import default_device
+        from vldnp.models.hub import default_device
         from vldnp.study.verify import verify
 
         print(f"[0] verifying the published run {name}", file=sys.stderr, flush=True)
@@ -130,12 +130,10 @@ def notebooks_in(folder: str | Path) -> list[Path]:
 
 def go_offline(profile: Profile) -> None:
     """Ask no hub for anything, in the notebooks' kernels either, where all models are here."""
-    from vldnp.models.names import names, table
+    from vldnp.models.hub import names
 
-    EMBEDDED = {kind: names(kind, shipped=True) for kind in table() if kind != "openers"}
-
-    named = {kind: getattr(profile, kind) or names[0] for kind, names in EMBEDDED.items()}
-    if all(str(named[kind]) in names for kind, names in EMBEDDED.items()):
+    here = {kind: names(kind, shipped=True) for kind in "model vlm clip judge preview".split()}
+    if all(str(getattr(profile, kind) or known[0]) in known for kind, known in here.items()):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 

@@ -12,8 +12,8 @@ from vldnp._files import first_line
 from vldnp.metrics.fid import Distances, Inception, distances, features, fid_change
 from vldnp.metrics.intervals import Interval
 from vldnp.models import load
+from vldnp.models.hub import default_device
 from vldnp.models.judges import Judge
-from vldnp.models.weights import default_device
 from vldnp.study import reference
 from vldnp.study.grid import Study
 

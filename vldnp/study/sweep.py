@@ -20,8 +20,8 @@ from vldnp.levers import AdaptiveGuidance, Gate
 from vldnp.methods import CFG, LEVERS, Method, Static
 from vldnp.metrics.summary import summary
 from vldnp.models import vlm as vlms
+from vldnp.models.hub import ModelSpec
 from vldnp.models.load import load_preview, load_vlm
-from vldnp.models.names import ModelSpec
 from vldnp.schedules import SCHEDULES
 from vldnp.study.grid import Study, setting_of
 from vldnp.study.profile import Profile, numbers

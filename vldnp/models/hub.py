@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 
 from vldnp._files import check_safetensors, data_folder, fingerprint, unknown, user_cache
@@ -102,3 +103,8 @@ def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
     configs = "model_index.json", "config.json", "open_clip_config.json"
     cached = (try_to_load_from_cache(place, file, revision=revision) for file in configs)
     return f"{place} at {revision[:8]}", any(isinstance(file, str) for file in cached)
+
+
+def default_device() -> str:
+    """Where models are opened of which nothing else is said: CUDA where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
