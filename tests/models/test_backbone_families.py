@@ -18,12 +18,13 @@ from huggingface_hub import errors
 from tiny import sd_pipeline
 from tiny_models import PIPELINES, flux_pipeline, sd3_pipeline, sdxl_pipeline
 
-from vldnp.baselines.methods import SAFREE
-from vldnp.methods import CFG, VLDNP, Static
+from vldnp.baselines.safree import SAFREE
+from vldnp.methods import CFG, Method, Static
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.run import Run
+from vldnp.negatives import Negative, Policy
 from vldnp.sampler import sample
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
@@ -80,18 +81,15 @@ def ours(model, prompts=PROMPTS, method=None, seeds=(3, 4), **asked):
     return sample(model, prompts, method or CFG(), seeds=list(seeds), **asked)
 
 
-class Script:
-    """Answers that depend on the image's seed and on how often it was asked, not on pictures."""
+class Script(Policy):
+    """Negative prompts that depend on the image's seed and on the step, not on pictures."""
 
-    name, revision, by_identity = "script", "1", True
+    def query_steps_of(self, num_inference_steps):
+        return (0, 2)
 
-    def __init__(self):
-        self.asked = 0
-
-    def __call__(self, images, question, identities):
-        answers = ("none", "I see a knife.", "a skull and a dagger", "nothing of it")
-        self.asked += 1
-        return [answers[(identity.seed + self.asked) % 4] for identity in identities]
+    def look(self, view, before):
+        prompts = (None, "knife", "skull, dagger", None)
+        return [Negative(prompts[(seed + view.index) % 4]) for _, seed in view.samples]
 
 
 # Against the stock pipeline
@@ -188,13 +186,13 @@ def test_x0_is_the_schedulers_own_or_the_closed_form(model):
 def test_vldnp_in_a_batch_is_vldnp_alone(model):
     """Some images have a negative prompt and some have none; each comes out as on its own."""
     seeds = [0, 1, 2, 3]
-    asked = {"query_steps": (0, 2), "omega": 4.0}
-    batch = ours(model, ["a cat"] * 4, VLDNP(Script(), "moji", **asked), seeds)
+    method = Method("script", Script(), omega=4.0)
+    batch = ours(model, ["a cat"] * 4, method, seeds)
     for step in batch.trace.steps:
         assert 0 < sum(prompt is None for prompt in step.negative_prompts) < 4
     assert {p for s in batch.trace.steps for p in s.negative_prompts} >= {None, "knife"}
     for k, seed in enumerate(seeds):
-        alone = ours(model, ["a cat"], VLDNP(Script(), "moji", **asked), [seed])
+        alone = ours(model, ["a cat"], method, [seed])
         assert torch.allclose(batch.images[k], alone.images[0], atol=1e-4)
         for together, single in zip(batch.trace.steps, alone.trace.steps, strict=True):
             assert together.negative_prompts[k] == single.negative_prompts[0]
@@ -299,9 +297,8 @@ def test_offloading_on_a_gpu_changes_no_picture(folders):
             load.load(folders(name), device="cuda", model_cpu_offload=offload)
             for offload in (False, True)
         )
-        method = VLDNP(Script(), "moji", query_steps=(0, 2))
+        method = Method("script", Script(), omega=4.0)
         expected = ours(here, method=method).images
-        method = VLDNP(Script(), "moji", query_steps=(0, 2))
         assert torch.allclose(ours(offloaded, method=method).images, expected, atol=1e-3)
 
 

@@ -18,9 +18,8 @@ from transformers import PreTrainedTokenizerFast
 import vldnp
 from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.models.constrained import allowed, spelled
+from vldnp.models.vlm import ask
 from vldnp.models.vlm_server import RemoteVLM
-from vldnp.negatives import Dynamic, SampleId
-from vldnp.schedules import as_schedule
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
 MOJI = load_concepts("moji")
@@ -99,15 +98,14 @@ def test_the_moji_vlm_says_in_terms_what_it_says_freely():
             assert terse.parse(said) == terse.parse(own)
 
 
-def test_a_policy_offers_its_vocabulary(tmp_path):
+def test_the_vocabulary_is_offered(tmp_path):
     vlm = vldnp.load_vlm(
         tiny_vlms.save("llava-onevision", tmp_path), device="cpu", answers="constrained"
     )
-    policy = Dynamic(vlm, CONCEPTS, as_schedule([0]))
-    before = policy.initial([SampleId("a", k) for k in range(4)])
-    for negative in policy.updated(pictures(), before):
-        assert set(negative.concepts) == set(listed(negative.answer))
-    assert policy.describe()["vlm"]["answers"] == "constrained"
+    for answer in ask(vlm, pictures(), CONCEPTS.question, CONCEPTS.vocabulary):
+        assert set(CONCEPTS.parse(answer)) == set(listed(answer))
+    method = vldnp.VLDNP(vlm, CONCEPTS, query_steps=[0])
+    assert method.describe()["negatives"]["vlm"]["answers"] == "constrained"
     assert len(vlm(pictures(), CONCEPTS.question)) == 4  # without choices, free
 
 

@@ -2,11 +2,9 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 import tiny_vlms
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import ScriptedVLM, sd_pipeline
 from tiny_models import tiny_vae
@@ -14,7 +12,6 @@ from tiny_models import tiny_vae
 from moji.judge import CNNJudge
 from vldnp._files import data_folder
 from vldnp.models import hub, load
-from vldnp.study import reference
 
 
 @pytest.fixture(scope="module")
@@ -166,30 +163,6 @@ def test_judge_folder_and_nudenet(tmp_path):
     CNNJudge(("cat", "dagger"), ("dagger",)).save_pretrained(tmp_path / "my-judge")
     assert load.load_judge(tmp_path / "my-judge").name == "my-judge"
     assert load.load_judge("nudenet").name == "nudenet"
-
-
-def test_reference_images_come_from_the_moji_benchmark():
-    images = reference.reference_images("moji", 3, seed=0)
-    assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
-
-
-def test_reference_images_come_from_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no real images 'coco' for FID: put some") as error:
-        reference.reference_images("coco", 3, seed=0)
-    one_line(error)
-    folder = tmp_path / "reference" / "coco"
-    folder.mkdir(parents=True)
-    for n in range(5):  # left and right of the middle square is green
-        picture = Image.new("RGB", (80, 40), "green")
-        picture.paste((50 * n, 0, 0), (20, 0, 60, 40))
-        picture.save(folder / f"{n}.png")
-    images = reference.reference_images("coco", 3, seed=0)
-    assert images.shape == (3, 299, 299, 3) and images.dtype == np.uint8
-    assert not images[:, :, 5:-5, 1:].any()  # resizing blurs the edges
-    assert len({image[150, 150, 0] for image in images}) == 3
-    assert np.array_equal(images, reference.reference_images(folder, 3, seed=0))
-    assert len(reference.reference_images("coco", 99, seed=0)) == 5
 
 
 def test_nudenet_v2_says_where_it_has_to_be_put(tmp_path, monkeypatch):

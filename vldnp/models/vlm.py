@@ -50,43 +50,16 @@ def describe(vlm: Callable) -> dict:
     return {"name": name, "revision": getattr(vlm, "revision", None)}
 
 
-def identified(vlm: Callable) -> Callable:
-    """The VLM itself, if its records tell it from every other; studies share images by them.
-
-    Raises:
-        ValueError: it, or one that it asks, has no name or no revision; one line.
-    """
-    own = describe(vlm)
-    named = hasattr(vlm, "describe") or getattr(vlm, "name", None)
-    if not (named and own.get("name") and own.get("revision")):
-        raise ValueError(
-            f"VLM {own.get('name')!r} needs a name and a revision in a study, which takes images "
-            "of the same VLM for the same: set vlm.name and vlm.revision, or pass revision="
-        )
-    for inner in ("vlm", "screen", "confirm"):
-        if callable(asked := getattr(vlm, inner, None)):
-            identified(asked)
-    return vlm
-
-
-def ask(
-    vlm: Callable,
-    images: Sequence[Image.Image],
-    question: str,
-    identities: Sequence = (),
-    choices: Iterable[str] = (),
-) -> list[str]:
+def ask(vlm: Callable, images: Sequence, question: str, choices: Iterable[str] = ()) -> list[str]:
     """The VLM's answers, one per image; see `texts`.
 
-    The images' identities go to a VLM with `by_identity = True`, as its third argument, and the
-    choices, which are the terms of the concept set, to one with `takes_choices = True`.
+    The choices, the terms of the concept set, go to a VLM with `takes_choices = True`.
 
     Raises:
         VLMError: what it gives is no list of texts, one per image; one line.
     """
-    identity = (identities,) if getattr(vlm, "by_identity", False) else ()
     offered = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
-    given = vlm(images, question, *identity, **offered)
+    given = vlm(images, question, **offered)
     answers = texts(given, len(images))
     if None in answers:
         name, said = describe(vlm)["name"], reprlib.repr(given)
@@ -101,13 +74,16 @@ def ask(
 def texts(given, count: int) -> list[str | None]:
     """What can be read of a VLM's answers about `count` images; None where there is no text.
 
-    Only a sequence of `count` entries tells which answer belongs to which image. A text is cut at
-    `ANSWER_LIMIT`; lone surrogates, which no file can hold, become "?".
+    Only a sequence of `count` entries tells which answer belongs to which image.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != count:
         return [None] * count
-    cut = (text[:ANSWER_LIMIT] if isinstance(text, str) else None for text in given)
-    return [text if text is None else text.encode("utf-8", "replace").decode() for text in cut]
+    return [cleaned(answer) if isinstance(answer, str) else None for answer in given]
+
+
+def cleaned(text: str) -> str:
+    """At most `ANSWER_LIMIT` characters of it; lone surrogates, which no file can hold, as "?"."""
+    return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
 
 
 def _shown(image: Image.Image) -> dict:
