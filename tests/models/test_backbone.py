@@ -6,7 +6,6 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
@@ -88,39 +87,6 @@ def test_sizes_that_do_not_fit(backbone):
 
 
 # x̂₀
-
-
-def own_x0(scheduler, pred, t, latents):
-    """What the scheduler itself takes for the clean latents."""
-    scheduler = copy.deepcopy(scheduler)
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
-        if scheduler.step_index is None:
-            scheduler._init_step_index(t)
-        return scheduler.convert_model_output(pred, sample=latents)
-    return scheduler.step(pred, t, latents).pred_original_sample
-
-
-SETTINGS = [
-    (DPMSolverMultistepScheduler, {}),
-    (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    (DDIMScheduler, {"clip_sample": False}),
-    (EulerDiscreteScheduler, {}),
-    (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
-]
-
-
-@pytest.mark.parametrize(("scheduler", "settings"), SETTINGS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_x0_is_the_schedulers_own(backbone, scheduler, settings, kind):
-    run = Run(backbone, 6, scheduler(prediction_type=kind, **settings))
-    latents = run.initial_latents([0, 1])
-    for i, t in enumerate(run.timesteps):
-        run.predict(latents, t, run.encode(["a cat", "a dog"]))  # scales, as Euler requires
-        pred = noise(i)
-        torch.testing.assert_close(
-            run.x0(pred, t, latents), own_x0(run.scheduler, pred, t, latents), atol=1e-5, rtol=1e-5
-        )
-        latents = run.step(pred, t, latents)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,6 @@
 """RemoteVLM against a real `transformers serve` with the Moji VLM, and against bad servers."""
 
 import json
-import logging
 import os
 import signal
 import socket
@@ -205,14 +204,6 @@ def test_retries_are_bounded_and_the_error_is_one_line():
     assert error.value.answers == ["none", None, "none"] and "\n" not in str(error.value)
 
 
-def test_a_passing_fault_is_got_over():
-    def script(number, body):
-        return refusal(500, "oops") if number < 2 else reply("none")
-
-    with serving(script) as (server, address):
-        assert vldnp.load_vlm(address, model="m", retries=2)(grey(1), "?") == ["none"]
-
-
 def test_a_time_out_is_an_error():
     release = threading.Event()
 
@@ -333,32 +324,6 @@ def test_what_a_server_asks_to_wait_stays_within_the_deadline():
             vldnp.load_vlm(address, model="m", deadline=1)(grey(1), "?")
     waits = [later - sooner for sooner, later in zip(tried[1:], tried[2:], strict=False)]
     assert len(waits) in (1, 2) and min(waits) >= 0.4
-
-
-def test_the_key_reaches_the_server_and_nothing_else(monkeypatch, caplog, capsys):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    caplog.set_level(logging.DEBUG)
-
-    def script(number, body):
-        return refusal(401, f"wrong key {KEY}")
-
-    with serving(script) as (server, address):
-        vlm = vldnp.load_vlm(address, model="m", retries=0)
-        with pytest.raises(VLMError) as error:
-            vlm(grey(1), "?")
-    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
-    assert "wrong key [key]" in str(error.value)
-    printed = "".join(capsys.readouterr())
-    shown = "".join(map(str, error.traceback)) + repr(error.value.__cause__)
-    for text in (
-        repr(vlm),
-        json.dumps(vlm.describe()),
-        caplog.text,
-        printed,
-        shown,
-        str(vars(vlm)),
-    ):
-        assert KEY not in text
 
 
 def test_the_address_is_no_place_for_secrets():

@@ -192,8 +192,8 @@ def family_of(pipe: DiffusionPipeline) -> Family:
         )
     if config.get("time_cond_proj_dim") is not None:
         raise ValueError(
-            f"the {family.network} of this {kind} has the guidance scale distilled into it, and "
-            "there is no ε_u to guide with; open the model that it was distilled from"
+            f"the {family.network} of this {kind} has the guidance scale distilled in, without "
+            "an ε_u; open the model that it was distilled from"
         )
     return family
 

@@ -1,4 +1,4 @@
-"""The model registry: names → loaded models, shipped, from a folder or from the hub.
+"""Names, folders and hub ids → loaded models.
 
 Weights are safetensors, never pickles, and whole; no model
 brings code of its own; hub models are pinned to a revision.

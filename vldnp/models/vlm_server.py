@@ -33,6 +33,9 @@ REPLY_LIMIT = 1_000_000
 SHORTEST_SECRET = 8
 """A shorter key is a word such as "EMPTY", which servers without keys are given: no secret."""
 
+OTHERWISE = ("max_tokens", "temperature")
+"""Parameters that newer APIs refuse and that can be left out, from the first refusal on."""
+
 LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 THOUGHT = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE)
 UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
@@ -83,18 +86,14 @@ class RemoteVLM(Conversation):
                 f"the address of VLM {model!r} must not carry secrets; put its key into the "
                 f"environment variable {key_variable}"
             )
-        numbers = [("timeout", timeout, 0.01), ("deadline", deadline, 0.01)]
-        for option, value, least in [
-            *numbers,
-            ("retries", retries, 0),
-            ("concurrency", concurrency, 1),
-        ]:
+        seconds = [("timeout", timeout, 0.01), ("deadline", deadline, 0.01)]
+        counts = [("retries", retries, 0), ("concurrency", concurrency, 1)]
+        for option, value, least in seconds + counts:
             if not least <= value < math.inf:
                 raise ValueError(f"{option} must be {least} or more and finite, not {value}")
-        self.base_url, self.model = base_url, model
+        self.base_url, self.model, self.concurrency = base_url, model, concurrency
         self.name, self.revision = name or model, revision
         self.timeout, self.deadline, self.retries = timeout, deadline, retries
-        self.concurrency = concurrency
         self._refused: set[str] = set()  # parameters that the server's API does not have
         self._client = httpx2.Client(
             # Unpacked, so that bytes can be counted.
@@ -111,16 +110,14 @@ class RemoteVLM(Conversation):
 
     def describe(self) -> dict:
         """Everything that is known here and decides its answers, JSON-able."""
-        own = {"name": self.name, "revision": self.revision, "served": True}
-        return own | self.described()
+        return {"name": self.name, "revision": self.revision, "served": True} | self.described()
 
     def __call__(
         self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
     ) -> list[str]:
         """One answer per image; a constrained one is "none" or a list of `choices`.
 
-        Raises:
-            VLMError: there is none for some of them, after all tries; one line.
+        `VLMError`, of one line: there is none for some of them, after all tries.
         """
         choices = offered(choices) if self.takes_choices else []
 
@@ -153,8 +150,13 @@ class RemoteVLM(Conversation):
             if 200 <= status < 300:
                 return body
             said = headers.get("location", "") + body.decode(errors="replace")
-            if status in (400, 422) and self._asks_otherwise(said, asked):
-                continue
+            if status in (400, 422) and UNSUPPORTED.search(said):
+                others = {name for name in OTHERWISE if name in asked and name in said}
+                if "temperature" in others - self._refused:
+                    warnings.warn(f"VLM {self.name!r} takes no temperature", stacklevel=2)
+                self._refused |= others
+                if others:
+                    continue
             wait, again = _wait(headers, attempt), status in (408, 409, 429) or status >= 500
             if not again or attempt >= self.retries or time.monotonic() + wait > end:
                 raise VLMError(one_line(f"status {status}: {said}" if status != 599 else said))
@@ -171,16 +173,6 @@ class RemoteVLM(Conversation):
             named = {"name": "seen", "schema": schema | {"additionalProperties": False}}
             asked["response_format"] = {"type": "json_schema", "json_schema": named}
         return asked
-
-    def _asks_otherwise(self, said: str, asked: dict) -> bool:
-        """Whether the API refuses a parameter that can be left out, now and from now on."""
-        refused = [name for name in ("max_tokens", "temperature") if name in asked and name in said]
-        if not (refused and UNSUPPORTED.search(said)):
-            return False
-        if "temperature" in refused and "temperature" not in self._refused:
-            warnings.warn(f"VLM {self.name!r} takes no temperature: answers may vary", stacklevel=2)
-        self._refused.update(refused)
-        return True
 
     def _post(self, body: dict, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and the whole body.
@@ -233,11 +225,7 @@ def _wait(headers: Mapping[str, str], attempt: int) -> float:
 
 
 def answer_in(reply: bytes) -> str:
-    """The answer in the body of a server's reply, a chat completion in JSON.
-
-    Raises:
-        VLMError: it is no such thing, or holds no text or one that was cut off; one line.
-    """
+    """The answer in the body of a server's reply, a chat completion in JSON; else a `VLMError`."""
     try:
         choice = json.loads(reply)["choices"][0]
         message, ended = choice["message"], choice.get("finish_reason")
@@ -262,11 +250,7 @@ def answer_in(reply: bytes) -> str:
 
 
 def listed(answer: str, choices: Sequence[str]) -> str:
-    """The terms of a JSON answer as a list with commas, or "none".
-
-    Raises:
-        VLMError: it does not fit the schema; one line.
-    """
+    """The terms of a JSON answer that fits the schema, with commas, or "none"; else `VLMError`."""
     with suppress(ValueError, TypeError, AttributeError, RecursionError):
         ((key, seen),) = json.loads(answer).items()
         if key == "seen" and isinstance(seen, list) and set(seen) <= set(choices):
@@ -282,9 +266,8 @@ def redacted(text: str) -> str:
 
 
 def one_line(said: Exception | str) -> str:
-    """The first line of it that says something, without keys, at most 300 characters."""
-    lines = (line.strip() for line in redacted(str(said)).splitlines())
-    return next(filter(None, lines), "nothing")[:300]
+    """What it says, on one line and without keys, at most 300 characters."""
+    return " ".join(redacted(str(said)).split())[:300] or "nothing"
 
 
 def _read_key(variable: str) -> str:
