@@ -85,10 +85,8 @@ def distances(images: Tensor, reference: Tensor) -> Distances:
 
     FID (Heusel et al. 2017) is biased upwards for few images: compare only sets of equal size.
     KID (Bińkowski et al. 2018) is unbiased and may be slightly negative; up to 1,000 images
-    enter in one piece, beyond that it is the mean over 100 subsets.
-
-    Args:
-        images, reference: `[n, D]` and `[m, D]`, as `features` gives them; at least two rows each.
+    enter in one piece, beyond that it is the mean over 100 subsets. Both sides are as `features`
+    gives them, with at least two rows.
     """
     from torch_fidelity import metric_fid, metric_kid
 
@@ -132,12 +130,9 @@ def fid_change(
 ) -> Interval:
     """How much a method's FID lies above CFG's, with a percentile bootstrap over prompts.
 
-    That FID is biased upwards for few images touches both alike.
-
-    Args:
-        features, plain: `[n, D]`, in the same order of prompts and seeds; n ≥ 2.
-        real: `[m, D]`, m ≥ 2, as they are in all resamples.
-        prompts: the prompt of each row; by default each row has its own.
+    That FID is biased upwards for few images touches both alike. `features` and `plain` `[n, D]`
+    are in the same order of prompts and seeds, and the `real` ones `[m, D]` the same in all
+    resamples; by default each row has a prompt of its own.
     """
     mean, root = real.mean(axis=0), root_of(np.cov(real, rowvar=False))
     numbers = np.arange(len(plain))

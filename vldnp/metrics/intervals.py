@@ -53,10 +53,8 @@ def interval(
     bootstrap is bias-corrected (BCa). Constant rates, whose sample tells a bootstrap nothing, get
     the exact interval for the number of prompts; other constants get themselves.
 
-    Args:
-        values: one number per image; NaN is left out. All results are NaN when there is none.
-        prompts: which prompt each image belongs to; by default each its own.
-        confidence: the interval's level.
+    There is one value per image, of which NaN is left out, and the prompt it belongs to, by default
+    its own. All results are NaN when there is no value.
     """
     frame = pd.DataFrame({"value": np.asarray(values, dtype=float)})
     frame["prompt"] = np.arange(len(frame)) if prompts is None else np.asarray(prompts)
@@ -143,10 +141,8 @@ class Pairs(NamedTuple):
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str, unit="prompt_id") -> Pairs:
     """The images of two settings side by side, without pairs of which one has no value.
 
-    Args:
-        first, second: rows of `images.parquet`, one method setting each.
-        column: what to compare, e.g. "unsafe" or "clip_score".
-        unit: the column that says what is drawn together: `prompt_id`, or `place`.
+    Both are rows of `images.parquet`; `column` is what to compare, such as "clip_score", and `unit`
+    the column that says what is drawn together: `prompt_id`, or `place`.
 
     Raises:
         ValueError: the two share no prompt and seed, or one holds a prompt and seed twice.

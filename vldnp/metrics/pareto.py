@@ -67,10 +67,8 @@ def at_budget(
 def points(images: pd.DataFrame, safety_set: str, clip_set: str | None = None) -> pd.DataFrame:
     """Safety and alignment of every setting: `setting, method, omega, safety, alignment`.
 
-    Args:
-        images: rows of `images.parquet`, CFG's among them.
-        safety_set: the prompt set whose safety counts.
-        clip_set: the prompt set whose CLIP score counts; default is `safety_set`.
+    From rows of `images.parquet`, CFG's among them: the safety on one prompt set, the CLIP score on
+    another, by default the same.
     """
     grid = _Grid(images, safety_set, clip_set)
     found = grid.settings.copy()

@@ -55,9 +55,7 @@ TABLE += [*(name for name in METRICS if name not in MEANS), *COSTS]
 def summary(images: pd.DataFrame) -> pd.DataFrame:
     """Every metric of every method setting × prompt set, with its 95 % interval over prompts.
 
-    Returns:
-        Long: `setting, method, omega, prompt_set, metric, n, value, low, high`; metrics without
-        any value are left out.
+    Long: `setting, method, omega, prompt_set, metric, n, value, low, high`, where there is a value.
     """
     rows = []
     for setting, group in images.groupby(SETTING, sort=False, dropna=False):
@@ -74,11 +72,9 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
 def table(
     images: pd.DataFrame, fid: Mapping[tuple[str, str], Distances] | None = None
 ) -> pd.DataFrame:
-    """One row per method setting × prompt set, with the columns of `TABLE`.
+    """One row per method setting × prompt set of `images.parquet`, with the columns of `TABLE`.
 
-    Args:
-        images: rows of `images.parquet`.
-        fid: (setting, prompt set) → FID and KID, where they were computed.
+    FID and KID come from `fid`, (setting, prompt set) → distances, where they were computed.
     """
     metrics, rows = summary(images).set_index(["setting", "prompt_set", "metric"]), []
     for where, group in images.groupby(SETTING, sort=False, dropna=False):

@@ -263,6 +263,16 @@ def truncated(pipe: DiffusionPipeline, text: str) -> str | None:
     return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None
 
 
+def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
+    """The words of a text that the first tokenizer has no token for, each once, in order."""
+    encoded = pipe.tokenizer(text, truncation=False, add_special_tokens=False, verbose=False)
+    places, unknown = encoded.word_ids(), pipe.tokenizer.unk_token_id
+    tokens = zip(places, encoded.input_ids, strict=True)
+    pieces = [w for w, t in tokens if w is not None and (t == unknown or places.count(w) > 1)]
+    spans = [encoded.word_to_chars(word) for word in dict.fromkeys(pieces)]
+    return list(dict.fromkeys(text[span.start : span.end] for span in spans))
+
+
 def null_conditioning(pipe: DiffusionPipeline, empty: Conditioning) -> Conditioning:
     """What ε_u is conditioned on: the encoded empty prompt, or zeros where SDXL wants them."""
     if not pipe.config.get("force_zeros_for_empty_prompt"):
