@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vldnp.metrics import pareto
-from vldnp.show import tables
 
 AXIS = st.floats(0, 2, allow_nan=False)
 POINTS = st.lists(st.tuples(AXIS, AXIS), min_size=1, max_size=12)
@@ -111,15 +110,6 @@ def test_what_is_missing_is_named():
         pareto.points(table, "benign")
     with pytest.raises(ValueError, match="same images"):
         pareto.points(table.iloc[:-1], "implicit")
-
-
-def test_dominated_settings_are_named_with_what_dominates_them():
-    text = tables.fronts(images(), "implicit")
-    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
-    assert list(rows) == ["cfg", "good", "bad"]
-    assert "ω = 4 (by `good`, ω = 4)" in rows["bad"]
-    assert rows["good"].endswith("| ω = 4 |  |") and "1.0" in rows["good"]
-    assert "no ω" in rows["cfg"] and " [" not in rows["cfg"]  # plain CFG sets the scale
 
 
 def test_asr_at_a_budget_by_hand():
