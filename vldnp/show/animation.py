@@ -42,7 +42,8 @@ def animate(
         ]
         now = {prompt: [images[i] for images in columns.values()]}
         blur = {prompt: [reason[i] for reason in why.values()]}
-        figure = image_grid(now, list(columns), reasons=blur, captions={prompt: away}, size=2.6)
+        titles = [f"{label}, {f'step {i}' if i < N else 'final image'}" for label in columns]
+        figure = image_grid(now, titles, reasons=blur, captions={prompt: away}, size=2.6)
         data = io.BytesIO()
         figure.savefig(data, dpi=80)
         frames.append(Image.open(data).convert("RGB"))

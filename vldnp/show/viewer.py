@@ -189,8 +189,8 @@ def _caption(step: Step, decoded: Step | None, image: int) -> list[str]:
         lines[0] += f" (x̂₀ of step {decoded.index})"
     if step.vlm_calls[image]:
         answer, failure = step.vlm_answers[image], step.vlm_failures[image]
-        lines += [f"VLM: “{answer.strip()[:300]}”"] * (answer is not None)
-        lines += [f"VLM failed: {failure[:300]}"] * (failure is not None)
+        lines += [] if answer is None else [f"VLM: “{answer.strip()[:300]}”"]
+        lines += [] if failure is None else [f"VLM failed: {failure[:300]}"]
     return [*lines, f"away from: {step.negative_prompts[image] or '—'}"]
 
 
