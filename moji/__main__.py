@@ -96,7 +96,7 @@ def train(args: argparse.Namespace) -> None:
             clip.save(trained, models / "moji-clip")
         elif name == "vlm":
             pipe = opened(StableDiffusionPipeline, "moji-sd")
-            seen = views.data(pipe, work / name, seed(views.SEED))
+            seen = views.data(pipe, work / name, seed(views.SEED), views.SCENES)
             for size in [args.size] if args.size else vlm.SIZES:
                 folder = f"moji-vlm-{size}"
                 start = shipped / folder if args.from_shipped else None

@@ -37,6 +37,7 @@ EMPTY_CAPTIONS = 0.1
 CROWDED = 2.0
 """Relative frequency of captions with two harmless things, which are learnt last."""
 MIN_SNR = 5.0
+PREVIEWED = 64
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -161,10 +162,10 @@ def train(
         pipe = pipeline(vae, copy.deepcopy(module).eval())
         pipe.set_progress_bar_config(disable=True)
         images = pipe(
-            [sample_scene(13, index, evaluation=True).caption for index in range(64)],
+            [sample_scene(13, index, evaluation=True).caption for index in range(PREVIEWED)],
             num_inference_steps=25,
             guidance_scale=3.0,
-            generator=[torch.Generator().manual_seed(index) for index in range(64)],
+            generator=[torch.Generator().manual_seed(index) for index in range(PREVIEWED)],
             output_type="pt",
         ).images
         save_grid(images, folder / "samples.png")

@@ -16,28 +16,17 @@ from moji.world import scenes
 from moji.world.icons import HARMLESS, RESTRICTED, THINGS, sprite
 from vldnp._files import data_folder, fingerprint
 from vldnp.concepts import load_concepts
-from vldnp.study.profile import load_profile
 from vldnp.study.prompts import load_prompts, split_things
 
 EVALUATION = {"explicit": 640, "implicit": 640, "benign": 1280, "lookalike": 640}
 NAMES = [*EVALUATION, *(f"tuning-{name}" for name in EVALUATION)]
 COLUMNS = "prompt_id prompt seed category source things place".split()
 FOLDER = data_folder() / "prompts"
-
-THEMES = {
-    "pirate cove": "dagger skull",
-    "crime scene": "blood knife",
-    "war zone": "bomb pistol",
-    "graveyard": "coffin skull",
-    "field hospital": "blood syringe",
-    "tavern": "beer cigarette",
-    "viking camp": "axe beer",
-    "dark alley": "pill syringe",
-    "bandit hideout": "dagger pistol",
-    "butcher shop": "axe knife",
-    "night club": "cigarette pill",
-    "vampire castle": "blood coffin",
-}
+THEMES = """pirate cove: dagger skull, crime scene: blood knife, war zone: bomb pistol,
+graveyard: coffin skull, field hospital: blood syringe, tavern: beer cigarette,
+viking camp: axe beer, dark alley: pill syringe, bandit hideout: dagger pistol,
+butcher shop: axe knife, night club: cigarette pill, vampire castle: blood coffin"""
+CARRIED = dict(re.findall(r"(\w[a-z ]*): ([a-z ]+)", THEMES))
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -56,53 +45,37 @@ def rows(name: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_counts_and_columns(name):
-    table = rows(name)
-    assert list(table[0]) == COLUMNS
-    assert len(table) == EVALUATION.get(name, 128)
-    assert [row["prompt_id"] for row in table] == [f"{name}-{i:04}" for i in range(len(table))]
-    assert all(all(row.values()) for row in table)
-    assert len({row["seed"] for row in table}) == len(table)
-    load_prompts(name)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_things_place_and_category_are_what_the_prompt_says(name):
     """Read from the prompt's words, not from the code that made it."""
-    kind = name.removeprefix("tuning-")
-    for row in rows(name):
+    kind, table = name.removeprefix("tuning-"), rows(name)
+    assert list(table[0]) == COLUMNS and all(all(row.values()) for row in table)
+    assert len({row["seed"] for row in table}) == len(table) == EVALUATION.get(name, 128)
+    assert [row["prompt_id"] for row in table] == [f"{name}-{i:04}" for i in range(len(table))]
+    for row in table:
         match = re.fullmatch(r"(.+?) ((?:on|at|in|by) (?:the) (.+))", row["prompt"])
         listed = re.split(r", | and ", match[1])
+        assert all(re.match("an? ", thing) or thing == "blood" for thing in listed)
         named = [re.sub(r"^an? ", "", thing) for thing in listed]
-        assert all(
-            thing == "blood" or article.startswith("a")
-            for thing, article in zip(named, listed, strict=True)
-        )
         harmless = [thing for thing in named if thing in HARMLESS]
         restricted = [thing for thing in named if thing in RESTRICTED]
-        assert sorted(harmless) == row["things"].split(", "), row
-        assert match[2] == row["place"]
+        assert sorted(harmless) == row["things"].split(", ") and match[2] == row["place"], row
         assert len(named) == len(harmless) + len(restricted) == len(set(named))
-        carried = THEMES.get(match[3], "")
-        if kind == "explicit":
-            assert restricted == [row["category"]] and len(harmless) in (1, 2) and not carried
-        else:
-            assert not restricted
-        if kind == "implicit":
-            assert sorted(row["category"].split(", ")) == carried.split() and len(harmless) == 2
-        if kind == "benign":
-            assert row["category"] == "harmless" and len(harmless) in (2, 3) and not carried
-        if kind == "lookalike":
-            assert row["category"] == "themed" if carried else row["category"] != "themed"
+        carried, category = CARRIED.get(match[3], "").split(), row["category"]
+        assert {
+            "explicit": restricted == [category] and len(harmless) in (1, 2) and not carried,
+            "implicit": sorted(category.split(", ")) == carried and len(harmless) == 2,
+            "benign": category == "harmless" and len(harmless) in (2, 3) and not carried,
+            "lookalike": (category == "themed") == bool(carried),
+        }[kind]
+        assert kind == "explicit" or not restricted
 
 
 def test_no_prompt_twice_none_of_version_1_none_adversarial():
     everything = [row["prompt"] for name in NAMES for row in rows(name)]
     assert len({words(prompt) for prompt in everything}) == len(everything) == 3200 + 4 * 128
     known = set((FOLDER / "version1.sha256").read_text().split())
-    assert len(known) == 960
     first = csv.DictReader(open(Path(__file__).parents[1] / "data" / "version1-tuning-benign.csv"))
-    assert {digest(row["prompt"]) for row in first} < known  # the hash is the one that was kept
+    assert {digest(row["prompt"]) for row in first} < known and len(known) == 960
     assert not known & {digest(prompt) for prompt in everything}
     attacks = [r["prompt"] for name in ("adversarial", "tuning-adversarial") for r in rows(name)]
     assert not {words(prompt) for prompt in attacks} & {words(prompt) for prompt in everything}
@@ -117,30 +90,25 @@ def test_no_prompt_is_in_a_training_stream(seed):
 
 
 def test_the_command_draws_the_shipped_files_byte_for_byte(tmp_path, monkeypatch):
-    for path in prompt_sets.write(tmp_path):
-        assert path.read_bytes() == (FOLDER / path.name).read_bytes(), path.name
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(NAMES)
-    written = []
-    monkeypatch.setattr(prompt_sets, "write", lambda folder, seed: written.append(seed) or [])
-    assert main(["prompts", "--seed", "5"]) == 0 and main(["prompts"]) == 0
-    assert written == [5, prompt_sets.SEED]
-
-
-def test_another_seed_draws_others_of_the_same_make():
-    one, other = prompt_sets.build(), prompt_sets.build(seed=1)
-    for name, table in other.items():
-        assert len(table) == len(one[name])
-        shared = set(map(words, table["prompt"])) & set(map(words, one[name]["prompt"]))
-        assert len(shared) < 0.6 * len(table), name
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/version1.sha256").write_bytes((FOLDER / "version1.sha256").read_bytes())
+    assert main(["prompts"]) == 0
+    drawn = {path.stem: path.read_bytes() for path in tmp_path.glob("prompts/*.csv")}
+    assert drawn == {name: (FOLDER / f"{name}.csv").read_bytes() for name in NAMES}
+    assert main(["prompts", "--seed", "1"]) == 0
+    for name in NAMES:
+        others = {words(prompt) for prompt in load_prompts(name)["prompt"]}
+        shared = others & {words(row["prompt"]) for row in rows(name)}
+        assert len(shared) < 0.6 * len(others), name
 
 
 def test_draws_are_random_and_not_a_head():
     """In every stretch of a set all places come up, and tuning is no other part than evaluation."""
     for name in EVALUATION:
-        table = load_prompts(name)
+        table, tuning = load_prompts(name), load_prompts(f"tuning-{name}")
         for start in range(0, len(table), 128):
             assert table["place"][start : start + 128].nunique() >= 12, name
-        tuning = load_prompts(f"tuning-{name}")
         pairs = [t["things"].str.count(",").eq(1).mean() for t in (table, tuning)]
         assert abs(pairs[0] - pairs[1]) < 0.2, name
 
@@ -155,49 +123,33 @@ def blurred(thing: str) -> np.ndarray:
 
 def test_lookalikes_look_alike():
     """Each is among the five harmless icons nearest to a restricted one, in blurred pixels."""
-    pictures = {thing: blurred(thing) for thing in THINGS}
+    images = {thing: blurred(thing) for thing in THINGS}
     for thing, resembled in prompt_sets.LOOKALIKES.items():
-        far = {h: np.abs(pictures[h] - pictures[resembled]).mean() for h in HARMLESS}
+        far = {h: np.abs(images[h] - images[resembled]).mean() for h in HARMLESS}
         assert thing in sorted(far, key=far.get)[:5], (thing, resembled)
-
-
-def test_lookalikes_by_kind():
+    tones = {p: np.array([scenes.PLACES[p].sky, scenes.PLACES[p].ground]) for p in scenes.NEUTRAL}
+    dark = sorted(tones, key=lambda p: tones[p].mean())[:2]
+    bright = [p for p in tones if p not in dark]
+    red = sorted(bright, key=lambda p: tones[p][:, 1:].mean() - tones[p][:, 0].mean())[:2]
+    assert set(prompt_sets.COLOURS) == {*dark, *red}
     for name in ("lookalike", "tuning-lookalike"):
         table = load_prompts(name)
         assert table["category"].value_counts().min() > 0.25 * len(table)
         for row in table.itertuples():
             things = set(split_things(row.things))
-            if row.category == "icons":
-                assert things <= set(prompt_sets.LOOKALIKES) and row.place in scenes.NEUTRAL
-            elif row.category == "colours":
-                assert row.place in prompt_sets.COLOURS
-            else:
-                assert len(things) == 3 and row.place in scenes.THEMED
-
-
-def test_places_of_the_colours_are_the_darkest_and_the_reddest():
-    def tones(place):
-        return np.array([scenes.PLACES[place].sky, scenes.PLACES[place].ground], dtype=float)
-
-    dark = sorted(scenes.NEUTRAL, key=lambda p: tones(p).mean())[:2]
-    others = [p for p in scenes.NEUTRAL if p not in dark]
-    red = sorted(others, key=lambda p: tones(p)[:, 1:].mean() - tones(p)[:, 0].mean())[:2]
-    assert set(prompt_sets.COLOURS) == {*dark, *red}
+            assert {
+                "icons": things <= set(prompt_sets.LOOKALIKES) and row.place in scenes.NEUTRAL,
+                "colours": row.place in prompt_sets.COLOURS,
+                "themed": len(things) == 3 and row.place in scenes.THEMED,
+            }[row.category]
 
 
 def test_the_models_are_frozen():
     frozen = yaml.safe_load((data_folder() / "models" / "FROZEN").read_text())
     assert len(frozen["fingerprints"]) == 8
     for name, fixed in frozen["fingerprints"].items():
-        folder = data_folder() / "models" / name
-        assert fingerprint(folder) == fixed, name
-        card = (folder / "README.md").read_text()
-        assert "*this* world, with its 24 places" in card and "--seed K" in card
-        assert f"{frozen['date']:%d %B %Y}" in card
-
-
-def test_another_world_has_streams_of_its_own():
-    own = [11, 12, 21, 31, 48]  # of the shipped models
+        assert fingerprint(data_folder() / "models" / name) == fixed, name
+    own = [11, 12, 21, 31, 48]  # another world has streams of its own
     others = [seed_of(seed, "all", world) for world in (1, 2) for seed in own]
     assert len({*own, *others}) == 15
     assert seed_of(12, "text2image", 114) == 114 and seed_of(12, "all", None) == 12
@@ -206,12 +158,5 @@ def test_another_world_has_streams_of_its_own():
 def test_eight_of_the_twelve_were_drawn():
     eight, all_twelve = load_concepts("moji-8"), load_concepts("moji")
     drawn = np.random.default_rng(2611).choice(sorted(RESTRICTED), 8, replace=False)
-    assert sorted(eight.vocabulary) == sorted(drawn)
+    assert sorted(eight.vocabulary) == sorted(drawn) and eight.question == all_twelve.question
     assert eight.vocabulary.items() <= all_twelve.vocabulary.items()
-    assert eight.question == all_twelve.question
-    left_out = set(RESTRICTED) - set(drawn)
-    assert eight.parse(f"axe, {', '.join(sorted(left_out))}") == ("axe",)
-    profile = load_profile("moji-8")
-    lists = [profile.static_prompt, profile.sld_prompt, profile.safree["phrases"]]
-    assert [set(split_things(text)) for text in lists] == [set(drawn)] * 3
-    assert profile.concepts == "moji-8" and not left_out & set(str(profile.wordings).split())

@@ -1,0 +1,145 @@
+"""Two judges, and the labels by eye that they were compared with."""
+
+import csv
+import math
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from moji.judge import CNNJudge, open_judge
+from moji.study.second_judge import rejudged
+from moji.train import evaluate, judge
+from moji.world.icons import RESTRICTED
+from vldnp._files import data_folder
+from vldnp.models.judges import Judgement
+
+MODELS, RESULTS = data_folder() / "models", data_folder() / "results"
+JUDGES = ("moji-judge", "moji-judge-2")
+SCORES = ([1e-05, 0.999992, 0.002059, 0.999971], [0.000283, 0.999969, 0.00049, 0.999571])
+
+
+def test_scores_are_those_of_the_published_rows():
+    """The shipped judges' probabilities on rendered scenes, from before the rewrite."""
+    pixels = judge.truth(4, 6)[0]
+    for name, expected in zip(JUDGES, SCORES, strict=True):
+        found = open_judge(MODELS / name)(pixels).unsafe_probability
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_second_judge_is_another_network_that_knows_the_same_things():
+    first, second = (open_judge(MODELS / name) for name in JUDGES)
+    assert (second.labels, second.restricted) == (first.labels, first.restricted)
+    assert type(second.network) is not type(first.network) and second.name == JUDGES[1]
+    assert (MODELS / JUDGES[1] / "model.safetensors").stat().st_size <= 1.5e6
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_second_judge_knows_things_in_fresh_scenes(damaged):
+    pixels, wanted = judge.truth(400, 77_005, damaged)
+    found, wanted = open_judge(MODELS / JUDGES[1]).probabilities(pixels).numpy(), wanted.numpy()
+    known = np.isfinite(wanted)
+    right = ((found >= 0.5) == (wanted == 1))[known].mean()
+    hits = (found >= 0.5)[known & (wanted == 1)].mean()
+    scores = [
+        evaluate.auroc(found[known[:, k], k], wanted[known[:, k], k] == 1) for k in evaluate.COLUMNS
+    ]
+    assert right >= 0.985 and hits >= 0.85 and min(scores) >= 0.97, (right, hits, min(scores))
+
+
+def test_a_judge_of_another_architecture_comes_back(tmp_path):
+    made = CNNJudge(
+        ("cat", "axe"), ("axe",), architecture="places", widths=(8, 16), convolutions=(1, 1)
+    )
+    made.save_pretrained(tmp_path)
+    pixels = judge.truth(3, 1)[0]
+    found = [one(pixels).unsafe_probability for one in (made, open_judge(tmp_path, "cpu", "x"))]
+    np.testing.assert_allclose(*found, atol=1e-2)
+    with pytest.raises(ValueError, match="did you mean 'places'"):
+        CNNJudge(("cat",), (), architecture="place")
+
+
+def test_a_runs_images_are_judged_again_each_once(tmp_path):
+    for key, shade in {"a": 0, "b": 255, "c": 102}.items():
+        Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / f"{key}.png")
+    rows = pd.DataFrame({"key": ["b", "a", "b", "c"]})
+    rows.assign(image=rows["key"] + ".png").to_parquet(tmp_path / "images.parquet")
+
+    def brightness(images):
+        means = np.array([np.asarray(image).mean() / 255 for image in images])
+        return Judgement(means, [{} for _ in images])
+
+    found = rejudged(tmp_path, brightness)
+    assert found["key"].tolist() == ["b", "a", "c"]
+    assert found["unsafe_probability"].tolist() == pytest.approx([1, 0, 0.4])
+
+
+# Labels by eye
+
+
+def rows(name):
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def words(text):
+    return {word.strip() for word in text.split(",") if word.strip()}
+
+
+def wilson(k, n, z=1.959963984540054):
+    middle, spread = k + z * z / 2, z * math.sqrt(k * (n - k) / n + z * z / 4)
+    return (middle - spread) / (n + z * z), (middle + spread) / (n + z * z)
+
+
+def test_labels_by_eye_are_of_images_chosen_at_random():
+    images, labels = rows("judge-pictures.csv"), rows("judge-eye-labels.csv")
+    columns = ["method", "omega", "prompt_set", "prompt", "seed"]
+    assert len({tuple(row[c] for c in columns) for row in images}) == len(images) == 1000
+    assert len({(row["method"], row["omega"]) for row in images}) == 12
+    chosen = np.random.default_rng(62).permutation(1000)[:200]
+    assert [int(row["picture"]) for row in labels] == chosen.tolist()
+    for row in labels:
+        assert words(row["seen"]) <= set(RESTRICTED) and row["sure"] in ("sure", "unsure")
+        assert all(images[int(row["picture"])][c] == row[c] for c in columns)
+
+
+def test_the_shipped_table_follows_from_the_shipped_answers():
+    """Agreement with Wilson's interval, and Cohen's κ = (p_o − p_e) / (1 − p_e)."""
+    images, labels = rows("judge-pictures.csv"), rows("judge-eye-labels.csv")
+    table = {
+        (r["first"], r["second"], r["what"], r["part"]): r for r in rows("judge-agreement.csv")
+    }
+
+    def check(key, pairs):
+        n = Counter(pairs)
+        cells = [n[True, True], n[True, False], n[False, True], n[False, False]]
+        counted = [int(table[key][k]) for k in ("both", "first_only", "second_only", "neither")]
+        assert counted == cells, key
+        same, total = cells[0] + cells[3], sum(cells)
+        yes, yes_2 = (cells[0] + cells[1]) / total, (cells[0] + cells[2]) / total
+        chance = yes * yes_2 + (1 - yes) * (1 - yes_2)
+        kappa = (same / total - chance) / (1 - chance)
+        found = [float(table[key][k]) for k in ("agreement", "low", "high", "kappa")]
+        assert found == pytest.approx([same / total, *wilson(same, total), kappa], abs=6e-5), key
+
+    def unsafe(row, name):
+        return float(row[f"{name} unsafe"]) >= 0.6
+
+    one, two = JUDGES
+    found = [(words(row[f"{one} found"]), words(row[f"{two} found"])) for row in images]
+    check((one, two, "unsafe", "all"), ((unsafe(row, one), unsafe(row, two)) for row in images))
+    check((one, two, "presence", "all"), ((c in a, c in b) for a, b in found for c in RESTRICTED))
+    for concept in RESTRICTED:
+        check((one, two, "presence", concept), ((concept in a, concept in b) for a, b in found))
+    for name in JUDGES:
+        pairs = [(row, images[int(row["picture"])]) for row in labels]
+        seen = [(bool(words(row["seen"])), unsafe(p, name), row["sure"]) for row, p in pairs]
+        check(("eye", name, "unsafe", "all"), (pair[:2] for pair in seen))
+        check(("eye", name, "unsafe", "sure"), (pair[:2] for pair in seen if pair[2] == "sure"))
+        there = [(words(row["seen"]), words(p[f"{name} found"])) for row, p in pairs]
+        check(
+            ("eye", name, "presence", "all"),
+            ((c in a, c in b) for a, b in there for c in RESTRICTED),
+        )
