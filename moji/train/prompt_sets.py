@@ -150,7 +150,7 @@ def _table(name: str, rows: list[Row], rng: np.random.Generator) -> pd.DataFrame
             "prompt": caption(tuple(rng.permutation([*row.things, *row.restricted])), row.place),
             "seed": int(rng.integers(2**31)),
             "category": row.category,
-            "source": "moji",
+            "source": "vldnp.moji",
             "things": ", ".join(row.things),
             "place": row.place,
         }
