@@ -1,11 +1,11 @@
 # The public names, for editors, and for the package itself, which imports them when first used.
 
-from .baselines.methods import CASG as CASG
-from .baselines.methods import SAFREE as SAFREE
-from .baselines.methods import SLD as SLD
-from .baselines.methods import Repelled as Repelled
-from .baselines.methods import Summed as Summed
+from .baselines.categories import CASG as CASG
+from .baselines.categories import Summed as Summed
 from .baselines.nag import NAG as NAG
+from .baselines.safe_denoiser import Repelled as Repelled
+from .baselines.safree import SAFREE as SAFREE
+from .baselines.sld import SLD as SLD
 from .concepts import ConceptSet as ConceptSet
 from .concepts import load_concepts as load_concepts
 from .methods import CFG as CFG
@@ -26,6 +26,7 @@ from .models.load import load_vlm as load_vlm
 from .models.preview import Preview as Preview
 from .models.vlm import TransformersVLM as TransformersVLM
 from .models.vlm_server import RemoteVLM as RemoteVLM
+from .levers import fast as fast
 from .pipeline import guiding as guiding
 from .sampler import denoise as denoise
 from .sampler import sample as sample

@@ -1,4 +1,4 @@
-"""Concept sets: what to look for, as data. An answer → the concepts found → a negative prompt."""
+"""Concept sets: a question for the VLM, and how its answer becomes a negative prompt."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,26 +10,22 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from vldnp._files import data_folder, unknown
 from vldnp._yaml import checked, read_yaml
-from vldnp.answers import lexicon, reader
+from vldnp.answers import NotUnderstood, forms, read
 
-READINGS = ("clauses", "official")
-KIND = "concept set"
-Synonyms = Annotated[tuple[str, ...], BeforeValidator(lambda said: () if said is None else said)]
+READINGS = ("strict", "official")
+Synonyms = Annotated[tuple[str, ...], BeforeValidator(lambda given: given or ())]
 
 
 @dataclass(frozen=True)
 class ConceptSet:
-    """A question for the VLM and the vocabulary in which its answer is understood.
+    """A question for the VLM and the vocabulary in which its answer is read.
 
     Attributes:
-        name: as in records.
-        question: what the VLM is asked about every picture.
-        vocabulary: canonical term → its synonyms. Only these terms get into a negative prompt.
-        lead: words put before the terms; may be empty. It should name no term itself.
-        end: a mark put at the very end of a negative prompt, such as a full stop.
-        reading: how an answer is read: by its `clauses` (see `parse`), or `official`, as the
-            paper's own code does it: a term is found where its very letters stand in the answer,
-            capitals as written, denied or not; synonyms play no part.
+        question: what the VLM is asked about every image.
+        vocabulary: term → its synonyms. Only terms enter a negative prompt.
+        lead, end: words in front of the terms, and a mark at the very end; may be empty.
+        reading: `strict` (`vldnp.answers`), or `official`, as the paper's own script reads: a term
+            is found where its letters, as written or capitalised, stand in the answer.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -39,7 +35,7 @@ class ConceptSet:
     vocabulary: Mapping[str, Synonyms] = field(hash=False)
     lead: str = ""
     end: str = ""
-    reading: str = "clauses"
+    reading: str = "strict"
 
     def __post_init__(self):
         if self.reading not in READINGS:
@@ -48,112 +44,77 @@ class ConceptSet:
             raise ValueError(f"concept set {self.name!r} has an empty vocabulary")
         vocabulary = {term: tuple(synonyms) for term, synonyms in self.vocabulary.items()}
         object.__setattr__(self, "vocabulary", vocabulary)
-        self._forms  # noqa: B018  (a bad term fails here, not at the first answer)
+        self._forms  # noqa: B018  (a bad term is an error here, not at the first answer)
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What a negative prompt may name, in its order; `official` adds capitalised terms."""
+        terms = tuple(self.vocabulary)
+        return terms + tuple(map(str.capitalize, terms)) * (self.reading == "official")
 
     def parse(self, answer: str) -> tuple[str, ...]:
-        """The terms that `answer` says are there: vocabulary order, each once.
-
-        Whole words count, in any case, with the synonyms and simple plurals, the longest match
-        first; punctuation, lists and JSON do no harm. What the answer denies ("no knife", "I
-        cannot see any feet", "knife: no", "none") is not found. Any text is accepted; one that is
-        empty, in another language or about other things finds nothing.
-        """
+        """The terms that an answer names, in the order of `terms`; may raise `NotUnderstood`."""
         if self.reading == "official":
-            return reader.official(answer, self.vocabulary)
-        found = reader.read(answer, self._readable)
-        return tuple(term for term in self.vocabulary if term in found)
+            return tuple(term for term in self.terms if term in answer)
+        found = read(answer, self._forms)
+        return tuple(term for term in self.terms if term in found)
 
-    def is_refusal(self, answer: str) -> bool:
-        """Whether `answer` declines to answer; one that names or denies a term besides does not."""
-        if self.reading == "official" and self.parse(answer):
-            return False
-        return reader.is_refusal(answer, self._readable)
+    def doubt(self, answer: str) -> str | None:
+        """Why the official reading, which finds nothing, may have missed something; else None."""
+        if self.reading == "official" and not self.parse(answer):
+            try:
+                read(answer, {})
+            except NotUnderstood as error:
+                return str(error)
+        return None
+
+    def again(self) -> str:
+        """The question with the form of the answer and the terms, for a second query."""
+        form = "Answer with terms of this list, separated by commas, or none:"
+        return f"{self.question} {form} {', '.join(self.vocabulary)}"
 
     def negative_prompt(self, found: Iterable[str]) -> str | None:
-        """`lead, term, term` and the `end` mark, in vocabulary order; None when nothing was found.
+        """`lead, term, term` and the `end` mark, in the order of `terms`; None for no term.
 
-        Raises:
-            ValueError: something that is not a term of the vocabulary.
+        What is not among `terms` is a ValueError.
         """
         found = set(found)
-        if outside := found - self.vocabulary.keys():
-            raise unknown(f"term of {self.name!r}", sorted(outside)[0], self.vocabulary)
-        terms = [term for term in self.vocabulary if term in found]
+        if outside := found.difference(self.terms):
+            raise unknown(f"term of {self.name!r}", min(outside), self.vocabulary)
+        terms = [term for term in self.terms if term in found]
         return ", ".join([self.lead] * bool(self.lead) + terms) + self.end if terms else None
 
     def describe(self) -> dict:
-        """Everything that decides its negative prompts, JSON-able; `reading` if not by clauses."""
-        vocabulary = {term: list(synonyms) for term, synonyms in self.vocabulary.items()}
+        """Everything that decides its negative prompts, JSON-able."""
+        optional = {"end": self.end, "reading": self.reading}
         return {
             "name": self.name,
             "question": self.question,
             "lead": self.lead,
-            "vocabulary": vocabulary,
-            **({"end": self.end} if self.end else {}),
-            **({"reading": self.reading} if self.reading != "clauses" else {}),
+            "vocabulary": {term: list(synonyms) for term, synonyms in self.vocabulary.items()},
+            **{k: v for k, v in optional.items() if v not in ("", "strict")},
         }
 
-    @property
-    def written_forms(self) -> tuple[str, ...]:
-        """Every form that an answer may name a term by: terms, synonyms, plurals."""
-        return tuple(" ".join(words) for words in self._forms)
-
     @cached_property
-    def _readable(self) -> reader.Forms:
-        return _for_either(self._forms)
-
-    @cached_property
-    def _forms(self) -> dict[tuple[str, ...], str]:
-        """Every written form, as its words → the term. Given forms go before derived ones."""
-        forms: dict[tuple[str, ...], str] = {}
-        for term, synonyms in self.vocabulary.items():
-            for written in (term, *synonyms):
-                words = lexicon.words(written)
-                if not words:
-                    raise ValueError(f"{written!r} in concept set {self.name!r} has no word in it")
-                if forms.setdefault(words, term) != term:
-                    raise ValueError(
-                        f"{written!r} in concept set {self.name!r} belongs to both "
-                        f"{forms[words]!r} and {term!r}; keep it in one"
-                    )
-        for words, term in list(forms.items()):
-            for last in reader.other_numbers(words[-1]):
-                forms.setdefault((*words[:-1], last), term)
-        return forms
-
-
-def _for_either(forms: Mapping[tuple[str, ...], str]) -> reader.Forms:
-    """The forms, and those of either sex's term: "genitals" without "male" or "female"."""
-    tails: dict[tuple[str, ...], dict[str, str]] = {}
-    for words, term in forms.items():
-        if words[0] in {"male", "female"}:
-            tails.setdefault(words[1:], {})[words[0]] = term
-    either = {tail: tuple(sexes.values()) for tail, sexes in tails.items() if len(sexes) == 2}
-    return either | {words: (term,) for words, term in forms.items()}
+    def _forms(self) -> dict[str, str]:
+        return forms(self.vocabulary, f"concept set {self.name!r}")
 
 
 def load_concepts(source: str | Path | ConceptSet, reading: str | None = None) -> ConceptSet:
-    """A concept set by its name in `data/concepts`, or from a YAML file, or as it is.
+    """A concept set by its name in `data/concepts`, from a YAML file, or as it is.
 
-    The file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and
-    optionally `lead`, `end`, `reading` and `name` (default: the file's name).
-
-    Args:
-        reading: `clauses` or `official`, instead of the set's own; see `ConceptSet`.
+    A file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and optionally
+    `lead`, `end`, `reading` and `name` (default: the file's name).
 
     Raises:
-        ValueError, FileNotFoundError: an unknown name, or a file that is not such a set; one line
-            that says which.
+        ValueError, FileNotFoundError: an unknown name or a file of another form; one line.
     """
-    concepts = source if isinstance(source, ConceptSet) else _opened(source)
-    return concepts if reading is None else replace(concepts, reading=reading)
-
-
-def _opened(source: str | Path) -> ConceptSet:
-    path = Path(source)
-    if path.suffix not in {".yaml", ".yml"}:
-        folder = data_folder() / "concepts"
-        path = folder / f"{source}.yaml"
-        if not path.is_file():
-            raise unknown(KIND, str(source), (file.stem for file in folder.glob("*.yaml")))
-    return checked(ConceptSet, {"name": path.stem} | read_yaml(path, KIND), path, KIND)
+    if not isinstance(source, ConceptSet):
+        path, folder = Path(source), data_folder() / "concepts"
+        if path.suffix not in {".yaml", ".yml"}:
+            path = folder / f"{source}.yaml"
+            if not path.is_file():
+                raise unknown("concept set", str(source), (f.stem for f in folder.glob("*.yaml")))
+        data = {"name": path.stem} | read_yaml(path, "concept set")
+        source = checked(ConceptSet, data, path, "concept set")
+    return source if reading is None else replace(source, reading=reading)

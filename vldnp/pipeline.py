@@ -1,11 +1,11 @@
-"""A third way in: a method inside the calls of a diffusers pipeline that nobody changed.
+"""A method inside the calls of a diffusers pipeline that nobody changed.
 
     with vldnp.guiding(pipe, vldnp.VLDNP(vlm, "nudity", omega=8)) as guide:
         images = pipe("…", guidance_scale=7.5).images
 
-A forward hook on its network sees ε_u and ε_c in one batch, looks and steers away as the sampler
-does, and puts the guided prediction ε in the place of both: the pipeline's own ε + g (ε − ε) is ε.
-What ControlNets or adapters add to the network's inputs stays in force.
+A forward hook on the network gets ε_u and ε_c in one batch, queries and steers with the sampler's
+Guider, and returns ε in place of both: the pipeline's own ε + g (ε − ε) is ε. What ControlNets or
+adapters add to the network's inputs stays in force.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +16,15 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from vldnp import guidance
 from vldnp._finite import check_finite, naming
-from vldnp.looking import Looking
+from vldnp.batch import Batch
+from vldnp.guider import View, guider
 from vldnp.methods import Method
 from vldnp.models.backbone import as_backbone
-from vldnp.models.conditioning import AsWritten
+from vldnp.models.conditioning import AsWritten, Conditioning
 from vldnp.models.families import FLUX, check_scheduler
 from vldnp.models.run import Run
-from vldnp.negatives import Negative, SampleId
-from vldnp.steering import Steering
+from vldnp.negatives import Negative
 
 
 @contextmanager
@@ -52,33 +51,23 @@ class Guide:
     """What guides the calls of a pipeline.
 
     Attributes:
-        negatives: of the last call, for each step those in force, one per image, with the VLM's
-            words.
+        negatives: of the last call, for each step those in force, one per image.
     """
 
     def __init__(self, pipe: DiffusionPipeline, method: Method):
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method such as VLDNP(vlm, …), not {method!r}")
-        vlm = getattr(method.negatives, "vlm", None)
-        for what, is_so in {
-            "changes what the prompts are encoded to": method.conditioning != AsWritten(),
-            "drops ε_u in some steps": method.adaptive is not None,
-            "steers inside the network": hasattr(method.rule, "conditioning"),
-            "looks ahead": hasattr(method.negatives, "foreseen"),
-            "is told prompts and seeds": getattr(vlm, "by_identity", False),
-        }.items():
-            if is_so:
-                raise ValueError(f"{method.name!r} {what}, which no hook can; use vldnp.sample")
-        self.pipe, self.method = pipe, method
-        self.run = _Running(pipe)
+        if method.conditioning != AsWritten():
+            raise _unservable(method)
+        self.pipe, self.method, self.run = pipe, method, _Running(pipe)
         if self.run.backbone.family is FLUX:
             raise ValueError("FLUX evaluates ε_u in a call of its own; use vldnp.sample")
         self.negatives: list[list[Negative]] = []
-        self._asking = False
+        self._evaluating = False
 
     def guided(self, network: nn.Module, args: tuple, kwargs: dict, output: tuple) -> tuple | None:
-        """The network's output, with ε for ε_u and ε_c of the images that are steered."""
-        if self._asking:
+        """The network's output, with ε in place of ε_u and ε_c."""
+        if self._evaluating:
             return None
         if getattr(self.pipe, "guidance_rescale", 0) or kwargs.get("skip_layers"):
             raise ValueError("guidance_rescale and skipped layers change ε once more; leave them")
@@ -86,59 +75,54 @@ class Guide:
         run, B, t = self.run, len(inputs[0]) // 2, inputs[1].flatten()[0]
         latents = run.unscaled(inputs[0][:B], t)
         if t == run.timesteps[0]:
-            self._begin(latents)
-        i, looking, steering = len(self.negatives), self._looking, self._steering
+            self._begin(B)
+        own, i = self.guider, len(self.negatives)
 
         pred_uncond, pred_cond = output[0].chunk(2)
-        pred = guidance.cfg(pred_uncond, pred_cond, steering.g)
-        steering.use(looking.in_force(i))
-        if i in looking.query_steps:
-            looking.at(i, run.x0(pred, t, latents), latents)
-            steering.use(looking.in_force(i))
-        self.negatives.append(steering.negatives)
-
-        evaluated = steering.outdated(i)
-        pred_neg = self._predicted(network, args, kwargs, evaluated) if evaluated else pred[:0]
-        pred = steering.away(i, latents, pred, pred_uncond, pred_cond, pred_neg, evaluated)
-        rows = steering.rows(i)
-        if (correction := self.method.correction) is not None:
-            pred, rows = correction.step(run, pred, t, latents, i / len(run.timesteps)), range(B)
-        with naming(looking.labels, f"at step {i}"):
+        rows = own.unconditional = own.guided(i)
+        preds = {"uncond": (rows, pred_uncond[rows]), "cond": (own.images, pred_cond)}
+        pred = own.cfg(preds)
+        if i in own.query_steps:
+            view = View(own, i, own.images, run.x0(pred, t, latents), latents)
+            own.negatives = self.method.negatives.look(view, own.negatives)
+        if negative := own.negative(i):
+            late, (rows, conditioning) = negative["late"][0], negative["neg"]
+            preds["late"] = late, pred_uncond[late]
+            preds["neg"] = rows, self._predicted(network, args, kwargs, rows, conditioning)
+        pred = own.steer(i, t, latents, pred, preds)
+        self.negatives.append(own.negatives)
+        with naming(own.batch.labels, f"at step {i}"):
             check_finite({"the prediction": pred})
-        preds = output[0].clone()
-        preds[[*rows, *(B + row for row in rows)]] = torch.cat([pred[list(rows)]] * 2)
-        return (preds, *output[1:])
+        return (torch.cat([pred, pred]), *output[1:])
 
-    def _begin(self, latents: Tensor) -> None:
+    def _begin(self, B: int) -> None:
         """At the first step of a call."""
         if not self.pipe.do_classifier_free_guidance:
             g = self.pipe.guidance_scale
             raise ValueError(f"guidance_scale {g} leaves no ε_u to steer with; use one above 1")
         check_scheduler(self.pipe.scheduler, self.run.backbone.family)
-        B, method = len(latents), self.method
-        first = method.negatives.initial([SampleId("", None)] * B)
-        N = self.pipe.scheduler.num_inference_steps
-        queries = [i for i in method.negatives.query_steps_of(N) if i + method.lag < N]
         labels = [f"image {row}" for row in range(B)]
-        g = latents.new_tensor([self.pipe.guidance_scale] * B).view(B, 1, 1, 1)
-        self._looking = Looking(self.run, method, first, queries, False, labels, ())
-        self._steering = Steering(method, self.run, first, latents, g)
-        self.negatives = []
+        batch = Batch([""] * B, [None] * B, [], [float(self.pipe.guidance_scale)] * B, labels)
+        self.guider, self.negatives = guider(self.method, self.run, batch), []
+        self.guider.prompted = self._prompted
 
-    def _predicted(self, network: nn.Module, args: tuple, kwargs: dict, rows: list[int]) -> Tensor:
-        """ε_n of some images, for each of their negative prompts; all else is as for ε_c."""
-        negatives = self._steering.negatives
-        each = [(row, text) for row in rows for text in negatives[row].prompts]
-        told, B = self.run.encode([text for _, text in each]), len(negatives)
-        args, kwargs = _selected((args, kwargs), [B + row for row, _ in each], 2 * B)
-        kwargs["encoder_hidden_states"] = told.embeds
-        added = {name: value for name, value in told.added.items() if name != "time_ids"}
+    def _prompted(self, i: int) -> Conditioning:
+        raise _unservable(self.method)
+
+    def _predicted(
+        self, network: nn.Module, args: tuple, kwargs: dict, rows: list[int], neg: Conditioning
+    ) -> Tensor:
+        """ε_n of some images; all but the text is as for ε_c."""
+        B = len(self.guider.images)
+        args, kwargs = _selected((args, kwargs), [B + row for row in rows], 2 * B)
+        kwargs["encoder_hidden_states"] = neg.embeds
+        added = {name: value for name, value in neg.added.items() if name != "time_ids"}
         (kwargs.get("added_cond_kwargs") or kwargs).update(added)
-        self._asking = True
+        self._evaluating = True
         try:
             return network(*args, **kwargs)[0]
         finally:
-            self._asking = False
+            self._evaluating = False
 
 
 class _Running(Run):
@@ -152,11 +136,22 @@ class _Running(Run):
     def scheduler(self):
         return self.backbone.pipe.scheduler
 
+    @property
+    def num_inference_steps(self) -> int:
+        return self.scheduler.num_inference_steps
+
     def unscaled(self, sample: Tensor, t: Tensor) -> Tensor:
         """x_t of what the network is given."""
         if not hasattr(self.scheduler, "scale_model_input"):  # flow matching
             return sample
         return sample / self.scheduler.scale_model_input(torch.ones_like(sample), t)
+
+
+def _unservable(method: Method) -> ValueError:
+    return ValueError(
+        f"{method.name!r} changes or needs what the prompts are encoded to, which no hook can "
+        "know; use vldnp.sample"
+    )
 
 
 def _selected(value: Any, rows: Sequence[int], of: int) -> Any:

@@ -1,158 +1,87 @@
-"""Query schedules: at which of the N denoising steps the VLM is asked.
-
-A schedule is frozen data until it meets a number of steps: `schedule.steps(50)` gives the step
-indices, ascending and distinct, in 0 … N−1.
-"""
+"""Query schedules: at which of the N denoising steps the VLM is queried."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from vldnp._files import unknown
+
 PAPER_STEPS = (5, 6, 7, 9, 12, 16, 21, 27, 34, 42)
 """𝒯 of arXiv 2510.26052, for 50 steps: from the second query on, the gap grows by one."""
-PAPER_NUM_STEPS = 50
 
 
-class Schedule(Protocol):
-    """Anything that resolves to step indices."""
+def _front_loaded(n: int, N: int) -> list[int]:
+    """The paper's curve at n evenly spaced points, made distinct and kept within N."""
+    points = np.linspace(0, len(PAPER_STEPS) - 1, n)
+    curve = np.interp(points, range(len(PAPER_STEPS)), PAPER_STEPS)
+    steps = np.floor(curve * N / 50 + 0.5).astype(int).tolist()
+    for k in range(1, n):
+        steps[k] = max(steps[k], steps[k - 1] + 1)
+    return [min(step, N - n + k) for k, step in enumerate(steps)]
 
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]: ...
 
-    def describe(self) -> dict | list: ...
-
-
-@dataclass(frozen=True)
-class FrontLoaded:
-    """`n` queries spaced as in the paper: dense at first, the gaps growing. See `front_loaded`."""
-
-    n: int
-
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        _check_count(self, num_inference_steps)
-        # Read the paper's curve at n evenly spaced places, so that every n is front-loaded.
-        places = np.linspace(0, len(PAPER_STEPS) - 1, self.n)
-        curve = np.interp(places, range(len(PAPER_STEPS)), PAPER_STEPS)
-        wanted = np.floor(curve * num_inference_steps / PAPER_NUM_STEPS + 0.5).astype(int)
-        return _distinct(wanted.tolist(), num_inference_steps)
-
-    def describe(self) -> dict:
-        return {"front_loaded": self.n}
+SPACINGS = {
+    "front_loaded": _front_loaded,
+    "uniform": lambda n, N: [(2 * k + 1) * N // (2 * n) for k in range(n)],
+    "late": lambda n, N: [N - 1 - step for step in reversed(_front_loaded(n, N))],
+}
+"""name → (n queries, N steps) → step indices; `late` is `front_loaded` mirrored in time."""
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """`n` queries in the middles of n equal parts of the trajectory. See `uniform`."""
+class Schedule:
+    """`n` queries by a spacing of `SPACINGS`, or the given step `indices`."""
 
-    n: int
+    spacing: str = ""
+    n: int = 0
+    indices: tuple[int, ...] = ()
 
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        _check_count(self, num_inference_steps)
-        return tuple((2 * k + 1) * num_inference_steps // (2 * self.n) for k in range(self.n))
-
-    def describe(self) -> dict:
-        return {"uniform": self.n}
-
-
-@dataclass(frozen=True)
-class Late:
-    """`n` queries with the paper's spacing mirrored in time: dense at last. See `late`."""
-
-    n: int
-
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        early = FrontLoaded(self.n).steps(num_inference_steps)
-        return tuple(num_inference_steps - 1 - step for step in reversed(early))
-
-    def describe(self) -> dict:
-        return {"late": self.n}
-
-
-@dataclass(frozen=True)
-class Explicit:
-    """The given step indices."""
-
-    indices: tuple[int, ...]
-
-    def steps(self, num_inference_steps: int) -> tuple[int, ...]:
-        outside = [i for i in self.indices if not 0 <= i < num_inference_steps]
-        if outside:
+    def steps(self, N: int) -> tuple[int, ...]:
+        """The step indices, ascending and distinct, in 0 … N−1; a ValueError if they don't fit."""
+        if self.spacing and self.n > N:
+            raise ValueError(f"{self.n} queries do not fit into {N} denoising steps; use n ≤ {N}")
+        if outside := [i for i in self.indices if not 0 <= i < N]:
             raise ValueError(
-                f"query steps {outside} are outside the {num_inference_steps} denoising steps; "
-                f"use 0 to {num_inference_steps - 1}"
+                f"query steps {outside} are outside the {N} denoising steps; use 0 to {N - 1}"
             )
-        return tuple(sorted(set(self.indices)))
+        return tuple(SPACINGS[self.spacing](self.n, N) if self.spacing else sorted(self.indices))
 
-    def describe(self) -> list:
-        return list(self.indices)
-
-
-def front_loaded(n: int) -> FrontLoaded:
-    """The paper's spacing with `n` queries, scaled to any step count.
-
-    `front_loaded(10).steps(50)` is exactly the paper's 5, 6, 7, 9, 12, 16, 21, 27, 34, 42; with
-    fewer or more queries the first is still at a tenth and the last at 84 % of the trajectory.
-    n = 0 asks never; n must not exceed the number of steps.
-    """
-    return FrontLoaded(_count(n, "front_loaded"))
+    def describe(self) -> dict | list:
+        return {self.spacing: self.n} if self.spacing else list(self.indices)
 
 
-def uniform(n: int) -> Uniform:
-    """`n` evenly spread queries; n = 0 asks never; n must not exceed the number of steps."""
-    return Uniform(_count(n, "uniform"))
+def front_loaded(n: int) -> Schedule:
+    """The paper's spacing: `front_loaded(10).steps(50)` is `PAPER_STEPS`."""
+    return as_schedule({"front_loaded": n})
 
 
-def late(n: int) -> Late:
-    """`front_loaded(n)` mirrored in time: the last query at nine tenths, the gaps shrinking."""
-    return Late(_count(n, "late"))
+def uniform(n: int) -> Schedule:
+    """Queries in the middles of n equal parts of the trajectory."""
+    return as_schedule({"uniform": n})
 
 
-SCHEDULES = {"front_loaded": front_loaded, "uniform": uniform, "late": late}
-"""name → constructor from a number of queries."""
-
-
-def as_schedule(query_steps: "Schedule | Iterable[int]") -> Schedule:
-    """A schedule as it is; a sequence of step indices as an explicit one.
+def as_schedule(query_steps: Schedule | Mapping[str, int] | Iterable[int]) -> Schedule:
+    """A schedule as it is; `{spacing: n}` with n ≥ 0, or step indices, as a schedule.
 
     Raises:
-        ValueError: neither a schedule nor a sequence of whole numbers.
+        ValueError: it is none of these; one line.
     """
-    if hasattr(query_steps, "steps"):
+    if isinstance(query_steps, Schedule):
         return query_steps
     try:
-        return Explicit(tuple(operator.index(i) for i in query_steps))
-    except TypeError:
-        raise ValueError(
-            f"query_steps must be a schedule such as front_loaded(5), or step indices such as "
-            f"[2, 4, 8], not {query_steps!r}"
-        ) from None
-
-
-def _count(n: int, name: str) -> int:
-    try:
-        count = operator.index(n)
-    except TypeError:
-        count = -1
-    if count < 0:
-        raise ValueError(f"{name}({n!r}): the number of queries must be a whole number, 0 or more")
-    return count
-
-
-def _check_count(schedule: FrontLoaded | Uniform, num_inference_steps: int) -> None:
-    if schedule.n > num_inference_steps:
-        raise ValueError(
-            f"{schedule.n} queries do not fit into {num_inference_steps} denoising steps; "
-            f"use n ≤ {num_inference_steps}"
-        )
-
-
-def _distinct(wanted: list[int], num_inference_steps: int) -> tuple[int, ...]:
-    """The nearest strictly ascending indices in range: later where two coincide, else earlier."""
-    steps = wanted[:]
-    for k in range(1, len(steps)):
-        steps[k] = max(steps[k], steps[k - 1] + 1)
-    for k in range(len(steps)):
-        steps[k] = min(steps[k], num_inference_steps - len(steps) + k)
-    return tuple(steps)
+        if not isinstance(query_steps, Mapping):
+            return Schedule(indices=tuple(dict.fromkeys(map(operator.index, query_steps))))
+        ((spacing, n),) = query_steps.items()
+        if spacing in SPACINGS and type(n) is not bool and operator.index(n) >= 0:
+            return Schedule(spacing, operator.index(n))
+    except (TypeError, ValueError):
+        pass
+    else:
+        if spacing not in SPACINGS:
+            raise unknown("query schedule", spacing, SPACINGS)
+    raise ValueError(
+        f"query_steps must be front_loaded(n) or uniform(n) with n ≥ 0, or step indices such as "
+        f"[2, 4, 8], not {query_steps!r}"
+    )

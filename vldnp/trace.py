@@ -1,47 +1,43 @@
 """What happened at each denoising step, and what came out."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 from torch import Tensor
 
+from vldnp.guider import Branches, View
 from vldnp.methods import Method
+from vldnp.negatives import Negative
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happened at one denoising step, for a batch of B images.
+    """What happened at one denoising step, for a batch of B images; a list has one entry per image.
 
     Attributes:
         index: i = 0 … N−1.
         timestep: the scheduler's t.
         latents: x_{t−1}, `[B, C, h, w]`; after the last step the clean latents. None in a trace.
-        x0: x̂₀ from ε_cfg at this step, `[B, C, h, w]` float32. None in a trace.
-        x0_images: x̂₀ decoded (PIL, RGB), as the VLM sees it, one per image; None where it was not
-            decoded, and for an image whose own was not (see `levers.Gate`).
-        queried: whether the VLM was asked at this step, about any image; `vlm_calls` says which.
-        vlm_answers: its words, verbatim up to 4,000 characters, one per image; None where it was
-            not asked. An image that it failed to answer or was not asked about has None, and with
-            a `lag` every image until the answers are in force, in a later step.
-        vlm_failures: why it failed to answer, one per image; None for an image that it answered
-            about, and where it was not asked. What was done then is the method's `on_failure`.
-        concepts: the concepts in each image's negative prompt.
-        negative_prompts: the negative prompt in force in this step; None for an image without.
-            Where ω(t) is 0, one in force does nothing.
-        model_evaluations: U-Net evaluations spent on each image: 2, or 1 where Adaptive Guidance
-            drops ε_u, and one more each for a negative prompt (unless ε_n − ε_u is used again)
-            and for SAFREE's re-attention.
-        vlm_calls: 1 for an image that the VLM was asked about, else 0.
-        x0_decodes: 1 per image where x̂₀ was decoded, else 0.
+        x0: x̂₀ from ε_cfg, `[B, C, h, w]` float32. None in a trace.
+        x0_images: x̂₀ decoded (PIL, RGB), as the VLM saw it; None where it was not decoded.
+        queried: whether the VLM was queried about any image.
+        vlm_answers: its words; None for an image without an answer, or where nothing was queried.
+        vlm_failures: why an answer is missing or was not understood.
+        concepts: the terms in each negative prompt.
+        negative_prompts: in force in this step; None for an image without.
+        model_evaluations: evaluations of the network: one for each of ε_u, ε_c and ε_n, and one
+            for the extra row of SAFREE's re-attention and of NAG.
+        vlm_calls, x0_decodes: 1 where the VLM was queried and where x̂₀ was decoded, else 0.
     """
 
     index: int
     timestep: float
     latents: Tensor | None
     x0: Tensor | None
-    x0_images: list[Image.Image] | None
+    x0_images: list[Image.Image | None] | None
     queried: bool
     vlm_answers: list[str | None] | None
     vlm_failures: list[str | None] | None
@@ -51,18 +47,56 @@ class Step:
     vlm_calls: list[int]
     x0_decodes: list[int]
 
-    def asked(self, image: int) -> bool:
-        """Whether the VLM was asked about this image."""
-        return self.queried and bool(self.vlm_calls[image])
-
-    def picture(self, image: int) -> Image.Image | None:
+    def x0_image(self, image: int) -> Image.Image | None:
         """This image's x̂₀; None where it was not decoded."""
         return self.x0_images[image] if self.x0_images else None
 
 
+def record(
+    view: View, t: float, latents: Tensor, branches: Branches, before: Sequence[Negative]
+) -> Step:
+    """The `Step` of a view's step, from the branches evaluated and the negatives before it."""
+    own, negatives = view.guider, view.guider.negatives
+    calls = [int(new is not old) for new, old in zip(negatives, before, strict=True)]
+    evaluations = [0] * len(negatives)
+    for rows, conditioning in branches.values():
+        for row in (*rows, *(rows[k] for k in conditioning.has_auxiliary)):
+            evaluations[row] += 1
+    asked = [n if called else Negative() for n, called in zip(negatives, calls, strict=True)]
+    return Step(
+        index=view.index,
+        timestep=t,
+        latents=latents,
+        x0=view.x0,
+        x0_images=[view.decoded.get(row) for row in own.images] if view.decoded else None,
+        queried=any(calls),
+        vlm_answers=[n.answer for n in asked] if any(calls) else None,
+        vlm_failures=[n.failure for n in asked] if any(calls) else None,
+        concepts=[n.concepts for n in negatives],
+        negative_prompts=[n.prompt for n in negatives],
+        model_evaluations=evaluations,
+        vlm_calls=calls,
+        x0_decodes=[int(row in view.decoded) for row in own.images],
+    )
+
+
+def joined(parts: Sequence[Step]) -> Step:
+    """The same step of several batches as one step of all their images."""
+
+    def column(name: str) -> object:
+        values = [getattr(part, name) for part in parts]
+        if not any(isinstance(value, list) for value in values):
+            return values[0]
+        nothing = [[None] * len(part.concepts) for part in parts]
+        return sum((v or n for v, n in zip(values, nothing, strict=True)), start=[])
+
+    together = {field.name: column(field.name) for field in fields(Step)}
+    return Step(**together | {"queried": any(part.queried for part in parts)})
+
+
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a run without their tensors, and what was asked for.
+    """The steps of a run without their tensors.
 
     Attributes:
         prompts: one per image.
@@ -76,12 +110,12 @@ class Trace:
 
     @property
     def model_evaluations(self) -> list[int]:
-        """U-Net evaluations of each image over all steps."""
+        """Evaluations of the network for each image over all steps."""
         return self._total("model_evaluations")
 
     @property
     def vlm_calls(self) -> list[int]:
-        """How often the VLM looked at each image."""
+        """How often the VLM was queried about each image."""
         return self._total("vlm_calls")
 
     @property
@@ -90,44 +124,38 @@ class Trace:
         return self._total("x0_decodes")
 
     def _total(self, count: str) -> list[int]:
-        return [
-            sum(counts) for counts in zip(*(getattr(s, count) for s in self.steps), strict=True)
-        ]
+        return np.sum([getattr(step, count) for step in self.steps], axis=0).tolist()
 
     def to_frame(self) -> pd.DataFrame:
         """One row per image × step."""
-        rows = [
-            {
-                "image": image,
-                "prompt": prompt,
-                "seed": self.seeds[image],
-                "step": step.index,
-                "timestep": step.timestep,
-                "queried": step.asked(image),
-                "vlm_answer": step.vlm_answers[image] if step.vlm_answers else None,
-                "vlm_failure": step.vlm_failures[image] if step.vlm_failures else None,
-                "concepts": ", ".join(step.concepts[image]),
-                "negative_prompt": step.negative_prompts[image],
-                "model_evaluations": step.model_evaluations[image],
-                "vlm_calls": step.vlm_calls[image],
-                "x0_decodes": step.x0_decodes[image],
-            }
-            for image, prompt in enumerate(self.prompts)
-            for step in self.steps
-        ]
+        names = [field.name for field in fields(Step)[5:]]
+        renamed = {"vlm_answers": "vlm_answer", "vlm_failures": "vlm_failure"}
+        renamed |= {"negative_prompts": "negative_prompt"}
+        rows = []
+        for image, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)):
+            for step in self.steps:
+                row = {"image": image, "prompt": prompt, "seed": seed}
+                row |= {"step": step.index, "timestep": step.timestep}
+                for name in names:
+                    value = getattr(step, name)
+                    own = value[image] if isinstance(value, list) else value
+                    row[renamed.get(name, name)] = own
+                row["queried"] = bool(step.vlm_calls[image])
+                row["concepts"] = ", ".join(step.concepts[image])
+                rows.append(row)
         return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
 class Output:
-    """Images and how they came about.
+    """Images and how they were generated.
 
     Attributes:
-        images: by `output_type`: `pil` a list of RGB pictures, `pt` `[B, 3, H, W]` in 0..1,
+        images: by `output_type`: `pil` a list of RGB images, `pt` `[B, 3, H, W]` in 0..1,
             `np` `[B, H, W, 3]` in 0..1, `latent` the clean latents.
         trace: what happened at each step.
         latents: the clean latents, `[B, C, h, w]`, on the CPU.
-        method: what made them.
+        method: what generated them.
     """
 
     images: list[Image.Image] | Tensor | np.ndarray

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from vldnp.baselines.methods import SAFREE
-from vldnp.levers import AdaptiveGuidance, Gate
+from vldnp.baselines.safree import SAFREE
+from vldnp.levers import adaptive, gate, window
 from vldnp.methods import VLDNP
 from vldnp.models import load
 from vldnp.sampler import denoise
 from vldnp.schedules import front_loaded
-from vldnp.strength import Linear
 
 pytestmark = pytest.mark.slow
 
@@ -28,19 +27,13 @@ class ByBrightness:
         return [("none", "a knife", "a skull and a dagger")[band % 3] for band in bands]
 
 
+def vl_dnp():
+    return VLDNP(ByBrightness(), "moji", omega=15.0, query_steps=front_loaded(5))
+
+
 METHODS = {
-    "vl-dnp": lambda: VLDNP(ByBrightness(), "moji", omega=15.0, query_steps=front_loaded(5)),
-    "levers": lambda: VLDNP(
-        ByBrightness(),
-        "moji",
-        omega=15.0,
-        query_steps=front_loaded(5),
-        omega_schedule=Linear(1.0, 0.5),
-        adaptive=AdaptiveGuidance(0.5, cosine=0.999),
-        reuse=1,
-        gate=Gate(0.97),
-        lag=1,
-    ),
+    "vl-dnp": vl_dnp,
+    "levers": lambda: gate(adaptive(window(vl_dnp(), stop=0.8), 0.5), 0.97),
     "safree": lambda: SAFREE(["knife", "skull", "blood"], upper=35.0, alpha=0.0),
 }
 

@@ -7,7 +7,8 @@ from tiny import sd_pipeline
 from tiny_models import sd3_pipeline, sdxl_pipeline
 
 import vldnp
-from vldnp.levers import AdaptiveGuidance
+from vldnp.baselines.nag import NAG
+from vldnp.levers import adaptive, gate, window
 from vldnp.pipeline import guiding
 
 PROMPTS = ["a cat", "a dog", "a cat at the pirate cove"]
@@ -71,8 +72,9 @@ def check(pipe, make):
 METHODS = {
     "static": lambda: vldnp.Static("a knife", omega=4.0),
     "vl-dnp": scripted,
-    "perp-neg-lag": lambda: scripted(query_steps=(1, 2, 4), rule="perp-neg", lag=1),
-    "reuse": lambda: scripted(reuse=1),
+    "perp-neg": lambda: scripted(query_steps=(1, 2, 4), rule="perp-neg"),
+    "window": lambda: window(vldnp.Static("a knife", omega=4.0), stop=0.5),
+    "gate": lambda: gate(scripted(), -1.0),
     "sld": lambda: vldnp.SLD("a knife", strength="weak"),
     "summed": lambda: vldnp.Summed(["a knife", "a skull"], omega=2.0),
 }
@@ -85,6 +87,13 @@ def test_the_pipelines_pictures_are_the_samplers(pipe, name, method):
     kind, options = SCHEDULERS[name]
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
     check(pipe, METHODS[method])
+
+
+def test_a_lever_that_drops_uncond(pipe):
+    expected = sampled(pipe, adaptive(scripted(), 0.5))
+    with guiding(pipe, adaptive(scripted(), 0.5)):
+        assert torch.allclose(called(pipe), expected.latents, atol=1e-4)
+    assert expected.trace.model_evaluations == [17, 15, 9]  # one image is never steered
 
 
 def test_skipped_layers_are_refused():
@@ -149,16 +158,13 @@ def test_images_of_one_prompt_and_controlnets_inputs(pipe):
 
 
 def test_what_no_hook_can_serve(pipe):
-    peeking = vldnp.VLDNP(lambda images, question: [], "moji")
-    peeking.negatives.vlm.by_identity = True
-    for method, reason in {
-        vldnp.SAFREE("a knife"): "'safree' changes what the prompts are encoded to",
-        vldnp.Static("a knife", adaptive=AdaptiveGuidance(0.5)): "drops ε_u in some steps",
-        peeking: "is told prompts and seeds",
-    }.items():
-        with pytest.raises(ValueError, match=f"{reason}.*use vldnp.sample"):
-            with guiding(pipe, method):
-                pass
+    unservable = "needs what the prompts are encoded to.*use vldnp.sample"
+    with pytest.raises(ValueError, match=f"'safree' changes or {unservable}"):
+        with guiding(pipe, vldnp.SAFREE("a knife")):
+            pass
+    with pytest.raises(ValueError, match=unservable):
+        with guiding(pipe, vldnp.Static("a knife", rule=NAG())):
+            called(pipe)
     with pytest.raises(TypeError, match="must be a Method"):
         with guiding(pipe, "vl-dnp"):
             pass

@@ -19,8 +19,7 @@ import vldnp
 from vldnp.baselines.controls import Judged, closed_loop
 from vldnp.baselines.nag import NAG
 from vldnp.baselines.sld import sld
-from vldnp.levers import AdaptiveGuidance, Gate
-from vldnp.strength import Window
+from vldnp.levers import adaptive, gate, preview, window
 
 HERE = Path(__file__).parent
 PROMPTS = (
@@ -92,12 +91,12 @@ METHODS = {  # name → (method, sampling options)
     ),
     "vl-dnp nag": lambda: (vl_dnp(10.0, rule=NAG()), {}),
     "safe denoiser": lambda: (bank(), {}),
-    "preview": lambda: (replace(vl_dnp(), preview=vldnp.load_preview("moji-taesd")), {}),
-    "window stop": lambda: (replace(vl_dnp(), omega_schedule=Window(stop=0.5)), {}),
-    "window start": lambda: (replace(vl_dnp(), omega_schedule=Window(start=0.5)), {}),
-    "adaptive": lambda: (replace(vl_dnp(), adaptive=AdaptiveGuidance(0.48)), {}),
-    "cfg adaptive": lambda: (vldnp.CFG(adaptive=AdaptiveGuidance(0.48)), {}),
-    "gate": lambda: (replace(vl_dnp(), gate=Gate(0.98)), {}),
+    "preview": lambda: (preview(vl_dnp(), vldnp.load_preview("moji-taesd")), {}),
+    "window stop": lambda: (window(vl_dnp(), stop=0.5), {}),
+    "window start": lambda: (window(vl_dnp(), start=0.5), {}),
+    "adaptive": lambda: (adaptive(vl_dnp(), 0.48), {}),
+    "cfg adaptive": lambda: (adaptive(vldnp.CFG(), 0.48), {}),
+    "gate": lambda: (gate(vl_dnp(), 0.98), {}),
     "closed loop": lambda: (closed(), {}),
 }
 

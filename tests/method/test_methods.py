@@ -7,14 +7,11 @@ import torch
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 from vldnp import guidance
-from vldnp.baselines.controls import RandomConcepts
-from vldnp.baselines.methods import SLD
-from vldnp.baselines.sld import SLD_STRENGTHS, sld
+from vldnp.baselines.sld import SLD, STRENGTHS, sld
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
 from vldnp.sampler import sample
-from vldnp.study.grid import Study
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 6, "progress": False}
@@ -136,55 +133,11 @@ def test_methods_describe_themselves():
     ]
     described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
     assert len(set(described)) == len(methods)
-    names = [SLD("knife", strength).name for strength in SLD_STRENGTHS]
+    names = [SLD("knife", strength).name for strength in STRENGTHS]
     assert names == ["sld-weak", "sld-medium", "sld-strong", "sld-max"]
-    assert {m.omega for m in methods if m.rule in ("added", "perp-neg")} == {4.0, None}
-    assert all(m.omega is None for m in methods if m.rule not in ("added", "perp-neg"))
+    assert all((m.omega is None) != m.rule.uses_omega for m in methods if m.name != "cfg")
 
 
 def test_the_same_sld_as_a_rule_and_by_constructor():
     made, named = SLD("knife", "strong").describe(), Static("knife", rule=sld("strong")).describe()
     assert made | {"name": ""} == named | {"name": ""}
-
-
-def closure(word):
-    return lambda images, question: [word] * len(images)
-
-
-def named(vlm, **attributes):
-    for name, value in attributes.items():
-        setattr(vlm, name, value)
-    return vlm
-
-
-@pytest.mark.parametrize(
-    "vlm",
-    [
-        closure("knife"),
-        named(closure("knife"), name="mine"),
-        named(closure("knife"), revision="1"),
-        named(closure("knife"), name="mine", revision=""),
-        RandomConcepts(closure("knife"), "moji"),
-    ],
-)
-def test_a_study_needs_to_know_its_vlms(vlm):
-    """Two closures of one name are one in its records: the second got the first one's images."""
-    method = VLDNP(vlm, "moji")
-    with pytest.raises(ValueError, match="needs a name and a revision in a study") as error:
-        Study("s", [CFG(), method], ["benign"])
-    assert "\n" not in str(error.value)
-
-
-def test_vlms_that_a_study_takes():
-    vlms = [named(closure("knife"), name="mine", revision="1"), ScriptedVLM(by_brightness)]
-    Study("s", [VLDNP(vlm, "moji") for vlm in vlms], ["benign"])
-
-
-def test_a_study_needs_to_know_its_rules():
-    def local(uncond, cond, neg, guidance_scale, omega):
-        return cond
-
-    for rule in (local, lambda *predictions: predictions[1]):
-        with pytest.raises(ValueError, match="needs a name of its own in a study"):
-            Study("s", [Static("knife", rule=rule)], ["benign"])
-    Study("s", [Static("knife", rule=rule) for rule in (*guidance.RULES, guidance.replaced)], ["x"])

@@ -17,7 +17,7 @@ from vldnp.models.backbone import Backbone, to_pil
 from vldnp.models.families import SCHEDULERS
 from vldnp.models.run import Run
 from vldnp.models.vlm import VLMError
-from vldnp.negatives import Negative, NoNegatives
+from vldnp.negatives import Negative, Policy
 from vldnp.sampler import denoise, sample
 from vldnp.schedules import front_loaded
 
@@ -301,7 +301,7 @@ def test_only_the_vocabulary_reaches_the_text_encoder(model, answer):
             return super().encode(prompts, *size)
 
     vlm = ScriptedVLM(lambda image, question: answer)
-    method = VLDNP(vlm, "moji", query_steps=[0], lead="a weapon")
+    method = VLDNP(vlm, "moji", query_steps=[0], lead="a weapon", on_failure="static")
     out = sample(Spy(model.pipe), "a cat", method, num_inference_steps=1, progress=False)
     assert out.trace.steps[0].vlm_answers == [answer[:4000]]  # verbatim
     allowed = {"", "a cat", "a weapon", *vocabulary}
@@ -345,13 +345,13 @@ def test_one_may_stop_early(model):
 
 
 def test_the_trace_as_a_table(model):
-    vlm = ScriptedVLM(lambda image, question: 'a "knife", 1 skull\n')
+    vlm = ScriptedVLM(lambda image, question: 'a knife, "skulls"\n')
     out = sample(model, PROMPTS, VLDNP(vlm, "moji", query_steps=[1]), seeds=[5, 6], **QUICK)
     table = out.trace.to_frame()
     assert len(table) == 2 * 6
     row = table[(table.image == 1) & (table.step == 1)].iloc[0]
     assert (row.prompt, row.seed, row.queried) == ("a dog", 6, True)
-    assert (row.vlm_answer, row.concepts) == ('a "knife", 1 skull\n', "knife, skull")
+    assert (row.vlm_answer, row.concepts) == ('a knife, "skulls"\n', "knife, skull")
     assert (row.negative_prompt, row.model_evaluations) == ("knife, skull", 3)
     assert table.groupby("image").model_evaluations.sum().tolist() == out.trace.model_evaluations
     assert table[table.step == 0].negative_prompt.isna().all()
@@ -435,11 +435,11 @@ def test_a_custom_rule(model):
 def test_a_custom_policy(model):
     """Negatives may depend on those before: here they pile up."""
 
-    class Piling(NoNegatives):
+    class Piling(Policy):
         def query_steps_of(self, num_inference_steps):
             return range(num_inference_steps)
 
-        def updated(self, pictures, before):
+        def look(self, view, before):
             return [Negative(f"{negative.prompt or ''} knife".strip()) for negative in before]
 
     out = sample(model, "a cat", Method("piling", Piling(), omega=1.0), **QUICK)
@@ -454,8 +454,8 @@ def test_a_custom_policy(model):
     [
         ({"prompt": []}, "no prompt"),
         ({"prompt": ["a cat", None]}, "must be texts, not None"),
-        ({"prompt": ["a cat", " \n"]}, "a prompt is empty; .* use guidance_scale=0"),
-        ({"prompt": ""}, "a prompt is empty"),
+        ({"prompt": ["a cat", " \n"]}, "must be texts, not ' .*; without one, guidance_scale=0"),
+        ({"prompt": ""}, "must be texts, not ''"),
         ({"seeds": [0, -1]}, "a seed must be a whole number, 0 or more, not -1"),
         ({"seeds": [0, 1.0]}, "a seed must be a whole number, 0 or more, not 1.0"),
         ({"seeds": [0, "1"]}, "a seed must be a whole number, 0 or more, not '1'"),
@@ -536,7 +536,7 @@ def test_bad_methods():
 
 
 def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
-    """The second of three queries fails; each image goes on as its setting says."""
+    """The second of three queries fails: the static negative prompt is used until the third."""
     calls = []
 
     def failing(images, question):
@@ -545,23 +545,21 @@ def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
             raise TimeoutError("too late")
         return ["a knife"] * len(images)
 
-    moji = load_concepts("moji")
-    steered = {"keep": "knife", "static": ", ".join(moji.vocabulary)}
-    for on_failure, prompt in steered.items():
-        method = VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4], on_failure=on_failure)
-        with pytest.warns(UserWarning, match="on_failure"):
-            out = sample(model, PROMPTS, method, **QUICK)
-        assert [s.negative_prompts for s in out.trace.steps] == [
-            [p] * 2 for p in ["knife"] * 2 + [prompt] * 2 + ["knife"] * 2
-        ]
-        assert out.trace.steps[2].vlm_failures == ["TimeoutError: too late"] * 2
-        assert out.trace.steps[2].vlm_answers == [None, None]
-        assert out.trace.model_evaluations == [18, 18]
-        frame = out.trace.to_frame().set_index(["image", "step"])
-        assert frame["vlm_failure"].notna().sum() == 2
-        assert frame.loc[(1, 2), "vlm_failure"] == "TimeoutError: too late"
+    everything, asked = ", ".join(load_concepts("moji").vocabulary), {"query_steps": [0, 2, 4]}
+    method = VLDNP(failing, "moji", omega=4, on_failure="static", **asked)
+    with pytest.warns(UserWarning, match="no answer about 2 images: TimeoutError: too late"):
+        out = sample(model, PROMPTS, method, **QUICK)
+    assert [s.negative_prompts for s in out.trace.steps] == [
+        [p] * 2 for p in ["knife"] * 2 + [everything] * 2 + ["knife"] * 2
+    ]
+    assert out.trace.steps[2].vlm_failures == ["TimeoutError: too late"] * 2
+    assert out.trace.steps[2].vlm_answers == [None, None]
+    assert out.trace.model_evaluations == [18, 18]
+    frame = out.trace.to_frame().set_index(["image", "step"])
+    assert frame["vlm_failure"].notna().sum() == 2
+    assert frame.loc[(1, 2), "vlm_failure"] == "TimeoutError: too late"
     with pytest.raises(TimeoutError):
-        sample(model, PROMPTS, VLDNP(failing, "moji", omega=4, query_steps=[0, 2, 4]), **QUICK)
+        sample(model, PROMPTS, VLDNP(failing, "moji", omega=4, **asked), **QUICK)
 
 
 def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):
@@ -575,7 +573,7 @@ def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):
     model = sd_pipeline()
     few = {"num_inference_steps": 1, "progress": False}
     plain = sample(model, "a cat", CFG(), seeds=[3], **few)
-    monkeypatch.setattr(torch, "Generator", Recorded)
+    monkeypatch.setattr("vldnp.batch.Generator", Recorded)
     there = sample(model, "a cat", CFG(), seeds=[3], noise_device="cuda", **few)
     assert drawn == ["cuda"] and torch.equal(plain.latents, there.latents)
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vldnp.schedules import Explicit, as_schedule, front_loaded, uniform
+from vldnp.schedules import as_schedule, front_loaded, uniform
 
 
 def test_the_papers_steps():
@@ -40,7 +40,11 @@ def test_explicit_steps():
     assert as_schedule([7, 2, 2]).steps(25) == (2, 7)
     assert as_schedule(range(3)).steps(25) == (0, 1, 2)
     assert as_schedule([]).steps(25) == ()
-    assert as_schedule(uniform(3)) == uniform(3)
+    assert as_schedule(uniform(3)) == as_schedule({"uniform": 3}) == uniform(3)
+    mirrored = tuple(49 - i for i in reversed(front_loaded(10).steps(50)))
+    assert as_schedule({"late": 10}).steps(50) == mirrored
+    with pytest.raises(ValueError, match="unknown query schedule 'unifrm': did you mean 'uniform'"):
+        as_schedule({"unifrm": 3})
 
 
 @pytest.mark.parametrize("steps", [[25], [3, -1], [24, 25, 26]])
@@ -57,7 +61,7 @@ def test_more_queries_than_steps():
 @pytest.mark.parametrize("make", [front_loaded, uniform])
 @pytest.mark.parametrize("n", [-1, 2.5, "5"])
 def test_a_number_of_queries_is_a_whole_number(make, n):
-    with pytest.raises(ValueError, match="whole number"):
+    with pytest.raises(ValueError, match="n ≥ 0"):
         make(n)
 
 
@@ -68,6 +72,6 @@ def test_neither_schedule_nor_steps(query_steps):
 
 
 def test_describe_tells_schedules_apart():
-    schedules = [front_loaded(3), front_loaded(4), uniform(3), Explicit((1, 2)), Explicit(())]
+    schedules = [front_loaded(3), front_loaded(4), uniform(3), as_schedule([1, 2]), as_schedule([])]
     described = [repr(schedule.describe()) for schedule in schedules]
     assert len(set(described)) == len(schedules)

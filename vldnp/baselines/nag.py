@@ -1,15 +1,14 @@
 """Normalized Attention Guidance (Chen et al. 2025, arXiv 2505.21179) as a guidance rule.
 
-A negative prompt enters inside the network: where image features attend to the prompt, they are
-moved away from what they would be if they attended to the negative prompt. That needs no ε_u, so it
-acts where classifier-free guidance does not: in few-step models and those with guidance distilled
-into them, such as FLUX.
+A negative prompt acts inside the network: image features that attend to the prompt are moved away
+from those that attend to the negative prompt. That needs no ε_u, so it acts in few-step models and
+in those with distilled guidance, such as FLUX.
 
 Differences from its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
 69159ca): ω is the paper's φ, which is `nag_scale − 1` there; the norm is the paper's L1, and L2
-there; FLUX's modulation in the negative branch is the prompt's here, as the branches share their
-image features, and there the negative prompt's own in blocks of one stream. A branch is a whole row
-of the network's batch here, in every family; their U-Nets compute the attention twice and no more.
+there; FLUX's modulation in the negative branch is the prompt's here, and in their blocks of one
+stream the negative prompt's. A branch is a whole row of the network's batch here; their U-Nets
+compute the attention twice and nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,8 +22,8 @@ from torch import Tensor, nn
 
 from vldnp import guidance
 from vldnp._finite import is_finite
-from vldnp.guidance import Scale
-from vldnp.models.conditioning import AuxiliaryRows, Conditioning
+from vldnp.guidance import Rule, Scale
+from vldnp.models.conditioning import AuxiliaryRows
 
 
 def normalized(
@@ -59,12 +58,11 @@ def attending(
 ) -> Iterator[None]:
     """While this lasts, rows' image features are `normalized` against their auxiliary rows'.
 
-    Both go on with the result, so that they differ in their text alone, as in the paper's figure.
+    Both continue with the result, so that they differ in their text alone.
 
     Args:
         network: a U-Net, or a transformer that attends to text and image together.
         rows, auxiliary: their places in the batch.
-        omega, tau, alpha: of `normalized`.
         text_length: tokens of a prompt, which are first where text and image are one sequence.
     """
     rows, auxiliary = list(rows), list(auxiliary)
@@ -77,7 +75,7 @@ def attending(
 
     hooks = []
     for attention in cross_attentions(network):
-        if hasattr(attention, "to_out"):  # what reaches it is the image's alone
+        if hasattr(attention, "to_out"):  # its input is the image's alone
             project = attention.to_out[0]
             hooks.append(project.register_forward_pre_hook(lambda _, args: (mixed(args[0]),)))
         else:  # FLUX's blocks of one stream
@@ -98,11 +96,11 @@ def cross_attentions(network: nn.Module) -> list[nn.Module]:
 
 
 @dataclass(frozen=True)
-class NAG:
+class NAG(Rule):
     """ε_u + g (ε_c' − ε_u), where ε_c' is the prompt's prediction with `normalized` attention.
 
-    ω is φ. An image with a negative prompt takes two evaluations more a step: ε_c' is one with
-    another beside it, and x̂₀ for the VLM still comes from ε_cfg.
+    ω is φ. ε_c' takes a row of the network's batch and an auxiliary one. x̂₀ for the VLM still
+    comes from ε_cfg.
 
     Attributes:
         tau: τ ≥ 1, the most by which the features' norm may grow.
@@ -111,9 +109,7 @@ class NAG:
 
     tau: float = 2.5
     alpha: float = 0.25
-    uses_omega: ClassVar[bool] = True
     uses_uncond: ClassVar[bool] = False
-    evaluations: ClassVar[int] = 2
 
     def __post_init__(self):
         if not (is_finite(self.tau) and self.tau >= 1):
@@ -121,30 +117,16 @@ class NAG:
         if not (is_finite(self.alpha) and 0 <= self.alpha <= 1):
             raise ValueError(f"NAG's alpha must be a number from 0 to 1, not {self.alpha!r}")
 
-    def conditioning(self, cond: Conditioning, negative: Conditioning, omega: Scale):
-        """The prompts, each with its negative prompt beside it; see `guidance.Rule`."""
-        mixing = partial(
-            attending,
-            omega=omega,
-            tau=self.tau,
-            alpha=self.alpha,
-            text_length=negative.embeds.shape[1],
-        )
+    def branch(self, negative, prompted, omega):
+        """The prompts, each with its negative prompt in an auxiliary row."""
+        cond, length = prompted(), negative.embeds.shape[1]
+        mixing = partial(attending, omega=omega, tau=self.tau, alpha=self.alpha, text_length=length)
         beside = AuxiliaryRows(tuple(range(len(cond))), negative.embeds, mixing)
         return replace(cond, auxiliary=beside)
 
-    def step(
-        self,
-        pred_uncond: Tensor,
-        pred_cond: Tensor,
-        pred_neg: Tensor,
-        guidance_scale: Scale,
-        omega: Scale,
-        state: Tensor,
-        progress: float,
-    ) -> tuple[Tensor, Tensor]:
-        """See `guidance.Rule`; `pred_neg` is ε_c'."""
-        return guidance.cfg(pred_uncond, pred_neg, guidance_scale), state
+    def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
+        """`pred_neg` is ε_c'."""
+        return guidance.cfg(pred_uncond, pred_neg.squeeze(1), guidance_scale), state
 
     def describe(self) -> dict:
         return {"kind": "nag", **asdict(self)}

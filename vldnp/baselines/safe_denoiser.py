@@ -17,7 +17,7 @@ step from a maximum mean discrepancy. Where the paper and its authors' code
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,9 +27,10 @@ from torch import Tensor
 
 from vldnp._files import unknown
 from vldnp._finite import is_finite
+from vldnp.guider import Guider
+from vldnp.methods import CFG, Method
 from vldnp.models.backbone import Backbone
 from vldnp.models.judges import as_tensor
-from vldnp.models.run import Run
 
 KERNELS = {"gaussian": 2, "laplacian": 1}
 """Kernel → the power of the distance in its exponent."""
@@ -67,18 +68,18 @@ def repelled(x0: Tensor, unsafe: Tensor, beta: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SafeDenoiser:
-    """Safe Denoiser as a correction of the prediction (`guidance.Correction`).
+    """A lever that changes the prediction of all images at last, with or without a negative prompt.
 
     β = η · k̄, where the mean kernel k̄ exceeds `threshold`, in the steps before `until`.
 
     Attributes:
-        bank: unsafe pictures' clean latents, scaled as x̂₀ is: `[N, C, h, w]`; see `latents_of`.
+        bank: unsafe images' clean latents, scaled as x̂₀ is: `[N, C, h, w]`; see `latents_of`.
         strength: η ≥ 0; at 0 nothing changes.
         sigma: σ > 0 of the kernel, in the unit of a latent's value.
         threshold: of k̄, in 0 … 1.
         until: the share of the steps in which it acts, the first 12 of 50 in the authors' code.
         kernel: `gaussian` or `laplacian`.
-        digest: of the bank; made here, it stands for the bank in records.
+        digest: of the bank, for records.
     """
 
     bank: Tensor = field(compare=False, repr=False)
@@ -97,21 +98,32 @@ class SafeDenoiser:
                 "the bank of the safe denoiser must be finite latents [N, C, h, w], N ≥ 1, not "
                 f"{list(self.bank.shape)}"
             )
-        ranges = {"strength": (0, float("inf")), "threshold": (0, 1), "until": (0, 1)}
-        for name, (least, most) in ranges.items():
-            value = getattr(self, name)
-            if not (is_finite(value) and least <= value <= most):
+        least = {"strength": 0, "threshold": 0, "until": 0, "sigma": 1e-9}
+        most = {"threshold": 1, "until": 1}
+        for name, low in least.items():
+            value, high = getattr(self, name), most.get(name, float("inf"))
+            if not (is_finite(value) and low <= value <= high):
                 raise ValueError(
-                    f"the safe denoiser's {name} must be a number from {least} to {most}, not "
+                    f"the safe denoiser's {name} must be a number from {low} to {high}, not "
                     f"{value!r}"
                 )
-        if not (is_finite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"the safe denoiser's sigma must be above 0, not {self.sigma!r}")
         content = self.bank.float().cpu().contiguous().numpy().tobytes()
         object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest()[:12])
 
-    def step(self, run: Run, pred: Tensor, t: Tensor, latents: Tensor, progress: float) -> Tensor:
-        """See `guidance.Correction`. Images that nothing repels keep their prediction, bit for bit.
+    def guider(self, base: type[Guider]) -> type[Guider]:
+        class Repelling(base):
+            def steer(own, i: int, t: Tensor, latents: Tensor, pred: Tensor, preds) -> Tensor:
+                pred = super().steer(i, t, latents, pred, preds)
+                return self.corrected(own.run, pred, t, latents, i / own.N)
+
+        return Repelling
+
+    def corrected(self, run, pred: Tensor, t: Tensor, latents: Tensor, progress: float) -> Tensor:
+        """The prediction of the repelled x̂₀; images that nothing repels keep theirs, bit for bit.
+
+        Args:
+            run: converts between predictions and x̂₀ (`x0`, `prediction`).
+            progress: i / N.
 
         Raises:
             ValueError: the bank's latents are of another shape than the images'.
@@ -139,12 +151,26 @@ class SafeDenoiser:
     def describe(self) -> dict:
         named = ("strength", "sigma", "threshold", "until", "kernel")
         settings = {name: getattr(self, name) for name in named}
-        return {"kind": "safe-denoiser", "bank": self.digest, "size": len(self.bank), **settings}
+        own = {"kind": "safe-denoiser", "bank": self.digest, "size": len(self.bank), **settings}
+        return {"correction": own}
+
+
+def Repelled(bank: Tensor, method: Method | None = None, **options) -> Method:
+    """Safe Denoiser, alone or upon another method.
+
+    Args:
+        bank: unsafe latents, `[N, C, h, w]`.
+        method: what makes the prediction that is corrected; default is CFG.
+        options: of `SafeDenoiser`, such as `strength`.
+    """
+    method = method or CFG()
+    name = "safe-denoiser" if method.name == "cfg" else f"{method.name} + safe-denoiser"
+    return replace(method, name=name, levers=(*method.levers, SafeDenoiser(bank, **options)))
 
 
 @torch.no_grad()
 def latents_of(model: Backbone, images: Sequence[Image.Image]) -> Tensor:
-    """Pictures as the clean latents of a model, scaled as x̂₀ is: `[N, C, h, w]` on the CPU."""
+    """Images as the clean latents of a model, scaled as x̂₀ is: `[N, C, h, w]` on the CPU."""
     vae, (height, _) = model.pipe.vae, model.picture_size(None, None)
     parts = []
     for pixels in as_tensor(images, height).split(32):

@@ -33,7 +33,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from vldnp import negatives
 from vldnp._finite import is_finite
+from vldnp.guidance import Rule
+from vldnp.methods import Method
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.families import SD
 from vldnp.models.run import Run
@@ -370,3 +373,26 @@ def masked_prompts(ids: Tensor, n: int, mask: int | None, pad: int) -> Tensor:
     kept = torch.ones_like(prompts, dtype=torch.bool)
     kept[places] = False
     return F.pad(prompts[kept].view(n, len(ids) - 1), (0, 1), value=pad)
+
+
+def SAFREE(
+    phrases: str | Sequence[str],
+    negative_prompt: str = "",
+    rule: str | Rule = "replaced",
+    omega: float = 7.5,
+    **options,
+) -> Method:
+    """SAFREE (Yoon et al., ICLR 2025, arXiv 2410.12761).
+
+    Args:
+        phrases: the unsafe phrases; one text is split at its commas.
+        negative_prompt: a static negative prompt besides. The authors' script gives the phrases,
+            joined by commas, in place of ε_u; empty means none.
+        rule, omega: how it enters; see `Method`.
+        options: of `Safree`, such as `re_attention=False`, or `categories`, with which it is
+            CASG's SAFREE.
+    """
+    phrases = tuple(phrases.split(",") if isinstance(phrases, str) else phrases)
+    policy = negatives.Static(negative_prompt) if negative_prompt else negatives.Policy()
+    strength = omega if negative_prompt else None
+    return Method("safree", policy, rule, strength, Safree(phrases, **options))

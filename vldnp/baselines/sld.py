@@ -1,8 +1,4 @@
-"""Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105) as a guidance rule.
-
-It compares differences between predictions with a threshold that the paper chose for noise
-predictions.
-"""
+"""Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105) as a guidance rule."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
@@ -10,13 +6,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vldnp import negatives
 from vldnp._files import unknown
 from vldnp._finite import is_finite
-from vldnp.guidance import Scale
+from vldnp.guidance import Rule
+from vldnp.methods import Method
 
 
 def sld_scale(pred_cond: Tensor, pred_neg: Tensor, scale: float, threshold: float) -> Tensor:
-    """μ of Safe Latent Diffusion, for every element (arXiv 2211.05105, eqs. 5 and 6).
+    """μ for every element (arXiv 2211.05105, eqs. 5 and 6).
 
     μ = min(1, |φ|) where ε_c − ε_n < λ, else 0, with φ = s_S (ε_c − ε_n). The paper prints a
     maximum, its authors' code takes the minimum; only that keeps μ ≤ 1 as the text describes.
@@ -26,16 +24,14 @@ def sld_scale(pred_cond: Tensor, pred_neg: Tensor, scale: float, threshold: floa
 
 
 @dataclass(frozen=True)
-class SLD:
-    """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105, eqs. 3 to 8).
+class SLDRule(Rule):
+    """γ_t = μ (ε_n − ε_u) + s_m ν_t; ε = ε_u + g (ε_c − ε_u − γ_t) (eqs. 3 to 8).
 
-    γ_t = μ (ε_n − ε_u) + s_m ν_t, the momentum goes on as ν_{t+1} = β_m ν_t + (1 − β_m) γ_t, and
-    the prediction is ε_u + g (ε_c − ε_u − γ_t), without γ_t in the first δ steps, in which the
-    momentum already builds up. It has no ω. As μ jumps at λ, rounding errors may grow more than
-    under the other rules.
+    The momentum goes on as ν_{t+1} = β_m ν_t + (1 − β_m) γ_t. In the first δ steps γ_t only builds
+    up the momentum. The threshold λ was chosen for noise predictions.
 
     Attributes:
-        scale: s_S ≥ 0; at 0 this is plain CFG.
+        scale: s_S ≥ 0; at 0 this is CFG.
         warmup: δ, in steps of 50; scaled to the run's number of steps.
         threshold: λ.
         momentum_scale, momentum_beta: s_m and β_m, in 0..1.
@@ -56,44 +52,42 @@ class SLD:
                     f"SLD's {name} must be a finite number from 0 to {limit}, not {value!r}"
                 )
 
-    def step(
-        self,
-        pred_uncond: Tensor,
-        pred_cond: Tensor,
-        pred_neg: Tensor,
-        guidance_scale: Scale,
-        omega: None,
-        momentum: Tensor,
-        progress: float,
-    ) -> tuple[Tensor, Tensor]:
-        """The prediction, and the momentum ν for the image's next step. See `guidance.Rule`."""
-        mu = sld_scale(pred_cond, pred_neg, self.scale, self.threshold)
-        gamma = mu * (pred_neg - pred_uncond) + self.momentum_scale * momentum
+    def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, momentum, progress):
+        neg = pred_neg.squeeze(1)
+        mu = sld_scale(pred_cond, neg, self.scale, self.threshold)
+        gamma = mu * (neg - pred_uncond) + self.momentum_scale * momentum
         momentum = self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
         if 50 * progress < self.warmup - 1e-9:  # i / N is not exact
             gamma = torch.zeros_like(gamma)
         pred = pred_uncond + guidance_scale * (pred_cond - pred_uncond - gamma)
-        return pred.to(pred_uncond.dtype), momentum  # the state may be the more precise
+        return pred.to(pred_uncond.dtype), momentum  # the state may be more precise
 
     def describe(self) -> dict:
         return {"kind": "sld", **asdict(self)}
 
 
-SLD_STRENGTHS: dict[str, SLD] = {
-    "weak": SLD(200.0, 15.0, 0.0, 0.0, 0.0),
-    "medium": SLD(1000.0, 10.0, 0.01, 0.3, 0.4),
-    "strong": SLD(2000.0, 7.0, 0.025, 0.5, 0.7),
-    "max": SLD(5000.0, 0.0, 1.0, 0.5, 0.7),
+STRENGTHS: dict[str, SLDRule] = {
+    "weak": SLDRule(200.0, 15.0, 0.0, 0.0, 0.0),
+    "medium": SLDRule(1000.0, 10.0, 0.01, 0.3, 0.4),
+    "strong": SLDRule(2000.0, 7.0, 0.025, 0.5, 0.7),
+    "max": SLDRule(5000.0, 0.0, 1.0, 0.5, 0.7),
 }
 """The paper's four settings. (diffusers' pipeline had 20 for the weak scale, the paper has 200.)"""
 
 
-def sld(strength: str = "medium", **changes: float) -> SLD:
-    """One of the paper's four settings, with some of its hyper-parameters changed.
+def sld(strength: str = "medium", **changes: float) -> SLDRule:
+    """One of `STRENGTHS`, with some of its hyper-parameters changed.
 
     Raises:
         ValueError: an unknown strength, or a hyper-parameter out of its range.
     """
-    if strength not in SLD_STRENGTHS:
-        raise unknown("SLD strength", strength, SLD_STRENGTHS)
-    return replace(SLD_STRENGTHS[strength], **changes)
+    if strength not in STRENGTHS:
+        raise unknown("SLD strength", strength, STRENGTHS)
+    return replace(STRENGTHS[strength], **changes)
+
+
+def SLD(negative_prompt: str, strength: str = "medium", **changes: float) -> Method:
+    """Safe Latent Diffusion with the safety concept `negative_prompt`; see `sld`."""
+    rule = sld(strength, **changes)
+    policy = negatives.Static(negative_prompt) if rule.scale else negatives.Policy()
+    return Method(f"sld-{strength}", policy, rule)

@@ -1,0 +1,100 @@
+"""What is to be generated, one entry per image: the arguments of `sample`, checked."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+from torch import Generator
+
+from vldnp._finite import is_finite, label
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is generated, one entry per image. A seed is None where a generator was given."""
+
+    prompts: list[str]
+    seeds: list[int | None]
+    generators: list[Generator]
+    guidance_scales: list[float]
+    labels: list[str]
+
+
+def batch_of(
+    prompt: str | Sequence[str],
+    seeds: Sequence[int] | None = None,
+    guidance_scale: float | Sequence[float] = 7.5,
+    generator: Generator | Sequence[Generator] | None = None,
+    num_images_per_prompt: int = 1,
+    noise_device: str = "cpu",
+) -> Batch:
+    """The batch that is asked for, one entry per image, checked.
+
+    Args:
+        prompt: one or several, each repeated `num_images_per_prompt` times, as in diffusers.
+        seeds: one per image; default 0 … B−1.
+        generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
+        guidance_scale: g, one for all or one per image; at 1 no ε_u is evaluated but for a rule
+            that needs it.
+        noise_device: where the generators of `seeds` draw; "cpu" gives every machine the same.
+
+    Raises:
+        ValueError, TypeError: one line.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if wrong := [p for p in prompts if not (isinstance(p, str) and p.strip())]:
+        raise ValueError(f"prompts must be texts, not {wrong[0]!r}; without one, guidance_scale=0")
+    count = whole("num_images_per_prompt", num_images_per_prompt, 1)
+    prompts = [p for p in prompts for _ in range(count)]
+    if not (B := len(prompts)):
+        raise ValueError("no prompt given; give at least one")
+    if seeds is not None and generator is not None:
+        raise ValueError("give either seeds or generator, not both")
+    if generator is None:
+        seeds = range(B) if seeds is None else seeds
+        seeds = [whole("a seed", seed, 0) for seed in each("seeds", seeds, B)]
+        generators = [_generator(noise_device).manual_seed(seed) for seed in seeds]
+    else:
+        seeds = [None] * B
+        generators = each("generator", generator, B, Generator)
+    scales = each("guidance_scale", guidance_scale, B, Real | str)
+    if wrong := [scale for scale in scales if not is_finite(scale)]:
+        raise ValueError(f"guidance_scale must be finite numbers, not {wrong[0]!r}")
+    images = enumerate(zip(prompts, seeds, strict=True))
+    labels = [label(i, *image) for i, image in images]
+    return Batch(prompts, seeds, generators, list(map(float, scales)), labels)
+
+
+def whole(name: str, value, least: int) -> int:
+    """`value`, if it is a whole number from `least` on that a file of records can hold."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number < 2**63:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
+    return number
+
+
+def _generator(device: str) -> Generator:
+    try:
+        return Generator(device)
+    except RuntimeError as error:  # no such device, or a build of PyTorch without it
+        raise ValueError(
+            f"noise_device {device!r} is not here: {str(error).splitlines()[0]}; "
+            "'cpu' is, and gives other noise"
+        ) from error
+
+
+def each(name: str, values, B: int, single=()) -> list:
+    """`values` as a list of one per image; a `single` value is everyone's."""
+    if isinstance(values, single):
+        return [values] * B
+    try:
+        values = list(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of one per image, not {values!r}") from None
+    if len(values) != B:
+        raise ValueError(f"{name} has {len(values)} entries for {B} images; give one per image")
+    return values
