@@ -45,6 +45,14 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("second-judge", help="score the images of runs by moji-judge-2")
     verb.add_argument("runs", type=Path, nargs="+", help="run folders with all their images")
+
+    for name, about in (("tune", "choose strengths on tuning prompts"), ("confirm", "run parts")):
+        verb = verbs.add_parser(name, help=f"{about} of data/protocol.yaml, and publish them")
+        if name == "confirm":
+            verb.add_argument("parts", nargs="*", metavar="PART", help="default: all, in order")
+        verb.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
+        verb.add_argument("--workers", type=int, help="default: one per core or GPU")
+        verb.add_argument("--backend", help="joblib's: loky, ray or dask")
     return top
 
 
@@ -146,11 +154,28 @@ def second_judge(args: argparse.Namespace) -> None:
     print(rejudge(args.runs, data_folder() / "results"))
 
 
+def confirm(args: argparse.Namespace) -> None:
+    from moji.study.protocol import confirm, load_protocol
+
+    protocol = load_protocol()
+    for name in [protocol.part(name) and name for name in args.parts] or protocol.parts:
+        images = confirm(protocol, name, args.out, args.workers, args.backend)
+        print(f"{name}: {len(images)} images")
+
+
+def tune(args: argparse.Namespace) -> None:
+    from moji.study.protocol import confirm, load_protocol
+    from moji.study.tuning import tuned
+
+    images = confirm(load_protocol(), "tuning", args.out, args.workers, args.backend)
+    print(tuned(images, "tuning-benign").to_string(index=False))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors of input are one line."""
     args = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="torch")
-    calls = (train, evaluate, prompts, attacks, second_judge)
+    calls = (train, evaluate, prompts, attacks, second_judge, tune, confirm)
     try:
         next(call for call in calls if call.__name__ == args.verb.replace("-", "_"))(args)
     except (ValueError, FileNotFoundError) as error:
