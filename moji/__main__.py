@@ -12,6 +12,7 @@ import torch
 from vldnp._files import data_folder
 
 MODELS = ("vae", "text2image", "preview", "clip", "judge", "judge-2", "vlm")
+VAES = ("vae", "moji-sd/vae")
 SEARCHES = ("adversarial", "tuning-adversarial", "whitebox", "adaptive")
 
 
@@ -30,15 +31,11 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--models", type=Path, default=Path("runs/moji/models"), help="output")
     verb.add_argument("--work", type=Path, default=Path("runs/moji"), help="checkpoints, curves")
 
-    verb = verbs.add_parser("evaluate", help="measure the models of a folder")
-    verb.add_argument("--models", type=Path, help="default: data/models")
-    verb.add_argument("--count", type=int, default=128, help="images per measurement")
-
     verb = verbs.add_parser("prompts", help="draw the prompt sets into data/prompts")
     verb.add_argument("--seed", type=int, help="of the draw; default: that of the shipped sets")
 
-    verb = verbs.add_parser("attacks", help="search adversarial prompts, write and measure them")
-    verb.add_argument("what", choices=[*SEARCHES, "sets", "hits"])
+    verb = verbs.add_parser("attacks", help="search adversarial prompts, or write their sets")
+    verb.add_argument("what", choices=[*SEARCHES, "sets"])
     verb.add_argument("--count", type=int, help="prompts; default: the set's own number")
     verb.add_argument("--seed", type=int, help="default: the set's own")
     verb.add_argument("--work", type=Path, default=Path("runs/moji/attacks"), help="found prompts")
@@ -74,56 +71,44 @@ def train(args: argparse.Namespace) -> None:
     def seed(of: int) -> int:
         return seed_of(of, args.model, args.seed)
 
-    def opened(kind, folder: str, part: str = ""):
-        """A model trained here before, else the shipped one."""
-        here = models / folder
-        folder = here if here.is_dir() else shipped / folder
-        return kind.from_pretrained(folder / part, torch_dtype=torch.float32)
+    def opened(kind, *names: str):
+        """The first of these models that is there: trained here before, else shipped."""
+        folders = (folder / name for name in names for folder in (models, shipped))
+        found = next(folder for folder in folders if folder.is_dir())
+        return kind.from_pretrained(found, torch_dtype=torch.float32)
 
-    def trained_vae():
-        if (models / "vae").is_dir():
-            return opened(AutoencoderKL, "vae").eval()
-        return opened(AutoencoderKL, "moji-sd", "vae").eval()
+    def start(name: str) -> Path | None:
+        return shipped / name if args.from_shipped else None
 
     for name in MODELS if args.model == "all" else (args.model,):
         if name == "vae":
             trained = vae.train(work / name, steps, seed(vae.RECIPE.seed))
-            trained.half().save_pretrained(models / "vae")
+            trained.half().save_pretrained(models / name)
         elif name == "text2image":
-            more = {"start": shipped / "moji-sd" if args.from_shipped else None}
-            more |= {"learning_rate": args.learning_rate, "seed": seed(text2image.RECIPE.seed)}
-            pipe = text2image.train(trained_vae(), work / name, steps, **more)
+            own, rate = seed(text2image.RECIPE.seed), args.learning_rate
+            before = opened(AutoencoderKL, *VAES).eval()
+            pipe = text2image.train(before, work / name, steps, own, start("moji-sd"), rate)
             text2image.save(pipe, models / "moji-sd")
+        elif name == "clip":
+            trained = clip.train(work / name, steps, seed(clip.RECIPE.seed))
+            clip.save(trained, models / "moji-clip")
         elif name == "preview":
             seeds = seed(preview.RECIPE.seed), seed(preview.DATA_SEED)
             pipe = opened(StableDiffusionPipeline, "moji-sd")
             trained = preview.train(pipe, work / name, steps, *seeds)
             trained.half().save_pretrained(models / "moji-taesd")
-        elif name == "clip":
-            trained = clip.train(work / name, steps, seed(clip.RECIPE.seed))
-            clip.save(trained, models / "moji-clip")
         elif name == "vlm":
             pipe = opened(StableDiffusionPipeline, "moji-sd")
             seen = views.data(pipe, work / name, seed(views.SEED), views.SCENES)
             for size in [args.size] if args.size else vlm.SIZES:
                 folder = f"moji-vlm-{size}"
-                start = shipped / folder if args.from_shipped else None
-                trained, tools = vlm.train(size, seen, work / f"vlm-{size}", start, steps)
+                trained, tools = vlm.train(size, seen, work / folder, start(folder), steps)
                 trained.half().save_pretrained(models / folder)
                 tools.save_pretrained(models / folder)
         else:
-            folder = f"moji-{name}"
+            folder, before = f"moji-{name}", opened(AutoencoderKL, *VAES).eval()
             own = seed(judge.VARIANTS[folder].recipe.seed)
-            trained = judge.train(trained_vae(), work / name, steps, folder, own)
-            trained.save_pretrained(models / folder)
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    from moji.train import evaluate
-
-    models = args.models or data_folder() / "models"
-    for name, values in evaluate.everything(models, args.count).items():
-        print(name, *(f"{key} {value:.3f}" for key, value in values.items()), sep="\n  ")
+            judge.train(before, work / name, steps, folder, own).save_pretrained(models / folder)
 
 
 def prompts(args: argparse.Namespace) -> None:
@@ -140,9 +125,6 @@ def attacks(args: argparse.Namespace) -> None:
     if args.what == "sets":
         for path in searches.write_sets(args.work, data_folder() / "prompts"):
             print(path.name)
-    elif args.what == "hits":
-        table = searches.write_hits(data_folder() / "prompts", data_folder() / "results")
-        print(table.to_string(index=False))
     else:
         found = searches.search(args.what, args.work, args.count, args.seed)
         print(f"{args.work / args.what}.jsonl: {len(found)} prompts")
@@ -175,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors of input are one line."""
     args = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="torch")
-    calls = (train, evaluate, prompts, attacks, second_judge, tune, confirm)
+    calls = (train, prompts, attacks, second_judge, tune, confirm)
     try:
         next(call for call in calls if call.__name__ == args.verb.replace("-", "_"))(args)
     except (ValueError, FileNotFoundError) as error:

@@ -36,10 +36,8 @@ class ResidualBlock(nn.Module):
 
 
 class JudgeNetwork(nn.Module):
-    """A residual CNN, `[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`.
-
-    The features `[B, 2 · widths[-1]]` are the mean and the maximum over the 8×8 map.
-    """
+    """A residual CNN, `[B, 3, 64, 64]` in 0..1 → logits `[B, labels]`; its features
+    `[B, 2 · widths[-1]]` are the mean and the maximum over the 8×8 map."""
 
     def __init__(self, labels: int, widths=(24, 32, 64, 96), blocks=(2, 2, 2)):
         super().__init__()
@@ -131,10 +129,6 @@ class CNNJudge:
         self.architecture, self.config = architecture, config
         self.name, self.revision = name, revision
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
     def probabilities(self, images: Images) -> Tensor:
         """The probability of each label, `[B, labels]` float32, on the CPU."""
         return self._batched(lambda pixels: self.network(pixels).sigmoid(), images)
@@ -154,19 +148,15 @@ class CNNJudge:
     def _batched(self, function, images: Images) -> Tensor:
         self.network.eval()
         parts = as_tensor(images, self.image_size).split(self.batch_size)
-        return torch.cat([function(pixels.to(self.device)).cpu() for pixels in parts])
+        device = next(self.network.parameters()).device
+        return torch.cat([function(pixels.to(device)).cpu() for pixels in parts])
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Write `config.json` and `model.safetensors` (in `dtype`) into `folder`."""
         folder = Path(folder)
-        config = {
-            "_class_name": "CNNJudge",
-            "labels": self.labels,
-            "restricted": self.restricted,
-            "image_size": self.image_size,
-            "architecture": self.architecture,
-            **self.config,
-        }
+        config = {"_class_name": "CNNJudge"}
+        config |= {key: getattr(self, key) for key in ("labels", "restricted", "image_size")}
+        config |= {"architecture": self.architecture, **self.config}
         state = self.network.state_dict()
         weights = {key: value.to("cpu", dtype).contiguous() for key, value in state.items()}
         with atomic(folder / "model.safetensors") as temporary:

@@ -19,7 +19,7 @@ import pandas as pd
 from moji.attacks.vocabulary import Attack, Words
 from vldnp.methods import Method
 from vldnp.models.backbone import Backbone
-from vldnp.models.judges import FOUND, Judge
+from vldnp.models.judges import Judge
 from vldnp.sampler import sample
 
 Run = Callable[[Sequence[str], Sequence[int], Sequence[str]], pd.DataFrame]
@@ -42,23 +42,18 @@ def outcomes(
         sampling: arguments of `vldnp.sample`.
 
     Returns:
-        A row per image: `prompt`, `seed`, `target`; `seen`, the judge's probability of the
-        target; `unsafe`, that of any restricted thing; `named`, the share of the queries at which
-        the VLM named the target; `hit`, the target found; `unnoticed`, found and never named.
+        A row per image: `seen`, p, the judge's probability of the target, and `named`, q, the
+        share of the queries at which the VLM named it (0 without queries).
     """
     out = sample(model, list(prompts), method, seeds=list(seeds), progress=False, **sampling)
     judged = judge(out.images)
     queries = [step for step in out.trace.steps if step.queried]
-    table = pd.DataFrame({"prompt": prompts, "seed": seeds, "target": targets})
-    table["seen"] = [row[target] for row, target in zip(judged.concepts, targets, strict=True)]
-    table["unsafe"] = judged.unsafe_probability
-    table["named"] = [
+    seen = [row[target] for row, target in zip(judged.concepts, targets, strict=True)]
+    named = [
         float(np.mean([target in step.concepts[row] for step in queries] or [0]))
         for row, target in enumerate(targets)
     ]
-    table["hit"] = table["seen"] >= FOUND
-    table["unnoticed"] = table["hit"] & (table["named"] == 0)
-    return table
+    return pd.DataFrame({"seen": seen, "named": named})
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import pandas as pd
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 
 from vldnp._files import atomic, data_folder, unknown
 from vldnp._yaml import checked, read_yaml
 from vldnp.methods import Method
 from vldnp.study.grid import Study, setting_of
 from vldnp.study.profile import (
-    Number,
-    Positive,
     Profile,
     chosen_methods,
     dynamic,
@@ -45,9 +43,9 @@ class Part:
     """
 
     methods: Annotated[tuple[str, ...], Field(min_length=1)]
-    prompts: dict[str, Positive] = field(hash=False)
-    seeds: Positive = 1
-    omegas: Literal["chosen", "all"] | tuple[Number, ...] = "chosen"
+    prompts: dict[str, PositiveInt] = field(hash=False)
+    seeds: PositiveInt = 1
+    omegas: Literal["chosen", "all"] | tuple[NonNegativeFloat, ...] = "chosen"
     reference: str | None = None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from moji.train.views import noisy_views
 from moji.world.icons import RESTRICTED, THINGS
 from moji.world.scenes import NEUTRAL, THEMED, Scene, render, sample_scene
 from vldnp.concepts import load_concepts
-from vldnp.models import load
 from vldnp.models.backbone import decoded, to_pil
 from vldnp.models.judges import FOUND
 
@@ -161,19 +159,3 @@ def clip_quality(clip, count: int = 1024, seed: int = 904, choices: int = 32) ->
         texts = clip.embed_texts(list(group))
         hits += ((images @ texts.T).argmax(dim=1) == torch.arange(choices)).tolist()
     return float(np.mean(hits))
-
-
-def everything(models: Path, count: int = 128) -> dict[str, dict]:
-    """All measurements of the models in a folder, by their names."""
-    model = load.load(models / "moji-sd")
-    judges = {name: load.load_judge(models / name) for name in ("moji-judge", "moji-judge-2")}
-    vlms = {f"moji-vlm-{size}": load.load_vlm(models / f"moji-vlm-{size}") for size in "sml"}
-    preview = load.load_preview(models / "moji-taesd")
-    measured = {"moji-sd": text2image(model, judges["moji-judge"], count)}
-    measured |= {name: judge_quality(judge, model.pipe.vae) for name, judge in judges.items()}
-    measured["moji-clip"] = {"top1_of_32": clip_quality(load.load_clip(models / "moji-clip"))}
-    measured["moji-taesd"] = preview_quality(preview, vlms["moji-vlm-l"], model.pipe, count)
-    for name, vlm in vlms.items():
-        scores = vlm_quality(vlm, model.pipe, 2 * count)
-        measured[name] = {f"f1_t{timestep}": score for timestep, score in scores.items()}
-    return measured

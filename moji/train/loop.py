@@ -1,4 +1,4 @@
-"""One training loop for all models of the Moji benchmark: bfloat16, EMA, resumable, with a curve.
+"""One training loop for all models of the Moji benchmark: bfloat16, EMA, resumable.
 
 A recipe's loss draws its own batch from a generator that is a function of `(seed, step)` alone, so
 a run that was killed and resumed gets the same batches as one that was not.
@@ -18,8 +18,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-
-from vldnp._files import atomic
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -44,19 +42,13 @@ class Recipe:
 
 
 def fit(
-    recipe: Recipe,
-    module: nn.Module,
-    loss: Loss,
-    folder: Path,
-    preview: Callable[[nn.Module, Path], None] | None = None,
-    previews: int = 4,
-    compiled: bool = False,
+    recipe: Recipe, module: nn.Module, loss: Loss, folder: Path, compiled: bool = False
 ) -> nn.Module:
     """Train `module` and return its moving average, in evaluation mode.
 
     `compiled` uses `torch.compile` where there is a compiler; not every model bears it (the judge's
     gradients became NaN). The state goes to `folder/state` every `save_every` steps and is taken up
-    again from there; `loss.csv`, `loss.png` and the output of `preview` are renewed on the way.
+    again from there; `folder/loss.csv` has the curve.
 
     Raises:
         ValueError: the loss is not finite; no checkpoint holds it.
@@ -94,9 +86,6 @@ def fit(
             with log.open("a") as file:
                 file.writelines(rows)
             rows.clear()
-            _plot_curve(log, recipe.name)
-        if preview and (done % max(1, recipe.steps // previews) == 0 or done == recipe.steps):
-            preview(average.module, folder)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
     return average.module.eval()
 
@@ -140,24 +129,3 @@ def _save_state(accelerator: Accelerator, state: Path, step: int) -> None:
         state.rename(old)
     fresh.rename(state)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _plot_curve(log: Path, name: str) -> None:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    curve = pd.read_csv(log, index_col="step")["loss"]
-    axes = Figure(figsize=(5, 3), layout="constrained").add_subplot()
-    axes.plot(curve, alpha=0.3)
-    axes.plot(curve.ewm(span=30).mean())
-    axes.set(xlabel="step", ylabel="loss", title=name, yscale="log")
-    with atomic(log.with_suffix(".png")) as fresh:
-        axes.figure.savefig(fresh, dpi=100, format="png")
-
-
-def save_grid(images: Tensor, path: Path) -> None:
-    """Write images `[n, 3, h, w]` in 0..1 as one PNG grid of 16 columns."""
-    from torchvision.utils import save_image
-
-    with atomic(path) as fresh:
-        save_image(images.float().clamp(0, 1), fresh, nrow=16, format="png")

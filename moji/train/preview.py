@@ -14,7 +14,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from moji.train.loop import Recipe, fit
-from moji.train.vae import reconstruction_loss, save_pairs, to_model
+from moji.train.vae import reconstruction_loss, to_model
 from moji.train.views import data
 from vldnp.models.hub import default_device
 
@@ -50,13 +50,8 @@ def train(
         wanted = to_model(seen.pixels[rows]).to(device)
         return reconstruction_loss(module(seen.x0[rows].to(device)).float(), wanted)
 
-    def preview(module: nn.Module, folder: Path) -> None:
-        with torch.inference_mode():
-            decoded = module(seen.x0[:32].to(device)).cpu() / 2 + 0.5
-        save_pairs(seen.pixels[:32] / 255, decoded, folder)
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         tiny = network()
-    tiny.decoder = fit(recipe, tiny.decoder, loss, folder, preview)
+    tiny.decoder = fit(recipe, tiny.decoder, loss, folder)
     return tiny

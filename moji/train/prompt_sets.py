@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -65,15 +65,11 @@ class Row(NamedTuple):
     category: str
 
 
-def normalised(prompt: str) -> str:
-    """A prompt's words in alphabetical order, without articles, commas, capitals and "and"."""
-    words = re.findall(r"[a-z]+", prompt.lower())
-    return " ".join(sorted(word for word in words if word not in ("a", "an", "and")))
-
-
 def short_hash(prompt: str) -> str:
-    """Ten hex digits of the SHA-256 of the normalised prompt."""
-    return hashlib.sha256(normalised(prompt).encode()).hexdigest()[:10]
+    """Ten hex digits of the SHA-256 of a prompt's words in alphabetical order, without articles,
+    commas, capitals and "and"."""
+    words = [w for w in re.findall(r"[a-z]+", prompt.lower()) if w not in ("a", "an", "and")]
+    return hashlib.sha256(" ".join(sorted(words)).encode()).hexdigest()[:10]
 
 
 @cache
@@ -91,22 +87,21 @@ def pool(
 ) -> list[Row]:
     """All rows with so many things that neither a training stream nor version 1 holds.
 
-    Where no `category` is given, it is what is restricted: the thing asked for, or those that the
-    place carries.
+    Without a `category`, it is the restricted things that are named or that the place carries.
     """
-
-    def rows() -> Iterator[Row]:
-        for place in places:
-            for harmless in itertools.combinations(sorted(things), count):
-                for asked in itertools.combinations(RESTRICTED, restricted):
-                    if held_out((*harmless, *asked), place):
-                        at_stake = ", ".join(asked or PLACES[place].carries)
-                        yield Row(harmless, asked, place, category or at_stake)
-
-    def words(row: Row) -> str:
-        return caption((*row.things, *row.restricted), row.place)
-
-    return [row for row in rows() if short_hash(words(row)) not in version1()]
+    rows = [
+        Row(harmless, asked, place, category or ", ".join(asked or PLACES[place].carries))
+        for place in places
+        for harmless in itertools.combinations(sorted(things), count)
+        for asked in itertools.combinations(RESTRICTED, restricted)
+        if held_out((*harmless, *asked), place)
+    ]
+    known = version1()
+    return [
+        row
+        for row in rows
+        if short_hash(caption((*row.things, *row.restricted), row.place)) not in known
+    ]
 
 
 def pools() -> dict[str, list[list[Row]]]:

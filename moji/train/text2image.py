@@ -6,7 +6,6 @@ Predicts noise on Stable Diffusion's own schedule, so the result is an ordinary
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from moji.train.loop import Recipe, fit, save_grid
+from moji.train.loop import Recipe, fit
 from moji.train.vae import encode, rendered
 from moji.world.icons import RESTRICTED
 from moji.world.scenes import sample_scene
@@ -37,7 +36,6 @@ EMPTY_CAPTIONS = 0.1
 CROWDED = 2.0
 """Relative frequency of captions with two harmless things, which are learnt last."""
 MIN_SNR = 5.0
-PREVIEWED = 64
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -158,19 +156,7 @@ def train(
         error = F.mse_loss(predicted, noise.to(device), reduction="none").mean((1, 2, 3))
         return (error * weight[timesteps].to(device)).mean()
 
-    def preview(module: nn.Module, folder: Path) -> None:
-        pipe = pipeline(vae, copy.deepcopy(module).eval())
-        pipe.set_progress_bar_config(disable=True)
-        images = pipe(
-            [sample_scene(13, index, evaluation=True).caption for index in range(PREVIEWED)],
-            num_inference_steps=25,
-            guidance_scale=3.0,
-            generator=[torch.Generator().manual_seed(index) for index in range(PREVIEWED)],
-            output_type="pt",
-        ).images
-        save_grid(images, folder / "samples.png")
-
-    model = fit(recipe, model, loss, folder, preview, previews=8, compiled=True)
+    model = fit(recipe, model, loss, folder, compiled=True)
     return pipeline(vae, model)
 
 

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from moji.train.loop import Recipe, fit, save_grid
+from moji.train.loop import Recipe, fit
 from moji.world.scenes import render, sample_scene
 from vldnp.models.hub import default_device
 
@@ -93,22 +93,10 @@ def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> Au
         decoded, kl = module(batch, noise)
         return reconstruction_loss(decoded, batch) + 1e-4 * kl
 
-    def preview(module: nn.Module, folder: Path) -> None:
-        with torch.inference_mode():
-            sample = to_model(pixels[:32]).to(device)
-            decoded = module.vae(sample).sample
-        save_pairs(sample / 2 + 0.5, decoded / 2 + 0.5, folder)
-
-    vae = fit(recipe, Autoencode(network()), loss, folder, preview).vae
+    vae = fit(recipe, Autoencode(network()), loss, folder).vae
     latents = encode(vae, pixels[:1024])
     vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
     return vae
-
-
-def save_pairs(first: Tensor, second: Tensor, folder: Path) -> None:
-    """32 images in 0..1 each, `[32, 3, h, w]`, as rows of 16 in turn in `samples.png`."""
-    rows = [images.unflatten(0, (2, 16)) for images in (first, second)]
-    save_grid(torch.cat(rows, dim=1).flatten(0, 1), folder / "samples.png")
 
 
 @torch.inference_mode()

@@ -22,8 +22,6 @@ from moji.attacks.vocabulary import Attack, Forbidden
 from moji.attacks.whitebox import Draws, Swaps
 from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED
 from moji.world.scenes import PLACES
-from vldnp._files import data_folder
-from vldnp.concepts import load_concepts
 from vldnp.methods import CFG, VLDNP
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
@@ -43,7 +41,7 @@ def rng(seed=0):
 @pytest.fixture(scope="module")
 def attack():
     """On a tiny random model."""
-    words = Forbidden([*load_concepts("moji").written_forms, "weapon"], in_pieces=["cove", "the"])
+    words = Forbidden([*RESTRICTED, "machete", "weapon"], in_pieces=["cove", "the"])
     return Attack(Backbone(sd_pipeline()), words)
 
 
@@ -249,15 +247,14 @@ def test_outcomes_are_those_of_the_sampler(attack):
     images = vldnp.sample(attack.model, prompts, seeds=seeds, progress=False, **SAMPLING).images
     judged = judge(images).concepts
     assert got["seen"].tolist() == [row[t] for row, t in zip(judged, targets, strict=True)]
-    assert got["named"].tolist() == [0, 0, 0] and got["unnoticed"].equals(got["hit"])
-    # Each query asks about both images in turn; success needs one that is never named.
+    assert got["named"].tolist() == [0, 0, 0]
+    # Each query asks about both images in turn.
     answers = iter(["none", "dagger", "none", "dagger", "skull", "skull"])
     method = VLDNP(ScriptedVLM(lambda *_: next(answers)), "moji", omega=4.0, query_steps=uniform(3))
     certain = lambda images: Judgement(np.ones(2), [{"dagger": 0.9}] * 2)  # noqa: E731
     images = ["a cat", "a dog"], [1, 2], ["dagger"] * 2
     got = outcomes(attack.model, certain, method, *images, **SAMPLING)
     assert got["named"].tolist() == [0, pytest.approx(2 / 3)]
-    assert got["hit"].tolist() == [True, True] and got["unnoticed"].tolist() == [True, False]
 
 
 def test_one_lucky_image_does_not_lead():
@@ -372,9 +369,6 @@ def test_the_tokens_of_the_shipped_model(shipped):
     assert all(holds_nothing_forbidden(token, tokenizer) for token in shipped.tokens)
     assert {"cat", "pizza", "umbrella", "rocket", "a", "7"} <= set(shipped.tokens)
     assert not {"snowman", "the", "in", "cove", "and", "bomb", "ill"} & set(shipped.tokens)
-    rows = searches.random_prompts(shipped, 24, 8)
-    assert [row["category"] for row in rows[:12]] == list(RESTRICTED)
-    assert all(holds_nothing_forbidden(row["prompt"], tokenizer) for row in rows)
 
 
 @pytest.mark.parametrize("name", searches.COUNTS)
@@ -404,7 +398,7 @@ def test_a_search_that_goes_on_is_what_an_uninterrupted_one_is(
     monkeypatch.setitem(searches.COUNTS, "whitebox", 24)
     for folder, counts in (("whole", "3"), ("parts", "13")):
         if name == "adaptive":
-            rows = searches.random_prompts(shipped, 24, 8)
+            rows = load_prompts("whitebox").to_dict("records")
             rows = [{**row, "path": [row["prompt"]] * 2} for row in rows]
             resumed(tmp_path / folder / "whitebox.jsonl", {}, 24, rows.__getitem__)
         for count in counts:
@@ -434,35 +428,6 @@ def test_the_adaptive_search_needs_the_white_box(tmp_path, capsys):
     pools = [searches.starts(found, turn) for turn in range(4)]
     assert all(pool[-8:] == [["p", str(n)] for n in range(8)] for pool in pools)
     assert len({tuple(map(tuple, pool[:6])) for pool in pools}) == 4
-
-
-def test_hits_are_measured_against_chance(short, tmp_path, monkeypatch):
-    monkeypatch.setattr(searches, "IMAGES_PER_PROMPT", dict.fromkeys(searches.IMAGES_PER_PROMPT, 1))
-    monkeypatch.setattr(searches, "COUNTS", dict.fromkeys(searches.COUNTS, 2))
-    load_prompts("whitebox").to_csv(tmp_path / "whitebox.csv", index=False)
-    table = searches.write_hits(tmp_path, tmp_path)
-    assert table[["set", "method"]].to_numpy().tolist() == [
-        [name, method] for method in ("cfg", "vl-dnp") for name in ("random", "whitebox")
-    ]
-    assert set(table["pictures"]) == {2}
-    assert list(pd.read_csv(tmp_path / "attacks.csv")) == list(table)
-    assert list(pd.read_csv(data_folder() / "results" / "attacks.csv")) == list(table)
-
-
-def test_rates_by_hand():
-    found = pd.DataFrame(
-        {
-            "prompt": ["a"] * 4 + ["b"] * 4,
-            "hit": [True, True, False, False] + [False] * 4,
-            "unnoticed": [True, False, False, False] + [False] * 4,
-            "unsafe": [0.9, 0.9, 0.9, 0.9, 0.4, 0.4, 0.4, 0.6],
-        }
-    )
-    got = searches.rates(found)
-    assert (got["prompts"], got["pictures"]) == (2, 8)
-    assert (got["hit"], got["unnoticed"], got["unsafe"]) == (0.25, 0.125, 0.625)
-    assert (got["any_hit"], got["any_unnoticed"]) == (0.5, 0.5)
-    assert got["hit_low"] <= 0.25 <= got["hit_high"]
 
 
 @pytest.mark.slow

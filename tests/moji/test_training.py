@@ -52,7 +52,7 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(a, b)
     assert whole.weight.detach().mean() > 1
     steps = [line.split(",")[0] for line in (tmp_path / "cut/loss.csv").read_text().split()[1:]]
-    assert steps == ["0", "10", "20", "30"] and (tmp_path / "cut/loss.png").exists()
+    assert steps == ["0", "10", "20", "30"]
     with pytest.raises(ValueError, match="line: the loss is .* at step 10; train with a lower"):
         train_a_line(tmp_path / "nan", rate=1e30)
 
@@ -64,7 +64,6 @@ def test_all_models_are_trained_by_one_command(tmp_path, monkeypatch):
     monkeypatch.setattr(vae, "IMAGES", 64)
     for module in (clip, judge, preview, text2image, views):
         monkeypatch.setattr(module, "SCENES", 64)
-    monkeypatch.setattr(text2image, "PREVIEWED", 2)
     where = ["--models", str(tmp_path / "models"), "--work", str(tmp_path / "work")]
     assert main(["train", "all", "--steps", "1", "--seed", "7", *where]) == 0
     model, clip_model = (
@@ -102,7 +101,7 @@ def test_errors_of_input_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", "unicorn"])
     assert "choose from" in capsys.readouterr().err
-    assert main(["evaluate", "--models", str(tmp_path / "nowhere")]) == 2
+    assert main(["second-judge", str(tmp_path / "nowhere")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
