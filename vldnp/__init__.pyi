@@ -8,6 +8,7 @@ from .baselines.safree import SAFREE as SAFREE
 from .baselines.sld import SLD as SLD
 from .concepts import ConceptSet as ConceptSet
 from .concepts import load_concepts as load_concepts
+from .levers import fast as fast
 from .methods import CFG as CFG
 from .methods import VLDNP as VLDNP
 from .methods import Method as Method
@@ -26,7 +27,6 @@ from .models.load import load_vlm as load_vlm
 from .models.preview import Preview as Preview
 from .models.vlm import TransformersVLM as TransformersVLM
 from .models.vlm_server import RemoteVLM as RemoteVLM
-from .levers import fast as fast
 from .pipeline import guiding as guiding
 from .sampler import denoise as denoise
 from .sampler import sample as sample

@@ -5,7 +5,7 @@ and returns one, so they combine.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,23 +74,32 @@ def gate(method: Method, threshold: float) -> Method:
 
 
 @dataclass(frozen=True)
-class AdaptiveGuidance:
-    """See `adaptive`."""
+class Lever:
+    """What extends the Guider: `extend(base, **settings)` gives the subclass."""
 
-    start: float
+    extend: Callable[..., type[Guider]]
+    settings: tuple[tuple[str, float | Preview], ...]
 
     def guider(self, base: type[Guider]) -> type[Guider]:
-        class Adaptive(base):
-            def guided(own, i: int) -> list[int]:
-                rows = super().guided(i)
-                if i / own.N < self.start:
-                    return rows
-                return [row for row in rows if row in own.steered(i)]
-
-        return Adaptive
+        return self.extend(base, **dict(self.settings))
 
     def describe(self) -> dict:
-        return {"adaptive": asdict(self)}
+        said = {k: v.describe() if isinstance(v, Preview) else v for k, v in self.settings}
+        return {self.extend.__name__.lower(): said}
+
+
+def attached(method: Method, extend: Callable[..., type[Guider]], **settings) -> Method:
+    """The method with one lever more."""
+    return replace(method, levers=(*method.levers, Lever(extend, tuple(settings.items()))))
+
+
+def Adaptive(base: type[Guider], start: float) -> type[Guider]:
+    class Adaptive(base):
+        def guided(self, i: int) -> list[int]:
+            rows = super().guided(i)
+            return rows if i / self.N < start else [r for r in rows if r in self.steered(i)]
+
+    return Adaptive
 
 
 def adaptive(method: Method, start: float) -> Method:
@@ -101,25 +110,15 @@ def adaptive(method: Method, start: float) -> Method:
     """
     if not (is_finite(start) and 0 <= start <= 1):
         raise ValueError(f"adaptive guidance's start must be a number in 0..1, not {start!r}")
-    return replace(method, levers=(*method.levers, AdaptiveGuidance(start)))
+    return attached(method, Adaptive, start=start)
 
 
-@dataclass(frozen=True)
-class Window:
-    """See `window`."""
+def Window(base: type[Guider], start: float, stop: float) -> type[Guider]:
+    class Window(base):
+        def omega(self, i: int) -> float | None:
+            return super().omega(i) if start <= i / self.N < stop else 0
 
-    start: float
-    stop: float
-
-    def guider(self, base: type[Guider]) -> type[Guider]:
-        class Windowed(base):
-            def omega(own, i: int) -> float | None:
-                return super().omega(i) if self.start <= i / own.N < self.stop else 0
-
-        return Windowed
-
-    def describe(self) -> dict:
-        return {"window": asdict(self)}
+    return Window
 
 
 def window(method: Method, start: float = 0.0, stop: float = 1.0) -> Method:
@@ -129,37 +128,27 @@ def window(method: Method, start: float = 0.0, stop: float = 1.0) -> Method:
     """
     if not (is_finite(start) and is_finite(stop) and 0 <= start <= stop <= 1):
         raise ValueError(f"a window needs 0 <= start <= stop <= 1, not {start!r} and {stop!r}")
-    return replace(method, levers=(*method.levers, Window(start, stop)))
+    return attached(method, Window, start=start, stop=stop)
 
 
-@dataclass(frozen=True)
-class PreviewDecoder:
-    """See `preview`."""
+def Previewed(base: type[Guider], decoder: Preview) -> type[Guider]:
+    class Previewed(base):
+        def __init__(self, method, run, batch):
+            decoder.check(run.backbone)
+            super().__init__(method, run, batch)
 
-    decoder: Preview
+        def decode(self, latents):
+            return decoder.decode(latents)
 
-    def guider(self, base: type[Guider]) -> type[Guider]:
-        class Previewed(base):
-            def __init__(own, method, run, batch):
-                self.decoder.check(run.backbone)
-                super().__init__(method, run, batch)
-
-            def decode(own, latents):
-                return self.decoder.decode(latents)
-
-        return Previewed
-
-    def describe(self) -> dict:
-        return {"preview": self.decoder.describe()}
+    return Previewed
 
 
 def preview(method: Method, decoder: Preview) -> Method:
     """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`), the final image as ever."""
     if not isinstance(decoder, Preview):
-        raise TypeError(
-            f"preview must be opened by vldnp.load_preview, not a {type(decoder).__name__}"
-        )
-    return replace(method, levers=(*method.levers, PreviewDecoder(decoder)))
+        kind = type(decoder).__name__
+        raise TypeError(f"preview must be opened by vldnp.load_preview, not a {kind}")
+    return attached(method, Previewed, decoder=decoder)
 
 
 def fast(vlm: Callable, concepts: str | Path | ConceptSet, decoder: Preview, **options) -> Method:

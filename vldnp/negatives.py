@@ -35,6 +35,7 @@ class Negative:
         return self.candidates or (() if self.prompt is None else (self.prompt,))
 
 
+@dataclass(frozen=True)
 class Policy:
     """No negative prompts; the base of all policies."""
 
@@ -74,8 +75,7 @@ class Static(Policy):
 UPDATE_POLICIES = {"replaced": 0, "accumulated": inf}
 """For how many more queries a concept stays in: VL-DNP's policy, and that of arXiv 2510.10715."""
 
-FAILURES = ("raise", "static")
-"""What happens when the VLM gives no answer: an error, or the static negative prompt."""
+FAILURES = ("raise", "static")  # no answer is an error, or gives the static negative prompt
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,24 @@
 """Several negative prompts at a time, against equations written out by hand."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from tiny import sd_pipeline
 
 from vldnp import guidance
-from vldnp.baselines.categories import CASG as Rule
-from vldnp.baselines.categories import Categories, projections, summed
-from vldnp.baselines.methods import CASG, Summed
+from vldnp.baselines.categories import (
+    CASG,
+    Categories,
+    NearestCategory,
+    Summed,
+    projections,
+    summed,
+)
 from vldnp.baselines.sld import sld
-from vldnp.levers import AdaptiveGuidance
+from vldnp.levers import adaptive, window
 from vldnp.methods import CFG, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
 from vldnp.sampler import sample
-from vldnp.strength import DNG, Window
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 4, "progress": False, "scheduler": "ddim"}
@@ -44,7 +46,7 @@ def test_summed_by_hand():
                 expected = expected - 2.0 * (N[b, k, c] - U[b, c])
             torch.testing.assert_close(found[b, c], expected)
     one = summed(U, C, N[:, 0], 7.5, 2.0)
-    torch.testing.assert_close(one, guidance.added(guidance.cfg(U, C, 7.5), N[:, 0], U, 2.0))
+    torch.testing.assert_close(one, guidance.added(U, C, N[:, 0], 7.5, 2.0))
 
 
 def test_projections_are_lengths_along_each_direction():
@@ -65,11 +67,12 @@ def test_casg_steers_each_image_away_from_its_own_nearest_category(rule):
     N = torch.stack([U + 0.1 * noise(2, 4, 3, 3, seed=k + 5) for k in range(3)], dim=1)
     N[0, 1], N[1, 2] = U[0] + 0.2 * (C[0] - U[0]), U[1] + 0.3 * (C[1] - U[1])
     state = torch.zeros_like(U)
-    found, after = Rule(rule).step(U, C, N, 7.5, 3.0, state, 0.5)
-    nearest = torch.stack([N[0, 1], N[1, 2]])
+    casg = NearestCategory(guidance.rule(rule))
+    found, after = casg.step(U, C, N, 7.5, 3.0, state, 0.5)
+    nearest = torch.stack([N[0, 1], N[1, 2]])[:, None]
     expected, state = guidance.rule(rule).step(U, C, nearest, 7.5, 3.0, state, 0.5)
     assert torch.equal(found, expected) and torch.equal(after, state)
-    assert Rule(rule).uses_omega == (rule == "added")
+    assert casg.uses_omega == (rule == "added")
 
 
 def test_the_sampler_hands_each_image_all_its_categories(model):
@@ -94,8 +97,8 @@ def test_the_sampler_hands_each_image_all_its_categories(model):
 def test_levers_take_evaluations_away_from_all_categories(model):
     """Two steps of Σ_k, then two of ε_c alone."""
     omega, g = 2.0, 7.5
-    levers = {"omega_schedule": Window(stop=0.5), "adaptive": AdaptiveGuidance(0.5)}
-    out = sample(model, PROMPTS, replace(Summed(HARMS, omega), **levers), seeds=SEEDS, **QUICK)
+    method = adaptive(window(Summed(HARMS, omega), stop=0.5), 0.5)
+    out = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
     run = Run(model, 4, "ddim")
     latents = run.initial_latents(SEEDS)
     with torch.no_grad():
@@ -108,13 +111,6 @@ def test_levers_take_evaluations_away_from_all_categories(model):
             latents = run.scheduler.step(pred, t, latents).prev_sample
     torch.testing.assert_close(out.latents, latents, rtol=1e-3, atol=1e-4)
     assert out.trace.model_evaluations == [5 + 5 + 1 + 1] * 2
-
-
-@pytest.mark.parametrize("levers", [{"reuse": 1}, {"omega_schedule": DNG()}])
-def test_what_is_kept_of_one_negative_prompt_is_refused_for_several(levers):
-    with pytest.raises(ValueError, match="reuse and DNG are for one"):
-        replace(Summed(HARMS), **levers)
-    replace(Summed(HARMS[:1]), **levers)
 
 
 def test_one_category_is_a_static_negative_prompt(model):

@@ -4,23 +4,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from tiny import sd_pipeline
 
-from vldnp.baselines.methods import SAFREE, Repelled
 from vldnp.baselines.safe_denoiser import (
+    Repelled,
     SafeDenoiser,
     latents_of,
-    load_bank,
     log_kernel,
     repelled,
     unsafe_mean,
 )
+from vldnp.baselines.safree import SAFREE
 from vldnp.methods import CFG, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run, predicted_x0, prediction_of
 from vldnp.sampler import sample
-from vldnp.strength import DNG
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 4, "progress": False, "scheduler": "ddim"}
@@ -128,27 +126,20 @@ def test_methods_without_it_are_described_as_before_and_with_it_by_the_bank():
     assert methods[0].name == "safe-denoiser" and methods[4].name == "static + safe-denoiser"
 
 
-def test_wrong_settings_and_banks_are_refused(model, tmp_path):
+def test_wrong_settings_and_banks_are_refused(model):
     bank = BANK.float()
     with pytest.raises(ValueError, match="kernel of the safe denoiser 'round'"):
         SafeDenoiser(bank, kernel="round")
     for name, value in (("strength", -1), ("threshold", 2), ("until", float("nan"))):
         with pytest.raises(ValueError, match=f"{name} must be a number from 0"):
             SafeDenoiser(bank, **{name: value})
-    with pytest.raises(ValueError, match="sigma must be above 0, not 0"):
+    with pytest.raises(ValueError, match="sigma must be a number from 1e-09"):
         SafeDenoiser(bank, sigma=0)
     for wrong in (bank[:0], bank[0], bank / 0):
         with pytest.raises(ValueError, match=r"finite latents \[N, C, h, w\]"):
             SafeDenoiser(wrong)
     with pytest.raises(ValueError, match=r"shape \[4, 3, 3\], and the images' are \[4, 8, 8\]"):
         sample(model, PROMPTS, Repelled(bank), seeds=SEEDS, **QUICK)
-    with pytest.raises(ValueError, match="which DNG's posterior ignores"):
-        Repelled(bank, Static("knife", omega_schedule=DNG()))
-    save_file({"latents": bank}, tmp_path / "bank.safetensors")
-    assert torch.equal(load_bank(tmp_path / "bank.safetensors"), bank)
-    save_file({"others": bank}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds others, and no 'latents'"):
-        load_bank(tmp_path / "other.safetensors")
 
 
 def test_latents_of_pictures_decode_to_them(model):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import sd_pipeline
 
-from vldnp.baselines.methods import SAFREE
 from vldnp.baselines.safree import (
+    SAFREE,
     Safree,
     attenuated,
     last_step,
@@ -170,7 +170,7 @@ def test_one_thread_or_two_attenuate_the_same(threads, monkeypatch):
     assert torch.allclose(*latents, atol=1e-3)
 
 
-def filtered_by_hand(pipe, prompt, alpha=0.01, every=False, categories=()):
+def filtered_by_hand(pipe, prompt, alpha=0.01):
     """The changed embedding and β of one prompt, with numpy, from issue to formula."""
     tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
 
@@ -184,18 +184,14 @@ def filtered_by_hand(pipe, prompt, alpha=0.01, every=False, categories=()):
     ids = tokenizer(prompt).input_ids
     padded = tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
     embeds = encoder(padded)[0][0].double().detach().numpy()
-    outside, *each = (
-        np.eye(16) - onto([pooled(tokenizer(phrase).input_ids) for phrase in phrases])
-        for phrases in (PHRASES, *categories)
-    )
+    outside = np.eye(16) - onto([pooled(tokenizer(phrase).input_ids) for phrase in PHRASES])
     masked = [pooled([*ids[:i], 0, *ids[i + 1 :]]) for i in range(1, len(ids) - 1)]
     distances = [np.linalg.norm(outside @ m) for m in masked]
     changed = embeds.copy()
     for i, d in enumerate(distances):
         others = (sum(distances) - d) / (len(distances) - 1)
-        if every or not d < (1 + alpha) * others:
-            free = min(each, key=lambda P, m=masked[i]: np.linalg.norm(P @ m), default=outside)
-            changed[i + 1] = free @ onto(masked) @ embeds[i + 1]
+        if not d < (1 + alpha) * others:
+            changed[i + 1] = outside @ onto(masked) @ embeds[i + 1]
     cosines = []
     for e in embeds[: len(ids)]:
         p = outside @ onto(masked) @ e
@@ -203,17 +199,16 @@ def filtered_by_hand(pipe, prompt, alpha=0.01, every=False, categories=()):
     return changed, 1 - np.mean(cosines)
 
 
-@pytest.mark.parametrize("selection", [True, False])
-def test_a_batch_of_prompts_each_by_hand(model, selection):
+def test_a_batch_of_prompts_each_by_hand(model):
     prompts = [PROMPTS[0], "", PROMPTS[2], "a dog on the cove", PROMPTS[0]]
     run = Run(model, 40)
-    found = Safree(PHRASES, selection=selection).filtered(run, prompts)
+    found = Safree(PHRASES).filtered(run, prompts)
     plain = run.encode(prompts).embeds
     for prompt, ours, unchanged in zip(prompts, found, plain, strict=True):
         if not prompt:
             assert torch.equal(ours.embeds, unchanged) and not ours.triggers.any()
             continue
-        embeds, beta = filtered_by_hand(model.pipe, prompt, every=not selection)
+        embeds, beta = filtered_by_hand(model.pipe, prompt)
         assert np.allclose(ours.embeds, embeds, atol=1e-4)
         assert ours.beta == pytest.approx(beta, abs=1e-4)
         assert ours.last_step == last_step(beta, 40, 10, 2.5, 5.333)
@@ -221,103 +216,28 @@ def test_a_batch_of_prompts_each_by_hand(model, selection):
         assert changed[1 : len(ours.triggers) + 1].tolist() == ours.triggers.tolist()
         assert not changed[0] and not changed[len(ours.triggers) + 1 :].any()
     some = torch.cat([f.triggers for f in found])
-    assert some.any() and (not selection or not some.all())
-
-
-def test_casg_frees_each_trigger_of_its_nearest_category(model):
-    categories = (("knife", "dagger"), ("skull",), ("blood and pizza",))
-    run, prompts = Run(model, 40), [PROMPTS[0], PROMPTS[2]]
-    found = Safree(PHRASES, selection=False, categories=categories).filtered(run, prompts)
-    for prompt, ours in zip(prompts, found, strict=True):
-        embeds, beta = filtered_by_hand(model.pipe, prompt, every=True, categories=categories)
-        assert np.allclose(ours.embeds, embeds, atol=1e-4)
-        assert ours.beta == pytest.approx(beta, abs=1e-4)
-    of_all = Safree(PHRASES, selection=False).filtered(run, prompts)
-    assert not torch.allclose(found[0].embeds, of_all[0].embeds, atol=1e-3)
-    assert "categories" not in SAFREE(PHRASES).describe()["conditioning"]
-    assert "categories" in SAFREE(PHRASES, categories=categories).describe()["conditioning"]
-    with pytest.raises(ValueError, match="none of them empty, not .* by category"):
-        SAFREE(PHRASES, categories=[["knife"], []])
-
-
-# Masks
+    assert some.any() and not some.all()
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
-@pytest.mark.parametrize("mask", [None, 0, 7])
-def test_each_token_is_masked_in_its_turn(n, mask):
+def test_each_token_is_masked_in_its_turn(n):
     begin, end, pad = 90, 91, 92
     tokens = [10, 11, 12][:n]
     ids = torch.tensor([begin, *tokens, end, pad, pad])
-    expected = []
-    for i in range(n):
-        without = tokens[:i] + ([] if mask is None else [mask]) + tokens[i + 1 :]
-        expected.append([begin, *without, end, pad, pad] + [pad] * (mask is None))
-    assert masked_prompts(ids, n, mask, pad).tolist() == expected
-    assert masked_prompts(ids, n, mask, pad).shape == (n, len(ids))
-
-
-def masked_by_hand(pipe, words, mask):
-    """d_i of SAFREE's trigger test for a prompt of whole words, from texts alone."""
-    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
-
-    def pooled(text):
-        ids = tokenizer(text, padding="max_length", return_tensors="pt").input_ids
-        return encoder(ids).pooler_output[0].double().detach()
-
-    texts = [
-        " ".join(words[:i] + ([mask] if mask else []) + words[i + 1 :]) for i in range(len(words))
+    expected = [
+        [begin, *tokens[:i], 0, *tokens[i + 1 :], end, pad, pad] for i in range(len(tokens))
     ]
-    concept = projector(torch.stack([pooled(phrase) for phrase in PHRASES]))
-    return trigger_tokens(torch.stack([pooled(text) for text in texts]), concept, 0.01)
+    assert masked_prompts(ids, n).tolist() == expected
+    assert masked_prompts(ids, n).shape == (n, len(ids))
 
 
-@pytest.mark.parametrize("prompt", PROMPTS[::2])
-@pytest.mark.parametrize(("mask", "word"), [("drop", ""), ("a", "a"), ("pizza", "pizza")])
-def test_triggers_are_looked_for_with_the_mask(model, prompt, mask, word):
-    found = Safree(PHRASES, mask=mask).filtered(Run(model, 4), [prompt])[0]
-    expected = masked_by_hand(model.pipe, prompt.split(), word)
-    assert found.triggers.tolist() == expected.tolist()
-
-
-def test_a_mask_is_a_token_by_its_word_or_its_id(model):
-    run = Run(model, 4)
-
-    def embeds(mask):
-        return torch.stack([f.embeds for f in Safree(PHRASES, mask=mask).filtered(run, PROMPTS)])
-
-    [number] = model.pipe.tokenizer("cat", add_special_tokens=False).input_ids
-    assert torch.equal(embeds("cat"), embeds(number))
-    assert torch.equal(embeds(0), embeds("zero"))
-    different = [embeds(mask) for mask in ("zero", "drop", "cat", "a")]
-    for i, one in enumerate(different):
-        assert not any(torch.equal(one, other) for other in different[:i])
-
-
-@pytest.mark.parametrize("mask", ["", -1, 1.5, True, None])
-def test_masks_that_are_none(mask):
-    with pytest.raises(ValueError, match="SAFREE's mask must be 'zero', 'drop', a tok") as error:
-        SAFREE(PHRASES, mask=mask)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("mask", ["zebra crossing", 10_000, "<|endoftext|>"])
-def test_masks_that_the_model_does_not_know(model, mask):
-    with pytest.raises(ValueError, match="SAFREE's mask must be .* of this model, not") as error:
-        sample(model, "a cat", SAFREE(PHRASES, mask=mask), **QUICK)
-    assert "\n" not in str(error.value)
-
-
-def test_the_default_mask_leaves_records_as_they_were():
-    """Cells are keyed by the hash of the description."""
-    described = SAFREE(PHRASES).describe()["conditioning"]
-    assert described == {
+def test_the_description_is_that_of_published_rows():
+    assert SAFREE(PHRASES).describe()["conditioning"] == {
         "kind": "safree",
         "phrases": PHRASES,
         **dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], True),
         **{"alpha": 0.01, "upper": 10.0, "k": 2.5, "t0": 5.333, "scales": [0.9, 0.2]},
     }
-    assert SAFREE(PHRASES, mask="drop").describe()["conditioning"] == described | {"mask": "drop"}
 
 
 # The whole, written out
@@ -384,26 +304,6 @@ def test_safree_is_the_papers_steps(re_attention):
         assert out.trace.model_evaluations[k] == 18 + re_attention * (last + 1)
 
 
-def test_all_parts_off_is_plain_cfg_bit_for_bit(model):
-    plain = sample(model, PROMPTS, seeds=SEEDS, **QUICK)
-    off = dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], False)
-    out = sample(model, PROMPTS, SAFREE(PHRASES, **off), seeds=SEEDS, **QUICK)
-    assert torch.equal(out.latents, plain.latents)
-    assert out.trace.model_evaluations == plain.trace.model_evaluations
-
-
-def test_each_part_can_be_switched_off(model):
-    def latents(**options):
-        return sample(model, PROMPTS[0], SAFREE(PHRASES, **LONG, **options), **QUICK).latents
-
-    parts = ["projection", "selection", "self_validation", "re_attention"]
-    results = [latents(), *(latents(**{part: False}) for part in parts)]
-    assert torch.equal(results[1], sample(model, PROMPTS[0], **QUICK).latents)
-    for i, one in enumerate(results):
-        for other in results[:i]:
-            assert not torch.allclose(one, other, atol=1e-3)
-
-
 def test_an_image_is_the_same_in_any_batch(model):
     method = SAFREE(PHRASES, **LONG)
     together = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
@@ -423,19 +323,6 @@ def test_counts_are_the_rows_that_go_through_the_unet(model):
         hook.remove()
     assert rows == [sum(step.model_evaluations) for step in steps]
     assert max(rows) > 12 and rows[-1] == 12  # 4 images: u, c, n, and at first unchanged ones
-
-
-def test_with_a_negative_prompt_and_nothing_else_it_is_the_stock_pipeline(model):
-    expected = model.pipe(
-        PROMPTS[0],
-        negative_prompt="knife, skull",
-        num_inference_steps=6,
-        generator=torch.Generator().manual_seed(3),
-        output_type="latent",
-    ).images
-    method = SAFREE(PHRASES, negative_prompt="knife, skull", projection=False)
-    out = sample(model, PROMPTS[0], method, seeds=[3], **QUICK)
-    assert torch.allclose(out.latents, expected, atol=1e-4)
 
 
 def test_hooks_are_gone_after_the_call_also_after_an_error(model):
@@ -460,10 +347,7 @@ def test_safree_describes_itself():
         SAFREE(PHRASES[:2]),
         SAFREE(PHRASES, negative_prompt="knife"),
         SAFREE(PHRASES, negative_prompt="knife", rule="added"),
-        *(
-            SAFREE(PHRASES, **{part: False})
-            for part in ("projection", "selection", "self_validation", "re_attention")
-        ),
+        SAFREE(PHRASES, re_attention=False),
         SAFREE(PHRASES, alpha=0.02),
         SAFREE(PHRASES, upper=20.0),
         SAFREE(PHRASES, scales=(0.9, 0.3)),

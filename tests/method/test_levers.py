@@ -158,7 +158,7 @@ def test_levers_that_are_on_are_recorded():
         "start": 2 / 9,
         "stop": 8 / 9,
     }
-    assert said["negatives"]["gate"] == 0.98 and said["preview"] == DECODER.describe()
+    assert said["negatives"]["gate"] == 0.98 and said["previewed"]["decoder"] == DECODER.describe()
     assert fast(ScriptedVLM(reply), "moji", DECODER).describe() == {
         **preview(VLDNP(ScriptedVLM(reply), "moji"), DECODER).describe(),
         "name": "vl-dnp-fast",

@@ -18,11 +18,9 @@ step from a maximum mean discrepancy. Where the paper and its authors' code
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vldnp._files import unknown
@@ -178,15 +176,3 @@ def latents_of(model: Backbone, images: Sequence[Image.Image]) -> Tensor:
         mode = vae.encode(pixels).latent_dist.mode()
         parts.append((mode - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor)
     return torch.cat(parts).cpu()
-
-
-def load_bank(path: str | Path) -> Tensor:
-    """The tensor `latents` of a safetensors file, `[N, C, h, w]`.
-
-    Raises:
-        ValueError: it holds none of that name.
-    """
-    tensors = load_file(path)
-    if "latents" not in tensors:
-        raise ValueError(f"{path} holds {', '.join(tensors) or 'nothing'}, and no 'latents'")
-    return tensors["latents"]
