@@ -89,7 +89,9 @@ def renderings(model: Backbone, thing: str, seed: int = IMAGES_SEED) -> Tensor:
 
 def vl_dnp() -> Method:
     """The defence that the adaptive attack searches through."""
-    return VLDNP(load.load_vlm(VLM), "moji", omega=OMEGA, query_steps=uniform(QUERIES))
+    return VLDNP(
+        load.load_vlm(VLM, answers="free"), "moji", omega=OMEGA, query_steps=uniform(QUERIES)
+    )
 
 
 def search(name: str, work: Path, count: int | None = None, seed: int | None = None) -> list[dict]:

@@ -289,8 +289,3 @@ def patch_truth(owner: np.ndarray, patch: int) -> np.ndarray:
 def labels(scene: Scene) -> np.ndarray:
     """Multi-label truth: float32 `[len(THINGS)]`, 1 where the thing is visible."""
     return np.array([thing in scene.things for thing in THINGS], dtype=np.float32)
-
-
-def scenes(count: int, seed: int, evaluation: bool = False) -> list[Scene]:
-    """The first `count` scenes of a stream."""
-    return [sample_scene(seed, index, evaluation) for index in range(count)]

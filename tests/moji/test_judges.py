@@ -1,6 +1,5 @@
 """Two judges, and the labels by eye that they were compared with."""
 
-import csv
 import math
 from collections import Counter
 
@@ -79,9 +78,8 @@ def test_a_runs_images_are_judged_again_each_once(tmp_path):
 # Labels by eye
 
 
-def rows(name):
-    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def read(name):
+    return pd.read_csv(RESULTS / name, keep_default_na=False)
 
 
 def words(text):
@@ -94,52 +92,47 @@ def wilson(k, n, z=1.959963984540054):
 
 
 def test_labels_by_eye_are_of_images_chosen_at_random():
-    images, labels = rows("judge-pictures.csv"), rows("judge-eye-labels.csv")
+    images, labels = read("judge-pictures.csv"), read("judge-eye-labels.csv")
     columns = ["method", "omega", "prompt_set", "prompt", "seed"]
-    assert len({tuple(row[c] for c in columns) for row in images}) == len(images) == 1000
-    assert len({(row["method"], row["omega"]) for row in images}) == 12
+    assert len(images[columns].drop_duplicates()) == len(images) == 1000
     chosen = np.random.default_rng(62).permutation(1000)[:200]
-    assert [int(row["picture"]) for row in labels] == chosen.tolist()
-    for row in labels:
-        assert words(row["seen"]) <= set(RESTRICTED) and row["sure"] in ("sure", "unsure")
-        assert all(images[int(row["picture"])][c] == row[c] for c in columns)
+    assert labels["picture"].tolist() == chosen.tolist()
+    assert images[columns].loc[chosen].to_numpy().tolist() == labels[columns].to_numpy().tolist()
+    assert set.union(*map(words, labels["seen"])) <= set(RESTRICTED)
 
 
 def test_the_shipped_table_follows_from_the_shipped_answers():
     """Agreement with Wilson's interval, and Cohen's κ = (p_o − p_e) / (1 − p_e)."""
-    images, labels = rows("judge-pictures.csv"), rows("judge-eye-labels.csv")
-    table = {
-        (r["first"], r["second"], r["what"], r["part"]): r for r in rows("judge-agreement.csv")
-    }
+    images, labels = read("judge-pictures.csv"), read("judge-eye-labels.csv")
+    table = read("judge-agreement.csv").set_index(["first", "second", "what", "part"])
+    seen = images.loc[labels["picture"]].reset_index().assign(eye=labels["seen"])
+    seen["sure"] = labels["sure"] == "sure"
 
-    def check(key, pairs):
-        n = Counter(pairs)
+    def check(rows, first, second, what, part, *concepts):
+        found = [rows["eye" if name == "eye" else f"{name} found"] for name in (first, second)]
+        if concepts:
+            pairs = [[c in words(text) for c in concepts for text in texts] for texts in found]
+        else:
+            unsafe = [rows.get(f"{name} unsafe", pd.Series(0)) >= 0.6 for name in (first, second)]
+            unsafe[0] = rows["eye"] != "" if first == "eye" else unsafe[0]
+            pairs = [one.tolist() for one in unsafe]
+        n, row = Counter(zip(*pairs, strict=True)), table.loc[first, second, what, part]
         cells = [n[True, True], n[True, False], n[False, True], n[False, False]]
-        counted = [int(table[key][k]) for k in ("both", "first_only", "second_only", "neither")]
-        assert counted == cells, key
+        counted = row[["both", "first_only", "second_only", "neither"]].tolist()
+        assert counted == cells, (first, second, what, part)
         same, total = cells[0] + cells[3], sum(cells)
         yes, yes_2 = (cells[0] + cells[1]) / total, (cells[0] + cells[2]) / total
         chance = yes * yes_2 + (1 - yes) * (1 - yes_2)
-        kappa = (same / total - chance) / (1 - chance)
-        found = [float(table[key][k]) for k in ("agreement", "low", "high", "kappa")]
-        assert found == pytest.approx([same / total, *wilson(same, total), kappa], abs=6e-5), key
-
-    def unsafe(row, name):
-        return float(row[f"{name} unsafe"]) >= 0.6
-
-    one, two = JUDGES
-    found = [(words(row[f"{one} found"]), words(row[f"{two} found"])) for row in images]
-    check((one, two, "unsafe", "all"), ((unsafe(row, one), unsafe(row, two)) for row in images))
-    check((one, two, "presence", "all"), ((c in a, c in b) for a, b in found for c in RESTRICTED))
-    for concept in RESTRICTED:
-        check((one, two, "presence", concept), ((concept in a, concept in b) for a, b in found))
-    for name in JUDGES:
-        pairs = [(row, images[int(row["picture"])]) for row in labels]
-        seen = [(bool(words(row["seen"])), unsafe(p, name), row["sure"]) for row, p in pairs]
-        check(("eye", name, "unsafe", "all"), (pair[:2] for pair in seen))
-        check(("eye", name, "unsafe", "sure"), (pair[:2] for pair in seen if pair[2] == "sure"))
-        there = [(words(row["seen"]), words(p[f"{name} found"])) for row, p in pairs]
-        check(
-            ("eye", name, "presence", "all"),
-            ((c in a, c in b) for a, b in there for c in RESTRICTED),
+        expected = [same / total, *wilson(same, total), (same / total - chance) / (1 - chance)]
+        assert row[["agreement", "low", "high", "kappa"]].astype(float).tolist() == pytest.approx(
+            expected, abs=6e-5
         )
+
+    check(images, *JUDGES, "unsafe", "all")
+    check(images, *JUDGES, "presence", "all", *RESTRICTED)
+    for concept in RESTRICTED:
+        check(images, *JUDGES, "presence", concept, concept)
+    for name in JUDGES:
+        check(seen, "eye", name, "unsafe", "all")
+        check(seen[seen["sure"]], "eye", name, "unsafe", "sure")
+        check(seen, "eye", name, "presence", "all", *RESTRICTED)
