@@ -1,9 +1,11 @@
-"""The explorer: type a prompt, watch the picture form, compare runs, take the command along."""
+"""The explorer: type a prompt, watch the image form, compare runs, take the command along."""
 
 import html
+import shlex
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
@@ -11,91 +13,52 @@ from PIL import Image
 
 from vldnp._files import first_line
 from vldnp.methods import Method
-from vldnp.models import hub, load
+from vldnp.models import families, load
 from vldnp.models.backbone import to_pil
 from vldnp.sampler import denoise
-from vldnp.schedules import SCHEDULES
-from vldnp.show import blur
-from vldnp.show.choice import CONTROLS, METHODS, Choice, command, methods, remarks
-from vldnp.show.markdown import Statement
-from vldnp.show.picture_grid import image_grid
-from vldnp.show.templating import filled, text_of
-from vldnp.show.trajectory_data import shortened
-from vldnp.study.profile import load_profile
+from vldnp.schedules import SPACINGS
+from vldnp.show.images import image_grid, image_html, judged, templates
+from vldnp.study.profile import chosen_methods, dynamic, load_profile
 from vldnp.study.prompts import load_prompts, sampled
-from vldnp.trace import Step
 
-REMEMBERED = 8
-"""So many runs stay as thumbnails."""
-
-WIDTH, THUMBNAIL = 256, 112
-"""Of pictures, in screen pixels."""
-
-PROMPTS_OFFERED = 12
-"""Prompts of each set that can be picked."""
+CONTROLS = ("prompt", "method", "vlm", "omega", "schedule", "queries", "seed")
+SAMPLES = 12  # prompts of each set that can be picked
 
 
 class Explorer:
-    """The widgets of the notebook `09_explorer`, and the thread in which a run takes place.
+    """The widgets of the notebook `08_explorer`, and the thread in which a run takes place.
 
     Args:
         profile: a name, or a YAML file.
         out: where run folders lie, for the command.
         reveal: show what the judge flags unblurred; so does the profile, if it says so.
-        model, vlms, judge: opened ones to use instead of the profile's; `vlms` by name.
 
     Attributes:
         panel: the widget to show.
-        runs: the last runs that came to their end, newest first: choice, picture, judge's look.
+        runs: the last eight runs, newest first: settings, image, the judge's probability, reason.
         thread: the run in progress, or the last one; None before the first.
     """
 
-    def __init__(
-        self,
-        profile: str = "moji",
-        out: str = "../runs",
-        *,
-        reveal: bool = False,
-        model=None,
-        vlms: dict | None = None,
-        judge=None,
-    ):
+    def __init__(self, profile: str = "moji", out: str = "../runs", *, reveal: bool = False):
         self.profile, self.out, self.settings = profile, out, load_profile(profile)
         self.reveal = reveal or self.settings.reveal
-        self.model = load.load(self.settings.model if model is None else model)
-        self.judge = load.load_judge(self.settings.judge if judge is None else judge)
-        self.vlms = {} if vlms is None else dict(vlms)
-        self.runs: deque[tuple[Choice, Image.Image, blur.Look]] = deque(maxlen=REMEMBERED)
+        self.model = load.load(self.settings.model)
+        self.judge = load.load_judge(self.settings.judge)
+        self.methods = chosen_methods(self.settings)
+        self.runs: deque[tuple[dict, Image.Image, float, str | None]] = deque(maxlen=8)
         self.thread: threading.Thread | None = None
         self._cancelled = threading.Event()
-        self._make_widgets()
+        self.panel = self._panel()
 
     @property
-    def choice(self) -> Choice:
-        """What the widgets say."""
-        return Choice(
-            prompt=self.prompt.value.strip(),
-            method=self.method.value,
-            vlm=self.vlm.value,
-            omega=self.omega.value,
-            schedule=self.schedule.value,
-            queries=self.queries.value,
-            seed=self.seed.value,
-        )
+    def choice(self) -> dict:
+        """What the widgets say, by the names of `CONTROLS`."""
+        return {name: getattr(self, name).value for name in CONTROLS}
 
-    def show(self, choice: Choice) -> None:
-        """Set the widgets to a choice; where it has no VLM, ω, schedule or queries, they stay."""
-        self.method.value = choice.method  # first: ω follows the method
-        for name in ("prompt", "seed"):
-            getattr(self, name).value = getattr(choice, name)
-        for name in ("vlm", "omega", "schedule", "queries"):
-            if value := getattr(choice, name):
-                getattr(self, name).value = value
-
-    def compare(self, prompt: str, names: Sequence[str] = METHODS) -> Figure:
-        """Run a prompt with several methods, one after the other; returns the `sheet`."""
+    def compare(self, prompt: str, names: Sequence[str] = ()) -> Figure:
+        """Run a prompt with several methods, one after the other (default: all)."""
         self.prompt.value = prompt
-        for name in names:
+        for name in names or self.methods:
             self.method.value = name
             self.start()
             self.thread.join()
@@ -103,198 +66,159 @@ class Explorer:
 
     def start(self, _=None) -> None:
         """Begin a run in a thread, so that the kernel stays free for the cancel button."""
-        if self.thread is not None and self.thread.is_alive():
-            return
-        self._cancelled.clear()
-        self.run.disabled, self.cancel.disabled = True, False
-        self.thread = threading.Thread(target=self._run, args=(self.choice,), daemon=True)
-        self.thread.start()
+        if self.thread is None or not self.thread.is_alive():
+            self._cancelled.clear()
+            self.run.disabled, self.cancel.disabled = True, False
+            self.thread = threading.Thread(target=self._run, args=(self.choice,), daemon=True)
+            self.thread.start()
 
     def stop(self, _=None) -> None:
-        """Cancel the run after the step that it is at."""
+        """Cancel the run after the current step."""
         self._cancelled.set()
 
     def sheet(self) -> Figure:
-        """The last runs as a figure, for where no widgets work.
-
-        Raises:
-            ValueError: there was no run yet.
-        """
+        """The last runs as a figure, for where no widgets work; a ValueError before the first."""
         if not self.runs:
-            raise ValueError("there is no picture yet: press run")
-        why = [None if self.reveal else found.reason for _, _, found in self.runs]
-        labels = [choice.label.replace(", ", "\n") for choice, _, _ in self.runs]
-        pictures = [picture for _, picture, _ in self.runs]
-        return image_grid({"": pictures}, labels, size=1.85, reasons={"": why})
+            raise ValueError("there is no image yet: press run")
+        choices, images, _, why = zip(*self.runs, strict=True)
+        blur = [None if self.reveal else reason for reason in why]
+        return image_grid({"": images}, list(map(_label, choices)), reasons={"": blur}, size=1.8)
 
-    def last_command(self) -> Statement:
-        """The command of the newest run, in Markdown."""
-        if not self.runs:
-            return Statement("There is no run yet.")
-        line = command(self.runs[0][0], self.profile, self.out)
-        fence = "`" * (3 + line.count("`"))  # no prompt can end the block
-        return Statement(f"{fence}bash\n{line}\n{fence}")
+    def command(self, choice: dict) -> str:
+        """The shell line, for the project's root, that generates the image again."""
+        line = ["papermill", "notebooks/01_trajectories.ipynb", "explored.ipynb"]
+        texts = {"profile": self.profile, "out": self.out, "prompt": choice["prompt"]}
+        texts |= {"vlm": choice["vlm"], "schedule": choice["schedule"]}
+        # -r passes a text as it is; -p would make a number of the prompt "7".
+        line += ["--cwd", "notebooks", *(w for pair in texts.items() for w in ("-r", *pair))]
+        for name in ("seed", "omega", "queries"):
+            line += ["-p", name, str(choice[name])]
+        return shlex.join(line)
 
-    def _run(self, choice: Choice) -> None:
-        self.bar.value, self.bar.max = 0, self.settings.num_inference_steps
-        self.command.value = self.words.value = ""
+    def _run(self, choice: dict) -> None:
+        N = self.settings.sampling["num_inference_steps"]
+        self.bar.value, self.bar.max, self.words.value = 0, N, ""
         try:
-            if not choice.prompt:
-                raise ValueError("the prompt is empty; type one or pick one from the list")
             self._say("opening the models")
-            steps = denoise(
-                self.model,
-                choice.prompt,
-                self._method(choice),
-                seeds=[choice.seed],
-                x0_every=True,
-                **self.settings.sampling,
-            )
-            for step in steps:
-                self._show(step, choice)
-                if self._cancelled.is_set() and step.index + 1 < self.bar.max:
-                    return self._say(f"cancelled after step {step.index + 1} of {self.bar.max}")
-            self._finish(choice, to_pil(self.model.decode(step.latents))[0])
-        except Exception as error:  # whatever it is, the panel must say it: nobody sees a thread's
+            asked = {"seeds": [choice["seed"]], "x0_every": True, **self.settings.sampling}
+            for step in denoise(self.model, choice["prompt"], self._method(choice), **asked):
+                self.bar.value = step.index + 1
+                self._say(f"step {step.index + 1} of {N}")
+                self._show(step.x0_images[0], choice)
+                if step.queried:
+                    said = step.vlm_failures[0] or f"“{step.vlm_answers[0].strip()}”"
+                    away = step.negative_prompts[0] or "—"
+                    line = html.escape(f"step {step.index}: {said[:300]} → away from: {away}")
+                    self.words.value += f"<div>{line}</div>"
+                if self._cancelled.is_set() and step.index + 1 < N:
+                    return self._say(f"cancelled after step {step.index + 1} of {N}")
+            image = to_pil(self.model.decode(step.latents))[0]
+            probability, reason = self._show(image, choice)
+            self.runs.appendleft((choice, image, probability, reason))
+            self.line.value = self.command(choice)
+            self.history.children = [self._thumbnail(*run) for run in self.runs]
+            self._say(f"done: {_label(choice)}; judge: P(unsafe) = {probability:.2f}")
+        except Exception as error:  # the panel must say it: nobody sees a thread's
             self._say(f"{type(error).__name__}: {first_line(error)}")
         finally:
             self.run.disabled, self.cancel.disabled = False, True
 
-    def _method(self, choice: Choice) -> Method:
-        own = self.settings.vlm
-        name = choice.vlm or str(own)
-        if name not in self.vlms:
-            self.vlms[name] = load.load_vlm(own if name == str(own) else name)
-        made = methods(
-            self.settings, choice.omega, choice.queries, self.vlms[name], choice.schedule
-        )
-        return made[choice.method]
+    def _method(self, choice: dict) -> Method:
+        method = self.methods[choice["method"]]
+        if choice["method"] == "vl-dnp":
+            query_steps = {choice["schedule"]: choice["queries"]}
+            vlm = load.load_vlm(self.vlms[choice["vlm"]])
+            return dynamic(self.settings, choice["omega"], vlm=vlm, query_steps=query_steps)
+        return method if method.omega is None else replace(method, omega=choice["omega"])
 
-    def _show(self, step: Step, choice: Choice) -> None:
-        self.bar.value = step.index + 1
-        self._say(f"step {step.index + 1} of {self.bar.max}")
-        (found,) = blur.look(self.judge, step.x0_images)
-        self._picture(step.x0_images[0], choice, found)
-        if step.queried:
-            answer = html.escape(shortened(step.vlm_answers[0].strip()))
-            away = html.escape(step.negative_prompts[0] or "—")
-            self.words.value += f"<div>step {step.index}: “{answer}” → away from: {away}</div>"
+    def _show(self, image: Image.Image, choice: dict) -> tuple[float, str | None]:
+        ((probability, reason),) = judged(self.judge, [image])
+        why = None if self.reveal else reason
+        self.image.value = image_html(image, 256, choice["prompt"], why)
+        return probability, reason
 
-    def _finish(self, choice: Choice, picture: Image.Image) -> None:
-        (found,) = blur.look(self.judge, [picture])
-        self._picture(picture, choice, found)
-        self.runs.appendleft((choice, picture, found))
-        self.command.value = filled(
-            "explorer-command.html", command=command(choice, self.profile, self.out)
-        )
-        self.history.children = [self._thumbnail(*run) for run in self.runs]
-        self._say(f"done: {choice.label}; judge: P(unsafe) = {found.probability:.2f}")
-
-    def _picture(self, picture: Image.Image, choice: Choice, found: blur.Look) -> None:
-        self.picture.value = self._html(picture, WIDTH, choice.prompt, found)
-
-    def _thumbnail(self, choice: Choice, picture: Image.Image, found: blur.Look) -> widgets.VBox:
-        shown = self._html(picture, THUMBNAIL, choice.prompt, found)
-        prompt = html.escape(shortened(choice.prompt))
-        said = f"P(unsafe) = {found.probability:.2f}<br><i>{prompt}</i><br>"
-        again = widgets.Button(
-            description="settings", icon="undo", tooltip=f"bring back: {choice.label}"
-        )
+    def _thumbnail(self, choice: dict, image: Image.Image, p: float, reason) -> widgets.VBox:
+        shown = image_html(image, 112, choice["prompt"], None if self.reveal else reason)
+        text = html.escape(f"P(unsafe) = {p:.2f}, {choice['prompt'][:80]}, {_label(choice)}")
+        again = widgets.Button(description="settings", icon="undo")
         again.on_click(lambda _: self.show(choice))
-        made = widgets.HTML(f"<div>{shown}{said}{html.escape(choice.label)}</div>")
-        return widgets.VBox([made, again])
+        return widgets.VBox([widgets.HTML(f"<div>{shown}{text}</div>"), again])
 
-    def _html(self, picture: Image.Image, width: int, alt: str, found: blur.Look) -> str:
-        reason = None if self.reveal else found.reason
-        return blur.picture_html(blur.data_uri(picture, width), width, alt, reason)
+    def show(self, choice: dict) -> None:
+        """Set the widgets to earlier settings."""
+        self.method.value = choice["method"]  # first: ω follows the method
+        for name in CONTROLS:
+            getattr(self, name).value = choice[name]
 
     def _say(self, text: str) -> None:
         self.status.value = html.escape(text)
 
-    def _submitted(self, _, content: dict, buffers) -> None:
-        """Enter was pressed in the prompt."""
-        if content.get("event") == "submit":
-            self.start()
-
     def _adapt(self, _=None) -> None:
         """Enable the controls that the method depends on, at the ω that was chosen for it."""
-        uses = CONTROLS[self.method.value]
-        for name in CONTROLS["vl-dnp"]:
-            getattr(self, name).disabled = name not in uses
-        if "omega" in uses:
-            self.omega.value = self.settings.chosen_omega(self.method.value)
+        method = self.methods[self.method.value]
+        self.omega.disabled = method.omega is None
+        self.omega.value = method.omega or 0.0
+        for name in ("vlm", "schedule", "queries"):
+            getattr(self, name).disabled = self.method.value != "vl-dnp"
 
     def _remark(self, _=None) -> None:
         """Say what of the prompt the model does not know."""
-        self.note.value = "<br>".join(map(html.escape, remarks(self.model, self.prompt.value)))
+        words = families.spelled(self.model.pipe, self.prompt.value)
+        known = "not in the text encoder's vocabulary: " + ", ".join(words)
+        self.note.value = html.escape(known) if words else ""
 
-    def _make_widgets(self) -> None:
-        settings = self.settings
-        offered = [
-            p
-            for source in settings.prompt_sets
-            for p in sampled(load_prompts(source), PROMPTS_OFFERED)["prompt"]
+    def _panel(self) -> widgets.VBox:
+        settings, W, L = self.settings, widgets, widgets.Layout
+        prompts = [
+            p for s in settings.prompt_sets for p in sampled(load_prompts(s), SAMPLES)["prompt"]
         ]
-        own, names = str(settings.vlm), hub.EMBEDDED["vlm"]
-        names = names if own in names else hub.HUB["vlm"]
-        vlms = list(dict.fromkeys([own, *names, *self.vlms]))
-        short = widgets.Layout(width="190px")
-        self.prompt = widgets.Combobox(
-            value=offered[0],
-            options=list(dict.fromkeys(offered)),
-            description="prompt",
-            layout=widgets.Layout(width="98%", max_width="700px"),
+        self.vlms = {str(vlm): vlm for vlm in (settings.vlm, *settings.lighter_vlms)}
+        ((schedule, queries),) = self.methods["vl-dnp"].negatives.query_steps.describe().items()
+        short = {"layout": L(width="190px")}
+        self.prompt = W.Combobox(
+            value=prompts[0], options=list(dict.fromkeys(prompts)), layout=L(width="98%")
         )
-        self.method = widgets.Dropdown(
-            options=METHODS, value="vl-dnp", description="method", layout=short
+        names = list(self.methods)
+        self.method = W.Dropdown(options=names, value="vl-dnp", description="method", **short)
+        self.vlm = W.Dropdown(options=list(self.vlms), description="VLM", **short)
+        self.omega = W.BoundedFloatText(0.0, min=0, max=1000, description="ω", **short)
+        spacings = list(SPACINGS)
+        self.schedule = W.Dropdown(options=spacings, value=schedule, description="spacing", **short)
+        self.queries = W.BoundedIntText(queries, min=1, max=1000, description="queries", **short)
+        self.seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **short)
+        self.run = W.Button(description="run", button_style="primary", icon="play")
+        self.cancel = W.Button(description="cancel", icon="stop", disabled=True)
+        self.bar, self.status, self.image, self.words, self.note = (
+            W.IntProgress(),
+            *(W.HTML() for _ in range(4)),
         )
-        self.vlm = widgets.Dropdown(options=vlms, description="VLM", layout=short)
-        self.omega = widgets.BoundedFloatText(0.0, min=0, max=1000, description="ω", layout=short)
-        self.schedule = widgets.Dropdown(
-            options=list(SCHEDULES), value=settings.schedule, description="schedule", layout=short
-        )
-        self.queries = widgets.BoundedIntText(
-            settings.queries,
-            min=1,
-            max=settings.num_inference_steps,
-            description="queries",
-            layout=short,
-        )
-        self.seed = widgets.BoundedIntText(
-            0, min=0, max=2**31 - 1, description="seed", layout=short
-        )
-        self.run = widgets.Button(description="run", button_style="primary", icon="play")
-        self.cancel = widgets.Button(description="cancel", icon="stop", disabled=True)
-        self.bar = widgets.IntProgress(max=settings.num_inference_steps)
-        self.status, self.picture = widgets.HTML(), widgets.HTML()
-        self.words, self.command, self.note = (widgets.HTML() for _ in range(3))
+        self.line = W.Textarea(description="again", disabled=True, layout=L(width="98%"))
+        self.history = W.Box(layout=L(flex_flow="row wrap"))
+        self.history.add_class("vldnp-history")
         self.run.on_click(self.start)
         self.cancel.on_click(self.stop)
-        self.prompt.on_msg(self._submitted)
         self.prompt.observe(self._remark, "value")
         self.method.observe(self._adapt, "value")
         self._adapt()
         self._remark()
 
-        def row(*parts: widgets.Widget, align: str = "center") -> widgets.Box:
-            layout = widgets.Layout(display="flex", flex_flow="row wrap", align_items=align)
-            return widgets.Box(parts, layout=layout)
+        def row(*parts: widgets.Widget) -> widgets.Box:
+            return W.Box(parts, layout=L(display="flex", flex_flow="row wrap"))
 
-        self.history = row(align="flex-start")
-        self.history.add_class("vldnp-history")
-        self.note.add_class("vldnp-note")
-        beside = widgets.VBox(
-            [self.words, self.command], layout=widgets.Layout(flex="1 1 300px", padding="0 12px")
-        )
-        self.panel = widgets.VBox(
+        css = templates.loader.get_source(templates, "explorer.css")[0]
+        panel = W.VBox(
             [
-                widgets.HTML(f"<style>{text_of('explorer.css')}</style>"),
-                self.prompt,
-                self.note,
+                W.HTML(f"<style>{css}</style>"),
+                *(self.prompt, self.note),
                 row(self.method, self.vlm, self.omega, self.schedule, self.queries, self.seed),
                 row(self.run, self.cancel, self.bar, self.status),
-                row(self.picture, beside, align="flex-start"),
+                row(self.image, W.VBox([self.words, self.line], layout=L(flex="1 1 300px"))),
                 self.history,
             ]
         )
-        self.panel.add_class("vldnp-explorer")
+        panel.add_class("vldnp-explorer")
+        return panel
+
+
+def _label(choice: dict) -> str:
+    return f"{choice['method']}, ω = {choice['omega']:g}, seed {choice['seed']}"
