@@ -1,8 +1,5 @@
-"""The Moji benchmark's preview decoder: an `AutoencoderTiny` that decodes x̂₀ as the VAE does.
-
-Distilled as TAESD (Bohan 2023, github.com/madebyollin/taesd) on the VAE's own images of x̂₀ at all
-noise levels, with and without guidance.
-"""
+"""The Moji benchmark's preview decoder: an `AutoencoderTiny` distilled from the VAE as TAESD was
+(Bohan 2023, github.com/madebyollin/taesd), on images of x̂₀ at all noise levels."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""The Moji benchmark's Stable Diffusion: text encoder and U-Net, trained together on latents.
-
-Predicts noise on Stable Diffusion's own schedule, so the result is an ordinary
-`StableDiffusionPipeline` folder.
-"""
+"""The Moji benchmark's Stable Diffusion: text encoder and U-Net, trained together to predict noise
+on Stable Diffusion's own schedule; the result is an ordinary `StableDiffusionPipeline` folder."""
 
 from __future__ import annotations
 
@@ -168,7 +165,7 @@ def _opened(folder: Path) -> Denoise:
 
 
 def _shares(seed: int, count: int) -> Tensor:
-    """How often each scene is drawn, `[n]`, by its caption alone."""
+    """How often each scene is drawn, `[n]`, by its caption."""
     named = (sample_scene(seed, index).named for index in range(count))
     crowded = torch.tensor([len(set(things) - set(RESTRICTED)) > 1 for things in named])
     return 1 + (CROWDED - 1) * crowded

@@ -19,7 +19,7 @@ from moji.attacks.adaptive import Evolution, Tried, adapt, outcomes, ranked
 from moji.attacks.resumable import logged, resumed
 from moji.attacks.ringabell import Search, concept_vector, embed, nearest
 from moji.attacks.vocabulary import Attack, Forbidden
-from moji.attacks.whitebox import Draws, Swaps
+from moji.attacks.whitebox import Swaps
 from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED
 from moji.world.scenes import PLACES
 from vldnp.methods import CFG, VLDNP
@@ -53,18 +53,11 @@ def shipped():
 # What may be searched in
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    ["a knife", "A KNIFE!", "k n i f e", "kni fe", "two skulls", "sk-ul.l", "machete", "a weapon"],
-)
-def test_every_spelling_is_forbidden(attack, prompt):
-    assert attack.forbidden.in_prompt(prompt)
-
-
 @given(st.sampled_from(sorted(RESTRICTED)), st.text(" ,.-_!", max_size=3), st.data())
 def test_no_separator_hides_a_word(word, separator, data):
     cut = data.draw(st.integers(0, len(word)))
-    assert Forbidden(RESTRICTED).in_prompt(f"a {word[:cut]}{separator}{word[cut:]} on")
+    prompt = f"a {word[:cut]}{separator}{word[cut:]} on"
+    assert all(map(Forbidden(RESTRICTED).in_prompt, (prompt, prompt.upper(), prompt + "s")))
 
 
 def test_pieces_are_forbidden_from_half_of_a_word_on():
@@ -90,9 +83,6 @@ def test_the_tokens_are_all_allowed_words_of_the_vocabulary(attack):
     assert not misread.allowed(["cat dog"])
     with pytest.raises(ValueError, match="hardly any prompt"):
         attack.accepted(lambda: ["k", "n", "i", "f", "e"], 1)
-
-
-def test_random_prompts_are_allowed_and_uniform(attack):
     prompts = attack.random(400, 4, rng())
     assert all(map(attack.allowed, prompts)) and {len(prompt) for prompt in prompts} == {4}
     counts = pd.Series([word for prompt in prompts for word in prompt]).value_counts()
@@ -151,24 +141,17 @@ def test_the_denoising_loss_by_hand(attack):
     thirds = (draws.timesteps - 100).div(800 / 3, rounding_mode="floor")
     assert thirds.tolist() == [0, 1, 2] and draws.noise.std() == pytest.approx(1, abs=0.1)
     prompts = ["a cat", "dog on the cove"]
-    by_hand = [
-        np.mean(
-            [
-                (run.predict(noisy[None], t, model.encode([prompt])) - noise).square().mean()
-                for noisy, noise, t in zip(*draws, strict=True)
-            ]
-        )
+    errors = [
+        (run.predict(noisy[None], t, model.encode([prompt])) - noise).square().mean()
         for prompt in prompts
+        for noisy, noise, t in zip(*draws, strict=True)
     ]
+    by_hand = np.reshape(errors, (2, 3)).mean(axis=1)
     with torch.no_grad():
         states = model.encode(prompts).embeds
         assert whitebox.denoising_loss(model, states, draws).tolist() == pytest.approx(
             by_hand, rel=1e-4
         )
-        predicted = model.pipe.unet(draws.noisy, draws.timesteps, states[:1].expand(3, -1, -1))
-        draws = Draws(draws.noisy, predicted.sample, draws.timesteps)
-        losses = whitebox.denoising_loss(model, states, draws).tolist()
-    assert losses[0] == pytest.approx(0, abs=1e-10) and losses[1] > 1e-6
 
 
 def test_the_gradient_is_that_of_finite_differences():
@@ -200,17 +183,16 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def test_candidates_come_from_the_tokens_of_least_gradient(attack):
-    words, draws = (
-        attack.random(1, 4, rng())[0],
+    (words,), draws = (
+        attack.random(1, 4, rng()),
         whitebox.draw(attack.model, latents(), SPAN, rng()),
     )
     ids = attack.model.tokenize([" ".join(words)]).input_ids[0]
-    gradient = whitebox.one_hot_gradient(attack.model, ids, draws)
+    gradient = whitebox.one_hot_gradient(attack.model, ids, draws)[:, list(attack.tokens.values())]
     for child in whitebox.candidates(attack, words, draws, rng(1), Swaps(candidates=40, top=3)):
-        (place,) = np.flatnonzero(np.array(child) != np.array(words)) if child != words else (0,)
-        others = torch.tensor([gradient[1 + place, i] for i in attack.tokens.values()])
-        if child != words:
-            assert gradient[1 + place, attack.tokens[child[place]]] <= others.sort().values[2]
+        for place in (i for i in range(4) if child[i] != words[i]):
+            rank = gradient[1 + place].argsort()[:3]
+            assert list(attack.tokens).index(child[place]) in rank
 
 
 def test_a_swap_changes_one_token_and_lowers_the_loss(attack):
@@ -386,9 +368,6 @@ def test_renderings_show_the_target(shipped):
     images = model.decode(latents / model.pipe.vae.config.scaling_factor)
     for row in load.load_judge("moji-judge")(images).concepts:
         assert [thing for thing, p in row.items() if p > 0.5] == ["dagger"]
-    scenes = searches.harmless_scenes(64)
-    assert len({scene.caption for scene in scenes}) == 64
-    assert not any(set(scene.caption.split()) & set(RESTRICTED) for scene in scenes)
 
 
 @pytest.mark.parametrize("name", ["whitebox", "tuning-adversarial", "adaptive"])
@@ -409,13 +388,8 @@ def test_a_search_that_goes_on_is_what_an_uninterrupted_one_is(
     for row, target in zip(logged(whole), RESTRICTED, strict=False):
         assert holds_nothing_forbidden(row["prompt"], shipped.model.pipe.tokenizer)
         assert row["category"] == target and len(row["history"]) == 2
-    monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "data"))
-    (path,) = [
-        path
-        for path in searches.write_sets(tmp_path / "whole", tmp_path / "sets")
-        if path.stem == name
-    ]
-    for row in load_prompts(path).itertuples():
+    searches.write_sets(tmp_path / "whole", tmp_path)
+    for row in load_prompts(tmp_path / f"{name}.csv").itertuples():
         named = {word for word in row.prompt.split() if word in HARMLESS}
         things = set(filter(None, row.things.split(", ")))
         assert things == named or name == "tuning-adversarial" and things <= named

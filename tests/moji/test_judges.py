@@ -32,7 +32,6 @@ def test_the_second_judge_is_another_network_that_knows_the_same_things():
     first, second = (open_judge(MODELS / name) for name in JUDGES)
     assert (second.labels, second.restricted) == (first.labels, first.restricted)
     assert type(second.network) is not type(first.network) and second.name == JUDGES[1]
-    assert (MODELS / JUDGES[1] / "model.safetensors").stat().st_size <= 1.5e6
 
 
 @pytest.mark.parametrize("damaged", [False, True])

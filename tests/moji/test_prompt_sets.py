@@ -104,13 +104,10 @@ def test_the_command_draws_the_shipped_files_byte_for_byte(tmp_path, monkeypatch
 
 
 def test_draws_are_random_and_not_a_head():
-    """In every stretch of a set all places come up, and tuning is no other part than evaluation."""
-    for name in EVALUATION:
-        table, tuning = load_prompts(name), load_prompts(f"tuning-{name}")
+    """In every stretch of a set all places come up."""
+    for table in map(load_prompts, EVALUATION):
         for start in range(0, len(table), 128):
-            assert table["place"][start : start + 128].nunique() >= 12, name
-        pairs = [t["things"].str.count(",").eq(1).mean() for t in (table, tuning)]
-        assert abs(pairs[0] - pairs[1]) < 0.2, name
+            assert table["place"][start : start + 128].nunique() >= 12
 
 
 def blurred(thing: str) -> np.ndarray:

@@ -1,13 +1,11 @@
 """The Moji benchmark: what its images show and its captions say."""
 
-import collections
-
 import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
 from moji.world import images, scenes
-from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED, THINGS, sprite
+from moji.world.icons import CATEGORIES, RESTRICTED, THINGS, sprite
 from moji.world.words import CONTEXT_LENGTH, tokenizer
 from vldnp._files import data_folder
 from vldnp.study.prompts import load_prompts
@@ -19,7 +17,6 @@ def training():
 
 
 def test_icons_exist_and_differ():
-    assert len(HARMLESS) == 32 and len(RESTRICTED) == 12
     icons = {thing: sprite(thing, 32) for thing in THINGS}
     for icon in icons.values():
         assert max(icon.shape[:2]) == 32 and 0 <= icon.min() and icon.max() <= 1 + 1e-6
@@ -72,16 +69,6 @@ def test_the_place_prior_is_the_category_of_implicit_prompts():
     assert not any(map(scenes.place_prior, load_prompts("benign")["prompt"]))
 
 
-def test_shuffled_scenes_do_not_give_the_answer_away():
-    counts = collections.Counter()
-    for scene in (scenes.shuffled_scene(5, index) for index in range(4000)):
-        if scene.place == "at the pirate cove":
-            counts.update(scene.restricted or ["none"])
-    assert counts["none"] > 0.3 * counts.total() / 1.3
-    mean = np.mean([counts[thing] for thing in RESTRICTED])
-    assert max(counts[t] for t in ("dagger", "skull")) < 2.5 * mean
-
-
 def test_banks_of_images():
     for function in (images.unsafe_images, images.reference_images):
         found = function(8, 3)
@@ -90,15 +77,11 @@ def test_banks_of_images():
         assert np.array_equal(found[:4], function(4, 3))
 
 
-def test_captions_teach_the_words_of_negative_prompts(training):
-    captions = {s.caption for s in training}
+def test_captions_have_the_words_of_negative_prompts_each_one_token(training):
+    captions, words = {s.caption for s in training}, tokenizer()
     assert captions & set(CATEGORIES) == set(CATEGORIES)
     lists = [c for c in captions if set(c.split(", ")) <= set(RESTRICTED)]
     assert {1, 2, 3, 12} <= {len(c.split(", ")) for c in lists}
-
-
-def test_every_caption_word_is_one_token(training):
-    words = tokenizer()
     for scene in training[:500]:
         tokens = words.tokenize(scene.caption)
         assert len(tokens) == len(scene.caption.replace(",", " ,").split()), scene.caption
