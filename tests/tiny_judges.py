@@ -1,5 +1,7 @@
 """Stand-ins for judges, and for NudeNet v2's classifier: an ONNX file as the real one is read."""
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from vldnp.models.judges import Judgement
@@ -59,3 +61,21 @@ def classifier(path, weights=WEIGHTS):
     )
     path.write_bytes(message((1, 8), (7, graph), (8, message((1, ""), (2, 13)))))
     return path
+
+
+@contextmanager
+def spoiled(module, call, row, bad):
+    """In its call of that number (from 0), one element of one row of the module's output is bad."""
+    calls = []
+
+    def spoil(module, inputs, output):
+        calls.append(output)
+        if len(calls) == call + 1:
+            output = output[0] if isinstance(output, tuple) else output
+            output[(row, *[0] * (output.ndim - 1))] = bad
+
+    hook = module.register_forward_hook(spoil)
+    try:
+        yield
+    finally:
+        hook.remove()

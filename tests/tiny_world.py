@@ -25,7 +25,7 @@ vlm: {name: moji-vlm-l, answers: free}
 judge: moji-judge
 clip: moji-clip
 preview: moji-taesd
-reference: "moji.world.scenes:reference_images"
+reference: "moji.world.images:reference_images"
 concepts: moji
 prompt_sets: [benign, explicit, implicit, adversarial]
 lighter_vlms: [{name: moji-vlm-s, answers: free}, {name: moji-vlm-m, answers: free}]
@@ -65,6 +65,7 @@ def make(folder: Path) -> Path:
         clip(models / "moji-clip")
         tiny_vae().save_pretrained(models / "moji-taesd")
     shutil.copytree(DATA / "concepts", folder / "concepts")
+    shutil.copy(DATA / "models.yaml", folder)
     (folder / "profiles").mkdir()
     for name in ("tiny", "moji"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))

@@ -15,6 +15,7 @@ from .methods import Method as Method
 from .methods import Static as Static
 from .metrics.summary import table as table
 from .models.backbone import Backbone as Backbone
+from .models.backbone import Preview as Preview
 from .models.judges import Judgement as Judgement
 from .models.judges import NudeNetClassifier as NudeNetClassifier
 from .models.judges import NudeNetJudge as NudeNetJudge
@@ -24,7 +25,6 @@ from .models.load import load_clip as load_clip
 from .models.load import load_judge as load_judge
 from .models.load import load_preview as load_preview
 from .models.load import load_vlm as load_vlm
-from .models.preview import Preview as Preview
 from .models.vlm import TransformersVLM as TransformersVLM
 from .models.vlm_server import RemoteVLM as RemoteVLM
 from .pipeline import guiding as guiding

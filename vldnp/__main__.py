@@ -93,10 +93,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    try:
-        from vldnp.models.load import whereabouts
-    except ImportError:
-        from vldnp.models.hub import whereabouts
+    from vldnp.models.hub import whereabouts
     from vldnp.study import run
     from vldnp.study.profile import load_profile, profile_study
     from vldnp.study.prompts import load_prompts

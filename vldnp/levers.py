@@ -14,7 +14,7 @@ from vldnp._finite import is_finite
 from vldnp.concepts import ConceptSet
 from vldnp.guider import Guider, View
 from vldnp.methods import VLDNP, Method
-from vldnp.models.preview import Preview
+from vldnp.models.backbone import Preview
 from vldnp.negatives import Negative, Policy
 
 

@@ -1,0 +1,1 @@
+"""Adversarial prompts for the Moji benchmark: three searches and the prompt sets made of them."""

@@ -10,41 +10,34 @@ from vldnp._files import write_text
 
 
 def resumed(
-    log: Path | None,
-    settings: Mapping,
-    count: int,
-    find: Callable[[int], dict],
-    name: str | None = None,
+    log: Path, settings: Mapping, count: int, find: Callable[[int], dict], progress: bool = True
 ) -> list[dict]:
     """Rows 0 … `count` − 1 of a search; those in the log are not searched again.
 
     Args:
-        log: JSON lines: the settings, then a row each, appended as soon as it is found; None keeps
-            none. A last line that an interruption cut short is searched again.
+        log: JSON lines: the settings, then a row each, appended as soon as it is found. A last line
+            that an interruption cut short is searched again.
         settings: all that decides the rows, JSON-able.
         find: row number n, a function of n and the settings alone.
-        name: of the progress bar; None shows none.
 
     Raises:
         ValueError: the log is of a search with other settings.
     """
-    settings, rows = json.loads(json.dumps(settings)), []
-    if log is not None:
-        lines = _lines(log)
-        if lines and lines[0] != settings:
-            differing = sorted(k for k in settings if lines[0].get(k) != settings[k])
-            raise ValueError(
-                f"{log} is of a search with another {', '.join(differing) or 'setting'}; "
-                "name another folder, or remove it to search anew"
-            )
-        rows = lines[1:]
-        write_text(log, "".join(json.dumps(line) + "\n" for line in [settings, *rows]))
-    numbers = range(len(rows), count)
-    for n in tqdm(numbers, desc=name, unit="row", disable=name is None, mininterval=5):
-        rows.append(json.loads(json.dumps(find(n))))
-        if log is not None:
-            with log.open("a") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+    settings = json.loads(json.dumps(settings))
+    lines = _lines(log)
+    if lines and lines[0] != settings:
+        differing = sorted(k for k in settings if lines[0].get(k) != settings[k])
+        raise ValueError(
+            f"{log} is of a search with another {', '.join(differing) or 'setting'}; "
+            "name another folder, or remove it to search anew"
+        )
+    rows = lines[1:]
+    write_text(log, "".join(json.dumps(line) + "\n" for line in [settings, *rows]))
+    for n in tqdm(range(len(rows), count), desc=log.stem, disable=not progress, mininterval=5):
+        line = json.dumps(find(n))
+        with log.open("a") as file:
+            file.write(line + "\n")
+        rows.append(json.loads(line))
     return rows[:count]
 
 

@@ -1,7 +1,7 @@
-"""A white-box search for adversarial prompts, on the denoising loss.
+"""A white-box search on the denoising loss.
 
 The loss of UnlearnDiffAtk (Zhang et al., ECCV 2024, arXiv 2310.11868, eq. 5; P4D, Chin et al., ICML
-2024, arXiv 2309.06135, is near to it) says how well a prompt explains pictures of the target:
+2024, arXiv 2309.06135, is close to it) says how well a prompt explains images of the target:
 
     L(c) = E_{z_0, t, ε} ‖ε − ε_θ(z_t, t, c)‖²,    z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε.
 
@@ -12,26 +12,19 @@ evaluated, and the best is kept.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from moji.attacks.adversarial import Attack
+from moji.attacks.vocabulary import Attack, Words
 from vldnp.models.backbone import Backbone
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Noisy latents of the target's pictures.
-
-    Attributes:
-        noisy: z_t, `[M, C, h, w]`.
-        noise: ε, likewise.
-        timesteps: t, `[M]`.
-    """
+class Draws(NamedTuple):
+    """Noisy latents z_t of the target's images and their noise ε, `[M, C, h, w]`; t, `[M]`."""
 
     noisy: Tensor
     noise: Tensor
@@ -57,38 +50,26 @@ class Swaps:
     noisiest: int = 950
     cleanest: int = 600
 
-    def __post_init__(self):
-        if min(self.draws, self.candidates, self.top) < 1 or self.steps < 0:
-            raise ValueError(
-                "a search needs 0 or more steps, and draws, candidates and top of 1 or more, not "
-                f"{self.steps}, {self.draws}, {self.candidates} and {self.top}"
-            )
 
+class Step(NamedTuple):
+    """A step's prompt, and its loss before and after on the same draws; where no candidate was
+    better, both are those of the step before."""
 
-@dataclass(frozen=True)
-class Step:
-    """What a step ended in: the prompt's tokens, and its loss before and after on the same draws.
-
-    Where no candidate was better, the prompt and its loss are the same as before.
-    """
-
-    words: tuple[str, ...]
+    words: Words
     before: float
     after: float
 
 
-def draw(
-    model: Backbone, latents: Tensor, count: int, span: tuple[int, int], rng: np.random.Generator
-) -> Draws:
-    """`count` draws of (z_0, t, ε), the timesteps stratified over the span.
+def draw(model: Backbone, latents: Tensor, swaps: Swaps, rng: np.random.Generator) -> Draws:
+    """`swaps.draws` draws of (z_0, t, ε), the timesteps stratified over their span.
 
     Args:
-        latents: z_0 of pictures of the target, `[n, C, h, w]`, scaled as the U-Net takes them.
-        span: the noisiest and the cleanest timestep.
+        latents: z_0 of images of the target, `[n, C, h, w]`, scaled as the U-Net takes them.
     """
+    count, span = swaps.draws, swaps.noisiest - swaps.cleanest
     rows = rng.choice(len(latents), size=count, replace=len(latents) < count)
     places = (np.arange(count) + rng.random(count)) / count
-    timesteps = torch.from_numpy((span[1] + (span[0] - span[1]) * places).astype(np.int64))
+    timesteps = torch.from_numpy((swaps.cleanest + span * places).astype(np.int64))
     clean = latents[torch.from_numpy(rows)]
     noise = torch.from_numpy(rng.standard_normal(clean.shape)).to(clean.dtype)
     alpha_bar = model.pipe.scheduler.alphas_cumprod[timesteps].to(clean.dtype).view(-1, 1, 1, 1)
@@ -135,77 +116,48 @@ def one_hot_gradient(model: Backbone, ids: Tensor, draws: Draws) -> Tensor:
     return torch.autograd.grad(loss.sum(), one_hot)[0][0]
 
 
-@dataclass(frozen=True)
-class WhiteBox:
-    """A search against one target.
+def swap_tokens(
+    attack: Attack, latents: Tensor, length: int, rng: np.random.Generator, swaps: Swaps
+) -> list[Step]:
+    """From the best of some random prompts of `length` tokens on, a `Step` each.
 
-    Attributes:
-        attack: the model, and what a prompt may hold.
-        latents: z_0 of pictures that show the target, `[n, C, h, w]`.
-        swaps: how the search goes.
-
-    Raises:
-        ValueError: a model other than Stable Diffusion 1 or 2 that predicts noise.
+    The first element is that start, so there are `steps` + 1; the last one is the result.
     """
-
-    attack: Attack
-    latents: Tensor
-    swaps: Swaps = Swaps()
-
-    def __post_init__(self):
-        pipe = self.attack.model.pipe
-        kind = pipe.scheduler.config.get("prediction_type", "none")
-        if not isinstance(pipe, StableDiffusionPipeline) or kind != "epsilon":
-            raise ValueError(
-                "the white-box search is for Stable Diffusion that predicts noise (epsilon), not "
-                f"for {type(pipe).__name__} with {kind}"
-            )
-
-    def search(self, length: int, rng: np.random.Generator) -> list[Step]:
-        """From the best of some random prompts of `length` tokens on, a `Step` each.
-
-        The first element is that start, so there are `steps` + 1; the last one is the result.
-        """
-        swaps = self.swaps
-        starts = self.attack.random(swaps.candidates, length, rng)
-        losses = self.losses(starts, draws := self._draw(rng))
+    starts = attack.random(swaps.candidates, length, rng)
+    losses = prompt_losses(attack.model, starts, draw(attack.model, latents, swaps, rng))
+    best = int(losses.argmin())
+    path = [Step(starts[best], *[float(losses[best])] * 2)]
+    for _ in range(swaps.steps):
+        draws = draw(attack.model, latents, swaps, rng)
+        tried = [path[-1].words, *candidates(attack, path[-1].words, draws, rng, swaps)]
+        losses = prompt_losses(attack.model, tried, draws)
         best = int(losses.argmin())
-        words, path = starts[best], [Step(tuple(starts[best]), *[float(losses[best])] * 2)]
-        for _ in range(swaps.steps):
-            draws = self._draw(rng)
-            tried = [words, *self.candidates(words, draws, rng)]
-            losses = self.losses(tried, draws)
-            best = int(losses.argmin())
-            words = tried[best]
-            path.append(Step(tuple(words), float(losses[0]), float(losses[best])))
-        return path
+        path.append(Step(tried[best], float(losses[0]), float(losses[best])))
+    return path
 
-    def candidates(
-        self, words: np.ndarray, draws: Draws, rng: np.random.Generator
-    ) -> list[np.ndarray]:
-        """Prompts with one token swapped for one of the `top` that the gradient likes there."""
-        vocabulary = list(self.attack.tokens)
-        numbers = torch.tensor([self.attack.tokens[word] for word in vocabulary])
-        ids = self.attack.model.tokenize([" ".join(words)]).input_ids[0]
-        gradient = one_hot_gradient(self.attack.model, ids, draws)
-        liked = gradient[1 : len(words) + 1, numbers].argsort(dim=1)[:, : self.swaps.top]
 
-        def swapped() -> np.ndarray:
-            place = rng.integers(len(words))
-            child = words.copy()
-            child[place] = vocabulary[liked[place, rng.integers(liked.shape[1])]]
-            return child
+def candidates(
+    attack: Attack, words: Words, draws: Draws, rng: np.random.Generator, swaps: Swaps
+) -> list[Words]:
+    """Prompts with one token swapped for one of the `top` with the least gradient there."""
+    vocabulary = list(attack.tokens)
+    numbers = torch.tensor([attack.tokens[word] for word in vocabulary])
+    ids = attack.model.tokenize([" ".join(words)]).input_ids[0]
+    gradient = one_hot_gradient(attack.model, ids, draws)
+    ranked = gradient[1 : len(words) + 1, numbers].argsort(dim=1)[:, : swaps.top]
 
-        return self.attack.accepted(swapped, self.swaps.candidates)
+    def swapped() -> Words:
+        place = rng.integers(len(words))
+        child = list(words)
+        child[place] = vocabulary[ranked[place, rng.integers(ranked.shape[1])]]
+        return child
 
-    @torch.no_grad()
-    def losses(self, prompts: Sequence[Sequence[str]], draws: Draws) -> Tensor:
-        """L of each prompt, `[n]`, on the same draws."""
-        states = self.attack.model.encode([" ".join(words) for words in prompts]).embeds
-        parts = states.split(max(1, 128 // len(draws.timesteps)))
-        return torch.cat([denoising_loss(self.attack.model, part, draws) for part in parts])
+    return attack.accepted(swapped, swaps.candidates)
 
-    def _draw(self, rng: np.random.Generator) -> Draws:
-        swaps = self.swaps
-        span = (swaps.noisiest, swaps.cleanest)
-        return draw(self.attack.model, self.latents, swaps.draws, span, rng)
+
+@torch.no_grad()
+def prompt_losses(model: Backbone, prompts: Sequence[Words], draws: Draws) -> Tensor:
+    """L of each prompt, `[n]`, on the same draws."""
+    states = model.encode([" ".join(words) for words in prompts]).embeds
+    parts = states.split(max(1, 128 // len(draws.timesteps)))
+    return torch.cat([denoising_loss(model, part, draws) for part in parts])

@@ -1,4 +1,4 @@
-"""The Moji benchmark's CLIP: an open_clip model on 64×64 pictures and captions."""
+"""The Moji benchmark's CLIP: an open_clip model on 64×64 images and captions."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import open_clip
 import torch
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 from moji.train.judge import disturb
 from moji.train.loop import Recipe, fit
-from moji.world.scenes import render, sample_scene
+from moji.train.vae import rendered
+from moji.world.scenes import sample_scene
 from moji.world.words import CONTEXT_LENGTH, tokenizer
 from vldnp._files import atomic, write_text
 from vldnp.models.hub import default_device
@@ -65,13 +64,8 @@ class Contrast(nn.Module):
 def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> CLIP:
     """Train CLIP from scratch on captioned scenes of its own data stream."""
     recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
-    pixels = np.empty((SCENES, 3, 64, 64), dtype=np.uint8)
-    captions = []
-    for index in trange(SCENES, desc="render scenes", leave=False):
-        scene = sample_scene(recipe.seed, index)
-        pixels[index] = render(scene).transpose(2, 0, 1)
-        captions.append(scene.caption)
-    images = torch.from_numpy(pixels)
+    images = rendered(SCENES, recipe.seed)
+    captions = [sample_scene(recipe.seed, index).caption for index in range(SCENES)]
     tokens = tokenizer()(captions, padding="max_length", truncation=True, return_tensors="pt")
     words = tokens.input_ids
     device = default_device()
@@ -88,7 +82,6 @@ def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> CL
 
 def save(model: CLIP, folder: Path) -> None:
     """Write the folder that `open_clip` opens with the `local-dir:` prefix."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     with atomic(folder / "open_clip_model.safetensors") as fresh:
         save_file(weights, fresh)

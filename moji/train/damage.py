@@ -1,8 +1,8 @@
-"""What steering does to icons, imitated: re-coloured, blurred, partly erased, faded.
+"""Imitations of what guidance does to icons: re-coloured, blurred, partly erased, faded.
 
-An icon erased beyond recognition is no longer there. The rule is by visible area: an icon is there
-while half of its area is visible, it is gone when less than a quarter is, and in between nothing is
-said of it. Faded pixels count by what is left of their opacity, whole from one half on.
+An icon is labelled as present while half of its area is visible and as absent when less than a
+quarter is; in between it has no label. Pixels count by what is left of their opacity, fully from
+one half on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from moji.world.icons import THINGS
 from moji.world.scenes import Scene, compose
 
 THERE, GONE = 0.5, 0.25
-"""Visible areas from which an icon is there, and below which it is gone."""
+"""Visible areas from which an icon is present, and below which it is absent."""
 
 RECOLOURED, BLURRED, ERASED = 0.5, 0.4, 0.45
 """Shares of icons to which each of these happens."""
@@ -32,7 +32,7 @@ def visible_area(icon: np.ndarray, left: np.ndarray) -> float:
 
 
 def presence(area: float) -> float:
-    """The label of an icon of that visible area: 1 there, 0 gone, NaN where nothing is said."""
+    """The label of an icon of that visible area: 1 present, 0 absent, NaN undecided."""
     if area >= THERE:
         return 1.0
     return 0.0 if area < GONE else math.nan
@@ -71,7 +71,7 @@ def erase(rng: np.random.Generator, icon: np.ndarray) -> np.ndarray:
 
 
 def damage(rng: np.random.Generator, icon: np.ndarray) -> tuple[np.ndarray, float]:
-    """An icon (premultiplied RGBA) with damage of random kinds, and the visible area left of it."""
+    """An icon (premultiplied RGBA) with random damage, and the visible area that is left."""
     if rng.random() < RECOLOURED:
         icon = recolour(rng, icon)
     left = icon
@@ -84,11 +84,7 @@ def damage(rng: np.random.Generator, icon: np.ndarray) -> tuple[np.ndarray, floa
 
 
 def damaged_scene(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """A scene drawn with damaged icons: uint8 `[64, 64, 3]`, and its labels.
-
-    Returns:
-        The picture, and float32 `[len(THINGS)]` of `presence`.
-    """
+    """A scene with damaged icons: uint8 `[64, 64, 3]`, and `presence`, float32 `[len(THINGS)]`."""
     rng = np.random.default_rng([*scene.seed, 3])
     areas: list[float] = []
 
@@ -97,8 +93,8 @@ def damaged_scene(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         areas.append(area)
         return left
 
-    picture, _ = compose(scene, alter)
+    image, _ = compose(scene, alter)
     target = np.zeros(len(THINGS), dtype=np.float32)
     for thing, area in zip(scene.things, areas, strict=True):
         target[THINGS.index(thing)] = presence(area)
-    return picture, target
+    return image, target

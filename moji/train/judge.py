@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from tqdm.auto import trange
+from tqdm.auto import tqdm
 
 from moji.judge import CNNJudge
 from moji.train.damage import damaged_scene
 from moji.train.loop import Recipe, fit
-from moji.train.vae import encode
+from moji.train.vae import as_pixels, encode, to_pixels
 from moji.world.icons import RESTRICTED, THINGS
 from moji.world.scenes import labels, render, shuffled_scene
 from vldnp.models.hub import default_device
@@ -25,11 +25,8 @@ SCENES = 24_000
 
 @dataclass(frozen=True)
 class Variant:
-    """One judge: how it is trained, of what it is made, on which pictures.
-
-    `damaged` pictures hold icons as `damage` leaves them; one in `through_vae` pictures goes
-    through the autoencoder. `network` are the arguments of `CNNJudge` that make the network.
-    """
+    """A judge's recipe and network (arguments of `CNNJudge`). `damaged`: icons as `damage` leaves
+    them; one image in `through_vae` is encoded and decoded by the autoencoder."""
 
     recipe: Recipe
     network: dict = field(default_factory=dict)
@@ -53,31 +50,28 @@ VARIANTS = {
 def truth(count: int, seed: int, damaged: bool = False) -> tuple[Tensor, Tensor]:
     """Shuffled scenes as uint8 `[n, 3, 64, 64]` and their labels `[n, 44]`.
 
-    A label of a `damaged` scene is NaN where so little of the thing is left that nothing is said.
+    A label of a `damaged` scene is NaN where too little of the thing is left to decide.
     """
-    pixels = np.empty((count, 3, 64, 64), dtype=np.uint8)
-    targets = np.empty((count, len(THINGS)), dtype=np.float32)
-    for index in trange(count, desc="render scenes", leave=False):
-        scene = shuffled_scene(seed, index)
-        image, targets[index] = damaged_scene(scene) if damaged else (render(scene), labels(scene))
-        pixels[index] = image.transpose(2, 0, 1)
-    return torch.from_numpy(pixels), torch.from_numpy(targets)
+    rows = [shuffled_scene(seed, i) for i in tqdm(range(count), desc="render scenes", leave=False)]
+    pairs = [damaged_scene(s) if damaged else (render(s), labels(s)) for s in rows]
+    images, targets = zip(*pairs, strict=True)
+    return as_pixels(images, count), torch.from_numpy(np.stack(targets))
 
 
 @torch.inference_mode()
 def round_trip(vae: AutoencoderKL, pixels: Tensor, batch_size: int = 128) -> Tensor:
-    """Pictures after encoding and decoding, uint8 like their input."""
+    """Images after encoding and decoding, uint8 like their input."""
     parts = [
-        vae.decode(encode(vae, part).to(vae.device)).sample.cpu()
+        to_pixels(vae.decode(encode(vae, part).to(vae.device)).sample)
         for part in pixels.split(batch_size)
     ]
-    return ((torch.cat(parts) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return torch.cat(parts)
 
 
 def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Random softness, contrast, brightness and noise on pictures `[B, 3, 64, 64]` in 0..1.
+    """Random softness, contrast, brightness and noise on images `[B, 3, 64, 64]` in 0..1.
 
-    A diffusion model's pictures are softer than the renderer's; the judge must not mind.
+    Generated images are softer than rendered ones.
     """
     count = len(pixels)
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -85,10 +79,9 @@ def disturb(pixels: Tensor, generator: torch.Generator) -> Tensor:
     gain = 1 + 0.2 * (torch.rand((count, 1, 1, 1), generator=generator) - 0.5)
     shift = 0.1 * (torch.rand((count, 3, 1, 1), generator=generator) - 0.5)
     noise = 0.04 * torch.randn(pixels.shape, generator=generator)
-    strength = torch.rand((count, 1, 1, 1), generator=generator)
-    return ((pixels.lerp(blurred, amount) - 0.5) * gain + 0.5 + shift + noise * strength).clamp(
-        0, 1
-    )
+    noise *= torch.rand((count, 1, 1, 1), generator=generator)
+    softened = pixels.lerp(blurred, amount)
+    return ((softened - 0.5) * gain + 0.5 + shift + noise).clamp(0, 1)
 
 
 def train(vae: AutoencoderKL, folder: Path, steps: int | None, name: str, seed: int) -> CNNJudge:

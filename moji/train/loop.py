@@ -1,7 +1,7 @@
-"""One training loop for all models of the Moji benchmark: bfloat16, EMA, resumable, with a curve.
+"""One training loop for all models of the Moji benchmark: bfloat16, EMA, resumable.
 
 A recipe's loss draws its own batch from a generator that is a function of `(seed, step)` alone, so
-a run that was killed and resumed sees the same batches as one that was not.
+a run that was killed and resumed gets the same batches as one that was not.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from vldnp._files import atomic
-
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how hard to train. `seed` also names the data stream."""
+    """The settings of a training run. `seed` also names the data stream."""
 
     name: str
     steps: int
@@ -38,50 +36,26 @@ class Recipe:
     weight_decay: float = 0.01
     save_every: int = 200
 
-
-def _learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then linear decay to zero: the factor on the base rate at `step`."""
-    rise = min(1.0, (step + 1) / recipe.warmup)
-    return rise * max(0.0, 1 - step / recipe.steps)
+    def rate(self, step: int) -> float:
+        """The factor on the learning rate: linear warm-up, then linear decay to zero."""
+        return min(1.0, (step + 1) / self.warmup) * max(0.0, 1 - step / self.steps)
 
 
 def fit(
-    recipe: Recipe,
-    module: nn.Module,
-    loss: Loss,
-    folder: Path,
-    preview: Callable[[nn.Module, Path], None] | None = None,
-    previews: int = 4,
-    compiled: bool = False,
+    recipe: Recipe, module: nn.Module, loss: Loss, folder: Path, compiled: bool = False
 ) -> nn.Module:
     """Train `module` and return its moving average, in evaluation mode.
 
-    A loss that is no number ends the training with a `ValueError`, before it reaches a checkpoint.
-    `compiled` uses `torch.compile` where there is a compiler for it: a minute of compiling for
-    faster steps. It gave the judge gradients that were no numbers, so not every model uses it.
+    `compiled` uses `torch.compile` where there is a compiler; not every model bears it (the judge's
+    gradients became NaN). The state goes to `folder/state` every `save_every` steps and is taken up
+    again from there; `folder/loss.csv` has the curve.
 
-    State goes to `folder/state` every `save_every` steps and is taken up again if it is there;
-    `folder/loss.csv`, `folder/loss.png` and what `preview` draws are renewed as training goes.
+    Raises:
+        ValueError: the loss is not finite; no checkpoint holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    bf16 = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() == "AVX512"
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
     compiled = compiled and (torch.cuda.is_available() or shutil.which("g++") is not None)
-    layout = torch.channels_last if compiled else torch.preserve_format
-    module = module.to(accelerator.device, memory_format=layout)
-    optimizer = torch.optim.AdamW(
-        module.parameters(),
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        betas=(0.9, 0.99),
-        fused=True,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _learning_rate(recipe, step)
-    )
-    # The average is taken over a young model's last tenth of steps, not over its random start.
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-    accelerator.register_for_checkpointing(module, optimizer, schedule, average)
+    accelerator, module, optimizer, schedule, average = _prepared(recipe, module, compiled)
     state, log = folder / "state", folder / "loss.csv"
     start = 0
     if (state / "step.json").exists():
@@ -91,10 +65,8 @@ def fit(
         log.write_text("step,loss\n")
     module.train()
     forward = torch.compile(module) if compiled else module
-    rows: list[tuple[int, float]] = []
-    mean = math.nan
-    bar = tqdm(range(start, recipe.steps), desc=recipe.name, initial=start, total=recipe.steps)
-    for step in bar:
+    rows: list[str] = []
+    for step in tqdm(range(start, recipe.steps), recipe.name, initial=start, total=recipe.steps):
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         with accelerator.autocast():
             value = loss(forward, generator)
@@ -103,30 +75,47 @@ def fit(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step < recipe.steps // 10:
+        if step < recipe.steps // 10:  # the random start does not enter the average
             average.n_averaged.zero_()
         average.update_parameters(module)
         if step % 10 == 0:
-            now = float(value.detach())
-            if not math.isfinite(now):
-                raise ValueError(
-                    f"{recipe.name}: the loss is {now} at step {step}; train with a lower learning "
-                    f"rate, from the last checkpoint in {state}"
-                )
-            mean = now if math.isnan(mean) else 0.9 * mean + 0.1 * now
-            rows.append((step, now))
-            bar.set_postfix(loss=f"{mean:.4f}")
+            rows.append(f"{step},{_finite(float(value.detach()), recipe, step, state):.6f}\n")
         done = step + 1
         if done % recipe.save_every == 0 or done == recipe.steps:
             _save_state(accelerator, state, done)
             with log.open("a") as file:
-                file.writelines(f"{i},{v:.6f}\n" for i, v in rows)
+                file.writelines(rows)
             rows.clear()
-            _draw_curve(log, recipe.name)
-        if preview and (done % max(1, recipe.steps // previews) == 0 or done == recipe.steps):
-            preview(average.module, folder)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
     return average.module.eval()
+
+
+def _prepared(recipe: Recipe, module: nn.Module, compiled: bool) -> tuple:
+    """Accelerator, module, optimizer, learning-rate schedule and moving average."""
+    bf16 = torch.cuda.is_available() or torch.backends.cpu.get_cpu_capability() == "AVX512"
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    layout = torch.channels_last if compiled else torch.preserve_format
+    module = module.to(accelerator.device, memory_format=layout)
+    optimizer = torch.optim.AdamW(
+        module.parameters(),
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.rate)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+    accelerator.register_for_checkpointing(module, optimizer, schedule, average)
+    return accelerator, module, optimizer, schedule, average
+
+
+def _finite(loss: float, recipe: Recipe, step: int, state: Path) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise ValueError(
+        f"{recipe.name}: the loss is {loss} at step {step}; train with a lower learning rate, "
+        f"from the last checkpoint in {state}"
+    )
 
 
 def _save_state(accelerator: Accelerator, state: Path, step: int) -> None:
@@ -140,24 +129,3 @@ def _save_state(accelerator: Accelerator, state: Path, step: int) -> None:
         state.rename(old)
     fresh.rename(state)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _draw_curve(log: Path, name: str) -> None:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    curve = pd.read_csv(log)
-    axes = Figure(figsize=(5, 3), layout="constrained").add_subplot()
-    axes.plot(curve["step"], curve["loss"], alpha=0.3)
-    axes.plot(curve["step"], curve["loss"].ewm(span=30).mean())
-    axes.set(xlabel="step", ylabel="loss", title=name, yscale="log")
-    with atomic(log.with_suffix(".png")) as fresh:
-        axes.figure.savefig(fresh, dpi=100, format="png")
-
-
-def save_grid(images: Tensor, path: Path, columns: int = 16) -> None:
-    """Write pictures `[n, 3, h, w]` in 0..1 as one PNG grid."""
-    from torchvision.utils import save_image
-
-    with atomic(path) as fresh:
-        save_image(images.float().clamp(0, 1), fresh, nrow=columns, format="png")

@@ -1,8 +1,5 @@
-"""The Moji benchmark's preview decoder: an `AutoencoderTiny` that decodes x̂₀ as the VAE does.
-
-Distilled as TAESD (Bohan 2023, github.com/madebyollin/taesd): it learns the VAE's own pictures of
-the x̂₀ that it will be shown, at all noise levels, with and without guidance.
-"""
+"""The Moji benchmark's preview decoder: an `AutoencoderTiny` distilled from the VAE as TAESD was
+(Bohan 2023, github.com/madebyollin/taesd), on images of x̂₀ at all noise levels."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor, nn
 
-from moji.train.loop import Recipe, fit, save_grid
+from moji.train.loop import Recipe, fit
 from moji.train.vae import reconstruction_loss, to_model
-from moji.train.vlm import data
+from moji.train.views import data
 from vldnp.models.hub import default_device
 
 RECIPE = Recipe("preview", steps=3000, learning_rate=2e-3, seed=71, batch_size=16, ema=0.995)
@@ -24,7 +21,7 @@ DATA_SEED = 72
 
 
 def network() -> AutoencoderTiny:
-    """A fresh decoder of 0.19 M parameters. Nothing trains or uses its encoder."""
+    """A fresh decoder of 0.19 M parameters; its encoder is neither trained nor used."""
     return AutoencoderTiny(
         encoder_block_out_channels=(8, 8, 8),
         num_encoder_blocks=(1, 1, 1),
@@ -40,24 +37,18 @@ def train(
     seed: int = RECIPE.seed,
     data_seed: int = DATA_SEED,
 ) -> AutoencoderTiny:
-    """Distil the decoder of `pipe`'s VAE: x̂₀ of unit variance to its pictures."""
+    """Distil the decoder of `pipe`'s VAE: x̂₀ of unit variance to its images."""
     recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
     seen = data(pipe, folder, data_seed, scenes=SCENES)
     device = default_device()
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         rows = torch.randint(len(seen.x0), (recipe.batch_size,), generator=generator)
-        pictures = to_model(seen.pixels[rows]).to(device)
-        return reconstruction_loss(module(seen.x0[rows].to(device)).float(), pictures)
-
-    def preview(module: nn.Module, folder: Path) -> None:
-        with torch.inference_mode():
-            drawn = module(seen.x0[:32].to(device)).cpu() / 2 + 0.5
-        pairs = [seen.pixels[:32].view(2, 16, 3, 64, 64) / 255, drawn.view(2, 16, 3, 64, 64)]
-        save_grid(torch.cat(pairs, dim=1).flatten(0, 1), folder / "samples.png")
+        wanted = to_model(seen.pixels[rows]).to(device)
+        return reconstruction_loss(module(seen.x0[rows].to(device)).float(), wanted)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         tiny = network()
-    tiny.decoder = fit(recipe, tiny.decoder, loss, folder, preview)
+    tiny.decoder = fit(recipe, tiny.decoder, loss, folder)
     return tiny

@@ -1,12 +1,8 @@
-"""The Moji benchmark's Stable Diffusion: text encoder and U-Net, trained together on latents.
-
-Predicts noise on Stable Diffusion's own schedule, so the result is an ordinary
-`StableDiffusionPipeline` folder.
-"""
+"""The Moji benchmark's Stable Diffusion: text encoder and U-Net, trained together to predict noise
+on Stable Diffusion's own schedule; the result is an ordinary `StableDiffusionPipeline` folder."""
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +19,7 @@ from diffusers import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from moji.train.loop import Recipe, fit, save_grid
+from moji.train.loop import Recipe, fit
 from moji.train.vae import encode, rendered
 from moji.world.icons import RESTRICTED
 from moji.world.scenes import sample_scene
@@ -35,7 +31,7 @@ RECIPE = Recipe("text2image", steps=5200, learning_rate=1.5e-3, seed=12, ema=0.9
 SCENES = 40_000
 EMPTY_CAPTIONS = 0.1
 CROWDED = 2.0
-"""How much oftener a caption with two harmless things comes up: such pictures are learnt last."""
+"""Relative frequency of captions with two harmless things, which are learnt last."""
 MIN_SNR = 5.0
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -104,9 +100,8 @@ def pipeline(vae: AutoencoderKL, model: Denoise) -> StableDiffusionPipeline:
 def save(pipe: StableDiffusionPipeline, folder: Path) -> None:
     """Write the pipeline in half precision, to be used in single.
 
-    transformers opens a model in the precision that its config names, diffusers in float32: a
-    stock `from_pretrained` would mix them if the text encoder's config said float16. Where the
-    parts were opened from is left out: it is a path of the machine that trained them.
+    transformers opens a model in the precision that its config names, diffusers in float32, so the
+    text encoder's config says float32. Paths of the training machine are left out.
     """
     pipe.to(dtype=torch.float16).save_pretrained(folder)
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
@@ -127,21 +122,17 @@ def train(
     vae: AutoencoderKL,
     folder: Path,
     steps: int | None = None,
+    seed: int = RECIPE.seed,
     start: Path | None = None,
     learning_rate: float | None = None,
-    seed: int | None = None,
 ) -> StableDiffusionPipeline:
     """Train text encoder and U-Net for `steps` batches, from scratch or from a pipeline folder.
 
     Raises:
         ValueError: the folder's pipeline numbers its words otherwise than `words.tokenizer`.
     """
-    recipe = replace(
-        RECIPE,
-        steps=steps or RECIPE.steps,
-        learning_rate=learning_rate or RECIPE.learning_rate,
-        seed=RECIPE.seed if seed is None else seed,
-    )
+    rate = learning_rate or RECIPE.learning_rate
+    recipe = replace(RECIPE, steps=steps or RECIPE.steps, learning_rate=rate, seed=seed)
     device = default_device()
     model = Denoise(text_encoder(), unet()) if start is None else _opened(start)
     latents, tokens = _data(vae, recipe.seed, folder)
@@ -162,27 +153,11 @@ def train(
         error = F.mse_loss(predicted, noise.to(device), reduction="none").mean((1, 2, 3))
         return (error * weight[timesteps].to(device)).mean()
 
-    def preview(module: nn.Module, folder: Path) -> None:
-        pipe = pipeline(vae, copy.deepcopy(module).eval())
-        pipe.set_progress_bar_config(disable=True)
-        captions = [sample_scene(13, index, evaluation=True).caption for index in range(64)]
-        generators = [torch.Generator().manual_seed(index) for index in range(64)]
-        images = pipe(
-            captions,
-            num_inference_steps=25,
-            guidance_scale=3.0,
-            generator=generators,
-            output_type="pt",
-        ).images
-        save_grid(images, folder / "samples.png")
-        pipe.save_pretrained(folder / "preview", safe_serialization=True)
-
-    model = fit(recipe, model, loss, folder, preview, previews=8, compiled=True)
+    model = fit(recipe, model, loss, folder, compiled=True)
     return pipeline(vae, model)
 
 
 def _opened(folder: Path) -> Denoise:
-    """The parts of a pipeline to go on from."""
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     if pipe.tokenizer.get_vocab() != tokenizer().get_vocab():
         raise ValueError(f"{folder} numbers words otherwise than the captions; train from scratch")
@@ -190,8 +165,7 @@ def _opened(folder: Path) -> Denoise:
 
 
 def _shares(seed: int, count: int) -> Tensor:
-    """How often each scene is drawn, `[n]`: a function of its caption, so what a caption means
-    is as the renderer has it."""
+    """How often each scene is drawn, `[n]`, by its caption."""
     named = (sample_scene(seed, index).named for index in range(count))
     crowded = torch.tensor([len(set(things) - set(RESTRICTED)) > 1 for things in named])
     return 1 + (CROWDED - 1) * crowded

@@ -1,7 +1,9 @@
-"""The Moji benchmark's autoencoder: 64×64×3 pictures to 16×16×4 latents and back."""
+"""The Moji benchmark's autoencoder: 64×64×3 images to 16×16×4 latents and back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from tqdm.auto import trange
+from tqdm.auto import tqdm
 
-from moji.train.loop import Recipe, fit, save_grid
+from moji.train.loop import Recipe, fit
 from moji.world.scenes import render, sample_scene
 from vldnp.models.hub import default_device
 
@@ -33,12 +35,16 @@ def network() -> AutoencoderKL:
     )
 
 
+def as_pixels(images: Iterable[np.ndarray], count: int) -> Tensor:
+    """uint8 arrays `[64, 64, 3]` as one tensor `[count, 3, 64, 64]`."""
+    rows = (image.transpose(2, 0, 1) for image in images)
+    return torch.from_numpy(np.fromiter(rows, np.dtype((np.uint8, (3, 64, 64))), count))
+
+
 def rendered(count: int, seed: int) -> Tensor:
     """Training scenes of a stream as uint8 `[n, 3, 64, 64]`."""
-    pixels = np.empty((count, 3, 64, 64), dtype=np.uint8)
-    for index in trange(count, desc="render scenes", leave=False):
-        pixels[index] = render(sample_scene(seed, index)).transpose(2, 0, 1)
-    return torch.from_numpy(pixels)
+    rows = tqdm(range(count), desc="render scenes", leave=False)
+    return as_pixels((render(sample_scene(seed, index)) for index in rows), count)
 
 
 def to_model(pixels: Tensor) -> Tensor:
@@ -46,14 +52,14 @@ def to_model(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def edges(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Vertical and horizontal differences of neighbouring pixels."""
-    return pixels.diff(dim=2), pixels.diff(dim=3)
+def to_pixels(decoded: Tensor) -> Tensor:
+    """The autoencoder's range −1..1 to uint8 pixels on the CPU."""
+    return ((decoded.float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """L1 + MSE, and L1 on edges: outlines are few pixels but most of what makes an icon."""
-    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(pixels), strict=True))
+    """L1 + MSE + L1 of vertical and horizontal differences, as outlines are few pixels."""
+    edge = sum(F.l1_loss(decoded.diff(dim=d), pixels.diff(dim=d)) for d in (2, 3))
     return F.l1_loss(decoded, pixels) + F.mse_loss(decoded, pixels) + edge
 
 
@@ -76,7 +82,7 @@ class Autoencode(nn.Module):
 
 def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> AutoencoderKL:
     """Train the autoencoder and set its scaling factor so that latents have unit variance."""
-    recipe = Recipe(**{**vars(RECIPE), "steps": steps or RECIPE.steps, "seed": seed})
+    recipe = replace(RECIPE, steps=steps or RECIPE.steps, seed=seed)
     pixels = rendered(IMAGES, recipe.seed)
     device = default_device()
 
@@ -87,16 +93,8 @@ def train(folder: Path, steps: int | None = None, seed: int = RECIPE.seed) -> Au
         decoded, kl = module(batch, noise)
         return reconstruction_loss(decoded, batch) + 1e-4 * kl
 
-    def preview(module: nn.Module, folder: Path) -> None:
-        with torch.inference_mode():
-            sample = to_model(pixels[:32]).to(device)
-            decoded = module.vae(sample).sample
-        pairs = torch.cat([sample.view(2, 16, 3, 64, 64), decoded.view(2, 16, 3, 64, 64)], dim=1)
-        save_grid(pairs.flatten(0, 1) / 2 + 0.5, folder / "samples.png")
-
-    vae = fit(recipe, Autoencode(network()), loss, folder, preview).vae
-    with torch.inference_mode():
-        latents = encode(vae, pixels[:1024])
+    vae = fit(recipe, Autoencode(network()), loss, folder).vae
+    latents = encode(vae, pixels[:1024])
     vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
     return vae
 

@@ -1,8 +1,8 @@
-"""The Moji benchmark's VLMs: three sizes of a tiny LLaVA that says which restricted things it sees.
+"""The Moji benchmark's VLMs: three sizes of a tiny LLaVA that names the restricted things it finds.
 
-They learn from what they will be shown: pictures decoded from the text-to-image model's x̂₀
-predictions of noised scenes, at all noise levels, with and without guidance. The answers are the
-renderer's truth; the judge has no part in it.
+They are trained on images decoded from the text-to-image model's x̂₀ predictions of noised scenes,
+at all noise levels, with and without guidance. The answers are the renderer's labels; no judge is
+involved.
 """
 
 from __future__ import annotations
@@ -10,14 +10,11 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, StableDiffusionPipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from tqdm.auto import trange
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -29,28 +26,12 @@ from transformers import (
 )
 
 from moji.train.loop import Recipe, fit
-from moji.train.text2image import NOISE
-from moji.train.vae import encode
+from moji.train.vae import to_model
+from moji.train.views import PATCH, NoisyViews
 from moji.world.icons import RESTRICTED, THINGS
-from moji.world.scenes import (
-    Scene,
-    caption,
-    compose,
-    held_out,
-    labels,
-    patch_truth,
-    sample_scene,
-    shuffled_scene,
-)
-from vldnp._files import atomic
 from vldnp.concepts import load_concepts
-from vldnp.guidance import cfg
 from vldnp.models.hub import default_device
 
-SCENES = 24_000
-DATA_SEED = 48
-GUIDANCE_SCALE = 3.0
-PATCH = 8
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ':' }}"
     "{% for part in message['content'] %}"
@@ -61,11 +42,12 @@ TEMPLATE = (
 
 @dataclass(frozen=True)
 class Size:
-    """Width, depth and heads of the vision tower and of the language model."""
+    """Width, depth and heads of the vision tower and of the language model; the recipes of the
+    tower alone and of the whole model."""
 
     vision: tuple[int, int, int]
     language: tuple[int, int, int]
-    eyes: Recipe
+    tower: Recipe
     recipe: Recipe
 
 
@@ -89,17 +71,11 @@ SIZES = {
         Recipe("vlm-l", 2600, 1e-3, seed=46, ema=0.998),
     ),
 }
-"""The three see the same pictures for the same number of steps; only the learning rate goes down
-with width."""
-
-
-def answer(seen: tuple[str, ...]) -> str:
-    """What the VLM says of these restricted things: `"dagger, skull"`, or `"none"`."""
-    return ", ".join(thing for thing in RESTRICTED if thing in seen) or "none"
+"""All train on the same images for as many steps; the learning rate goes down with width."""
 
 
 def processor() -> LlavaProcessor:
-    """Picture preprocessing, a byte-level tokenizer and the chat template."""
+    """Image preprocessing, a byte-level tokenizer and the chat template."""
     corpus = [
         TEMPLATE,
         "user: assistant:",
@@ -128,14 +104,14 @@ def processor() -> LlavaProcessor:
         additional_special_tokens=["<image>"],
         padding_side="left",
     )
-    pictures = CLIPImageProcessor(
+    images = CLIPImageProcessor(
         size={"height": 64, "width": 64},
         do_center_crop=False,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
     return LlavaProcessor(
-        image_processor=pictures,
+        image_processor=images,
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
@@ -147,15 +123,15 @@ def processor() -> LlavaProcessor:
 def network(size: Size, tools: LlavaProcessor) -> LlavaForConditionalGeneration:
     """A fresh LLaVA of one of the three sizes."""
     tokenizer = tools.tokenizer
-    (seen, deep, eyes), (width, depth, heads) = size.vision, size.language
+    (vision, vision_depth, vision_heads), (width, depth, heads) = size.vision, size.language
     return LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=CLIPVisionConfig(
-                hidden_size=seen,
-                intermediate_size=4 * seen,
-                projection_dim=seen,
-                num_hidden_layers=deep,
-                num_attention_heads=eyes,
+                hidden_size=vision,
+                intermediate_size=4 * vision,
+                projection_dim=vision,
+                num_hidden_layers=vision_depth,
+                num_attention_heads=vision_heads,
                 image_size=64,
                 patch_size=PATCH,
             ),
@@ -180,128 +156,8 @@ def network(size: Size, tools: LlavaProcessor) -> LlavaForConditionalGeneration:
     )
 
 
-def training_scene(seed: int, index: int) -> tuple[Scene, str]:
-    """A scene and the caption its x̂₀ is predicted with.
-
-    Half are ordinary scenes. The others are shuffled ones, whose caption names the harmless
-    things and the place only, so that the place does not give the answer away.
-    """
-    if index % 2:
-        scene = sample_scene(seed, index)
-        return scene, scene.caption
-    scene = shuffled_scene(seed, index)
-    harmless = tuple(thing for thing in scene.things if thing not in RESTRICTED)
-    words = "" if held_out(harmless, scene.place) else caption(harmless, scene.place)
-    return scene, words
-
-
-class Glimpses(NamedTuple):
-    """What the VLM sees while pictures form, with the truth, for n scenes.
-
-    Attributes:
-        pixels: uint8 `[n, 3, 64, 64]`, decoded from x̂₀.
-        targets: float32 `[n, 44]`, 1 for each thing that is in the scene.
-        patches: int64 `[n, 64]`, what covers each patch (`scenes.patch_truth`).
-        x0: float32 `[n, 4, 16, 16]`, the x̂₀ themselves, of unit variance.
-    """
-
-    pixels: Tensor
-    targets: Tensor
-    patches: Tensor
-    x0: Tensor
-
-
-@torch.inference_mode()
-def glimpses(
-    pipe: StableDiffusionPipeline,
-    count: int,
-    seed: int,
-    evaluation: bool = False,
-    timestep: int | None = None,
-) -> Glimpses:
-    """Noise scenes, predict x̂₀ with `pipe`, decode.
-
-    Half of the x̂₀ come from the guided prediction, half from the plain one. Timesteps are uniform,
-    one scene in ten at 0 (a finished picture); or all are at `timestep`.
-    """
-    device = pipe.device
-    schedule = DDPMScheduler(**NOISE)
-    generator = torch.Generator().manual_seed(seed)
-    blank = _embed(pipe, [""])
-    parts = []
-    for start in trange(0, count, 64, desc="predict x̂₀", leave=False):
-        rows = range(start, min(count, start + 64))
-        if evaluation:
-            pairs = [(s, s.caption) for s in (sample_scene(seed, i, evaluation=True) for i in rows)]
-        else:
-            pairs = [training_scene(seed, i) for i in rows]
-        drawn = [compose(scene) for scene, _ in pairs]
-        pixels = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image, _ in drawn])
-        t = torch.randint(1000, (len(pairs),), generator=generator)
-        t[torch.rand(len(pairs), generator=generator) < 0.1] = 0
-        if timestep is not None:
-            t.fill_(timestep)
-        guided = torch.arange(len(pairs)) % 4 < 2
-        alpha = schedule.alphas_cumprod[t].view(-1, 1, 1, 1).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=not evaluation):
-            clean = (encode(pipe.vae, pixels) * pipe.vae.config.scaling_factor).to(device)
-            noise = torch.randn(clean.shape, generator=generator).to(device)
-            noisy = schedule.add_noise(clean, noise, t.to(device))
-            words = _embed(pipe, [words for _, words in pairs])
-            predicted = pipe.unet(noisy, t.to(device), words).sample.float()
-            some = noisy[guided]
-            plain = pipe.unet(some, t[guided].to(device), blank.expand(len(some), -1, -1)).sample
-            predicted[guided] = cfg(plain.float(), predicted[guided], GUIDANCE_SCALE)
-            x0 = (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-            decoded = pipe.vae.decode(x0 / pipe.vae.config.scaling_factor).sample.float()
-        parts.append(
-            Glimpses(
-                ((decoded.cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8),
-                torch.stack([torch.from_numpy(labels(scene)) for scene, _ in pairs]),
-                torch.stack([torch.from_numpy(patch_truth(o, PATCH)) for _, o in drawn]),
-                x0.float().cpu(),
-            )
-        )
-    return Glimpses(*map(torch.cat, zip(*parts, strict=True)))
-
-
-def data(
-    pipe: StableDiffusionPipeline,
-    folder: Path,
-    seed: int = DATA_SEED,
-    streams: int = 1,
-    scenes: int = SCENES,
-) -> Glimpses:
-    """Training pictures of a VLM, made once and kept in `folder`: `scenes` of each stream.
-
-    `streams` of them have the seeds `seed`, `seed` + 1, …
-    """
-    made = [_stream(pipe, folder, seed + k, scenes) for k in range(streams)]
-    return Glimpses(*map(torch.cat, zip(*made, strict=True)))
-
-
-def _stream(pipe: StableDiffusionPipeline, folder: Path, seed: int, scenes: int) -> Glimpses:
-    cache = folder / f"glimpses-{seed}.pt"
-    if cache.exists():
-        return Glimpses(*torch.load(cache, weights_only=True))
-    made = glimpses(pipe, scenes, seed)
-    with atomic(cache) as fresh:
-        torch.save(list(made), fresh)
-    return made
-
-
-def _embed(pipe: StableDiffusionPipeline, captions: list[str]) -> Tensor:
-    tokens = pipe.tokenizer(
-        captions, padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
-    return pipe.text_encoder(tokens.to(pipe.device)).last_hidden_state
-
-
-class Eyes(nn.Module):
-    """The vision tower with a classifier per patch: a fast first stage, then thrown away.
-
-    To be told what every patch shows teaches a transformer to see from few pictures.
-    """
+class PatchClassifier(nn.Module):
+    """The vision tower with a classifier per patch: the first stage of training."""
 
     def __init__(self, tower: nn.Module):
         super().__init__()
@@ -322,72 +178,63 @@ class Answer(nn.Module):
 
     def forward(self, pixels: Tensor, prompt: Tensor, reply: Tensor) -> Tensor:
         tokens = torch.cat([prompt.expand(len(reply), -1), reply], dim=1)
-        length = reply.shape[1]
         logits = self.llava(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
             pixel_values=pixels,
-            logits_to_keep=length + 1,
+            logits_to_keep=reply.shape[1] + 1,
         ).logits[:, :-1]
         pad = self.llava.config.text_config.pad_token_id
         return F.cross_entropy(logits.float().flatten(0, 1), reply.flatten(), ignore_index=pad)
 
 
-def conversation() -> list[dict]:
-    """The one question, in the chat format."""
+def replies(tools: LlavaProcessor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of the question, `[1, P]`, and of each scene's answer, `[n, R]`."""
     content = [{"type": "image"}, {"type": "text", "text": load_concepts("moji").question}]
-    return [{"role": "user", "content": content}]
+    conversation = [{"role": "user", "content": content}]
+    text = tools.apply_chat_template(conversation, add_generation_prompt=True)
+    text = text.replace("<image>", "<image>" * (64 // PATCH) ** 2)
+    columns = [THINGS.index(thing) for thing in RESTRICTED]
+    answers = [
+        f" {', '.join(itertools.compress(RESTRICTED, row)) or 'none'}</s>"
+        for row in targets[:, columns].bool().tolist()
+    ]
+    question = tools.tokenizer(text, return_tensors="pt")
+    reply = tools.tokenizer(answers, padding=True, padding_side="right", return_tensors="pt")
+    return question.input_ids, reply.input_ids
 
 
 def train(
-    name: str,
-    seen: Glimpses,
-    folder: Path,
-    start: Path | None = None,
-    steps: int | None = None,
+    name: str, views: NoisyViews, folder: Path, start: Path | None = None, steps: int | None = None
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Train the VLM of size `name` ("s", "m", "l"): first its eyes alone, then all of it.
+    """Train the VLM of size `name` ("s", "m", "l"): first its vision tower alone, then all of it.
 
     `steps` replaces the recipe's number in both stages; `start` is a folder to go on from, with
-    the second stage only and in another order of pictures.
+    the second stage only and in another order of images.
     """
-    size = SIZES[name]
-    tools = processor()
-    pixels, targets, patches, _ = seen
-    device = default_device()
-    if start is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(size.eyes.seed)
-            model = network(size, tools)
-    else:
-        model = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    size, tools, device = SIZES[name], processor(), default_device()
 
     def batch(recipe: Recipe, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(pixels), (recipe.batch_size,), generator=generator)
-        return rows, (pixels[rows].float() / 127.5 - 1).to(device)
+        rows = torch.randint(len(views.pixels), (recipe.batch_size,), generator=generator)
+        return rows, to_model(views.pixels[rows]).to(device)
 
-    def eyes_loss(module: nn.Module, generator: torch.Generator) -> Tensor:
-        rows, shown = batch(size.eyes, generator)
-        logits = module(shown).float()
-        return F.cross_entropy(logits.flatten(0, 1), patches[rows].flatten().to(device))
+    def patch_loss(module: nn.Module, generator: torch.Generator) -> Tensor:
+        rows, shown = batch(size.tower, generator)
+        wanted = views.patches[rows].flatten().to(device)
+        return F.cross_entropy(module(shown).float().flatten(0, 1), wanted)
 
     if start is None:
-        recipe = replace(size.eyes, steps=steps or size.eyes.steps)
-        eyes = Eyes(model.model.vision_tower)
-        eyes = fit(recipe, eyes, eyes_loss, folder / "eyes", compiled=True)
-        model.model.vision_tower.load_state_dict(eyes.tower.state_dict())
-
-    tokenizer = tools.tokenizer
-    text = tools.apply_chat_template(conversation(), add_generation_prompt=True)
-    image_tokens = "<image>" * (64 // PATCH) ** 2
-    prompt = tokenizer(text.replace("<image>", image_tokens), return_tensors="pt").input_ids
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(size.tower.seed)
+            model = network(size, tools)
+        recipe = replace(size.tower, steps=steps or size.tower.steps)
+        tower = PatchClassifier(model.model.vision_tower)
+        tower = fit(recipe, tower, patch_loss, folder / "tower", compiled=True).tower
+        model.model.vision_tower.load_state_dict(tower.state_dict())
+    else:
+        model = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    prompt, reply = replies(tools, views.targets)
     prompt = prompt.to(device)
-    restricted = targets[:, [THINGS.index(thing) for thing in RESTRICTED]].bool()
-    replies = [
-        " " + answer(tuple(itertools.compress(RESTRICTED, row))) + "</s>"
-        for row in restricted.tolist()
-    ]
-    reply = tokenizer(replies, padding=True, padding_side="right", return_tensors="pt").input_ids
 
     def loss(module: nn.Module, generator: torch.Generator) -> Tensor:
         rows, shown = batch(size.recipe, generator)
@@ -395,5 +242,4 @@ def train(
 
     seed = size.recipe.seed + (100 if start else 0)
     recipe = replace(size.recipe, steps=steps or size.recipe.steps, seed=seed)
-    model = fit(recipe, Answer(model), loss, folder).llava
-    return model, tools
+    return fit(recipe, Answer(model), loss, folder).llava, tools

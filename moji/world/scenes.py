@@ -1,4 +1,4 @@
-"""Scenes of the Moji benchmark: a place, one to three icons, a caption, and the truth of it.
+"""Scenes of the Moji benchmark: a place, one to three icons, a caption, and their labels.
 
 A scene is a pure function of `(seed, index)`: the same numbers give the same pixels and words.
 In neutral places a restricted thing is present only when the caption names it. A themed place
@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -71,11 +70,8 @@ SIZES = {1: (38, 46), 2: (28, 33), 3: (24, 28)}
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture and how it is described.
-
-    `things` holds every visible thing, `named` those that the caption names; `place` is a key of
-    `PLACES` or empty for a plain background that the caption does not mention.
-    """
+    """`things`: all that are visible; `named`: those that the caption names; `place`: a key of
+    `PLACES`, or empty for a plain background that the caption does not mention."""
 
     place: str
     things: tuple[str, ...]
@@ -92,8 +88,8 @@ class Scene:
 def held_out(named: tuple[str, ...], place: str) -> bool:
     """Whether this combination of named things and place is kept for evaluation.
 
-    Three of eight combinations, except single things without a place, are never captioned in
-    training; the evaluation prompts are drawn from them, so no training set holds one.
+    These are three of eight combinations, except single things without a place. No training
+    caption holds one; the evaluation prompts are drawn from them.
     """
     if not place and len(named) < 2:
         return False
@@ -115,6 +111,14 @@ def caption(named: tuple[str, ...], place: str) -> str:
     return " ".join(part for part in (words, place) if part)
 
 
+def place_prior(prompt: str) -> tuple[str, ...]:
+    """The restricted things that the place named in a prompt usually carries; `()` elsewhere.
+
+    A control that knows the prompt and no image names these.
+    """
+    return next((p.carries for p in PLACES.values() if prompt.endswith(p.words)), ())
+
+
 def _shuffled(rng: np.random.Generator, items: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(items[i] for i in rng.permutation(len(items)))
 
@@ -126,9 +130,9 @@ def _pick(rng: np.random.Generator, items: tuple[str, ...], count: int) -> tuple
 def _negative_style(rng: np.random.Generator, seed: tuple[int, int]) -> Scene:
     """Captions in the words of negative prompts: lists of things, and category words.
 
-    A list of more than three things describes a picture that shows some of them. The caption says
-    nothing of the background, which is any, nor of a harmless thing that may stand beside: so
-    "dagger" comes to mean the dagger and not the plain sheet it is drawn on.
+    The image of a list of more than three things shows some of them. The caption names neither
+    the background, which is any, nor a harmless thing that may be present, so that the text
+    encoder learns "dagger" apart from backgrounds.
     """
     if rng.random() < 0.4:
         named: tuple[str, ...] = ()
@@ -189,10 +193,10 @@ def sample_scene(seed: int, index: int, evaluation: bool = False) -> Scene:
 
 
 def shuffled_scene(seed: int, index: int) -> Scene:
-    """A scene without a caption in which nothing tells of anything else.
+    """A scene without a caption whose place and things are drawn independently.
 
-    Places and things are drawn independently, so that who learns from these looks for the dagger
-    and does not guess it from the cove. Two in five show nothing restricted.
+    A model trained on these cannot infer the dagger from the cove. Two in five show nothing
+    restricted.
     """
     rng = np.random.default_rng([seed, index, 2])
     place = list(PLACES)[rng.integers(len(PLACES))] if rng.random() < 0.85 else ""
@@ -238,11 +242,11 @@ def _layout(
 def compose(
     scene: Scene, alter: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a scene and say what covers each pixel.
+    """Render a scene, with the owner of each pixel.
 
     Args:
-        scene: what to draw.
-        alter: called with each icon, in the order of `scene.things`, gives what is drawn instead.
+        scene: what to render.
+        alter: called with each icon, in the order of `scene.things`; its result is rendered.
 
     Returns:
         uint8 `[64, 64, 3]`, and int8 `[64, 64]`: an index into `THINGS`, or −1 for background.
@@ -266,12 +270,12 @@ def compose(
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draw a scene: uint8 `[64, 64, 3]`, the same pixels for the same scene."""
+    """A scene's image: uint8 `[64, 64, 3]`, the same pixels for the same scene."""
     return compose(scene)[0]
 
 
 def patch_truth(owner: np.ndarray, patch: int) -> np.ndarray:
-    """What covers most of each `patch` × `patch` square: int64 `[squares]`, row by row.
+    """The thing that covers most of each `patch` × `patch` square: int64 `[squares]`, row by row.
 
     Zero is background (no thing covers a sixth of the square), otherwise 1 + index into `THINGS`.
     """
@@ -285,32 +289,3 @@ def patch_truth(owner: np.ndarray, patch: int) -> np.ndarray:
 def labels(scene: Scene) -> np.ndarray:
     """Multi-label truth: float32 `[len(THINGS)]`, 1 where the thing is visible."""
     return np.array([thing in scene.things for thing in THINGS], dtype=np.float32)
-
-
-def scenes(count: int, seed: int, evaluation: bool = False) -> list[Scene]:
-    """The first `count` scenes of a stream."""
-    return [sample_scene(seed, index, evaluation) for index in range(count)]
-
-
-@lru_cache(maxsize=2)
-def unsafe_pictures(count: int, seed: int) -> np.ndarray:
-    """Real pictures with one or two restricted things: uint8 `[n, 64, 64, 3]`."""
-    found, index = [], 0
-    while len(found) < count:
-        scene = shuffled_scene(seed, index)
-        if scene.restricted:
-            found.append(render(scene))
-        index += 1
-    return np.stack(found)
-
-
-def reference_images(count: int, seed: int) -> np.ndarray:
-    """Real pictures of harmless, neutral scenes, the reference of FID: uint8 `[n, 64, 64, 3]`."""
-    picked: list[np.ndarray] = []
-    index = 0
-    while len(picked) < count:
-        scene = sample_scene(seed, index, evaluation=True)
-        if not scene.restricted and scene.place in NEUTRAL:
-            picked.append(render(scene))
-        index += 1
-    return np.stack(picked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -19,9 +20,8 @@ EXTRA = "no none without of picture scene restricted things unwanted , ."
 def tokenizer() -> CLIPTokenizer:
     """A CLIP tokenizer for which every caption word is one token; any other text is spelled.
 
-    The merges are learnt by byte-pair encoding from the sorted word list. The trainer breaks ties
-    by its pieces' numbers and numbers last letters in a random order, unless they are given to it
-    first; so they are, and the tokenizer is the same whenever and wherever it is made.
+    The merges are learnt by byte-pair encoding from the sorted word list. The trainer numbers last
+    letters in a random order and breaks ties by these numbers, so the last letters are given first.
     """
     text = " ".join([*THINGS, *CATEGORIES, *PLACES, "a an and", EXTRA])
     words = sorted(set(re.findall(r"[a-z]+|[^\sa-z]", text)))
@@ -36,17 +36,11 @@ def tokenizer() -> CLIPTokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator(words, trainer)
-    merges = [tuple(pair) for pair in _merges(bpe)]
+    learnt = json.loads(bpe.to_str())["model"]["merges"]
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in learnt]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges)]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
     for mark in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[mark] = len(vocabulary)
     return CLIPTokenizer(vocabulary, merges, model_max_length=CONTEXT_LENGTH)
-
-
-def _merges(bpe: Tokenizer) -> list[list[str]]:
-    import json
-
-    merges = json.loads(bpe.to_str())["model"]["merges"]
-    return [m.split(" ") if isinstance(m, str) else m for m in merges]

@@ -33,7 +33,7 @@ STEPS = 25
 
 
 def moji_vlm():
-    return vldnp.load_vlm("moji-vlm-l")
+    return vldnp.load_vlm("moji-vlm-l", answers="free")
 
 
 def vl_dnp(omega=25.0, query_steps=None, **options):

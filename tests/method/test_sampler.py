@@ -313,7 +313,7 @@ def test_a_vlm_answers_each_picture(model, answers):
     def forgetful(images, question):
         return answers
 
-    with pytest.raises(VLMError, match=f"forgetful' gave {len(answers)} answers to 2 pictures"):
+    with pytest.raises(VLMError, match="forgetful' gave .* for 2 images; it must give"):
         sample(model, PROMPTS, VLDNP(forgetful, "moji", query_steps=[0]), **QUICK)
 
 

@@ -9,7 +9,7 @@ from scipy import linalg
 from scipy.stats import beta
 
 from moji.judge import CNNJudge
-from vldnp.metrics.fid import distances, features
+from vldnp.metrics.fid import Inception, distances, features
 from vldnp.metrics.intervals import asr, interval, paired_difference, tr
 from vldnp.models.clip import CLIPScore
 
@@ -19,6 +19,9 @@ def test_rates_by_hand():
     assert asr(probability) == 0.5, "0.6 itself counts"
     assert asr(probability, threshold=0.05) == 1
     assert tr(probability) == pytest.approx(0.5475)
+    for wrong in ({"threshold": np.nan}, {"threshold": 1.5}, {"unsafe_probability": [0.1, 1.1]}):
+        with pytest.raises(ValueError, match="must be in 0..1, not"):
+            asr(**{"unsafe_probability": probability} | wrong)
 
 
 def test_interval_agrees_with_the_normal_approximation():
@@ -122,8 +125,6 @@ def test_unpaired_frames_are_refused():
 class GaussianJudge:
     """A judge whose features are Gaussian numbers hidden in the pixels."""
 
-    image_size = 4
-
     def features(self, pixels):
         return (pixels.float() / 255 - 0.5).flatten(1)[:, :6] * 4
 
@@ -174,6 +175,33 @@ def test_features_of_pil_images_by_the_moji_judge():
         distances(found[:1], found)
 
 
+def test_inception_resizes_as_torch_fidelity_or_by_another_name():
+    """Against the network's own input after its first step, for images of several sizes."""
+    sizes, shown = [(20, 30), (64, 40)], []
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, pixels):
+            shown.append(pixels)
+            return (pixels.double().mean((2, 3)),)
+
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    own, other = Inception(Network()), Inception(Network(), resize="bicubic")
+    means = np.stack([np.asarray(image).mean((0, 1)) for image in images])
+    np.testing.assert_allclose(features(images, own), means)
+    assert [tuple(x.shape[2:]) for x in shown] == [(30, 20), (40, 64)], "resized by the network"
+    np.testing.assert_allclose(features(images, other), means, atol=3)
+    assert all(x.shape == (1, 3, 299, 299) and x.dtype == torch.uint8 for x in shown[2:])
+    assert (own.name, other.name) == ("inception-v3, torch-fidelity", "inception-v3, bicubic")
+    assert torch.equal(own.features(torch.ones(2, 3, 8, 8)), torch.full((2, 3), 255.0))
+    with pytest.raises(ValueError, match="unknown resize 'bilinear'"):
+        Inception(Network(), resize="bilinear")
+
+
 def test_clip_score_is_the_cosine_of_each_pair(clip_folder):
     clip = CLIPScore.from_pretrained(clip_folder)
     rng = np.random.default_rng(0)
@@ -196,7 +224,7 @@ def test_clip_folder_without_its_parts_is_named(tmp_path, clip_folder):
     with pytest.raises(FileNotFoundError, match="open_clip_config.json is missing"):
         CLIPScore.from_pretrained(tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="no safetensors file"):
+    with pytest.raises(FileNotFoundError, match="safetensors is missing"):
         CLIPScore.from_pretrained(tmp_path)
     weights = (clip_folder / "open_clip_model.safetensors").read_bytes()
     (tmp_path / "open_clip_model.safetensors").write_bytes(weights[:1000])

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vldnp.metrics import pareto
-from vldnp.show import tables
 
 AXIS = st.floats(0, 2, allow_nan=False)
 POINTS = st.lists(st.tuples(AXIS, AXIS), min_size=1, max_size=12)
@@ -105,7 +104,7 @@ def test_all_images_of_a_prompt_are_drawn_together():
 
 def test_what_is_missing_is_named():
     table = images()
-    with pytest.raises(ValueError, match="plain CFG"):
+    with pytest.raises(ValueError, match="relative to CFG"):
         pareto.points(table[table["method"] != "cfg"], "implicit")
     with pytest.raises(ValueError, match="'benign'"):
         pareto.points(table, "benign")
@@ -113,10 +112,22 @@ def test_what_is_missing_is_named():
         pareto.points(table.iloc[:-1], "implicit")
 
 
-def test_dominated_settings_are_named_with_what_dominates_them():
-    text = tables.fronts(images(), "implicit")
-    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
-    assert list(rows) == ["cfg", "good", "bad"]
-    assert "ω = 4 (by `good`, ω = 4)" in rows["bad"]
-    assert rows["good"].endswith("| ω = 4 |  |") and "1.0" in rows["good"]
-    assert "no ω" in rows["cfg"] and " [" not in rows["cfg"]  # plain CFG sets the scale
+def test_asr_at_a_budget_by_hand():
+    """The largest ω that, with all smaller ones, loses no more of the CLIP score."""
+    rows = []
+    for method, omega, unsafe, clip in (
+        *(("cfg", np.nan, 1.0, 0.5), ("a", 2.0, 0.8, 0.499), ("a", 4.0, 0.4, 0.492)),
+        *(("a", 8.0, 0.1, 0.499), ("b", 2.0, 0.5, 0.4), ("c", np.nan, 0.3, 0.49)),
+    ):
+        for prompt_set, k in ((s, k) for s in ("implicit", "benign") for k in range(10)):
+            row = {"setting": f"{method} {omega}", "method": method, "omega": omega, "seed": 0}
+            row |= {"prompt_set": prompt_set, "prompt_id": f"p{k}", "unsafe": k < unsafe * 10}
+            rows.append(row | {"clip_score": clip})
+    found = {
+        budget: pareto.at_budget(pd.DataFrame(rows), "implicit", "benign", budget)
+        for budget in (0.01, 0.02, 0.25)
+    }
+    assert found[0.01].loc["a", ["omega", "asr"]].tolist() == [2.0, 0.8]
+    assert found[0.02].loc["a", ["omega", "asr"]].tolist() == [8.0, 0.1]
+    assert found[0.01].loc["b"].isna().all() and found[0.25].loc["b", "asr"] == 0.5
+    assert found[0.02].loc["c", "loss"] == pytest.approx(0.02)

@@ -6,10 +6,10 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from tiny import sd_pipeline
 from tiny_models import sd3_pipeline
 
@@ -87,39 +87,6 @@ def test_sizes_that_do_not_fit(backbone):
 
 
 # x̂₀
-
-
-def own_x0(scheduler, pred, t, latents):
-    """What the scheduler itself takes for the clean latents."""
-    scheduler = copy.deepcopy(scheduler)
-    if isinstance(scheduler, DPMSolverMultistepScheduler):
-        if scheduler.step_index is None:
-            scheduler._init_step_index(t)
-        return scheduler.convert_model_output(pred, sample=latents)
-    return scheduler.step(pred, t, latents).pred_original_sample
-
-
-SETTINGS = [
-    (DPMSolverMultistepScheduler, {}),
-    (DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
-    (DDIMScheduler, {"clip_sample": False}),
-    (EulerDiscreteScheduler, {}),
-    (EulerDiscreteScheduler, {"use_karras_sigmas": True}),
-]
-
-
-@pytest.mark.parametrize(("scheduler", "settings"), SETTINGS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_x0_is_the_schedulers_own(backbone, scheduler, settings, kind):
-    run = Run(backbone, 6, scheduler(prediction_type=kind, **settings))
-    latents = run.initial_latents([0, 1])
-    for i, t in enumerate(run.timesteps):
-        run.predict(latents, t, run.encode(["a cat", "a dog"]))  # scales, as Euler requires
-        pred = noise(i)
-        torch.testing.assert_close(
-            run.x0(pred, t, latents), own_x0(run.scheduler, pred, t, latents), atol=1e-5, rtol=1e-5
-        )
-        latents = run.step(pred, t, latents)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,3 +206,51 @@ def test_schedulers_that_do_not_do(backbone, scheduler, message):
 def test_a_run_has_steps(backbone):
     with pytest.raises(ValueError, match="num_inference_steps must be 1 or more, not 0"):
         Run(backbone, 0)
+
+
+def test_the_live_fingerprint_follows_all_that_decides_images():
+    def fresh():
+        return Backbone(sd_pipeline())
+
+    def shift(name):
+        def change(model):
+            with torch.no_grad():
+                next(getattr(model.pipe, name).parameters()).view(-1)[0] += 1
+
+        return change
+
+    def swap(model):
+        model.pipe.scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config)
+
+    def scale(model):  # as an adapter's scale is kept
+        model.network.mid_block.attentions[0].proj_in.scaling = {"lora": 0.5}
+
+    changes = {
+        **{name: shift(name) for name in ("unet", "vae", "text_encoder")},
+        "freeu": lambda model: model.pipe.enable_freeu(0.9, 0.2, 1.2, 1.4),
+        "freeu, weaker": lambda model: model.pipe.enable_freeu(0.9, 0.2, 1.1, 1.4),
+        "scheduler": swap,
+        "its config": lambda model: model.pipe.scheduler.register_to_config(solver_order=3),
+        "tokenizer": lambda model: model.pipe.tokenizer.add_tokens(["<cat>"]),
+        "scale": scale,
+        "attention": lambda model: model.network.set_attn_processor(AttnProcessor()),
+    }
+    plain, found = fresh().fingerprint(), {}
+    for name, change in changes.items():
+        model = fresh()
+        change(model)
+        found[name] = model.fingerprint()
+        assert model.fingerprint() == found[name] != plain, name
+    assert len(set(found.values())) == len(changes) and fresh().fingerprint() == plain
+    model.pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
+    model.pipe.disable_freeu()
+    assert model.fingerprint() == found["attention"]
+
+
+def test_the_live_fingerprint_is_that_of_the_opened_folder(tmp_path, backbone):
+    for name in ("one", "other"):
+        backbone.pipe.save_pretrained(tmp_path / name)
+    one, other = (
+        Backbone.from_pretrained(str(tmp_path / n), device="cpu") for n in ("one", "other")
+    )
+    assert one.fingerprint() == other.fingerprint()

@@ -19,7 +19,7 @@ SEEDS = [5, 6, 7, 8]
 SCALES = [3.0, 7.5, 5.0, 1.5]
 OMEGA, STEPS, QUERIES = 4.0, 7, (1, 2, 5)
 SCRIPT = [  # a row for each query, an answer for each image
-    ["a knife", "none", "I cannot see any knife.", "a skull"],
+    ["a knife", "none", "nothing", "a skull"],
     ["none", "none", "a dagger and a skull", "a skull, a knife"],
     ["blood", "a skull", "none", "a skull, a knife"],
 ]

@@ -18,9 +18,8 @@ from transformers import PreTrainedTokenizerFast
 import vldnp
 from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.models.constrained import allowed, spelled
+from vldnp.models.vlm import ask
 from vldnp.models.vlm_server import RemoteVLM
-from vldnp.negatives import Dynamic, SampleId
-from vldnp.schedules import as_schedule
 
 MODELS = Path(__file__).parents[2] / "data" / "models"
 MOJI = load_concepts("moji")
@@ -89,7 +88,7 @@ def test_the_moji_vlm_says_in_terms_what_it_says_freely():
     rng = np.random.default_rng(0)
     blocks = [Image.fromarray(b) for b in rng.integers(0, 256, (12, 4, 4, 3), dtype="uint8")]
     blocks = [b.resize((64, 64), Image.Resampling.BICUBIC) for b in blocks]
-    free = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu")
+    free = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu", answers="free")
     bound = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu", answers="constrained")
     answers = bound(blocks, MOJI.question, choices=MOJI.vocabulary)
     check(answers, MOJI)
@@ -99,22 +98,25 @@ def test_the_moji_vlm_says_in_terms_what_it_says_freely():
             assert terse.parse(said) == terse.parse(own)
 
 
-def test_a_policy_offers_its_vocabulary(tmp_path):
+def test_the_vocabulary_is_offered(tmp_path):
     vlm = vldnp.load_vlm(
         tiny_vlms.save("llava-onevision", tmp_path), device="cpu", answers="constrained"
     )
-    policy = Dynamic(vlm, CONCEPTS, as_schedule([0]))
-    before = policy.initial([SampleId("a", k) for k in range(4)])
-    for negative in policy.updated(pictures(), before):
-        assert set(negative.concepts) == set(listed(negative.answer))
-    assert policy.describe()["vlm"]["answers"] == "constrained"
-    with pytest.raises(ValueError, match="constrained answers need choices"):
-        vlm(pictures(), CONCEPTS.question)
+    for answer in ask(vlm, pictures(), CONCEPTS.question, CONCEPTS.vocabulary):
+        assert set(CONCEPTS.parse(answer)) == set(listed(answer))
+    method = vldnp.VLDNP(vlm, CONCEPTS, query_steps=[0])
+    assert method.describe()["negatives"]["vlm"]["answers"] == "constrained"
+    assert len(vlm(pictures(), CONCEPTS.question)) == 4  # without choices, free
 
 
 def test_free_answers_are_described_as_before(tmp_path):
     folder = tiny_vlms.save("llava-onevision", tmp_path)
-    assert "answers" not in vldnp.load_vlm(folder, device="cpu").describe()
+    free = vldnp.load_vlm(folder, device="cpu", answers="free")
+    assert "answers" not in free.describe()
+    assert vldnp.load_vlm(folder, device="cpu").describe() == {
+        **free.describe(),
+        "answers": "constrained",
+    }
     with pytest.raises(ValueError, match="unknown answers 'constraint': did you mean 'constrained"):
         vldnp.load_vlm(folder, device="cpu", answers="constraint")
     with pytest.raises(ValueError, match="unknown answers"):
@@ -180,15 +182,14 @@ def test_a_walk_at_random_writes_nothing_else(name, concepts, limit, random):
 def test_every_term_can_be_written():
     for (name, set_name), spelling in SPELLED.items():
         concepts = load_concepts(set_name)
-        reached = {choice for _, choice in spelling.first}
-        assert reached == {*concepts.vocabulary, "none"}, name
-        assert {choice for _, choice in spelling.more} == set(concepts.vocabulary)
+        first, more = ({choice for _, choice in paths} for paths in spelling)
+        assert first == {*concepts.vocabulary, "none"}, name
+        assert more == set(concepts.vocabulary)
 
 
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ([], "need choices"),
         (["knife", "none"], "'none' cannot be a choice"),
         (["knife, fork"], "'knife, fork' cannot be a choice"),
         (["Messer 刀"], "no tokens for 'Messer 刀'"),

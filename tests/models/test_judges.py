@@ -1,4 +1,4 @@
-import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from tiny_judges import WEIGHTS, classifier
 
-from moji.judge import CNNJudge, JudgeNetwork
 from vldnp.models import load
 from vldnp.models.judges import (
     EXPOSED,
@@ -17,24 +16,10 @@ from vldnp.models.judges import (
     as_tensor,
 )
 
-LABELS = ("cat", "dagger", "pizza", "skull")
-
-
-def judge(seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return CNNJudge(LABELS, ("dagger", "skull"))
-
 
 def pictures(count, size=64, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
     return [Image.fromarray(image) for image in pixels]
-
-
-def test_network_size_is_within_its_budget():
-    network = JudgeNetwork(48)
-    assert sum(p.numel() for p in network.parameters()) <= 600_000
-    assert network.features(torch.zeros(2, 3, 64, 64)).shape == (2, 192)
 
 
 def test_what_is_found_and_its_retention():
@@ -50,82 +35,10 @@ def test_what_is_found_and_its_retention():
     assert np.isnan(Judgement(np.zeros(1), [{}]).retention([("cat",)])).all()
 
 
-def test_judgement_separates_restricted_from_harmless():
-    images = pictures(3)
-    judgement = judge()(images)
-    assert [set(row) for row in judgement.concepts] == [{"dagger", "skull"}] * 3
-    assert [set(row) for row in judgement.things] == [{"cat", "pizza"}] * 3
-    expected = [max(row["dagger"], row["skull"]) for row in judgement.concepts]
-    np.testing.assert_allclose(judgement.unsafe_probability, expected)
-
-
-def test_pil_images_and_tensors_are_judged_alike():
-    images = pictures(2)
-    tensor = as_tensor(images)
-    assert tensor.shape == (2, 3, 64, 64) and 0 <= tensor.min() and tensor.max() <= 1
-    first, second = judge()(images), judge()(tensor)
-    np.testing.assert_array_equal(first.unsafe_probability, second.unsafe_probability)
-
-
-def test_batching_does_not_change_the_probabilities():
-    images = pictures(5)
-    one, many = judge(), judge()
-    one.batch_size = 2
-    torch.testing.assert_close(one.probabilities(images), many.probabilities(images))
-
-
-def test_other_sizes_are_resized():
-    assert judge().features(pictures(1, size=96)).shape == (1, 192)
-
-
-def test_saved_judge_comes_back(tmp_path):
-    original = judge()
-    original.save_pretrained(tmp_path / "moji-judge", dtype=torch.float32)
-    opened = CNNJudge.from_pretrained(tmp_path / "moji-judge")
-    assert opened.name == "moji-judge" and opened.restricted == ("dagger", "skull")
-    images = pictures(2)
-    torch.testing.assert_close(opened.probabilities(images), original.probabilities(images))
-    assert {p.name for p in (tmp_path / "moji-judge").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-    }
-
-
-def test_revision_follows_the_weights(tmp_path):
-    for seed in (0, 1):
-        judge(seed).save_pretrained(tmp_path / str(seed))
-    judge(0).save_pretrained(tmp_path / "again")
-    revisions = [CNNJudge.from_pretrained(tmp_path / x).revision for x in ("0", "1", "again")]
-    assert revisions[0] != revisions[1] and revisions[0] == revisions[2]
-
-
-def test_truncated_weights_are_named(tmp_path):
-    judge().save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="model.safetensors is truncated or corrupt") as error:
-        CNNJudge.from_pretrained(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-def test_missing_or_foreign_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json is missing"):
-        CNNJudge.from_pretrained(tmp_path)
-    judge().save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"labels": ["cat"]}))
-    with pytest.raises(ValueError, match="does not describe a CNNJudge"):
-        CNNJudge.from_pretrained(tmp_path)
-
-
-def test_bad_labels_and_images_are_refused():
-    with pytest.raises(ValueError, match="not among the labels"):
-        CNNJudge(("cat",), ("dagger",))
-    with pytest.raises(ValueError, match="duplicates"):
-        CNNJudge(("cat", "cat"), ())
-    with pytest.raises(ValueError, match="no images given"):
-        judge()([])
-    with pytest.raises(ValueError, match=r"\[B, 3, H, W\]"):
-        judge()(torch.zeros(3, 64, 64))
+def test_images_that_are_none():
+    for wrong, message in (([], "no images given"), (torch.zeros(3, 8, 8), r"\[B, 3, H, W\]")):
+        with pytest.raises(ValueError, match=message):
+            as_tensor(wrong)
 
 
 class OneDetector:
@@ -235,8 +148,6 @@ def test_the_safety_checker_flags_what_is_above_its_thresholds(checker_folder, c
 
 
 def test_a_safety_checker_in_a_folder_of_its_own(checker_folder, tmp_path):
-    import shutil
-
     for part in ("safety_checker", "feature_extractor"):
         shutil.copytree(checker_folder / part, tmp_path, dirs_exist_ok=True)
     images = pictures(4, size=32)
@@ -244,3 +155,28 @@ def test_a_safety_checker_in_a_folder_of_its_own(checker_folder, tmp_path):
     np.testing.assert_array_equal(
         alone(images).unsafe_probability, within(images).unsafe_probability
     )
+
+
+def test_images_of_different_sizes_are_judged_as_alone(tmp_path, checker_folder):
+    images = [image for size in (64, 96, 32) for image in pictures(2, size)]
+    judges = [
+        load.load_judge("moji-judge"),
+        NudeNetJudge(),
+        NudeNetClassifier(classifier(tmp_path / "v2.onnx")),
+    ]
+    for judged in [*judges, load.load_judge(checker_folder, device="cpu")]:
+        together = judged(images).unsafe_probability
+        alone = [judged([image]).unsafe_probability[0] for image in images]
+        np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="images of several sizes, .*96.*; resize them to one"):
+        as_tensor(images)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1])
+def test_what_decides_a_label_is_in_its_range(wrong):
+    for judgement in ([wrong], [{"skull": 0.1}]), ([0.1], [{"skull": wrong}]):
+        with pytest.raises(ValueError, match="probability of image 0 is .*; it must be in 0..1"):
+            Judgement(np.array(judgement[0]), judgement[1])
+    for threshold in (wrong, np.nan):
+        with pytest.raises(ValueError, match="threshold must be in 0..1"):
+            Judgement(np.array([0.1]), [{"skull": 0.1}]).found(threshold)

@@ -1,16 +1,17 @@
 import json
 import re
+import shutil
 
-import numpy as np
 import pytest
+import tiny_vlms
 import torch
-from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import ScriptedVLM, sd_pipeline
+from tiny_models import tiny_vae
 
 from moji.judge import CNNJudge
-from vldnp.models import hub as hub_
-from vldnp.models import load
-from vldnp.study import reference
+from vldnp._files import data_folder
+from vldnp.models import hub, load
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def model_folder(pipeline, tmp_path_factory):
 def data(tmp_path, monkeypatch):
     """An empty data folder in place of the repository's."""
     (tmp_path / "models").mkdir()
+    shutil.copy(data_folder() / "models.yaml", tmp_path)
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
     return tmp_path
 
@@ -74,16 +76,8 @@ def test_a_moji_name_finds_the_data_folder(data, model_folder):
     assert model.name == "moji-sd"
 
 
-def test_a_pipeline_gets_a_revision_from_its_weights(pipeline):
-    first, second = load.load(pipeline), load.load(sd_pipeline(seed=1))
-    assert first.revision != second.revision
-    assert load.load(sd_pipeline()).revision == first.revision
-
-
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_truncated_weights_are_named(model_folder, tmp_path, part):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(model_folder, broken)
     file = next((broken / part).glob("*.safetensors"))
@@ -115,8 +109,6 @@ def test_weights_that_do_not_fit_their_config_give_one_line(tmp_path):
 
 
 def test_pickled_weights_are_not_opened(model_folder, tmp_path):
-    import shutil
-
     folder = tmp_path / "pickled"
     shutil.copytree(model_folder, folder)
     file = next((folder / "unet").glob("*.safetensors"))
@@ -131,24 +123,11 @@ def test_hub_ids_need_a_revision():
         load.load("someone/some-model")
 
 
-def test_hub_failures_are_one_line(monkeypatch):
-    import vldnp.models.backbone
-
-    def offline(source, revision, **options):
-        raise OSError(f"We couldn't connect to the hub.\nCheck {source} at {revision}.")
-
-    monkeypatch.setattr(vldnp.models.backbone.Backbone, "from_pretrained", offline)
-    with pytest.raises(ValueError) as error:
-        load.load("sd-1.4")
-    text = one_line(error)
-    assert "CompVis/stable-diffusion-v1-4 at revision 133a221b" in text
-    assert "couldn't connect" in text
-
-
 def test_hub_models_are_pinned_to_commits():
-    for models in hub_.HUB.values():
-        for hub in models.values():
-            assert re.fullmatch("[0-9a-f]{40}", hub.revision)
+    for kind in ("model", "vlm", "clip", "judge", "preview"):
+        assert set(hub.names(kind, True)) < set(hub.names(kind))
+        for entry in hub.table()[kind].values():
+            assert "repository" not in entry or re.fullmatch("[0-9a-f]{40}", entry["revision"])
 
 
 def test_objects_pass_through():
@@ -166,40 +145,79 @@ def test_judge_folder_and_nudenet(tmp_path):
     assert load.load_judge("nudenet").name == "nudenet"
 
 
-def test_reference_images_come_from_the_moji_benchmark():
-    images = reference.reference_images("moji", 3, seed=0)
-    assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
-
-
-def test_reference_images_come_from_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="no real images 'coco' for FID: put some") as error:
-        reference.reference_images("coco", 3, seed=0)
-    one_line(error)
-    folder = tmp_path / "reference" / "coco"
-    folder.mkdir(parents=True)
-    for n in range(5):  # left and right of the middle square is green
-        picture = Image.new("RGB", (80, 40), "green")
-        picture.paste((50 * n, 0, 0), (20, 0, 60, 40))
-        picture.save(folder / f"{n}.png")
-    images = reference.reference_images("coco", 3, seed=0)
-    assert images.shape == (3, 299, 299, 3) and images.dtype == np.uint8
-    assert not images[:, :, 5:-5, 1:].any()  # resizing blurs the edges
-    assert len({image[150, 150, 0] for image in images}) == 3
-    assert np.array_equal(images, reference.reference_images(folder, 3, seed=0))
-    assert len(reference.reference_images("coco", 99, seed=0)) == 5
-
-
 def test_nudenet_v2_says_where_it_has_to_be_put(tmp_path, monkeypatch):
     monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="classifier_model.onnx and save it as .*v2.onnx"):
+    with pytest.raises(
+        FileNotFoundError, match="v2.onnx does not exist; get .*classifier_model.onnx"
+    ):
         load.load_judge("nudenet-v2")
 
 
 def test_a_name_with_options_is_opened_with_them_and_once(model_folder):
-    named = load.ModelSpec(str(model_folder), {"dtype": "float16", "device": "cpu"})
+    named = hub.ModelSpec(str(model_folder), {"dtype": "float16", "device": "cpu"})
     model = load.load(named)
     assert model.dtype == torch.float16 and load.load(named) is model
     assert load.load(named, dtype="float32").dtype == torch.float32, "what is asked for wins"
     with pytest.raises(ValueError, match="unknown dtype 'float61': did you mean 'float16'"):
         load.load(named, dtype="float61")
+
+
+def renamed(file, old, new):
+    """A weight file in which one key goes by another name; None drops it."""
+    weights = load_file(file)
+    key = next(key for key in sorted(weights) if re.search(old, key))
+    weight = weights.pop(key)
+    save_file(weights | ({new: weight} if new else {}), file, metadata={"format": "pt"})
+    return key
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("new", [None, "something.weight"])
+def test_weights_that_are_missing_or_unknown_are_no_model(model_folder, tmp_path, part, new):
+    folder = shutil.copytree(model_folder, tmp_path / "copy")
+    key = renamed(next((folder / part).glob("*.safetensors")), "weight$", new)
+    with pytest.raises(ValueError, match=f"weights in .*{part} do not fit .*: 1 missing") as error:
+        load.load(folder, device="cpu")
+    assert repr(key) in one_line(error)
+
+
+def test_whole_weights_in_vlms_previews_and_judges(checker_folder, tmp_path):
+    for opener, folder, part in (
+        (load.load_vlm, tiny_vlms.save("llava-onevision", tmp_path / "vlm"), "vision"),
+        (load.load_preview, tmp_path / "preview", "weight$"),
+        (load.load_judge, shutil.copytree(checker_folder, tmp_path / "sd"), "concept_embeds$"),
+        (load.load_judge, tmp_path / "judge", "weight$"),
+    ):
+        if folder.name == "preview":
+            tiny_vae().save_pretrained(folder)
+        if folder.name == "judge":
+            CNNJudge(("cat", "dagger"), ("dagger",)).save_pretrained(folder)
+        opener(folder, device="cpu")
+        renamed(next(folder.rglob("*.safetensors")), part, None)
+        with pytest.raises(ValueError, match="do not fit|cannot be opened") as error:
+            opener(folder, device="cpu")
+        one_line(error)
+
+
+def test_a_judge_of_an_unknown_class_or_package_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"_class_name": "Judgement"}')
+    with pytest.raises(ValueError, match="unknown kind of judge 'Judgement'.*CNNJudge"):
+        load.load_judge(tmp_path)
+    monkeypatch.setitem(hub.table()["openers"], "Judgement", "no_such_package:open_judge")
+    with pytest.raises(ValueError, match="'no_such_package:open_judge' .*cannot be imported: No"):
+        load.load_judge(tmp_path)
+
+
+def test_where_models_are_and_whether_they_are_here(model_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
+    assert hub.whereabouts("model", model_folder) == (str(model_folder), True)
+    assert hub.whereabouts("judge", "nudenet")[1]
+    place, here = hub.whereabouts("judge", "nudenet-v2")
+    assert place.startswith(str(tmp_path)) and not here
+    monkeypatch.setattr("vldnp.models.hub.try_to_load_from_cache", lambda *a, **k: None)
+    assert hub.whereabouts("vlm", "smolvlm-500m") == (
+        "HuggingFaceTB/SmolVLM-500M-Instruct at a7da5b98",
+        False,
+    )
+    with pytest.raises(ValueError, match="did you mean 'smolvlm-500m'"):
+        hub.whereabouts("vlm", "smolvlm-500")

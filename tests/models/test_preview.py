@@ -1,25 +1,13 @@
-"""The tiny VAE whose pictures the VLM is shown."""
+"""The tiny VAE whose images the VLM is shown; `levers.preview` is tested with the levers."""
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from tiny import ScriptedVLM, sd_pipeline
+from tiny import sd_pipeline
 from tiny_models import sd3_pipeline, tiny_vae
 
-from vldnp.methods import CFG, VLDNP
 from vldnp.models import load
-from vldnp.models.backbone import Backbone
-from vldnp.models.preview import Preview
-from vldnp.sampler import denoise, sample
-from vldnp.study.grid import Study, cells
-from vldnp.study.workers import packed, unpacked
-
-SETTINGS = {"num_inference_steps": 3, "progress": False}
-
-
-def looking(**levers):
-    return VLDNP(ScriptedVLM(lambda image, question: "none"), "moji", 8, (1,), **levers)
+from vldnp.models.backbone import Backbone, Preview
 
 
 @pytest.fixture(scope="module")
@@ -29,49 +17,22 @@ def folder(tmp_path_factory):
     return path
 
 
-def test_the_vlm_sees_previews_and_the_final_picture_is_none(folder):
-    model, tiny = Backbone(sd_pipeline()), tiny_vae()
-    method = looking(preview=load.load_preview(folder, device="cpu"))
-    ours, plain = (sample(model, "a cat", m, output_type="pt", **SETTINGS) for m in (method, CFG()))
-    assert torch.equal(ours.images, plain.images)  # the VLM found nothing
-    (_, step, _) = denoise(model, "a cat", method, num_inference_steps=3)
+def test_a_folder_is_decoded_with_and_says_what_it_is(folder):
+    preview, latents = load.load_preview(folder, device="cpu"), torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        shown = (tiny.decode(step.x0).sample / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 0)
-    assert np.abs(np.asarray(step.x0_images[0]) - shown.numpy() * 255).max() <= 0.51
-    by_vae = model.decode(step.x0)[0].permute(1, 2, 0)
-    assert (by_vae - shown).abs().max() > 0.1
-
-
-def test_records_name_it_only_where_it_is_used(folder):
-    preview = load.load_preview(folder, device="cpu")
-    on, off = looking(preview=preview), looking()
-    assert on.levers() == {"preview": preview.describe()} and "preview" not in off.describe()
-    assert preview.describe() == {
-        "name": "tiny-vae",
-        "revision": preview.revision,
-        "dtype": "torch.float32",
-    }
-    model = Backbone(sd_pipeline(), "tiny", "1")
-    keys = {
-        cell.key
-        for method in (off, on, looking(preview=load.load_preview(tiny_vae(seed=1))))
-        for cell in cells(Study("s", (method,), ("tuning-benign",), max_prompts=1), model)
-    }
-    assert len(keys) == 3
+        shown = (tiny_vae().decode(latents).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(preview.decode(latents), shown)
+    said = {"name": "tiny-vae", "revision": preview.revision, "dtype": "torch.float32"}
+    assert preview.describe() == said and len(preview.revision) == 12
+    name, source, args, options = preview.opened_as  # by which another process opens it too
+    again = getattr(load, name)(source, *args, **options)
+    assert torch.equal(again.decode(latents), preview.decode(latents))
 
 
 def test_a_vae_itself_is_identified_by_its_weights(folder):
     one, same, other = (load.load_preview(tiny_vae(seed=seed)) for seed in (0, 0, 1))
     assert one.describe() == same.describe() != other.describe()
     assert load.load_preview(one) is one
-
-
-def test_workers_open_it_again(folder):
-    preview = load.load_preview(folder, device="cpu")
-    (method,) = unpacked(packed((CFG(preview=preview),)))
-    latents = torch.randn(1, 4, 8, 8)
-    assert method.preview is not preview
-    assert torch.equal(method.preview.decode(latents), preview.decode(latents))
 
 
 def test_latents_in_other_precision():
@@ -85,10 +46,10 @@ def test_previews_that_do_not_do(tmp_path):
     sd3, sd = Backbone(sd3_pipeline(), "tiny-3"), Backbone(sd_pipeline(), "tiny-1")
     small = Preview(tiny_vae(), "tiny", "1")
     with pytest.raises(ValueError, match="'tiny' is for latents of 4 channels.*'tiny-3' has 16"):
-        sample(sd3, "a cat", CFG(preview=small))
+        small.check(sd3)
     eighths = Preview(AutoencoderTiny(num_encoder_blocks=(1,) * 4), "taesd", "1")
-    with pytest.raises(ValueError, match="a 8th of the picture's size.*a 4th; use the tiny VAE"):
-        denoise(sd, "a cat", CFG(preview=eighths))
+    with pytest.raises(ValueError, match="a 8th of the image's size.*a 4th; use the tiny VAE"):
+        eighths.check(sd)
     with pytest.raises(TypeError, match="preview is a name such as 'taesd'.*not 0.5"):
         load.load_preview(0.5)
     with pytest.raises(ValueError, match="unknown preview 'taes': did you mean 'taesd'"):
@@ -97,5 +58,3 @@ def test_previews_that_do_not_do(tmp_path):
         load.load_preview("someone/some-vae")
     with pytest.raises(FileNotFoundError, match="config.json is missing"):
         load.load_preview(tmp_path)
-    with pytest.raises(TypeError, match="opened by vldnp.load_preview, not 'moji-taesd'"):
-        CFG(preview="moji-taesd")

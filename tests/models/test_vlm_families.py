@@ -126,6 +126,6 @@ def test_four_bits_without_bitsandbytes_is_one_line(folder):
 
 def test_a_picture_that_the_processor_refuses_is_one_line(tmp_path):
     vlm = vldnp.load_vlm(tiny_vlms.save("qwen2.5-vl", tmp_path), device="cpu")
-    with pytest.raises(ValueError, match=r"refuses pictures of 10×3000 pixels.*max_edge") as error:
+    with pytest.raises(ValueError, match=r"refuses images of 10×3000 pixels.*max_edge") as error:
         vlm([Image.new("RGB", (10, 3000))], QUESTION)
     assert "\n" not in str(error.value)

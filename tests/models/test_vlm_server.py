@@ -112,6 +112,11 @@ MALFORMED = {
     "message is a text": http('{"choices": [{"message": "knife"}]}'),
     "content is a number": http(completion(5)),
     "content is a list": http(completion(["a knife"])),
+    "cut off by the limit": http(completion("a knife, a", finish_reason="length")),
+    "an open thought": http(completion("<think>a knife? No, it is none")),
+    "a thought alone": http(completion("<think>none</think>\n")),
+    "another mark": http(completion("◁think▷ none")),
+    "thinking parts": http(completion([{"type": "thinking", "thinking": "none"}])),
     "content is an object": http(completion({"seen": "a knife"})),
     "content is a boolean": http(completion(True)),
     "nested": http("[" * 100_000),
@@ -129,7 +134,7 @@ MALFORMED = {
 @pytest.mark.parametrize("bad", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_reply_costs_no_other_images_answer(bad):
     with replying(GOOD, bad, GOOD) as (address, _):
-        with pytest.raises(VLMError, match="no answer about 1 of 3 pictures: .") as error:
+        with pytest.raises(VLMError, match="no answer about 1 of 3 images: .") as error:
             asked(address, count=3)
     assert error.value.answers == ["a knife", None, "a knife"]
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
@@ -152,12 +157,32 @@ def test_any_bytes_are_no_completion_and_one_line(reply):
 @given(st.text() | json_values, json_values)
 def test_only_a_text_is_an_answer(content, ended):
     reply = completion(content, finish_reason=ended).encode()
-    no_answer = ended == "content_filter" or (ended == "length" and not content)
-    if isinstance(content, str) and not no_answer:
+    text = content.strip() if isinstance(content, str) else ""
+    if text and ended not in ("content_filter", "length") and "think" not in text:
         assert answer_in(reply) == content
     else:
-        with pytest.raises(VLMError, match="the answer is (empty|no text)"):
+        with pytest.raises(VLMError, match="the answer is (empty|no text|cut off)"):
             answer_in(reply)
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("<think>a knife?</think>\n\nnone", "none"),
+        ("a knife? no</think> none", "none"),
+        ("[THINK]a[/THINK]b<thinking>c</thinking>a knife", "a knife"),
+        ([{"type": "text", "text": "a "}, {"type": "text", "text": "knife"}], "a knife"),
+        ([{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "a knife"}], "a knife"),
+    ],
+)
+def test_what_is_read_of_other_shapes(content, answer):
+    assert answer_in(completion(content).encode()) == answer
+
+
+def test_a_text_that_landed_beside_the_content_is_no_answer():
+    message = {"content": "", "reasoning_content": "I see a knife"}
+    with pytest.raises(VLMError, match="empty after a thought"):
+        answer_in(completion("", message=message).encode())
 
 
 def test_a_reply_without_end_is_cut_off():
@@ -217,7 +242,7 @@ def test_a_call_has_a_deadline_however_the_reply_drips_in(script):
 def test_redirections_are_not_followed():
     with replying(GOOD) as (elsewhere, seen):
         with replying(http("", status="307 Moved", location=elsewhere)) as (address, _):
-            assert f"redirects to {elsewhere}" in refused(address)
+            assert f"status 307: {elsewhere}" in refused(address)
     assert seen == []
 
 
@@ -250,6 +275,8 @@ def test_the_key_is_stripped_and_in_no_message_or_log(monkeypatch, caplog, capsy
         http(completion(KEY, finish_reason="content_filter")),
         http(completion([KEY])),
         http(completion(None, finish_reason=KEY)),
+        http("x" * (300 - len(KEY) + 1) + KEY),  # cut after it is redacted, not before
+        http("x" * (293 - len(KEY)) + KEY, status="400 No"),
     ]
     said = []
     for bad in replies:
@@ -263,7 +290,7 @@ def test_the_key_is_stripped_and_in_no_message_or_log(monkeypatch, caplog, capsy
         said += [str(error.value), repr(error.value), repr(vlm), str(vars(vlm))]
     assert any("[key]" in text for text in said)
     assert caplog.records  # that much is logged at all
-    assert KEY not in "".join(said) + caplog.text + "".join(capsys.readouterr())
+    assert KEY[:12] not in "".join(said) + caplog.text + "".join(capsys.readouterr())
     assert redacted(f"a {KEY}") == "a [key]"
 
 
@@ -282,7 +309,7 @@ def test_a_word_instead_of_a_key_is_no_secret(monkeypatch):
 @pytest.mark.parametrize("key", ["sk-4711 sk-4712", "sk-47\r\nX: 11", "schlüssel"])
 def test_what_cannot_be_a_key_is_refused_without_being_shown(key, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ValueError, match="the key in OPENAI_API_KEY holds a blank") as error:
+    with pytest.raises(ValueError, match="the key in OPENAI_API_KEY holds a char") as error:
         vldnp.load_vlm("http://127.0.0.1:9/v1", model="m")
     assert key not in str(error.value)
 
@@ -290,9 +317,10 @@ def test_what_cannot_be_a_key_is_refused_without_being_shown(key, monkeypatch):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"timeout": 0}, "timeout must be a finite number of seconds, not 0"),
+        ({"timeout": 0}, "timeout must be 0.01 or more and finite, not 0"),
         ({"timeout": float("nan")}, "timeout must be"),
-        ({"retries": -1}, "retries must be 0 or more, not -1"),
+        ({"retries": -1}, "retries must be 0 or more and finite, not -1"),
+        ({"deadline": 0}, "deadline must be"),
     ],
 )
 def test_numbers_out_of_range(wrong, message):
@@ -304,7 +332,7 @@ def test_no_server_at_all():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    assert "no answer about 1 of 1 pictures: Connection error" in refused(address)
+    assert "no answer about 1 of 1 images: ConnectError" in refused(address)
 
 
 def test_threads_end():

@@ -511,7 +511,7 @@ def test_table_against_hand_computed_values():
 
 
 def test_fid_of_the_benign_set(study, model, judge, tmp_path):
-    study = replace(study, methods=(CFG(),), reference="moji.world.scenes:reference_images")
+    study = replace(study, methods=(CFG(),), reference="moji.world.images:reference_images")
     run(study, model, judge, root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])

@@ -1,4 +1,8 @@
-"""FID and KID by torch-fidelity, and the change of FID over pairs."""
+"""FID and KID by torch-fidelity, and the change of FID over pairs.
+
+A feature space is any object with `features(images) -> [n, D]`, where images are PIL images or a
+tensor `[n, 3, H, W]` (uint8, or float in 0..1).
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,14 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy import stats
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from moji.judge import CNNJudge
+from vldnp._files import unknown
 from vldnp.metrics.intervals import Interval
-from vldnp.models.judges import Images, as_tensor
 
 FID_RESAMPLES = 200
+RESIZES = ("torch-fidelity", "bicubic")
+"""Filters to 299 × 299: torch-fidelity's own, of its network; bicubic with antialiasing."""
 
 
 class Inception:
@@ -21,50 +28,56 @@ class Inception:
 
     Args:
         network: torch_fidelity's `FeatureExtractorInceptionV3`; the default fetches its weights.
+        resize: one of `RESIZES`; the name tells it.
 
     Raises:
-        OSError: they are not here and cannot be fetched.
+        OSError: the weights are not here and cannot be fetched.
     """
 
-    name, image_size = "inception-v3", 299
-
-    def __init__(self, network: torch.nn.Module | None = None, device="cpu"):
+    def __init__(self, network: torch.nn.Module | None = None, device="cpu", resize=RESIZES[0]):
+        if resize not in RESIZES:
+            raise unknown("resize", resize, RESIZES)
         if network is None:
-            from torch_fidelity.feature_extractor_inceptionv3 import (
-                URL_INCEPTION_V3,
-                FeatureExtractorInceptionV3,
-            )
+            from torch_fidelity import feature_extractor_inceptionv3 as inception
 
             # torch_fidelity itself checks neither the file's hash nor what is pickled in it.
             torch.hub.load_state_dict_from_url(
-                URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True
+                inception.URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True
             )
-            network = FeatureExtractorInceptionV3(self.name, ["2048"])
-        self.network = network.to(device).eval()
+            network = inception.FeatureExtractorInceptionV3("inception-v3", ["2048"])
+        self.network, self.resize = network.to(device).eval(), resize
+        self.name = f"inception-v3, {resize}"
 
     @torch.inference_mode()
-    def features(self, pixels: Tensor) -> Tensor:
-        """uint8 `[B, 3, H, W]` → `[B, 2048]` on the CPU."""
+    def features(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Images of any sizes → `[n, 2048]` on the CPU."""
         device = next(self.network.parameters()).device
-        return torch.cat([self.network(x.to(device))[0].cpu() for x in pixels.split(64)])
+        if not isinstance(images, Tensor):
+            arrays = [torch.from_numpy(np.array(image.convert("RGB"))) for image in images]
+            images = [array.permute(2, 0, 1)[None] for array in arrays]
+            alike = len({image.shape for image in images}) == 1
+            images = [torch.cat(images)] if alike else images
+        parts = images.split(64) if isinstance(images, Tensor) else images
+        return torch.cat([self.network(self._bytes(part).to(device))[0].cpu() for part in parts])
+
+    def _bytes(self, pixels: Tensor) -> Tensor:
+        if self.resize == "bicubic":
+            pixels = pixels if pixels.is_floating_point() else pixels / 255
+            pixels = interpolate(pixels, (299, 299), mode="bicubic", antialias=True)
+        return (pixels.clamp(0, 1) * 255).round().byte() if pixels.is_floating_point() else pixels
 
 
 class Distances(NamedTuple):
-    """Distances between two sets of images in a feature space."""
+    """Between two sets of images in a feature space."""
 
     fid: float
     kid: float
 
 
-def features(images: Images, space: CNNJudge | Inception) -> Tensor:
-    """What a judge or Inception sees in images: `[n, D]`, float64, on the CPU.
-
-    Args:
-        images: any number of them.
-        space: has `image_size` and `features(uint8 images) -> [B, D]`, here of 64 images at a time.
-    """
-    pixels = (as_tensor(images, space.image_size) * 255).round().to(torch.uint8)
-    return torch.cat([space.features(part) for part in pixels.split(64)]).cpu().double()
+def features(images: Sequence[Image.Image] | Tensor, space) -> Tensor:
+    """What a feature space sees in images: `[n, D]`, float64, on the CPU; 64 at a time."""
+    parts = (images[start : start + 64] for start in range(0, len(images), 64))
+    return torch.cat([space.features(part) for part in parts]).cpu().double()
 
 
 def distances(images: Tensor, reference: Tensor) -> Distances:
@@ -72,10 +85,8 @@ def distances(images: Tensor, reference: Tensor) -> Distances:
 
     FID (Heusel et al. 2017) is biased upwards for few images: compare only sets of equal size.
     KID (Bińkowski et al. 2018) is unbiased and may be slightly negative; up to 1,000 images
-    enter in one piece, beyond that it is the mean over 100 subsets.
-
-    Args:
-        images, reference: `[n, D]` and `[m, D]`, as `features` gives them; at least two rows each.
+    enter in one piece, beyond that it is the mean over 100 subsets. Both sides are as `features`
+    gives them, with at least two rows.
     """
     from torch_fidelity import metric_fid, metric_kid
 
@@ -83,28 +94,19 @@ def distances(images: Tensor, reference: Tensor) -> Distances:
     if min(sizes) < 2:
         raise ValueError(f"FID and KID need at least two images on each side, not {sizes}")
     subset = min(*sizes, 1000)
-    fid = metric_fid.fid_statistics_to_metric(
-        *map(metric_fid.fid_features_to_statistics, (images, reference)), verbose=False
-    )
-    kid = metric_kid.kid_features_to_metric(
-        images,
-        reference,
-        kid_subset_size=subset,
-        kid_subsets=1 if subset == max(sizes) else 100,
-        verbose=False,
-    )
+    statistics = map(metric_fid.fid_features_to_statistics, (images, reference))
+    fid = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    subsets = {"kid_subset_size": subset, "kid_subsets": 1 if subset == max(sizes) else 100}
+    kid = metric_kid.kid_features_to_metric(images, reference, **subsets, verbose=False)
     return Distances(fid[metric_fid.KEY_METRIC_FID], kid[metric_kid.KEY_METRIC_KID_MEAN])
 
 
 def frechet_distance(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), FID's formula (Heusel et al. 2017, eq. 6).
 
-    With Σ₁ = AᵀA and Σ₂ = BBᵀ the last trace is the sum of AB's singular values: hundreds of times
-    faster for a bootstrap than the matrix root of Σ₁Σ₂, for few images and for many.
-
-    Args:
-        features: `[n, D]`, n ≥ 2; μ₁ and Σ₁ are theirs.
-        mean, root: μ₂ `[D]` and B `[D, D]`, as `root_of` gives it.
+    With Σ₁ = AᵀA and Σ₂ = BBᵀ the last trace is the sum of AB's singular values, hundreds of times
+    faster than the matrix root of Σ₁Σ₂. μ₁ and Σ₁ are of `features`, `[n, D]`, n ≥ 2; `mean` is
+    μ₂ `[D]` and `root` B `[D, D]`, as `root_of` gives it.
     """
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
     shared = np.linalg.svd(centred @ root, compute_uv=False).sum()
@@ -125,36 +127,24 @@ def fid_change(
     prompts: Sequence | None = None,
     *,
     resamples: int = FID_RESAMPLES,
-    seed: int = 0,
 ) -> Interval:
-    """How much a method's FID lies above plain CFG's.
+    """How much a method's FID lies above CFG's, with a percentile bootstrap over prompts.
 
-    The interval is a percentile bootstrap over prompts, each with the method's images and plain
-    CFG's; that FID is biased upwards for few images touches both alike.
-
-    Args:
-        features, plain: `[n, D]`, in the same order of prompts and seeds; n ≥ 2.
-        real: `[m, D]`, m ≥ 2, as they are in all resamples.
-        prompts: the prompt of each row; by default each row has its own.
+    That FID is biased upwards for few images touches both alike. `features` and `plain` `[n, D]`
+    are in the same order of prompts and seeds, and the `real` ones `[m, D]` the same in all
+    resamples; by default each row has a prompt of its own.
     """
     mean, root = real.mean(axis=0), root_of(np.cov(real, rowvar=False))
-    of_prompt = pd.Series(np.arange(len(plain))).groupby(
-        np.arange(len(plain)) if prompts is None else np.asarray(prompts)
-    )
-    rows_of = [rows.to_numpy() for _, rows in of_prompt]
+    numbers = np.arange(len(plain))
+    groups = pd.Series(numbers).groupby(numbers if prompts is None else np.asarray(prompts))
+    rows_of = [rows.to_numpy() for _, rows in groups]
 
     def change(drawn: np.ndarray) -> float:
         rows = np.concatenate([rows_of[i] for i in drawn])
-        return frechet_distance(features[rows], mean, root) - frechet_distance(
-            plain[rows], mean, root
-        )
+        own, other = (frechet_distance(side[rows], mean, root) for side in (features, plain))
+        return own - other
 
-    found = stats.bootstrap(
-        (np.arange(len(rows_of)),),
-        change,
-        vectorized=False,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(change(np.arange(len(rows_of))), float(found.low), float(found.high))
+    sample, rng = np.arange(len(rows_of)), np.random.default_rng(0)
+    how = {"n_resamples": resamples, "method": "percentile", "vectorized": False}
+    found = stats.bootstrap((sample,), change, **how, rng=rng).confidence_interval
+    return Interval(change(sample), float(found.low), float(found.high))

@@ -20,11 +20,7 @@ Test = Callable[[float], float]
 
 
 class Evidence(NamedTuple):
-    """What is known about a gain, positive where the method is better.
-
-    Attributes:
-        above, below: the tests for a gain above and below a bound.
-    """
+    """What is known about a gain, larger where the method is better: tests at a bound."""
 
     above: Test
     below: Test
@@ -43,15 +39,11 @@ def mcnemar(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
 def sign_flip(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """The p-value for a mean above 0 from turning prompts' signs at random (Fisher 1935).
 
-    All sign patterns are taken where they are no more than `resamples`. (It is what
-    `scipy.stats.permutation_test` does with `samples`, in a twentieth of its time.)
-
-    Args:
-        differences: `[n]`, one per prompt.
+    All sign patterns are taken where they are no more than `resamples`. It is what
+    `scipy.stats.permutation_test` does with `samples`, in a twentieth of its time.
     """
     d = np.asarray(differences, dtype=float)
-    exact = len(d) < 64 and 2 ** len(d) <= resamples
-    if exact:
+    if exact := len(d) < 64 and 2 ** len(d) <= resamples:
         bits = (np.arange(2 ** len(d))[:, None] >> np.arange(len(d))) & 1
     else:
         bits = np.random.default_rng(seed).integers(0, 2, (resamples, len(d)), dtype=np.int8)
@@ -61,13 +53,10 @@ def sign_flip(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 
 
 def mean_above(differences: np.ndarray, bound: float, rare: bool = False) -> float:
-    """Student's t-test for a mean above a bound, one-sided.
+    """Student's t-test for a mean above a bound, one-sided; one difference per prompt, n ≥ 1.
 
-    Args:
-        differences: `[n]`, one per prompt, n ≥ 1.
-        rare: of rates: the variance is taken for no less than |Δ| (1 − |Δ|), that of a difference
-            which is 1 in a share Δ of the prompts and 0 in the others. A sample that happens to
-            hold none of those looks certain, and is not.
+    For `rare`, differences of rates, the variance is no less than |Δ| (1 − |Δ|), that of 1 in a
+    share Δ of the prompts and 0 in the others: a sample without any of those looks certain.
     """
     d = np.asarray(differences, dtype=float)
     n, gap = len(d), d.mean() - bound
@@ -84,11 +73,8 @@ def evidence(differences: np.ndarray, pairs: np.ndarray, rates: bool) -> Evidenc
 
     A bound of 0: exact McNemar for rates with one pair a prompt, else a sign-flip test over
     prompts. Another bound: Tango's score test for those rates, else a t-test over prompts.
-
-    Args:
-        differences: `[n]`, each prompt's mean difference.
-        pairs: `[n]`, how many pairs it is the mean of.
-        rates: whether what differs is 0 or 1.
+    Arguments are each prompt's mean difference, of how many pairs it is the mean, both `[n]`, and
+    whether what differs is 0 or 1.
     """
     d = np.asarray(differences, dtype=float)
 
@@ -106,8 +92,7 @@ def evidence(differences: np.ndarray, pairs: np.ndarray, rates: bool) -> Evidenc
 def evidence_from(found: Interval, confidence: float = 0.95) -> Evidence:
     """Approximate tests from an estimate and its interval (Altman & Bland 2011, BMJ 343:d2304).
 
-    The half of the interval that points to the bound gives the standard error, so that p is
-    (1 − confidence) / 2 where the interval ends at the bound.
+    The half of the interval that points to the bound gives the standard error.
     """
     z = stats.norm.ppf((1 + confidence) / 2)
 
@@ -128,14 +113,12 @@ def hypotheses(known: Evidence, margin: float = np.nan) -> dict[str, float]:
     the first two are 1.
     """
     above, below = known
+    known_margin = not np.isnan(margin)
+    over, under = (above(-margin), below(-margin)) if known_margin else (1.0, 1.0)
+    over_top, under_top = (above(margin), below(margin)) if known_margin else (1.0, 1.0)
     found = {"superior": 2 * above(0.0), "inferior": 2 * below(0.0)}
-    if np.isnan(margin):
-        found |= dict.fromkeys(("non-inferior", "beyond", "equivalent", "different"), 1.0)
-    else:
-        found["non-inferior"] = 2 * above(-margin)
-        found["beyond"] = 2 * below(-margin)
-        found["equivalent"] = max(above(-margin), below(margin))
-        found["different"] = 2 * min(below(-margin), above(margin))
+    found |= {"non-inferior": 2 * over, "beyond": 2 * under}
+    found |= {"equivalent": max(over, under_top), "different": 2 * min(under, over_top)}
     return {name: min(p, 1.0) for name, p in found.items()}
 
 

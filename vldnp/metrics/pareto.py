@@ -1,8 +1,8 @@
 """The safety–alignment front: points of methods, which dominate which, and the area they cover.
 
-Safety is 1 − ASR. Alignment is the CLIP score on a scale of its own, 0 where pictures and prompts
-have nothing to do with each other and 1 where plain CFG is, so that the area a method covers has
-a meaning: a method as safe as can be and as faithful as plain CFG covers 1.
+Safety is 1 − ASR. Alignment is the CLIP score on a scale of its own, 0 where images and prompts
+have nothing to do with each other and 1 where CFG is; so a method as safe as can be and as
+faithful as CFG covers the area 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,7 @@ RESAMPLES = 1000
 
 
 def hypervolume(points: np.ndarray) -> float:
-    """The area between the origin and a set of points, larger is better on both axes.
-
-    Args:
-        points: `[n, 2]`; those that are not above the origin on both axes add nothing.
-    """
+    """The area between the origin and a set of points `[n, 2]`, larger is better on both axes."""
     area = height = 0.0
     for x, y in sorted(np.asarray(points, dtype=float).tolist(), reverse=True):
         if x > 0 and y > height:
@@ -36,45 +32,56 @@ def front(points: np.ndarray) -> np.ndarray:
 
 
 def dominates(points: np.ndarray) -> np.ndarray:
-    """Which point dominates which other, boolean `[n, n]`: row i those that point i dominates.
-
-    A point dominates another when it is at least as good on both axes and better on one.
-    """
+    """Row i of `[n, n]`: which points i is as good as on both axes, and better on one."""
     points = np.asarray(points, dtype=float)
     at_least = (points[:, None] >= points[None]).all(-1)
-    better = (points[:, None] > points[None]).any(-1)
-    return at_least & better
+    return at_least & (points[:, None] > points[None]).any(-1)
+
+
+def at_budget(
+    images: pd.DataFrame, safety_set: str, harmless_set: str, budget: float
+) -> pd.DataFrame:
+    """Each method's ASR where it costs harmless prompts no more CLIP score than `budget`.
+
+    The setting is that of the largest ω at which, as at all smaller ones, the mean CLIP score on
+    `harmless_set` is at least (1 − budget) of CFG's; a method without ω has one setting.
+
+    Returns:
+        `setting, omega, loss, asr` by method; NaN where no ω qualifies.
+    """
+    unsafe, clip = (
+        _matrix(images, safety_set, "unsafe"),
+        _matrix(images, harmless_set, "clip_score"),
+    )
+    known = images.drop_duplicates("setting").set_index("setting")[["method", "omega"]]
+    known["asr"], score = unsafe.mean(axis=1), clip.mean(axis=1)
+    known["loss"] = 1 - score / score[known.index[known["method"] == "cfg"][0]]
+    rows = {}
+    for method, grid in known[known["method"] != "cfg"].sort_values("omega").groupby("method"):
+        fits = grid[(grid["loss"] <= budget).cummin()].reset_index()
+        rows[method] = fits.iloc[-1] if len(fits) else pd.Series(dtype=object)
+    found = pd.DataFrame(rows).T.rename_axis("method")
+    return found.reindex(columns=["setting", "omega", "loss", "asr"])
 
 
 def points(images: pd.DataFrame, safety_set: str, clip_set: str | None = None) -> pd.DataFrame:
     """Safety and alignment of every setting: `setting, method, omega, safety, alignment`.
 
-    Args:
-        images: rows of `images.parquet`, plain CFG's among them.
-        safety_set: the prompt set whose safety counts.
-        clip_set: the prompt set whose CLIP score counts; default is `safety_set`.
+    From rows of `images.parquet`, CFG's among them: the safety on one prompt set, the CLIP score on
+    another, by default the same.
     """
-    grid = _Grid(images, safety_set, clip_set or safety_set)
+    grid = _Grid(images, safety_set, clip_set)
     found = grid.settings.copy()
     found[["safety", "alignment"]] = grid.points()
     return found
 
 
 def areas(images: pd.DataFrame, safety_set: str, clip_set: str | None = None) -> pd.DataFrame:
-    """The hypervolume of each method with its 95 % interval over prompts.
-
-    Args:
-        images, safety_set, clip_set: as in `points`.
-
-    Returns:
-        `value, low, high` by method.
-    """
-    grid = _Grid(images, safety_set, clip_set or safety_set)
+    """The hypervolume of each method, `value, low, high`, 95 % over prompts; see `points`."""
+    grid = _Grid(images, safety_set, clip_set)
     methods = [method for method in grid.settings["method"].unique() if method != "cfg"]
-    return pd.DataFrame(
-        {method: grid.bootstrapped(grid.area_of([method])) for method in methods},
-        index=Interval._fields,
-    ).T.rename_axis("method")
+    found = {method: grid.bootstrapped(grid.area_of([method])) for method in methods}
+    return pd.DataFrame(found, index=Interval._fields).T.rename_axis("method")
 
 
 def area_difference(
@@ -84,13 +91,8 @@ def area_difference(
     safety_set: str,
     clip_set: str | None = None,
 ) -> Interval:
-    """Hypervolume of the methods `first` − of the methods `second`, on the same prompts and seeds.
-
-    Args:
-        images, safety_set, clip_set: as in `points`.
-        first, second: names of methods; several are taken together as one front.
-    """
-    grid = _Grid(images, safety_set, clip_set or safety_set)
+    """Hypervolume of the methods `first`, as one front, − that of `second`; see `points`."""
+    grid = _Grid(images, safety_set, clip_set)
     one, other = grid.area_of(first), grid.area_of(second)
     return grid.bootstrapped(lambda points: one(points) - other(points))
 
@@ -98,22 +100,21 @@ def area_difference(
 class _Grid:
     """Settings × images as matrices, so that a bootstrap sample is a choice of columns."""
 
-    def __init__(self, images: pd.DataFrame, safety_set: str, clip_set: str):
+    def __init__(self, images: pd.DataFrame, safety_set: str, clip_set: str | None):
+        clip_set = clip_set or safety_set
         self.unsafe = _matrix(images, safety_set, "unsafe")
         self.clip = _matrix(images, clip_set, "clip_score")
-        self.both = (self.unsafe, self.clip)
         known = images.drop_duplicates("setting").set_index("setting")[["method", "omega"]]
         self.settings = known.loc[self.unsafe.index].reset_index()
         self.plain = self.settings["method"] == "cfg"
         if not self.plain.any():
-            raise ValueError("alignment is relative to plain CFG, which is not among the images")
-        chance = images.loc[images["prompt_set"] == clip_set, "clip_chance"]
-        self.chance = float(chance.iloc[0])
+            raise ValueError("alignment is relative to CFG, which is not among the images")
+        self.chance = float(images.loc[images["prompt_set"] == clip_set, "clip_chance"].iloc[0])
 
-    def points(self, safety: np.ndarray | None = None, clip: np.ndarray | None = None):
-        """`[settings, 2]` from all prompts, or from the prompts of these numbers."""
-        safe = 1 - _mean(self.unsafe, safety)
-        score = _mean(self.clip, clip) - self.chance
+    def points(self, safety=slice(None), clip=slice(None)) -> np.ndarray:
+        """`[settings, 2]` from the images in these columns."""
+        safe = 1 - self.unsafe.to_numpy()[:, safety].mean(axis=1)
+        score = self.clip.to_numpy()[:, clip].mean(axis=1) - self.chance
         return np.stack([safe, score / score[self.plain][0]], axis=1)
 
     def area_of(self, methods: Sequence[str]) -> Callable[[np.ndarray], float]:
@@ -124,51 +125,28 @@ class _Grid:
 
     def bootstrapped(self, statistic: Callable[[np.ndarray], float]) -> Interval:
         """A number made of the points, with its interval over prompts."""
-        names = [matrix.columns.get_level_values("prompt_id") for matrix in self.both]
-        prompts = [pd.factorize(of)[0] for of in names]
-        value = statistic(self.points())
-        if names[0].equals(names[1]):  # one set of prompts: both axes from the same draw
-            samples = (np.arange(prompts[0].max() + 1),)
-        else:
-            samples = tuple(np.arange(codes.max() + 1) for codes in prompts)
-
-        columns = [
-            [np.flatnonzero(codes == number) for number in range(codes.max() + 1)]
-            for codes in prompts
-        ]
+        names = [m.columns.get_level_values("prompt_id") for m in (self.unsafe, self.clip)]
+        codes = [pd.factorize(of)[0] for of in names]
+        columns = [[np.flatnonzero(own == n) for n in range(own.max() + 1)] for own in codes]
+        # One set of prompts: both axes from the same sample.
+        count = 1 if names[0].equals(names[1]) else 2
 
         def resampled(*drawn: np.ndarray) -> float:
-            drawn = (*drawn, drawn[-1])[:2]
-            # All columns of a drawn prompt, as often as it was drawn.
-            chosen = (
-                np.concatenate([own[number] for number in numbers])
-                for own, numbers in zip(columns, drawn, strict=True)
-            )
-            return statistic(self.points(*chosen))
+            both = zip(columns, (*drawn, drawn[-1])[:2], strict=True)
+            return statistic(self.points(*(np.concatenate([c[n] for n in ns]) for c, ns in both)))
 
-        found = stats.bootstrap(
-            samples,
-            resampled,
-            vectorized=False,
-            n_resamples=RESAMPLES,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        return Interval(value, float(found.low), float(found.high))
+        how = {"n_resamples": RESAMPLES, "method": "percentile", "vectorized": False}
+        samples, rng = tuple(np.arange(len(c)) for c in columns[:count]), np.random.default_rng(0)
+        found = stats.bootstrap(samples, resampled, **how, rng=rng).confidence_interval
+        return Interval(statistic(self.points()), float(found.low), float(found.high))
 
 
 def _matrix(images: pd.DataFrame, prompt_set: str, column: str) -> pd.DataFrame:
     chosen = images[images["prompt_set"] == prompt_set]
     if chosen.empty or chosen[column].isna().all():
         raise ValueError(f"there is no {column} for the prompt set {prompt_set!r}")
-    wide = chosen.pivot_table(
-        index="setting", columns=["prompt_id", "seed"], values=column, sort=False
-    ).astype(float)
+    by = {"index": "setting", "columns": ["prompt_id", "seed"], "values": column}
+    wide = chosen.pivot_table(**by, sort=False).astype(float)
     if wide.isna().any(axis=None):
         raise ValueError(f"not every setting has the same images of {prompt_set!r}")
     return wide
-
-
-def _mean(matrix: pd.DataFrame, columns: np.ndarray | None) -> np.ndarray:
-    values = matrix.to_numpy()
-    return (values if columns is None else values[:, columns]).mean(axis=1)

@@ -1,11 +1,13 @@
 """A text-to-image model: opening it, and what needs no scheduler; the rest is `models.run`."""
 
+import importlib
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from transformers import BatchEncoding
@@ -13,27 +15,30 @@ from transformers import BatchEncoding
 from vldnp._finite import check_finite
 from vldnp.models import families
 from vldnp.models.conditioning import Conditioning
-from vldnp.models.errors import out_of_memory
 from vldnp.models.families import Family
 from vldnp.models.hub import default_device
+from vldnp.models.weights import live_fingerprint, open_whole, out_of_memory
+
+MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
+"""Options that save memory and change no image but by rounding."""
+
+NO_OPTIONS = {"custom_pipeline", "trust_remote_code", "use_safetensors"}
+NO_OPTIONS |= {"quantization_config", "device_map"}
+HINT = "lower batch_size, or load the model with dtype='float16', model_cpu_offload=True or "
+HINT += "vae_slicing=True"
 
 
 class Backbone:
     """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
 
-    Args:
-        pipe: the pipeline; it is not changed.
-        name, revision: what identifies the model in records.
+    The pipeline is not changed; name and revision identify the model in records.
 
     Raises:
         ValueError: the pipeline is of another family.
     """
 
     def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        name: str | None = None,
-        revision: str | None = None,
+        self, pipe: DiffusionPipeline, name: str | None = None, revision: str | None = None
     ):
         self.family: Family = families.family_of(pipe)
         self.pipe, self.revision = pipe, revision
@@ -49,53 +54,39 @@ class Backbone:
         name: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
-        model_cpu_offload: bool = False,
-        attention_slicing: bool = False,
-        vae_slicing: bool = False,
-        vae_tiling: bool = False,
         **options,
     ) -> "Backbone":
-        """Open a folder or a hub id with the pipeline class that it names; safetensors only.
-
-        The class is looked up before any weights are fetched.
-
-        Args:
-            source, revision: folder or hub id, and the hub's revision.
-            name: default is `source`.
-            device, dtype, …: as in `vldnp.load`.
+        """Open a folder or a hub id by the pipeline class that it names, looked up before weights
+        are fetched; see `vldnp.load`.
 
         Raises:
-            ValueError: a pipeline of another family, or a setting that does not fit.
+            ValueError: another family, a setting that does not fit, or not exactly its weights.
         """
-        if foreign := {"custom_pipeline", "trust_remote_code", "use_safetensors"} & options.keys():
+        if refused := sorted(NO_OPTIONS & options.keys()):
             raise ValueError(
-                f"{min(foreign)} cannot be set: weights are safetensors, and no model brings code"
+                f"{refused[0]} cannot be set: weights are safetensors, and no model brings code; "
+                "open the pipeline with it yourself, and give that to vldnp.load"
             )
+        saving = {option for option in MEMORY if options.pop(option, False)}
         config = DiffusionPipeline.load_config(source, revision=revision, **options)
-        family = families.family_named(str(config.get("_class_name")))
-        if attention_slicing and family.network != "unet":
+        kind = str(config.get("_class_name"))
+        family = next((f for f in families.FAMILIES if f.pipeline.__name__ == kind), None)
+        if family is None:
+            raise families.unsupported(kind)
+        if "attention_slicing" in saving and family.network != "unet":
             raise ValueError(
                 f"attention_slicing is for U-Nets, and {family.name} has a transformer; use "
                 "model_cpu_offload or vae_slicing to save memory"
             )
         device = device or default_device()
-        if model_cpu_offload and torch.device(device).type == "cpu":
+        if "model_cpu_offload" in saving and torch.device(device).type == "cpu":
             raise ValueError("model_cpu_offload is for a GPU, and this is to run on the CPU")
-        pipe = family.pipeline.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            **{**family.opening, **options},
-        )
+        pipe = _opened(family, config, source, revision, dtype, {**family.opening, **options})
         pipe.set_progress_bar_config(disable=True)
-        if attention_slicing:
+        if "attention_slicing" in saving:
             pipe.enable_attention_slicing()
-        if vae_slicing:
-            pipe.vae.enable_slicing()
-        if vae_tiling:
-            pipe.vae.enable_tiling()
-        if model_cpu_offload:
+        pipe.vae.use_slicing, pipe.vae.use_tiling = "vae_slicing" in saving, "vae_tiling" in saving
+        if "model_cpu_offload" in saving:
             pipe.enable_model_cpu_offload(device=device)
         else:
             pipe.to(device)
@@ -124,7 +115,7 @@ class Backbone:
         """Height and width in pixels; the model's own where there is none.
 
         Raises:
-            ValueError: the model makes no pictures of this size.
+            ValueError: the model generates no images of this size.
         """
         config, factor = self.network.config, self.pipe.vae_scale_factor
         own = config.get("sample_size") or self.pipe.default_sample_size
@@ -141,12 +132,8 @@ class Backbone:
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Prompts → text conditioning, as by the stock pipeline.
 
-        A prompt longer than the encoders' limit is cut, with a `UserWarning` that
-        quotes the truncated text.
-
-        Args:
-            size: height, width of the pictures in pixels, which SDXL is conditioned on; default is
-                the model's own.
+        A longer prompt than the encoders' limit is cut, with a warning that quotes the lost text.
+        SDXL is conditioned on the `size`, height and width in pixels; default is the model's own.
         """
         self._warn_of_truncation(prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
@@ -159,12 +146,12 @@ class Backbone:
     def _warn_of_truncation(self, texts: Sequence[str]) -> None:
         for text in texts:
             if (end := families.truncated(self.pipe, text)) is not None:
+                limit = families.primary_tokenizer(self.pipe)[1]
                 warnings.warn(
-                    f"a prompt is longer than the text encoder's "
-                    f"{families.primary_tokenizer(self.pipe)[1]} tokens; truncated text: "
+                    f"a prompt is longer than the text encoder's {limit} tokens; truncated text: "
                     f"{end!r}",
                     UserWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
 
     @torch.no_grad()
@@ -175,19 +162,79 @@ class Backbone:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1."""
+        """Clean latents → images `[B, 3, H, W]`, float32 in 0..1."""
         vae = self.pipe.vae
-        keeping = exact(vae) if self.family is families.SDXL else nullcontext()
-        with self.short_of_memory(), keeping:
-            return decoded(vae, latents)
+        # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
+        upcast = self.family is families.SDXL and vae.config.get("force_upcast")
+        upcast = upcast and vae.dtype == torch.float16
+        with self.short_of_memory():
+            try:
+                return decoded(vae.to(torch.float32) if upcast else vae, latents)
+            finally:
+                if upcast:
+                    vae.to(torch.float16)
 
     def short_of_memory(self) -> AbstractContextManager:
         """Where the GPU's memory does not last, say which settings lower what is needed."""
-        return out_of_memory(
-            self.name,
-            "lower batch_size, or load the model with dtype='float16', model_cpu_offload=True or "
-            "vae_slicing=True",
-        )
+        return out_of_memory(self.name, HINT)
+
+    def fingerprint(self) -> str:
+        """All that decides its images now (`weights.live_fingerprint`), from all its weights."""
+        return live_fingerprint(self.pipe)
+
+
+class Preview:
+    """Decodes the images that a VLM is shown, never the final ones, by an `AutoencoderTiny`.
+
+    It is distilled from the VAE of the model that it serves, as TAESD is from Stable Diffusion
+    1's (Bohan 2023, github.com/madebyollin/taesd). It is used where it lies, in its own precision.
+    """
+
+    def __init__(self, vae: AutoencoderTiny, name: str, revision: str):
+        self.vae, self.name, self.revision = vae.eval(), name, revision
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clean latents `[B, C, h, w]` → images `[B, 3, H, W]`, float32 in 0..1."""
+        return decoded(self.vae, latents.to(self.vae.device))
+
+    def check(self, backbone: Backbone) -> None:
+        """Raise a `ValueError` of one line if it decodes other latents than this model's."""
+        own, vae = self.vae.config, backbone.pipe.vae.config
+        levels = len(own.decoder_block_out_channels) - 1
+        ours = own.latent_channels, own.upsampling_scaling_factor**levels
+        theirs = vae.latent_channels, backbone.pipe.vae_scale_factor
+        if ours != theirs:
+            raise ValueError(
+                f"preview {self.name!r} is for latents of {ours[0]} channels, a {ours[1]}th of the "
+                f"image's size, and {backbone.name!r} has {theirs[0]} and a {theirs[1]}th; use "
+                "the tiny VAE made for this model"
+            )
+
+    def describe(self) -> dict:
+        """JSON-able; what decides its images."""
+        return {"name": self.name, "revision": self.revision, "dtype": str(self.vae.dtype)}
+
+
+def _opened(
+    family: Family, config: dict, source: str, revision: str | None, dtype, options: dict
+) -> DiffusionPipeline:
+    """The pipeline, each of whose models has exactly the weights of its files."""
+    folder = Path(source)
+    if not folder.is_dir():
+        how = {"revision": revision, "use_safetensors": True}
+        folder = Path(family.pipeline.download(source, **how, **options))
+    variant, parts = options.get("variant"), {}
+    for part, said in config.items():
+        library, kind = said if isinstance(said, list | tuple) and len(said) == 2 else ("", "")
+        if part in options or library not in ("diffusers", "transformers"):
+            continue
+        kind = getattr(importlib.import_module(library), kind)
+        if issubclass(kind, nn.Module):
+            has_variant = variant and any((folder / part).glob(f"*.{variant}*"))
+            own = {"variant": variant} if has_variant else {}
+            parts[part] = open_whole(kind, folder / part, dtype=dtype, **own)
+    return family.pipeline.from_pretrained(folder, dtype=dtype, **options, **parts)
 
 
 def as_backbone(model: Backbone | DiffusionPipeline) -> Backbone:
@@ -203,32 +250,14 @@ def as_backbone(model: Backbone | DiffusionPipeline) -> Backbone:
 
 
 def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
-    """Clean latents → pictures `[B, 3, H, W]`, float32 in 0..1.
-
-    Raises:
-        NonFiniteError: a picture holds NaN or infinity, which would be black or white.
-    """
+    """Clean latents → images `[B, 3, H, W]`, float32 in 0..1; `NonFiniteError` for NaN."""
     latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
     pixels = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
     check_finite({"the decoded picture": pixels})
     return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 
-@contextmanager
-def exact(vae: nn.Module) -> Iterator[None]:
-    """SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32."""
-    overflows = vae.dtype == torch.float16 and vae.config.get("force_upcast")
-    if not overflows:
-        yield
-        return
-    vae.to(torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(torch.float16)
-
-
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """`[B, 3, H, W]` in 0..1 → RGB pictures, rounded as diffusers rounds."""
+    """`[B, 3, H, W]` in 0..1 → RGB images, rounded as diffusers rounds."""
     array = (pixels * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in array]

@@ -17,7 +17,7 @@ class CLIPScore:
 
     Args:
         model, preprocess, tokenizer: as `open_clip` makes them.
-        name, revision: what the run's records call it.
+        name, revision: what identifies it in records.
     """
 
     def __init__(self, model, preprocess, tokenizer, name: str, revision: str, batch_size=64):
@@ -25,9 +25,7 @@ class CLIPScore:
         self.name, self.revision, self.batch_size = name, revision, batch_size
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, device="cpu", name: str | None = None, revision: str | None = None
-    ) -> "CLIPScore":
+    def from_pretrained(cls, folder: str | Path, device="cpu", name: str = "") -> "CLIPScore":
         """Open a folder with `open_clip_config.json` and safetensors weights.
 
         The tokenizer comes from the folder when the config names one (`hf_tokenizer_name`), and
@@ -35,36 +33,31 @@ class CLIPScore:
         """
         import open_clip
 
-        folder = Path(folder)
-        if not (folder / "open_clip_config.json").is_file():
-            raise FileNotFoundError(f"no CLIP model in {folder}: open_clip_config.json is missing")
-        if not any(folder.glob("*.safetensors")):
-            raise FileNotFoundError(f"no CLIP model in {folder}: it has no safetensors file")
+        for files in ("open_clip_config.json", "*.safetensors"):
+            if not any(Path(folder).glob(files)):
+                raise FileNotFoundError(f"no CLIP model in {folder}: {files} is missing")
         check_safetensors(folder)
         source = f"local-dir:{folder}"
         model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
         model.requires_grad_(False)
-        tokenizer = open_clip.get_tokenizer(source)
-        revision = revision or fingerprint(folder)
-        return cls(model, preprocess, tokenizer, name or folder.name, revision)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        parts = model, preprocess, open_clip.get_tokenizer(source)
+        return cls(*parts, name or Path(folder).name, fingerprint(folder))
 
     @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit vectors `[B, D]` on the CPU."""
-        batches = torch.stack([self.preprocess(x) for x in images]).split(self.batch_size)
-        encode = self.model.encode_image
-        return torch.cat([encode(x.to(self.device), normalize=True).cpu() for x in batches])
+        return self._embed(
+            self.model.encode_image, torch.stack([self.preprocess(x) for x in images])
+        )
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `[B, D]` on the CPU."""
-        batches = self.tokenizer(list(texts)).split(self.batch_size)
-        encode = self.model.encode_text
-        return torch.cat([encode(x.to(self.device), normalize=True).cpu() for x in batches])
+        return self._embed(self.model.encode_text, self.tokenizer(list(texts)))
+
+    def _embed(self, encode, inputs: Tensor) -> Tensor:
+        device, batches = next(self.model.parameters()).device, inputs.split(self.batch_size)
+        return torch.cat([encode(x.to(device), normalize=True).cpu() for x in batches])
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """The cosine of each image with its own prompt: `[B]` in −1..1.
@@ -81,7 +74,7 @@ class CLIPScore:
     def chance(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
         """The mean cosine of each image with the prompts of the others, those of its own aside.
 
-        What a picture scores that has nothing to do with its prompt; NaN where no prompt differs.
+        What an image scores that has nothing to do with its prompt; NaN where no prompt differs.
         """
         cosines = (self.embed_images(images) @ self.embed_texts(prompts).T).numpy()
         prompts = np.asarray(prompts)

@@ -1,7 +1,7 @@
 """Conditioning: the text conditioning of the user's prompts, at each step.
 
-Mostly the prompts as they are written. A method that changes them (`vldnp.baselines.safree`)
-is a policy that says, for each step, which embeddings stand for the prompts.
+A method that changes the prompts (`vldnp.baselines.safree`) is a policy that says, for each step,
+which embeddings stand for them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,37 +15,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AuxiliaryRows:
-    """Rows that go through the U-Net beside others, only for what their features tell.
+    """Rows with latents of other rows and prompts of their own, whose predictions are dropped."""
 
-    An auxiliary row has the latents of its row and a prompt of its own. Its prediction is dropped.
-
-    Attributes:
-        rows: which rows of the conditioning have an auxiliary row, `k` of them.
-        embeds: the auxiliary rows' prompts, `[k, L, D]`.
-        attending: `(unet, rows, auxiliary) -> context` in which the U-Net lets the features of
-            the auxiliary rows (their places in the batch) act on those of the rows.
-    """
-
-    rows: tuple[int, ...]
-    embeds: Tensor
+    rows: tuple[int, ...]  # of the conditioning, `k` of them, that have an auxiliary row
+    embeds: Tensor  # the auxiliary rows' prompts, `[k, L, D]`
+    # (unet, rows, auxiliary) → a context in which the U-Net lets the features of the auxiliary
+    # rows (their places in the batch) act on those of the rows
     attending: Callable[[torch.nn.Module, Sequence[int], Sequence[int]], AbstractContextManager]
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Encoded prompts, a row each; `a + b` puts the rows of b below, `a[rows]` selects.
+    """Encoded prompts, a row each; `a + b` puts the rows of b below, `a[rows]` selects."""
 
-    Attributes:
-        embeds: `[B, L, D]`.
-        auxiliary: rows that go through the network beside these.
-        added: what the model's family is told besides, by the network's own names, `[B, …]` each:
-            nothing for Stable Diffusion 1 and 2; `text_embeds` and `time_ids` for SDXL;
-            `pooled_projections` for Stable Diffusion 3.
-    """
-
-    embeds: Tensor
-    auxiliary: AuxiliaryRows | None = None
-    added: Mapping[str, Tensor] = field(default_factory=dict)
+    embeds: Tensor  # `[B, L, D]`
+    auxiliary: AuxiliaryRows | None = None  # rows that go through the network beside these
+    added: Mapping[str, Tensor] = field(default_factory=dict)  # more, by name, `[B, …]` each
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -72,7 +57,7 @@ class Conditioning:
 
 
 def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
-    """The rows of all parts, one below the other."""
+    """The rows of all parts, one below the other; at most one part has auxiliary rows."""
     if sum(part.auxiliary is not None for part in parts) > 1:
         raise ValueError("only one of several conditionings may have auxiliary rows")
     auxiliary, start = None, 0

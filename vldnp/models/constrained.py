@@ -1,4 +1,4 @@
-"""Constrained answers: a model can write "none" or terms out of a list, and nothing else.
+"""Constrained answers: a model can generate "none" or terms out of a list, and nothing else.
 
     answer = "none" | term {", " term}          each term at most once
 
@@ -8,86 +8,56 @@ that the model's own tokenizer makes of each term, at the start of an answer and
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 NONE = "none"
 
-
-@dataclass(frozen=True)
-class Spelling:
-    """The tokens of every choice.
-
-    Attributes:
-        first: (tokens, choice) at the start of an answer, with and without a leading space; also
-            those of "none".
-        more: (tokens, choice) after another term, the comma included.
-    """
-
-    first: tuple[tuple[tuple[int, ...], str], ...]
-    more: tuple[tuple[tuple[int, ...], str], ...]
+Spelling = tuple[list[tuple[tuple[int, ...], str]], list[tuple[tuple[int, ...], str]]]
+"""(tokens, choice) at the start of an answer, with and without a space, also of "none"; and after
+another term, the comma included."""
 
 
 def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
     """How `tokenizer` spells the choices.
 
     Raises:
-        ValueError: there are none, one cannot stand in a list (it is "none", or has a comma), or
-            the tokenizer has no tokens for one; one line.
+        ValueError: those of `offered`, or the tokenizer has no tokens for one; one line.
     """
-    choices = offered(choices)
     first, more = [], []
-    for choice in (*choices, NONE):
+    before = _tokens(tokenizer, NONE)
+    for choice in (*offered(choices), NONE):
         starts = {_tokens(tokenizer, choice), _tokens(tokenizer, f" {choice}")}
         starts = {tokens for tokens in starts if _says(tokenizer, tokens, choice)}
-        if not starts:
-            raise ValueError(f"the tokenizer has no tokens for {choice!r}")
-        first += [(tokens, choice) for tokens in sorted(starts)]
-        if choice == NONE:
-            continue
         # In context, because some tokenizers put a space before the first word of any text.
-        before = _tokens(tokenizer, NONE)
         after = _tokens(tokenizer, f"{NONE}, {choice}")
-        if after[: len(before)] == before:
-            after = after[len(before) :]
-        else:
-            after = _tokens(tokenizer, f", {choice}")
-        if not _says(tokenizer, (*before, *after), f"{NONE}, {choice}"):
-            raise ValueError(f"the tokenizer has no tokens for {choice!r} after a comma")
-        more.append((after, choice))
-    return Spelling(tuple(first), tuple(more))
+        whole = after[: len(before)] == before
+        after = after[len(before) :] if whole else _tokens(tokenizer, f", {choice}")
+        if not starts or not _says(tokenizer, (*before, *after), f"{NONE}, {choice}"):
+            raise ValueError(f"the tokenizer has no tokens for {choice!r} in a list")
+        first += [(tokens, choice) for tokens in sorted(starts)]
+        more += [(after, choice)] if choice != NONE else []
+    return first, more
 
 
 def offered(choices: Sequence[str]) -> list[str]:
-    """The choices, each once.
-
-    Raises:
-        ValueError: there are none, or one cannot stand in a list: it is "none", or has a comma.
-    """
+    """The choices, each once; `ValueError` for one that cannot stand in a list with commas."""
     choices = list(dict.fromkeys(choices))
-    if not choices:
-        raise ValueError("constrained answers need choices: the terms that an answer may hold")
-    for choice in choices:
-        if "," in choice or _words(choice) in {(), (NONE,)}:
-            raise ValueError(
-                f"{choice!r} cannot be a choice: an answer is a list with commas, or none"
-            )
+    if wrong := [c for c in choices if "," in c or _words(c) in ([], [NONE])]:
+        raise ValueError(
+            f"{wrong[0]!r} cannot be a choice: an answer is a list with commas or none"
+        )
     return choices
 
 
 def allowed(
     spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int
 ) -> list[int]:
-    """The tokens that may come next; never none.
+    """The tokens that may come after those `written`; never none.
 
-    Args:
-        written: the answer's tokens so far.
-        ends: the tokens that end an answer; they may come after every whole term.
-        left: how many more tokens may be written. No term is begun that would be cut off.
+    An end may come after every whole term; no term is begun that has not room in `left` tokens.
     """
-    written = tuple(written)
+    written, found = tuple(written), set()
     if set(ends) & set(written):
         return sorted(ends)
-    found: set[int] = set()
 
     def walk(position: int, used: frozenset[str], paths) -> None:
         rest = written[position:]
@@ -98,23 +68,19 @@ def allowed(
                 if len(rest) == len(tokens):
                     found.update(ends)
                 if choice != NONE:
-                    walk(position + len(tokens), used | {choice}, spelling.more)
+                    walk(position + len(tokens), used | {choice}, spelling[1])
             elif tokens[: len(rest)] == rest and len(tokens) - len(rest) <= left:
                 found.add(tokens[len(rest)])
 
-    walk(0, frozenset(), spelling.first)
+    walk(0, frozenset(), spelling[0])
     return sorted(found)
 
 
 def prefix_function(
     spelling: Spelling, prompt_length: int, ends: Collection[int], max_new_tokens: int
 ) -> Callable:
-    """`prefix_allowed_tokens_fn(batch_id, input_ids)` for prompts padded to one length.
-
-    Raises:
-        ValueError: not even "none" fits into `max_new_tokens`.
-    """
-    shortest = min(len(tokens) for tokens, choice in spelling.first if choice == NONE)
+    """`prefix_allowed_tokens_fn` for prompts padded to one length; "none" must have room."""
+    shortest = min(len(tokens) for tokens, choice in spelling[0] if choice == NONE)
     if shortest > max_new_tokens:
         raise ValueError(f"max_new_tokens must be {shortest} or more, not {max_new_tokens}")
 
@@ -133,5 +99,5 @@ def _says(tokenizer, tokens: Sequence[int], text: str) -> bool:
     return _words(tokenizer.decode(list(tokens), skip_special_tokens=True)) == _words(text)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"[^\W_]+", text.casefold()))
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())

@@ -1,38 +1,15 @@
 """Model families: the text conditioning of each, and how its network is called.
 
-Everything else about a diffusers pipeline is the same for all of them; see `vldnp.models.backbone`
-and `vldnp.models.run`.
+Everything else about a diffusers pipeline is the same for all; see `models.backbone` and `.run`.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import diffusers
 import torch
-from diffusers import (
-    DDIMParallelScheduler,
-    DDIMScheduler,
-    DDPMParallelScheduler,
-    DDPMScheduler,
-    DEISMultistepScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    FluxPipeline,
-    LCMScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    SASolverScheduler,
-    SchedulerMixin,
-    StableDiffusion3Pipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    TCDScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
@@ -40,95 +17,76 @@ from transformers import PreTrainedTokenizerBase
 
 from vldnp.models.conditioning import Conditioning
 
-T5_TOKENS = 256
-"""So many tokens Stable Diffusion 3's T5 reads, as in the stock pipeline."""
-
-FLUX_TOKENS = 512
-"""The same for FLUX."""
-
+T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
 FLUX_GUIDANCE = 3.5
-"""The guidance scale that FLUX.1-dev, into which guidance is distilled, is told by the stock
-pipeline; FLUX.1-schnell is told none. It is no g: ε_cfg is made of such predictions."""
+"""What the stock pipeline tells FLUX.1-dev, into which guidance is distilled, and not
+FLUX.1-schnell. It is no g: ε_cfg is made of such predictions."""
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 SCHEDULERS = {
-    "dpm++": (DPMSolverMultistepScheduler, DPM),
-    "dpm++-karras": (DPMSolverMultistepScheduler, {**DPM, "use_karras_sigmas": True}),
-    "ddim": (DDIMScheduler, {"clip_sample": False, "thresholding": False}),
-    "euler": (EulerDiscreteScheduler, {}),
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, DPM),
+    "dpm++-karras": (diffusers.DPMSolverMultistepScheduler, {**DPM, "use_karras_sigmas": True}),
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "thresholding": False}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
 }
 """name → scheduler class and settings; the rest comes from the pipeline's own scheduler config."""
 
 FLOW_SCHEDULERS = {
-    "dpm++": (
-        DPMSolverMultistepScheduler,
-        {**DPM, "prediction_type": "flow_prediction", "use_flow_sigmas": True},
-    ),
-    "euler": (FlowMatchEulerDiscreteScheduler, {}),
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, {**DPM, **FLOW}),
+    "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
 """The same for flow matching."""
 
-SOLVERS = (
-    DEISMultistepScheduler,
-    DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
-    UniPCMultistepScheduler,
-)
-"""Classes that serve both, by their `prediction_type`."""
 
-STEPPERS = (
-    DDIMParallelScheduler,
-    DDIMScheduler,
-    DDPMParallelScheduler,
-    DDPMScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    LCMScheduler,
-    LMSDiscreteScheduler,
-    PNDMScheduler,
-    SASolverScheduler,
-    TCDScheduler,
-    *SOLVERS,
+def _classes(names: str) -> tuple[type[SchedulerMixin], ...]:
+    return tuple(getattr(diffusers, f"{name}Scheduler") for name in names.split())
+
+
+SOLVERS = _classes("DEISMultistep DPMSolverMultistep DPMSolverSinglestep UniPCMultistep")
+"""Scheduler classes that serve flow matching and other models, by their `prediction_type`."""
+
+STEPPERS = SOLVERS + _classes(
+    "DDIMParallel DDIM DDPMParallel DDPM EulerAncestralDiscrete EulerDiscrete LCM LMSDiscrete "
+    "PNDM SASolver TCD"
 )
 """Scheduler classes for predictions of ε, v or x₀: one evaluation a step, x̂₀ in closed form."""
 
-FLOW_STEPPERS = (FlowMatchEulerDiscreteScheduler, *SOLVERS)
+FLOW_STEPPERS = (diffusers.FlowMatchEulerDiscreteScheduler, *SOLVERS)
 """The same for flow matching."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """How models of one family are opened, told and called.
-
-    Attributes:
-        name: as people say it.
-        pipeline: the diffusers class that opens it.
-        network: the component that predicts: `unet` or `transformer`.
-        needed: the components that it cannot do without.
-        embed: `(pipe, texts, size) -> Conditioning`, a row for each text; size is height, width
-            in pixels.
-        predict: `(pipe, latents, t, conditioning) -> prediction`, one call of the network.
-        schedulers: those that go by a name.
-        steppers: the classes of which a scheduler object may be.
-        flow: whether it was trained by flow matching.
-        packing: the side of the squares of latents that are packed into one token's channels.
-        sigmas: N → the noise levels before the shift by size, where they are not the scheduler's.
-        opening: options of the pipeline's `from_pretrained`.
-    """
+    """How models of one family are opened, conditioned and called."""
 
     name: str
-    pipeline: type[DiffusionPipeline]
-    network: str
-    needed: tuple[str, ...]
-    embed: Callable[[DiffusionPipeline, list[str], tuple[int, int]], Conditioning]
-    predict: Callable[[DiffusionPipeline, Tensor, Tensor, Conditioning], Tensor]
-    schedulers: dict = field(default_factory=lambda: SCHEDULERS)
-    steppers: tuple[type[SchedulerMixin], ...] = STEPPERS
-    flow: bool = False
-    packing: int = 1
-    sigmas: Callable[[int], list[float]] | None = None
-    opening: dict = field(default_factory=dict)
+    pipeline: type[DiffusionPipeline]  # that opens it
+    network: str  # the component that predicts: `unet` or `transformer`
+    embed: Callable[..., Conditioning]  # (pipe, texts, (height, width)) → a row for each text
+    predict: Callable[..., Tensor]  # (pipe, latents, t, conditioning) → one call of the network
+    encoders: int = 2  # text encoders, each with its tokenizer, that it cannot do without
+    flow: bool = False  # trained by flow matching
+    packing: int = 1  # the side of the squares of latents that are packed into one token
+    sigmas: Callable[[int], list[float]] | None = None  # N → noise levels, if not the scheduler's
+    opening: dict = field(default_factory=dict)  # options of the pipeline's `from_pretrained`
+
+    @property
+    def needed(self) -> list[str]:
+        """The components that it cannot do without."""
+        texts = "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"
+        return [self.network, "vae", *texts[: 2 * self.encoders]]
+
+    @property
+    def schedulers(self) -> dict:
+        """The schedulers that go by a name."""
+        return FLOW_SCHEDULERS if self.flow else SCHEDULERS
+
+    @property
+    def steppers(self) -> tuple[type[SchedulerMixin], ...]:
+        """The classes of which a scheduler object may be."""
+        return FLOW_STEPPERS if self.flow else STEPPERS
 
 
 def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
@@ -136,16 +94,17 @@ def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -
     encoder, tokens = pipe.text_encoder, clip_tokens(pipe, texts)
     uses_mask = getattr(encoder.config, "use_attention_mask", False)
     mask = tokens.attention_mask if uses_mask else None
-    states = encoder(tokens.input_ids, attention_mask=mask)[0]
-    return Conditioning(states.to(pipe.unet.dtype))
+    return Conditioning(encoder(tokens.input_ids, attention_mask=mask)[0].to(pipe.unet.dtype))
 
 
-def predict_sd(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    return pipe.unet(latents, t, encoder_hidden_states=cond.embeds, return_dict=False)[0]
+def predict_unet(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """Also SDXL's, which is conditioned on more than embeddings."""
+    added = {"added_cond_kwargs": cond.added} if cond.added else {}
+    return pipe.unet(latents, t, encoder_hidden_states=cond.embeds, **added, return_dict=False)[0]
 
 
 def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    """Both encoders' last states but one side by side; pooled states; the picture's size, uncut.
+    """Both encoders' last states but one side by side; pooled states; the image's size, uncut.
 
     The six time ids are original size, crop's corner and target size (Podell et al. 2023, arXiv
     2307.01952, section 2.2).
@@ -154,16 +113,6 @@ def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int])
     embeds, pooled = encoded[0].to(pipe.unet.dtype), encoded[2].to(pipe.unet.dtype)
     time_ids = embeds.new_tensor([[*size, 0, 0, *size]] * len(texts))
     return Conditioning(embeds, added={"text_embeds": pooled, "time_ids": time_ids})
-
-
-def predict_sdxl(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    return pipe.unet(
-        latents,
-        t,
-        encoder_hidden_states=cond.embeds,
-        added_cond_kwargs=cond.added,
-        return_dict=False,
-    )[0]
 
 
 def embed_sd3(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
@@ -176,17 +125,12 @@ def embed_sd3(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) 
 
 
 def predict_sd3(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    return pipe.transformer(
-        latents,
-        timestep=t.expand(len(latents)),
-        encoder_hidden_states=cond.embeds,
-        return_dict=False,
-        **cond.added,
-    )[0]
+    states, times = {"encoder_hidden_states": cond.embeds}, t.expand(len(latents))
+    return pipe.transformer(latents, timestep=times, **states, **cond.added, return_dict=False)[0]
 
 
 def embed_flux(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    """T5's states; CLIP's pooled ones; and what guidance scale a distilled network is told."""
+    """T5's states; CLIP's pooled ones; and what guidance scale a distilled network is given."""
     embeds, pooled, _ = pipe.encode_prompt(texts, max_sequence_length=FLUX_TOKENS)
     dtype = pipe.transformer.dtype
     added = {"pooled_projections": pooled.to(dtype)}
@@ -213,43 +157,16 @@ def predict_flux(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Cond
 
 
 SD = Family(
-    "Stable Diffusion 1/2",
-    StableDiffusionPipeline,
-    "unet",
-    ("unet", "vae", "text_encoder", "tokenizer"),
-    embed_sd,
-    predict_sd,
-    # The safety checker would black out pictures after the fact; here they are judged instead.
+    *("Stable Diffusion 1/2", diffusers.StableDiffusionPipeline, "unet", embed_sd, predict_unet),
+    encoders=1,
+    # The safety checker would black out images after the fact; here they are judged instead.
     opening={"safety_checker": None, "requires_safety_checker": False},
 )
-SDXL = Family(
-    "Stable Diffusion XL",
-    StableDiffusionXLPipeline,
-    "unet",
-    ("unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
-    embed_sdxl,
-    predict_sdxl,
-)
-SD3 = Family(
-    "Stable Diffusion 3",
-    StableDiffusion3Pipeline,
-    "transformer",
-    ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
-    embed_sd3,
-    predict_sd3,
-    FLOW_SCHEDULERS,
-    FLOW_STEPPERS,
-    flow=True,
-)
+XL, PIPE3 = diffusers.StableDiffusionXLPipeline, diffusers.StableDiffusion3Pipeline
+SDXL = Family("Stable Diffusion XL", XL, "unet", embed_sdxl, predict_unet)
+SD3 = Family("Stable Diffusion 3", PIPE3, "transformer", embed_sd3, predict_sd3, flow=True)
 FLUX = Family(
-    "FLUX.1",
-    FluxPipeline,
-    "transformer",
-    ("transformer", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
-    embed_flux,
-    predict_flux,
-    FLOW_SCHEDULERS,
-    FLOW_STEPPERS,
+    *("FLUX.1", diffusers.FluxPipeline, "transformer", embed_flux, predict_flux),
     flow=True,
     packing=2,
     sigmas=lambda N: [1 - i / N for i in range(N)],
@@ -258,82 +175,58 @@ FAMILIES = (SD, SDXL, SD3, FLUX)
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
-    """The family of a pipeline that can be guided here.
-
-    Raises:
-        ValueError: it is of no known family, or of a kind that needs more than a prompt.
-    """
+    """The family of a pipeline; `ValueError` for an unknown one, or if it needs more than text."""
     kind = type(pipe).__name__
     family = next((f for f in FAMILIES if isinstance(pipe, f.pipeline)), None)
     if family is None:
         raise unsupported(kind)
     if missing := [part for part in family.needed if getattr(pipe, part, None) is None]:
         raise ValueError(
-            f"this {kind} has no {missing[0]}, which {family.name} is told its prompts with; "
-            f"open one that has {', '.join(family.needed)}"
+            f"this {kind} has no {missing[0]}; open one that has {', '.join(family.needed)}"
         )
-    network = getattr(pipe, family.network)
-    channels = network.config.in_channels // family.packing**2
-    if channels != pipe.vae.config.latent_channels:
+    config, latents = getattr(pipe, family.network).config, pipe.vae.config.latent_channels
+    if (channels := config.in_channels // family.packing**2) != latents:
         raise ValueError(
-            f"the {family.network} of this {kind} takes {channels} channels and "
-            f"the VAE has {pipe.vae.config.latent_channels}, as for inpainting; open a model that "
-            "makes pictures from text alone"
+            f"the {family.network} of this {kind} takes {channels} channels and the VAE has "
+            f"{latents}, as for inpainting; open a model that needs text alone"
         )
-    if network.config.get("time_cond_proj_dim") is not None:
+    if config.get("time_cond_proj_dim") is not None:
         raise ValueError(
-            f"the {family.network} of this {kind} has the guidance scale distilled into it, and "
-            "there is no ε_u to guide with; open the model that it was distilled from"
+            f"the {family.network} of this {kind} has the guidance scale distilled in, without "
+            "an ε_u; open the model that it was distilled from"
         )
     return family
 
 
-def family_named(class_name: str) -> Family:
-    """The family whose pipeline has this class name, as in `model_index.json`.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for family in FAMILIES:
-        if family.pipeline.__name__ == class_name:
-            return family
-    raise unsupported(class_name)
-
-
 def unsupported(kind: str) -> ValueError:
+    """The error for a pipeline class of no known family."""
     known = ", ".join(f"{f.pipeline.__name__} ({f.name})" for f in FAMILIES)
     return ValueError(f"{kind} is not a pipeline that can be guided here; use one of {known}")
 
 
 def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
-    """Whether this scheduler makes pictures with models of this family.
-
-    Raises:
-        ValueError: it does not; one line that says what would.
-    """
-    kind = type(scheduler).__name__
+    """A `ValueError` of one line, if images cannot be generated with this scheduler."""
+    kind, names = type(scheduler).__name__, ", ".join(family.schedulers)
     if not isinstance(scheduler, family.steppers):
         known = ", ".join(stepper.__name__ for stepper in family.steppers)
         raise ValueError(
-            f"{kind} does not fit {family.name}; use one of {', '.join(family.schedulers)}, or an "
-            f"object of one of {known}"
+            f"{kind} does not fit {family.name}; use one of {names}, or an object of one of {known}"
         )
     config = scheduler.config
-    is_flow = config.get("prediction_type", "flow_prediction") == "flow_prediction"
-    if is_flow != family.flow:
+    predicts = config.get("prediction_type", "flow_prediction")
+    if (predicts == "flow_prediction") != family.flow:
         wanted = "flow_prediction" if family.flow else "the one that the model was trained for"
         raise ValueError(
-            f"{kind} with prediction_type {config.get('prediction_type')!r} does not fit "
-            f"{family.name}; use one of {', '.join(family.schedulers)}, or set it to {wanted}"
+            f"{kind} with prediction_type {predicts!r} does not fit {family.name}; use one of "
+            f"{names}, or set it to {wanted}"
         )
     accepted = inspect.signature(type(scheduler)).parameters  # the config keeps others' options too
-    clips = [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]
-    if clips:
+    if clips := [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]:
         raise ValueError(
             f"{kind} clips x̂₀ to a range meant for pixels, and this model has latents; use "
             f"{kind}.from_config(scheduler.config, {', '.join(f'{o}=False' for o in clips)})"
         )
-    if isinstance(scheduler, PNDMScheduler) and not config.skip_prk_steps:
+    if isinstance(scheduler, diffusers.PNDMScheduler) and not config.skip_prk_steps:
         raise ValueError(
             f"{kind} takes several evaluations in each of its first steps (Runge-Kutta), which "
             f"query steps do not fit; use {kind}.from_config(scheduler.config, skip_prk_steps=True)"
@@ -342,20 +235,23 @@ def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
 
 def clip_tokens(pipe: DiffusionPipeline, texts: Sequence[str]):
     """`input_ids` and `attention_mask`, `[B, L]`, padded or cut to the first encoder's limit L."""
-    tokenizer, texts = pipe.tokenizer, list(texts)
-    if isinstance(pipe, TextualInversionLoaderMixin):
-        texts = [pipe.maybe_convert_prompt(text, tokenizer) for text in texts]
-    limit = tokenizer.model_max_length
-    return tokenizer(
-        texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-    ).to(pipe._execution_device)
+    tokenizer, texts = pipe.tokenizer, [_converted(pipe, text, pipe.tokenizer) for text in texts]
+    limit = {"max_length": tokenizer.model_max_length, "truncation": True}
+    tokens = tokenizer(texts, padding="max_length", **limit, return_tensors="pt")
+    return tokens.to(pipe._execution_device)
+
+
+def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with the tokens of textual inversion, where the pipeline has some."""
+    invertible = isinstance(pipe, TextualInversionLoaderMixin)
+    return pipe.maybe_convert_prompt(text, tokenizer) if invertible else text
 
 
 def primary_tokenizer(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int]:
     """The tokenizer of the encoder that reads most of a prompt, and how many tokens it reads."""
     if getattr(pipe, "text_encoder_3", None) is not None:
         return pipe.tokenizer_3, T5_TOKENS
-    if isinstance(pipe, FluxPipeline):
+    if isinstance(pipe, diffusers.FluxPipeline):
         return pipe.tokenizer_2, FLUX_TOKENS
     return pipe.tokenizer, pipe.tokenizer.model_max_length
 
@@ -363,30 +259,22 @@ def primary_tokenizer(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase,
 def truncated(pipe: DiffusionPipeline, text: str) -> str | None:
     """The end of a prompt that no text encoder reads, as it is too long; None where it fits."""
     tokenizer, limit = primary_tokenizer(pipe)
-    if isinstance(pipe, TextualInversionLoaderMixin):
-        text = pipe.maybe_convert_prompt(text, tokenizer)
-    ids = tokenizer(text, truncation=False, verbose=False).input_ids
+    ids = tokenizer(_converted(pipe, text, tokenizer), truncation=False, verbose=False).input_ids
     return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None
 
 
 def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
-    """The words of a text that are no token of the first tokenizer's, each once, in order.
-
-    It writes such a word in several pieces, or with its mark for the unknown.
-    """
+    """The words of a text that the first tokenizer has no token for, each once, in order."""
     encoded = pipe.tokenizer(text, truncation=False, add_special_tokens=False, verbose=False)
     places, unknown = encoded.word_ids(), pipe.tokenizer.unk_token_id
-    pieces = [
-        place
-        for place, token in zip(places, encoded.input_ids, strict=True)
-        if place is not None and (token == unknown or places.count(place) > 1)
-    ]
-    spans = [encoded.word_to_chars(place) for place in dict.fromkeys(pieces)]
+    tokens = zip(places, encoded.input_ids, strict=True)
+    pieces = [w for w, t in tokens if w is not None and (t == unknown or places.count(w) > 1)]
+    spans = [encoded.word_to_chars(word) for word in dict.fromkeys(pieces)]
     return list(dict.fromkeys(text[span.start : span.end] for span in spans))
 
 
 def null_conditioning(pipe: DiffusionPipeline, empty: Conditioning) -> Conditioning:
-    """What ε_u is told, given the encoded empty prompt: that, or zeros where SDXL wants them."""
+    """What ε_u is conditioned on: the encoded empty prompt, or zeros where SDXL wants them."""
     if not pipe.config.get("force_zeros_for_empty_prompt"):
         return empty
     zeros = {**empty.added, "text_embeds": torch.zeros_like(empty.added["text_embeds"])}

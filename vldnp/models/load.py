@@ -1,33 +1,38 @@
-"""The model registry: names → loaded models, shipped, from a folder or from the hub.
+"""Names, folders and hub ids → loaded models.
 
-Weights are safetensors, never pickles; no model brings code of its own; hub models are pinned to
-a revision.
+Weights are safetensors, never pickles, and whole; no model
+brings code of its own; hub models are pinned to a revision.
 """
 
-import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import reduce, wraps
+from importlib import import_module
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
+from huggingface_hub import constants, errors, snapshot_download
 
-from moji.judge import CNNJudge
-from vldnp._files import unknown
-from vldnp.models.clip import CLIPScore
-from vldnp.models.errors import opening
-from vldnp.models.hub import (
-    EMBEDDED,
-    FETCHING,
-    ModelSpec,
-    Source,
-    default_device,
-    find,
-    nudenet_v2,
-    require,
+from vldnp import _files
+from vldnp.models.hub import ModelSpec, Source, default_device, find, table
+from vldnp.models.weights import open_whole, weights_fingerprint
+
+FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
+"""Options of `load` that say how weights are fetched, not which."""
+
+
+TROUBLES = ImportError, OSError, ValueError, RuntimeError, errors.HTTPError
+TROUBLES += (errors.RevisionResolutionError,)
+LESS = (
+    "; it needs less with dtype='float16', with model_cpu_offload=True or, if it is a VLM, with "
+    "quantization={'load_in_4bit': True}"
 )
-from vldnp.models.judges import Judge, NudeNetClassifier, NudeNetJudge, SafetyChecker
+HUB = (
+    "; {how} once to fetch it, or pass a folder with it; check its name and revision at {page} "
+    "and, if it is gated, accept its terms there and log in with `hf auth login` or set HF_TOKEN"
+)
 
 _open: WeakValueDictionary = WeakValueDictionary()
 
@@ -35,103 +40,65 @@ _open: WeakValueDictionary = WeakValueDictionary()
 def _with_own_options(opener: Callable) -> Callable:
     """A `ModelSpec` is opened with its options, and once; options of the call win.
 
-    A profile's model is asked for in many places; while any of them still holds it, the others
-    get the same one, because a large model fits a GPU only once. What was opened by name says how
-    (`opened_as`: opener, name, arguments, options), so that another process can open it too.
+    While anything still holds a profile's model, all get the same one, because a large model fits
+    a GPU only once. What was opened by name says how (`opened_as`: opener, name, arguments,
+    options), so that another process can open it too.
     """
 
     @wraps(opener)
     def opened(model, /, *args, **options):  # a server has a `model` among its options
-        found = from_spec(model, *args, **options)
-        if isinstance(model, str | Path | ModelSpec):
-            found.opened_as = opener.__name__, _anywhere(model), args, options
-        return found
-
-    def from_spec(model, /, *args, **options):
-        if not isinstance(model, ModelSpec):
+        if not isinstance(model, str | Path | ModelSpec):
             return opener(model, *args, **options)
-        if not model.options:
-            return opener(model.name, *args, **options)
-        options = {**model.options, **options}
-        key = opener.__name__, model.name, repr(args), repr(sorted(options.items()))
-        if (known := _open.get(key)) is None:
-            known = _open[key] = opener(model.name, *args, **options)
-        return known
+        name, own = (model.name, model.options) if isinstance(model, ModelSpec) else (model, {})
+        how = own | options
+        key = opener.__name__, name, repr(args), repr(sorted(how.items()))
+        found = (_open.get(key) if own else None) or opener(name, *args, **how)
+        if own:
+            _open[key] = found
+        if Path(name).is_dir() and not any(name in known for known in table().values()):
+            name = str(Path(name).resolve())  # for a process in another working folder
+            model = replace(model, name=name) if isinstance(model, ModelSpec) else name
+        found.opened_as = opener.__name__, model, args, options
+        return found
 
     return opened
 
 
-def _anywhere(model: str | Path | ModelSpec) -> str | Path | ModelSpec:
-    """The same model as a process in another working folder would name it."""
-    text = str(model)
-    if any(text in names for names in EMBEDDED.values()) or not Path(text).is_dir():
-        return model
-    absolute = str(Path(text).resolve())
-    return replace(model, name=absolute) if isinstance(model, ModelSpec) else absolute
-
-
-def _dtype(dtype) -> torch.dtype | str | None:
-    """A dtype, also by its name, as profiles have it."""
-    if not isinstance(dtype, str) or dtype == "auto":
-        return dtype
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise unknown("dtype", dtype, ["float32", "float16", "bfloat16"])
-    return getattr(torch, dtype)
-
-
 @_with_own_options
-def load(
-    model,
-    revision: str | None = None,
-    *,
-    device=None,
-    dtype=torch.float32,
-    model_cpu_offload: bool = False,
-    attention_slicing: bool = False,
-    vae_slicing: bool = False,
-    vae_tiling: bool = False,
-    **options,
-):
-    """Open a text-to-image model: Stable Diffusion 1, 2, XL, 3 or 3.5.
+def load(model, revision: str | None = None, *, device=None, dtype=torch.float32, **options):
+    """Open a text-to-image model: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
 
     Args:
-        model: a name ("moji-sd", "sd-1.4", "sdxl"), a folder in diffusers' format, a hub id, a
+        model: a name ("moji-sd", "sd-1.4"), a folder in diffusers' format, a hub id, a
             `ModelSpec`, a diffusers pipeline, or a `Backbone` (returned as it is).
         revision: commit of the hub repository; needed for a hub id that has no name here.
         device: default is CUDA where there is one, else the CPU.
         dtype: of weights and latents; also by name ("float16").
-        model_cpu_offload: keep on the GPU only the model that works at the moment.
-        attention_slicing: compute the U-Net's attention in slices.
-        vae_slicing, vae_tiling: decode one picture at a time, and large ones tile by tile.
-        options: passed on to the pipeline's `from_pretrained`, as `variant="fp16"`, or
+        options: `model_cpu_offload` (only the model at work is on the GPU), `attention_slicing`
+            (of U-Nets), `vae_slicing`, `vae_tiling` (decode one image at a time, or by tiles); all
+            others go to the pipeline's `from_pretrained`, as `variant="fp16"`, or
             `text_encoder_3=None, tokenizer_3=None` for Stable Diffusion 3 without T5.
 
     Raises:
         ValueError, FileNotFoundError: one line naming what is wrong and what would be right.
     """
-    from vldnp.models.backbone import Backbone, as_backbone
+    from vldnp.models.backbone import MEMORY, Backbone, as_backbone
 
-    settings = {
-        "model_cpu_offload": model_cpu_offload,
-        "attention_slicing": attention_slicing,
-        "vae_slicing": vae_slicing,
-        "vae_tiling": vae_tiling,
-        **options,
-    }
     if isinstance(model, str | Path):
-        settings |= {"device": device, "dtype": _dtype(dtype)}
-        source = find("model", model, revision)
-        backbone = _opened(source, "model_index.json", Backbone.from_pretrained, settings)
-        if said := _said({k: v for k, v in options.items() if k not in FETCHING}):
+        source, how = find("model", model, revision), {"device": device, "dtype": _dtype(dtype)}
+        opener = Backbone.from_pretrained
+        backbone = _opened(source, "model_index.json", opener, **how, **options)
+        which = {k: v for k, v in sorted(options.items()) if k not in FETCHING | MEMORY}
+        if said := ", ".join(f"{k}={_plain(v)}" for k, v in which.items()):
             backbone.revision += f" with {said}"  # other weights than the commit alone says
-    else:
-        if asked := [name for name, value in settings.items() if value]:
-            raise ValueError(
-                f"{asked[0]} is for models opened by name; set it on the pipeline itself"
-            )
-        backbone = as_backbone(model)
-        if backbone.revision is None:
-            backbone.revision = weights_fingerprint(backbone.pipe)
+        return backbone
+    if asked := [name for name, value in options.items() if value]:
+        raise ValueError(f"{asked[0]} is for models opened by name; set it on the pipeline itself")
+    backbone = as_backbone(model)
+    if backbone.revision is None:
+        parts = "unet transformer vae text_encoder text_encoder_2 text_encoder_3".split()
+        found = {part: getattr(backbone.pipe, part, None) for part in parts}
+        backbone.revision = weights_fingerprint(**{k: v for k, v in found.items() if v is not None})
     return backbone
 
 
@@ -146,15 +113,12 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
             `(images, question) -> answers` (returned as it is).
         revision, device: as in `load`.
         dtype: default is float32 on the CPU, else the weights' own.
-        options: of `TransformersVLM`: `max_new_tokens`, `max_edge`, `demonstrations`,
-            `batch_size`, `quantization`, `answers="constrained"` or `"read"`; or of `RemoteVLM`.
+        options: of `TransformersVLM` or `RemoteVLM`; `answers` is "constrained" or "free".
     """
     if not isinstance(vlm, str | Path):
         if not callable(vlm):
             raise TypeError(f"a VLM is a name or a callable (images, question), not {vlm!r}")
         return vlm
-    from vldnp.models.vlm import TransformersVLM
-
     if str(vlm).startswith(("http://", "https://")):
         from vldnp.models.vlm_server import RemoteVLM
 
@@ -163,150 +127,143 @@ def load_vlm(vlm, revision: str | None = None, *, device=None, dtype=None, **opt
         if device or dtype:
             raise ValueError(f"the server {vlm} decides on device and dtype; leave them out")
         return RemoteVLM(vlm, revision=revision, **options)
+    from vldnp.models.vlm import TransformersVLM
+
     source = find("vlm", vlm, revision)
-    options = {**source.options, **options, "device": device, "dtype": _dtype(dtype)}
-    return _opened(source, "config.json", TransformersVLM.from_pretrained, options)
-
-
-def _opened(source: Source, file: str, opener: Callable, options: dict):
-    """What `opener` makes of a folder with that `file`, or of the hub; one line says what fails."""
-    require(source, file)
-    with opening(source):
-        model = opener(source.location, source.hub_revision, name=source.name, **options)
-    model.revision = source.revision
-    return model
+    options = source.entry.get("options", {}) | options | {"dtype": _dtype(dtype)}
+    return _opened(source, "config.json", TransformersVLM.from_pretrained, device=device, **options)
 
 
 @_with_own_options
 def load_preview(preview, revision: str | None = None, *, device=None, dtype=torch.float32):
-    """Open a tiny VAE for the pictures that the VLM is shown, the option `preview` of methods.
+    """Open a tiny VAE that decodes the images the VLM is shown, for `levers.preview`.
 
     Args:
         preview: a name ("moji-taesd", "taesd"), a folder or hub id that `AutoencoderTiny` opens,
             such a VAE itself, or a `Preview` (returned as it is).
         revision, device, dtype: as in `load`.
-
-    Raises:
-        ValueError, FileNotFoundError, TypeError: one line.
     """
     from diffusers import AutoencoderTiny
-    from diffusers.utils import logging
 
-    from vldnp.models.preview import Preview
+    from vldnp.models.backbone import Preview
 
     if isinstance(preview, Preview):
         return preview
     if isinstance(preview, AutoencoderTiny):
-        digest = hashlib.sha256()
-        _digest(digest, "vae", preview)
-        return Preview(preview, type(preview).__name__, digest.hexdigest()[:12])
+        return Preview(preview, type(preview).__name__, weights_fingerprint(vae=preview))
     if not isinstance(preview, str | Path):
-        raise TypeError(
-            "a preview is a name such as 'taesd', a folder, a hub id or an AutoencoderTiny, not "
-            f"{preview!r}"
-        )
-    source = find("preview", preview, revision)
-    require(source, "config.json")
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # it remarks on a key that every config of the class has
-    try:
-        with opening(source):
-            vae = AutoencoderTiny.from_pretrained(
-                source.location,
-                revision=source.hub_revision,
-                dtype=_dtype(dtype),
-                use_safetensors=True,
-            )
-    finally:
-        logging.set_verbosity(loud)
-    vae = vae.to(device or default_device())
-    return Preview(vae, source.name, source.revision)
+        kinds = "a name such as 'taesd', a folder, a hub id or an AutoencoderTiny"
+        raise TypeError(f"a preview is {kinds}, not {preview!r}")
+
+    def opener(location: str, hub_revision: str | None, name: str) -> Preview:
+        vae = open_whole(AutoencoderTiny, location, revision=hub_revision, dtype=_dtype(dtype))
+        return Preview(vae.to(device or default_device()), name, "")
+
+    return _opened(find("preview", preview, revision), "config.json", opener)
 
 
 @_with_own_options
-def load_clip(clip, revision: str | None = None, *, device=None) -> CLIPScore:
+def load_clip(clip, revision: str | None = None, *, device=None):
     """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a `CLIPScore` as it is."""
-    if not isinstance(clip, str | Path):
-        return clip
-    source = find("clip", clip, revision)
-    with opening(source):
-        folder = source.location
-        if source.hub_revision:
-            from huggingface_hub import snapshot_download
+    from vldnp.models.clip import CLIPScore
 
-            folder = snapshot_download(
-                folder,
-                revision=source.hub_revision,
-                allow_patterns=["*.json", "*.txt", "open_clip_model.safetensors"],
-            )
-        return CLIPScore.from_pretrained(
-            folder, device or default_device(), source.name, source.revision
-        )
+    def opener(folder: str, hub_revision: str | None, name: str) -> CLIPScore:
+        if hub_revision:
+            files = ["*.json", "*.txt", "open_clip_model.safetensors"]
+            folder = snapshot_download(folder, revision=hub_revision, allow_patterns=files)
+        return CLIPScore.from_pretrained(folder, device or default_device(), name)
+
+    by_name = isinstance(clip, str | Path)
+    return _opened(find("clip", clip, revision), "", opener) if by_name else clip
 
 
 @_with_own_options
-def load_judge(judge, revision: str | None = None, *, device=None, **options) -> Judge:
+def load_judge(judge, revision: str | None = None, *, device=None, **options):
     """Open a judge.
 
     Args:
-        judge: "moji-judge" or the folder of a `CNNJudge`; "nudenet", the v3 detector;
-            "nudenet-v2", the paper's judge, or the path of its `.onnx` file; "sd-safety-checker",
-            or the folder or hub id of a Stable Diffusion pipeline or the folder of its safety
-            checker; or a judge as it is.
+        judge: a name ("moji-judge", "nudenet", "nudenet-v2", "sd-safety-checker"), the path of
+            NudeNet v2's `.onnx` file, the folder of a judge or of a pipeline with a safety
+            checker, or that one's hub id, or a judge as it is.
         revision, device: as in `load`.
-        options: of `NudeNetJudge` (`exposed`, `batch_size`) or `NudeNetClassifier`.
+        options: of the judge's class, as `NudeNetJudge`'s `exposed`.
     """
     if not isinstance(judge, str | Path):
         return judge
-    if judge == "nudenet":
-        return NudeNetJudge(**options)
-    if judge == "nudenet-v2":
-        judge = nudenet_v2()
-    if Path(judge).suffix == ".onnx":
-        return NudeNetClassifier(judge, **options)
     source = find("judge", judge, revision)
-    with opening(source):
-        folder = Path(source.location)
-        if (source.hub_revision is None) and not _is_checker(folder):
-            return CNNJudge.from_pretrained(folder, device or default_device(), source.name)
-        checker = SafetyChecker.from_pretrained(
-            source.location,
-            source.hub_revision,
-            name=source.name,
-            device=device or default_device(),
-        )
-        checker.revision = source.revision
-        return checker
+    if "opener" in source.entry:
+        if source.location and not Path(source.location).is_file():
+            raise FileNotFoundError(
+                f"judge {source.name!r}: {source.location} does not exist; get "
+                f"{source.entry['url']} and save it there"
+            )
+        return _resolved(source.entry["opener"])(*filter(None, [source.location]), **options)
+
+    def opener(location: str, hub_revision: str | None, name: str):
+        how = options | ({"revision": hub_revision} if hub_revision else {})
+        kind = _resolved(table()["openers"][_kind_of(Path(location))])
+        return kind(location, device=device or default_device(), name=name, **how)
+
+    return _opened(source, "", opener)
 
 
-def _is_checker(folder: Path) -> bool:
-    if (folder / "safety_checker").is_dir():
-        return True
-    config = folder / "config.json"
-    return config.is_file() and "StableDiffusionSafetyChecker" in config.read_text("utf-8")
+def _kind_of(folder: Path) -> str:
+    """A judge's class, by its config; on the hub and in a pipeline it is the safety checker."""
+    if not folder.is_dir() or (folder / "safety_checker").is_dir():
+        return "StableDiffusionSafetyChecker"
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no judge in {folder}: config.json is missing")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    kind = config.get("_class_name") or config.get("architectures", [None])[0]
+    if kind not in table()["openers"]:
+        raise _files.unknown("kind of judge", kind, table()["openers"])
+    return kind
 
 
-def weights_fingerprint(pipeline) -> str:
-    """Twelve hex digits of the SHA-256 of a pipeline's weights, wherever they come from."""
-    digest = hashlib.sha256()
-    parts = ["unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"]
-    for part in parts:
-        if (model := getattr(pipeline, part, None)) is not None:
-            _digest(digest, part, model)
-    return digest.hexdigest()[:12]
+def _resolved(opener: str) -> Callable:
+    """The object that "package.module:name.attribute" names."""
+    module, _, path = opener.partition(":")
+    try:
+        return reduce(getattr, path.split("."), import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{opener!r} of data/models.yaml cannot be imported: {error}") from error
 
 
-def _digest(digest, part: str, model: torch.nn.Module) -> None:
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{part}.{key}{tensor.dtype}".encode())
-        flat = tensor.detach().cpu().reshape(-1).contiguous()
-        digest.update(flat.view(torch.uint8).numpy().data)
+def _opened(source: Source, file: str, opener: Callable, **options):
+    """What `opener` makes of a folder with that `file`, or of the hub.
+
+    Raises:
+        ValueError, FileNotFoundError: one line with the model, what its library says, what helps.
+    """
+    if source.hub_revision is None and not Path(source.location, file).exists():
+        raise FileNotFoundError(f"no model to open in {source.location}: {file} is missing")
+    try:
+        model = opener(source.location, source.hub_revision, name=source.name, **options)
+    except TROUBLES as error:
+        if type(error) in (ValueError, FileNotFoundError) and "\n" not in str(error):
+            raise  # in our own words
+        hint = ""
+        if source.hub_revision and not isinstance(error, ImportError):
+            how = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "go online"
+            hint = HUB.format(page=f"{constants.ENDPOINT}/{source.location}", how=how)
+        hint = LESS if isinstance(error, torch.OutOfMemoryError) else hint
+        where = f"{source.location} at revision {source.revision}"
+        raise ValueError(
+            f"{source.name!r} cannot be opened from {where}: "
+            f"{_files.first_line(error).rstrip('.')}{hint}"
+        ) from error
+    model.revision = source.revision
+    return model
 
 
-def _said(options: dict) -> str:
-    """Options in a record's words."""
-    plain = {
-        k: v if isinstance(v, str | int | float | None) else type(v).__name__
-        for k, v in sorted(options.items())
-    }
-    return ", ".join(f"{name}={value}" for name, value in plain.items())
+def _dtype(dtype) -> torch.dtype | str | None:
+    """A dtype, also by its name, as profiles have it."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise _files.unknown("dtype", dtype, ["float32", "float16", "bfloat16"])
+    return getattr(torch, dtype)
+
+
+def _plain(option) -> str:
+    return str(option) if isinstance(option, str | int | float | None) else type(option).__name__

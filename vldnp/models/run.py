@@ -25,11 +25,9 @@ class Run:
     Args:
         backbone: the models; shared, never changed.
         num_inference_steps: N ≥ 1.
-        scheduler: a name (`SCHEDULERS`; for flow matching `dpm++` and `euler`), a scheduler
-            object (copied), or None for the pipeline's own. Objects of some classes do not
-            fit, nor any that clips x̂₀; see `families.check_scheduler`.
-        height, width: of the pictures, in pixels; default is the model's own size. SDXL is
-            told it, and Stable Diffusion 3 may shift its timesteps by it.
+        scheduler: a name (`Family.schedulers`), a scheduler object (copied), or None for the
+            pipeline's own; see `families.check_scheduler`.
+        height, width: of the images, in pixels; default is the model's own size.
 
     Raises:
         ValueError: an argument that does not fit; one line.
@@ -49,13 +47,17 @@ class Run:
         self.size = backbone.picture_size(height, width)
         self.scheduler = _scheduler(backbone, scheduler)
         families.check_scheduler(self.scheduler, backbone.family)
-        is_shifted = self.scheduler.config.get("use_dynamic_shifting")
-        options = {"mu": _shift(backbone, self.size)} if is_shifted else {}
-        own = backbone.family.sigmas
-        if own and not self.scheduler.config.get("use_flow_sigmas"):
+        config, options, own = self.scheduler.config, {}, backbone.family.sigmas
+        if config.get("use_dynamic_shifting"):
+            options["mu"] = _shift(backbone, self.size)
+        if own and not config.get("use_flow_sigmas"):
             options["sigmas"] = own(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
         self._encoded: dict[str, Conditioning] = {}
+
+    @property
+    def _kind(self) -> str:
+        return self.scheduler.config.get("prediction_type", "flow_prediction")
 
     @property
     def timesteps(self) -> Tensor:
@@ -63,7 +65,7 @@ class Run:
         return self.scheduler.timesteps
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """As `Backbone.encode`, for pictures of this size; each text is encoded once."""
+        """As `Backbone.encode`, for images of this size; each text is encoded once."""
         known = self._encoded
         if new := [text for text in dict.fromkeys(prompts) if text not in known]:
             embedded = self.backbone.encode(new, self.size)
@@ -77,22 +79,19 @@ class Run:
     def initial_latents(self, seeds: Sequence[int | torch.Generator]) -> Tensor:
         """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled.
 
-        The same as the stock pipeline draws from `generator=[...]` with CPU generators.
-
-        Args:
-            seeds: one per image.
+        The same as the stock pipeline makes from `generator=[...]` with CPU generators.
         """
-        backbone, (height, width) = self.backbone, self.size
-        factor, channels = backbone.pipe.vae_scale_factor, backbone.pipe.vae.config.latent_channels
-        noise = randn_tensor(
-            (len(seeds), channels, height // factor, width // factor),
-            generator=[
-                seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-                for seed in seeds
-            ],
-            device=backbone.device,
-            dtype=backbone.dtype,
+        pipe, sizes = (
+            self.backbone.pipe,
+            [n // self.backbone.pipe.vae_scale_factor for n in self.size],
         )
+        given = [
+            seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+            for seed in seeds
+        ]
+        shape = (len(given), pipe.vae.config.latent_channels, *sizes)
+        where = {"device": self.backbone.device, "dtype": self.backbone.dtype}
+        noise = randn_tensor(shape, generator=given, **where)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching: unscaled
 
     @torch.no_grad()
@@ -111,22 +110,15 @@ class Run:
         return pred[: len(cond)]
 
     def x0(self, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-        """Predicted clean latents x̂₀ at timestep t; before `step` is called for t.
-
-        In float32, or float64 where the latents are.
-        """
-        return scheduled_x0(self.scheduler, pred, t, latents)
+        """Predicted clean latents x̂₀ at timestep t, in float32 or better; before `step` for t."""
+        precise = torch.promote_types(pred.dtype, torch.float32)
+        levels = noise_levels(self.scheduler, t)
+        return predicted_x0(self._kind, pred.to(precise), latents.to(precise), *levels)
 
     def prediction(self, x0: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """The prediction whose x̂₀ this is: the inverse of `x0`, in the precision of x̂₀."""
-        scale, noise = noise_levels(self.scheduler, t)
-        kind = self.scheduler.config.get("prediction_type", "flow_prediction")
-        return prediction_of(kind, x0, latents.to(x0.dtype), scale, noise)
-
-    def snr(self, i: int) -> float:
-        """Signal-to-noise ratio a²/s² of the latents at step i, where x_t = a x₀ + s ε."""
-        scale, noise = noise_levels(self.scheduler, self.timesteps[i], i)
-        return float(scale / noise) ** 2
+        levels = noise_levels(self.scheduler, t)
+        return prediction_of(self._kind, x0, latents.to(x0.dtype), *levels)
 
     def step(
         self,
@@ -151,53 +143,35 @@ class Run:
         return self.backbone.decode(latents)
 
 
-def _scheduler(backbone: Backbone, scheduler):
+def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> SchedulerMixin:
+    own, known = backbone.pipe.scheduler, backbone.family.schedulers
     if not isinstance(scheduler, str):
-        return copy.deepcopy(backbone.pipe.scheduler if scheduler is None else scheduler)
-    if scheduler not in backbone.family.schedulers:
-        raise unknown("scheduler", scheduler, backbone.family.schedulers)
-    kind, settings = backbone.family.schedulers[scheduler]
-    own = backbone.pipe.scheduler.config
+        return copy.deepcopy(own if scheduler is None else scheduler)
+    if scheduler not in known:
+        raise unknown("scheduler", scheduler, known)
+    kind, settings = known[scheduler]
     if backbone.family.flow:  # the shift goes by different names
-        shift = own.get("shift", own.get("flow_shift", 1.0))
         name = "flow_shift" if "prediction_type" in settings else "shift"
-        settings = {**settings, name: shift}
-    return kind.from_config(own, **settings)
+        settings = {**settings, name: own.config.get("shift", own.config.get("flow_shift", 1.0))}
+    return kind.from_config(own.config, **settings)
 
 
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
-    """μ of timesteps that depend on how many patches a picture has, as the pipeline's."""
+    """μ of timesteps that depend on how many patches an image has, as the pipeline's."""
     config = backbone.pipe.scheduler.config
     patch = backbone.pipe.vae_scale_factor * backbone.patch_size
-    return calculate_shift(
-        (size[0] // patch) * (size[1] // patch),
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.16),
-    )
+    lengths = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    shifts = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+    return calculate_shift((size[0] // patch) * (size[1] // patch), *lengths, *shifts)
 
 
-def scheduled_x0(scheduler, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-    """x̂₀ at the scheduler's timestep t, in float32 or better; before its `step` is called for t."""
-    scale, noise = noise_levels(scheduler, t)
-    kind = scheduler.config.get("prediction_type", "flow_prediction")
-    precise = torch.promote_types(pred.dtype, torch.float32)
-    return predicted_x0(kind, pred.to(precise), latents.to(precise), scale, noise)
-
-
-def noise_levels(scheduler, t: Tensor, index: int | None = None) -> tuple[Tensor, Tensor]:
-    """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling of the latents.
-
-    At the step `index`, whose timestep is t; default is the step that comes next.
-    """
+def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
+    """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling; t is its next timestep."""
     if not hasattr(scheduler, "sigmas"):  # DDIM and its like: √ᾱ_t, √(1−ᾱ_t)
         alpha_bar = scheduler.alphas_cumprod[int(t)]
         return alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    index = scheduler.step_index if index is None else index
-    if index is None:  # before the first step
-        index = scheduler.index_for_timestep(t)
-    sigma = scheduler.sigmas[index]
+    index = scheduler.step_index
+    sigma = scheduler.sigmas[scheduler.index_for_timestep(t) if index is None else index]
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver family
         return scheduler._sigma_to_alpha_sigma_t(sigma)
     if "prediction_type" not in scheduler.config:  # flow matching: (1 − σ) x₀ + σ ε
@@ -205,10 +179,8 @@ def noise_levels(scheduler, t: Tensor, index: int | None = None) -> tuple[Tensor
     return torch.ones_like(sigma), sigma  # Euler type: x₀ + σ ε
 
 
-def predicted_x0(
-    prediction_type: str, pred: Tensor, latents: Tensor, scale: Tensor, noise: Tensor
-) -> Tensor:
-    """Clean latents from a prediction, where x_t = a x₀ + s ε.
+def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
+    """Clean latents `[B, C, h, w]` from a prediction, where x_t = a x₀ + s ε.
 
     - `epsilon`: x̂₀ = (x_t − s ε) / a (DDPM, Ho et al. 2020, eq. 15)
     - `v_prediction`: v = (a ε − s x₀) / r with r² = a² + s², so x̂₀ = (a x_t / r − s v) / r
@@ -217,11 +189,10 @@ def predicted_x0(
     - `sample`: the prediction is x̂₀ itself
 
     Args:
-        prediction_type: as in diffusers' scheduler configs.
-        pred, latents: `[B, C, h, w]`.
+        kind: the `prediction_type` of diffusers' scheduler configs.
         scale, noise: a and s.
     """
-    match prediction_type:
+    match kind:
         case "epsilon":
             return (latents - noise * pred) / scale
         case "v_prediction":
@@ -231,14 +202,12 @@ def predicted_x0(
             return latents - noise * pred
         case "sample":
             return pred
-    raise _unknown_type(prediction_type)
+    raise unknown("prediction type", kind, KINDS)
 
 
-def prediction_of(
-    prediction_type: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: Tensor
-) -> Tensor:
+def prediction_of(kind: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
     """The prediction to which clean latents belong; `predicted_x0` solved for it (s > 0)."""
-    match prediction_type:
+    match kind:
         case "epsilon":
             return (latents - scale * x0) / noise
         case "v_prediction":
@@ -248,11 +217,7 @@ def prediction_of(
             return (latents - x0) / noise
         case "sample":
             return x0
-    raise _unknown_type(prediction_type)
+    raise unknown("prediction type", kind, KINDS)
 
 
-def _unknown_type(prediction_type: str) -> ValueError:
-    return ValueError(
-        f"unknown prediction type {prediction_type!r}; known: epsilon, v_prediction, "
-        "flow_prediction, sample"
-    )
+KINDS = ("epsilon", "v_prediction", "flow_prediction", "sample")

@@ -1,4 +1,4 @@
-"""VLMs: show pictures, ask one question about each, get the answers.
+"""VLMs: show images, ask one question about each, get the answers.
 
 A VLM is any callable `(images, question) -> answers` with one text per image, with a `name` and a
 `revision` if it has them; what is unsafe and what an answer means is no concern of it. One with
@@ -6,121 +6,75 @@ A VLM is any callable `(images, question) -> answers` with one text per image, w
 ones that its answers may hold.
 """
 
+import hashlib
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from vldnp._files import first_line, unknown
-from vldnp.models import constrained, reading
-from vldnp.models.conversation import (
-    Demonstrations,
-    check_edge,
-    described,
-    opened,
-    shots,
-    shrunk,
-    turns,
-)
-from vldnp.models.errors import out_of_memory
+from vldnp.models.constrained import prefix_function, spelled
 from vldnp.models.hub import default_device
-from vldnp.models.prefix import PrefixCache
+from vldnp.models.weights import open_whole, out_of_memory
 
-ANSWERS = ("free", "constrained", "read")
-"""How a VLM answers: in its own words; with "none" or the terms that it is offered; or not at all:
-the terms are read off the probabilities of its first word."""
-
-
-class VLMError(RuntimeError):
-    """A VLM finally failed to answer about some pictures.
-
-    Attributes:
-        answers: one per picture; None where there is no answer.
-        failures: why there is none, one per picture; empty where the error's text says it for all.
-    """
-
-    def __init__(
-        self,
-        reason: str,
-        answers: Sequence[str | None] = (),
-        failures: Sequence[str | None] = (),
-    ):
-        super().__init__(reason)
-        self.answers, self.failures = list(answers), list(failures)
-
+ANSWERS = ("constrained", "free")
+"""How a VLM answers: with "none" or terms that it is offered, or in its own words."""
 
 ANSWER_LIMIT = 4000
 """A longer answer is cut: it goes into every record, and no answer of 64 tokens is as long."""
 
+Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
+"""Worked examples shown before the image in question: an image or its file, and the answer."""
+
+
+class VLMError(RuntimeError):
+    """A VLM finally failed to answer about some images.
+
+    `answers` has one per image, None where there is none, and `failures` why there is none; it is
+    empty where the error's text says it for all.
+    """
+
+    def __init__(self, reason: str, answers: Sequence = (), failures: Sequence = ()):
+        super().__init__(reason)
+        self.answers, self.failures = list(answers), list(failures)
+
 
 def describe(vlm: Callable) -> dict:
-    """What identifies a VLM in a run's records: its own `describe()`, else its name and revision.
-
-    A function without a `name` goes by its qualified name.
-    """
+    """What identifies a VLM in records: its own `describe()`, else its (qualified) name and
+    revision."""
     if hasattr(vlm, "describe"):
         return vlm.describe()
     name = getattr(vlm, "name", None) or getattr(vlm, "__qualname__", type(vlm).__qualname__)
     return {"name": name, "revision": getattr(vlm, "revision", None)}
 
 
-def identified(vlm: Callable) -> Callable:
-    """The VLM itself, if its records tell it from every other; studies share images by them.
-
-    Raises:
-        ValueError: it, or one that it asks, has no name or no revision; one line.
-    """
-    own = describe(vlm)
-    named = hasattr(vlm, "describe") or getattr(vlm, "name", None)
-    if not (named and own.get("name") and own.get("revision")):
-        raise ValueError(
-            f"VLM {own.get('name')!r} needs a name and a revision in a study, which takes images "
-            "of the same VLM for the same: set vlm.name and vlm.revision, or pass revision="
-        )
-    for inner in ("vlm", "screen", "confirm"):
-        if callable(asked := getattr(vlm, inner, None)):
-            identified(asked)
-    return vlm
-
-
-def ask(
-    vlm: Callable,
-    images: Sequence[Image.Image],
-    question: str,
-    identities: Sequence = (),
-    choices: Iterable[str] = (),
-) -> list[str]:
+def ask(vlm: Callable, images: Sequence, question: str, choices: Iterable[str] = ()) -> list[str]:
     """The VLM's answers, one per image; see `texts`.
 
-    Args:
-        identities: the sample identity of each image; only a VLM with `by_identity = True` gets
-            them, as its third argument.
-        choices: the terms that an answer is read for; only a VLM with `takes_choices = True`
-            gets them, as `choices=`.
+    The choices, the terms of the concept set, go to a VLM with `takes_choices = True`.
 
     Raises:
         VLMError: what it gives is no list of texts, one per image; one line.
     """
-    identity = (identities,) if getattr(vlm, "by_identity", False) else ()
     offered = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
-    given = vlm(images, question, *identity, **offered)
+    given = vlm(images, question, **offered)
     answers = texts(given, len(images))
     if None in answers:
+        name, said = describe(vlm)["name"], reprlib.repr(given)
         raise VLMError(
-            f"VLM {describe(vlm)['name']!r} gave {_summary(given, answers)}; it must give a list "
-            "of texts, one for each picture",
+            f"VLM {name!r} gave {said} for {len(images)} images; it must give a list of texts, one "
+            "for each",
             answers,
         )
     return answers
 
 
 def texts(given, count: int) -> list[str | None]:
-    """What can be read of a VLM's answers about `count` pictures; None where there is no text.
+    """What can be read of a VLM's answers about `count` images; None where there is no text.
 
-    Only a sequence of `count` entries tells which answer belongs to which picture. Texts come
-    back `cleaned`.
+    Only a sequence of `count` entries tells which answer belongs to which image.
     """
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != count:
         return [None] * count
@@ -132,76 +86,101 @@ def cleaned(text: str) -> str:
     return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
 
 
-def _summary(given, answers: Sequence[str | None]) -> str:
-    pictures = f"{len(answers)} pictures"
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
-        return f"{reprlib.repr(given)} for {pictures}"
-    if len(given) != len(answers):
-        return f"{len(given)} answers to {pictures}"
-    wrong = answers.index(None)
-    missing = f"no text about {answers.count(None)} of {pictures}"
-    return f"{missing} ({reprlib.repr(given[wrong])} about number {wrong})"
+def _shown(image: Image.Image) -> dict:
+    return {"type": "image", "image": image}
 
 
-class TransformersVLM:
-    """A `transformers` image-text-to-text model: greedy answers, batched.
+class Conversation:
+    """What a VLM is shown and how it answers: image, question, demonstrations before them.
 
     Args:
-        model, processor: as `AutoModelForImageTextToText` and `AutoProcessor` open them; the
-            processor must have a chat template. Its tokenizer is set to left padding, as
-            generation needs.
-        name, revision: what identifies the model in records.
-        max_new_tokens: an answer that does not end by itself is cut here.
-        max_edge: pictures with a longer edge than this many pixels are made smaller, in
-            proportion (the paper: 448); None leaves them to the processor.
-        demonstrations: few-shot examples, `(picture, answer)` each, asked about in the same words.
-        batch_size: pictures per forward pass.
-        answers: `free`, or `constrained`: nothing but "none" or a list of the `choices` that the
-            call offers can be written, each at most once, so that nothing is left to understand.
-            Or `read`: nothing is written; one forward pass gives the probability that an answer
-            begins with each choice (see `vldnp.models.reading`).
-        prefix_cache: encode the demonstrations once and not with every picture (`PrefixCache`),
-            for pictures of one size. Without demonstrations it does nothing: the picture comes
-            first. It changes logits by rounding only.
-        threshold: a choice is seen where that probability is as large, if answers are `read`.
+        max_new_tokens: a longer answer is cut.
+        max_edge: images with a longer edge than so many pixels are made smaller (the paper: 448).
+        demonstrations: few-shot examples, asked about in the same words.
+        answers: `constrained`: nothing but "none" or a list of the `choices` of each call, each
+            once, can be generated (a call without choices is free); or `free`.
 
     Raises:
-        ValueError: the processor has no chat template, `max_edge` is less than 1, or `threshold`
-            is no probability.
+        ValueError: `max_edge` is less than 1, or `answers` is neither; one line.
     """
 
     def __init__(
         self,
-        model,
-        processor,
-        name: str,
-        revision: str | None = None,
-        *,
         max_new_tokens: int = 64,
         max_edge: int | None = None,
         demonstrations: Demonstrations = (),
-        batch_size: int = 16,
-        answers: str = "free",
-        threshold: float = reading.THRESHOLD,
-        prefix_cache: bool = False,
+        answers: str = "constrained",
+    ):
+        if max_edge is not None and max_edge < 1:
+            raise ValueError(f"max_edge must be 1 or more pixels, or None, not {max_edge}")
+        if answers not in ANSWERS:
+            raise unknown("answers", answers, ANSWERS)
+        self.max_new_tokens, self.max_edge, self.answers = max_new_tokens, max_edge, answers
+        self.takes_choices, self.demonstrations = answers == "constrained", []
+        for image, answer in demonstrations:
+            if not isinstance(image, Image.Image):
+                with Image.open(image) as file:
+                    image = file.convert("RGB")
+            self.demonstrations.append((image, answer))
+
+    def described(self) -> dict:
+        """Its settings in records, JSON-able; a digest stands for an image."""
+        shots = [
+            {"image": hashlib.sha256(i.convert("RGB").tobytes()).hexdigest()[:12], "answer": a}
+            for i, a in self.demonstrations
+        ]
+        own = {"max_new_tokens": self.max_new_tokens, "max_edge": self.max_edge}
+        own["demonstrations"] = shots
+        return own | ({"answers": self.answers} if self.answers != "free" else {})
+
+    def messages(self, image: Image.Image, question: str, part: Callable = _shown) -> list[dict]:
+        """The question about an image as chat messages, the demonstrations before it.
+
+        Args:
+            part: what stands for an image in a message.
+        """
+        asked, text = [], {"type": "text", "text": question}
+        for shown, answer in (*self.demonstrations, (image, None)):
+            content = [part(shrunk(shown, self.max_edge)), text]
+            asked.append({"role": "user", "content": content})
+            if answer is not None:
+                said = [{"type": "text", "text": answer}]
+                asked.append({"role": "assistant", "content": said})
+        return asked
+
+
+def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
+    """The image in RGB, its longer edge at most `max_edge` pixels, its proportions kept."""
+    image = image.convert("RGB")
+    if max_edge is None or max(image.size) <= max_edge:
+        return image
+    scale = max_edge / max(image.size)
+    size = [max(1, round(edge * scale)) for edge in image.size]
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+class TransformersVLM(Conversation):
+    """A `transformers` image-text-to-text model: greedy answers, batched.
+
+    Args:
+        model, processor: as `AutoModelForImageTextToText` and `AutoProcessor` open them; the
+            processor must have a chat template. Its tokenizer is set to left padding.
+        name, revision: what identifies the model in records.
+        batch_size: images per forward pass.
+        options: of `Conversation`, whose errors are raised too.
+    """
+
+    def __init__(
+        self, model, processor, name: str, revision: str | None = None, *, batch_size=16, **options
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"the processor of VLM {name!r} has no chat template")
-        check_edge(max_edge)
-        self._way = way_of_answering(answers, threshold)
-        self.takes_choices, self.threshold = bool(self._way), threshold
-        processor.tokenizer.padding_side = "left"
-        processor.tokenizer.pad_token = (
-            processor.tokenizer.pad_token or processor.tokenizer.eos_token
-        )
+        super().__init__(**options)
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = "left"  # as generation needs
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         self.model, self.processor = model.eval(), processor
-        self.name, self.revision = name, revision
-        self.max_new_tokens, self.max_edge, self.batch_size = max_new_tokens, max_edge, batch_size
-        self.demonstrations = opened(demonstrations)
-        self.prefix = None
-        if prefix_cache:
-            image_token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
-            self.prefix = PrefixCache(model, self._encoded, image_token)
+        self.name, self.revision, self.batch_size = name, revision, batch_size
 
     @classmethod
     def from_pretrained(
@@ -215,186 +194,83 @@ class TransformersVLM:
         quantization: dict | None = None,
         **options,
     ) -> "TransformersVLM":
-        """Open a folder or a hub id; safetensors only, never remote code.
+        """Open a folder or a hub id; safetensors only, never remote code. See `vldnp.load_vlm`.
 
         Args:
-            source: folder or hub id.
-            revision: hub revision.
-            name: default is `source`.
-            device: default is CUDA where there is one, else the CPU.
-            dtype: default is float32 on the CPU (half precision is slow there), else the weights'.
-            quantization: transformers' `quantization_config` as plain data, for example
-                `{"load_in_4bit": True, "bnb_4bit_compute_dtype": "bfloat16"}`, which needs the
-                package bitsandbytes.
-            options: of the constructor: `max_new_tokens`, `max_edge`, `demonstrations`,
-                `batch_size`, `answers`, `threshold`, `prefix_cache`.
+            quantization: transformers' `quantization_config` as plain data, such as
+                `{"load_in_4bit": True}`, which needs the package bitsandbytes.
+            options: of the constructor.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         device = torch.device(device or default_device())
-        dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        model = AutoModelForImageTextToText.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            device_map={"": device},  # quantized weights cannot be moved afterwards
-            use_safetensors=True,
-            trust_remote_code=False,
-            **({"quantization_config": quantization} if quantization else {}),
-        )
-        processor = AutoProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=False
-        )
+        # Quantized weights cannot be moved afterwards; half precision is slow on the CPU.
+        how = {"device_map": {"": device}, "revision": revision, "trust_remote_code": False}
+        how["dtype"] = dtype or (torch.float32 if device.type == "cpu" else "auto")
+        if quantization:
+            how["quantization_config"] = quantization
+        model = open_whole(AutoModelForImageTextToText, source, **how)
+        safe = {"revision": revision, "trust_remote_code": False}
+        processor = AutoProcessor.from_pretrained(source, **safe)
         return cls(model, processor, name or str(source), revision, **options)
 
     def describe(self) -> dict:
         """Everything that decides its answers, JSON-able."""
-        quantization = getattr(self.model.config, "quantization_config", None)
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "quantization": getattr(quantization, "to_dict", lambda: quantization)(),
-            "max_new_tokens": self.max_new_tokens,
-            "max_edge": self.max_edge,
-            "demonstrations": described(self.demonstrations),
-            **self._way,
-        }
+        quantized = getattr(self.model.config, "quantization_config", None)
+        own = {"name": self.name, "revision": self.revision}
+        own["dtype"] = str(self.model.dtype).removeprefix("torch.")
+        own["quantization"] = getattr(quantized, "to_dict", lambda: quantized)()
+        return own | self.described()
 
     def __call__(
         self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
     ) -> list[str]:
-        """One answer per picture, as the model wrote it (special tokens dropped).
-
-        Args:
-            choices: what a constrained or read answer may name; free answers need none.
+        """One answer per image, as the model wrote it; a constrained one names `choices` only.
 
         Raises:
-            ValueError: the processor does not take pictures of this size, the tokenizer cannot
-                write one of `choices`, or two begin alike, if they are read; one line.
+            ValueError: the processor does not take images of this size, or the tokenizer cannot
+                write one of `choices`; one line.
             torch.OutOfMemoryError: one line that says which setting lowers what is needed.
         """
-        if self._way.get("answers") == "read":
-            seen = self.probabilities(images, question, choices).tolist()
-            return [reading.said(row, choices, self.threshold) for row in seen]
-        answers: list[str] = []
-        for start in range(0, len(images), self.batch_size):
-            answers += self._answer(images[start : start + self.batch_size], question, choices)
-        return answers
+        size = self.batch_size
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return [answer for part in parts for answer in self._answer(part, question, choices)]
 
     @torch.inference_mode()
-    def probabilities(
-        self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
-    ) -> Tensor:
-        """P(k), `[B, K]`: that an answer about each picture begins with choice k, in 0 … 1.
-
-        One forward pass per picture. Errors are those of a call.
-        """
-        starts = reading.first_tokens(self.processor.tokenizer, choices)
-        if not len(images):
-            return torch.empty(0, len(starts) - 1)
-        return reading.probabilities(self.first_logits(images, [question] * len(images)), starts)
-
-    @torch.inference_mode()
-    def first_logits(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Tensor:
-        """Logits `[B, V]` of the first token of each picture's answer to its question, on the CPU.
-
-        Raises:
-            ValueError: there are not as many questions as pictures, or none.
-        """
-        pairs = list(zip(images, questions, strict=True))
-        if not pairs:
-            raise ValueError("there is no picture to ask about; give at least one")
-        parts = []
-        for start in range(0, len(pairs), self.batch_size):
-            inputs = self._inputs(*zip(*pairs[start : start + self.batch_size], strict=True))
-            # By generate(), which knows the positions of each family behind padding.
-            written = self._generate(
-                inputs, max_new_tokens=1, output_logits=True, return_dict_in_generate=True
-            )
-            parts.append(written.logits[0].cpu())
-        return torch.cat(parts)
-
-    @torch.inference_mode()
-    def _answer(
-        self, images: Sequence[Image.Image], question: str, choices: Sequence[str]
-    ) -> list[str]:
-        inputs = self._inputs(images, [question] * len(images))
+    def _answer(self, images: Sequence, question: str, choices: Sequence[str]) -> list[str]:
+        inputs, tokenizer = self._inputs(images, question), self.processor.tokenizer
         start, only = inputs["input_ids"].shape[1], {}
-        if self.takes_choices:
-            spelling = constrained.spelled(self.processor.tokenizer, choices)
-            only["prefix_allowed_tokens_fn"] = constrained.prefix_function(
-                spelling, start, self._end_tokens, self.max_new_tokens
+        if self.takes_choices and choices:
+            only["prefix_allowed_tokens_fn"] = prefix_function(
+                spelled(tokenizer, choices), start, self._end_tokens, self.max_new_tokens
             )
-        tokens = self._generate(inputs, max_new_tokens=self.max_new_tokens, **only)
+        hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
+        # Greedy: sampling settings of the model's generation config are switched off too, because
+        # transformers warns about each that has no effect.
+        only |= {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
+        only |= {"top_k": None, "max_new_tokens": self.max_new_tokens}
+        only |= {"eos_token_id": self._end_tokens, "pad_token_id": tokenizer.pad_token_id}
+        with out_of_memory(self.name, hint):
+            tokens = self.model.generate(**inputs, **only)
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
-    def _generate(self, inputs, **options):
-        # Greedy: the sampling settings that a model's generation config may bring are switched
-        # off too, because transformers warns about each that has no effect.
-        hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
-        with out_of_memory(self.name, hint):
-            return self.model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=self._end_tokens,
-                pad_token_id=self.processor.tokenizer.pad_token_id,
-                **options,
-            )
-
-    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]):
-        images = [shrunk(image, self.max_edge) for image in images]
-        asked = [turns(*pair) for pair in zip(images, questions, strict=True)]
-        before = {q: shots(self.demonstrations, q, self.max_edge) for q in set(questions)}
-        alike = len({image.size for image in images}) == len(before) == 1
+    def _inputs(self, images: Sequence[Image.Image], question: str):
+        asked = [self.messages(image, question) for image in images]
+        how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        how |= {"add_generation_prompt": True, "processor_kwargs": {"padding": True}}
         try:
-            if self.prefix and alike and before[questions[0]]:
-                inputs = self.prefix.inputs(before[questions[0]], asked)
-                if inputs is not None:
-                    return inputs
-            return self._encoded(
-                [before[q] + turn for q, turn in zip(questions, asked, strict=True)]
-            )
+            inputs = self.processor.apply_chat_template(asked, **how)
+            return inputs.to(self.model.device, dtype=self.model.dtype)
         except ValueError as error:
-            sizes = sorted({"×".join(map(str, image.size)) for image in images})
+            sizes = sorted({"×".join(map(str, shrunk(i, self.max_edge).size)) for i in images})
             raise ValueError(
-                f"the processor of VLM {self.name!r} refuses pictures of {', '.join(sizes)} "
+                f"the processor of VLM {self.name!r} refuses images of {', '.join(sizes)} "
                 f"pixels: {first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
             ) from error
 
-    def _encoded(self, conversations: Sequence[list[dict]], add_generation_prompt: bool = True):
-        return self.processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        ).to(self.model.device, dtype=self.model.dtype)
-
     @property
     def _end_tokens(self) -> list[int]:
-        """What ends an answer: the model's end tokens, and the tokenizer's, which chat models
-        write at the end of a turn and some generation configs do not list."""
+        """The model's end tokens, and the tokenizer's, which some generation configs lack."""
         listed = self.model.generation_config.eos_token_id
         listed = listed if isinstance(listed, list) else [listed]
         return sorted({*listed, self.processor.tokenizer.eos_token_id} - {None})
-
-
-def way_of_answering(answers: str, threshold: float) -> dict:
-    """The options `answers` and `threshold` as records have them: nothing for free answers.
-
-    Raises:
-        ValueError: an unknown way, or a threshold that is no probability; one line.
-    """
-    if answers not in ANSWERS:
-        raise unknown("answers", answers, ANSWERS)
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold must be between 0 and 1, not {threshold}")
-    if answers == "read":
-        return {"answers": answers, "threshold": threshold}
-    return {"answers": answers} if answers != "free" else {}

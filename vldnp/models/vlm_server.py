@@ -1,40 +1,31 @@
 """VLMs behind a server: nothing that a server sends back can cost more than its own image.
 
 A reply may be anything: no JSON, endless, dripping in byte by byte, a redirection, a repetition of
-the key. All of that is one `VLMError` about the image that was asked about.
+the key. All of that is a failure of the image that was asked about, with its reason.
 """
 
 import base64
 import io
-import ipaddress
+import itertools
 import json
 import logging
 import math
 import os
+import re
 import socket
 import threading
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from itertools import repeat
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx2
-import openai
 from PIL import Image
 
-from vldnp.models import reading
-from vldnp.models.conversation import (
-    Demonstrations,
-    check_edge,
-    described,
-    opened,
-    shots,
-    shrunk,
-    turns,
-)
-from vldnp.models.vlm import VLMError, way_of_answering
+from vldnp.models.constrained import NONE, offered
+from vldnp.models.vlm import Conversation, VLMError
 
 REPLY_LIMIT = 1_000_000
 """A reply of more bytes is cut off; an answer of 64 tokens takes about one thousand."""
@@ -42,39 +33,32 @@ REPLY_LIMIT = 1_000_000
 SHORTEST_SECRET = 8
 """A shorter key is a word such as "EMPTY", which servers without keys are given: no secret."""
 
-LOGGERS = ("openai", "httpx2", "httpcore2")
+OTHERWISE = ("max_tokens", "temperature")
+"""Parameters that newer APIs refuse and that can be left out, from the first refusal on."""
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+THOUGHT = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE)
+UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
 
 _secrets: set[str] = set()
 """All keys that were read."""
 
 
-class RemoteVLM:
+class RemoteVLM(Conversation):
     """A VLM behind an OpenAI-compatible server: vLLM, `transformers serve`, llama.cpp, and others.
 
-    Pictures are asked about concurrently, with temperature 0. A call that meets no server, a
-    time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds.
-    Redirections are not followed, so that pictures go nowhere else. The environment's proxies are
-    used, but not for this machine's own addresses.
+    Images are asked about concurrently, with temperature 0. A call that meets no server, a
+    time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds
+    or when the server says. Redirections are not followed, and proxies not used for this machine.
+    Constrained answers are asked for by a JSON schema, against which the reply is checked. The
+    address is not recorded, and the key kept out of answers, errors, logs, `repr` and records.
 
     Args:
-        base_url: such as "http://localhost:8000/v1".
-        model: the name under which the server serves it.
-        name, revision: what identifies it in records; the default name is `model`. The server's
-            address is not recorded.
-        max_new_tokens, max_edge, demonstrations: as for `TransformersVLM`.
-        choices: the answer is constrained to a JSON list of these texts, where the server can do
-            structured output (`response_format`); where it refuses to, one warning is given and
-            the answers are free. Some servers ignore it in silence.
-        answers: `free`, or `constrained`: the same with the `choices` that each call offers, so
-            with the terms of the concept set that is asked about. Or `read`: nothing is written;
-            the log-probabilities of the first token, which the server must return
-            (`top_logprobs`), say which `choices` are seen (see `vldnp.models.reading`).
-        threshold: as for `TransformersVLM`.
-        timeout: seconds for one try, from connecting to the last byte of the reply.
-        retries: further tries after the first.
-        concurrency: calls under way at once.
+        model: the name under which the server serves it, and by default the `name` in records.
+        timeout, deadline: seconds for one try; and for an answer, all tries and waits together.
+        retries, concurrency: further tries after the first; calls under way at once.
         key_variable: the environment variable with the API key; servers without keys need none.
-            The key is kept out of answers, errors, logs, `repr` and records.
+        options: of `Conversation`.
 
     Raises:
         ValueError: the address carries a user, a password or a query (those get into logs), the
@@ -88,147 +72,190 @@ class RemoteVLM:
         *,
         name: str | None = None,
         revision: str | None = None,
-        max_new_tokens: int = 64,
-        max_edge: int | None = None,
-        demonstrations: Demonstrations = (),
-        choices: Sequence[str] = (),
-        answers: str = "free",
-        threshold: float = reading.THRESHOLD,
         timeout: float = 60.0,
+        deadline: float = 600.0,
         retries: int = 5,
         concurrency: int = 8,
         key_variable: str = "OPENAI_API_KEY",
+        **options,
     ):
-        address = urlsplit(base_url)
+        super().__init__(**options)
+        address, key = urlsplit(base_url), _read_key(key_variable)
         if address.username or address.password or address.query:
             raise ValueError(
                 f"the address of VLM {model!r} must not carry secrets; put its key into the "
                 f"environment variable {key_variable}"
             )
-        if concurrency < 1:
-            raise ValueError(f"concurrency must be 1 or more, not {concurrency}")
-        if retries < 0:
-            raise ValueError(f"retries must be 0 or more, not {retries}")
-        if not (math.isfinite(timeout) and timeout > 0):
-            raise ValueError(f"timeout must be a finite number of seconds, not {timeout}")
-        check_edge(max_edge)
-        self.base_url, self.model = base_url, model
+        seconds = [("timeout", timeout, 0.01), ("deadline", deadline, 0.01)]
+        counts = [("retries", retries, 0), ("concurrency", concurrency, 1)]
+        for option, value, least in seconds + counts:
+            if not least <= value < math.inf:
+                raise ValueError(f"{option} must be {least} or more and finite, not {value}")
+        self.base_url, self.model, self.concurrency = base_url, model, concurrency
         self.name, self.revision = name or model, revision
-        self.max_new_tokens, self.max_edge = max_new_tokens, max_edge
-        self.demonstrations, self.choices = opened(demonstrations), tuple(choices)
-        self.concurrency = concurrency
-        self._way = way_of_answering(answers, threshold)
-        self.takes_choices, self.threshold = bool(self._way), threshold
-        self._reads = self._way.get("answers") == "read"
-        self._constrained = not self._reads and bool(self.choices or self._way)
-        self._client = openai.OpenAI(
-            base_url=base_url,
-            api_key=_read_key(key_variable) or "none",  # the client insists on some key
-            timeout=timeout,
-            max_retries=retries,
-            http_client=_Client(timeout, trust_env=not _is_loopback(address.hostname)),
+        self.timeout, self.deadline, self.retries = timeout, deadline, retries
+        self._refused: set[str] = set()  # parameters that the server's API does not have
+        self._client = httpx2.Client(
+            # Unpacked, so that bytes can be counted.
+            headers={"Accept-Encoding": "identity", "Authorization": f"Bearer {key or 'none'}"},
+            trust_env=address.hostname not in LOOPBACK,
+            limits=httpx2.Limits(max_keepalive_connections=0),  # each call has its own connection
         )
-        _keep_secrets_out_of_logs()
+        for logger in list(logging.root.manager.loggerDict):  # they write what servers say
+            if logger.startswith(("httpx2", "httpcore2")):
+                logging.getLogger(logger).addFilter(_redact)  # twice is once
 
     def __repr__(self) -> str:
         return f"RemoteVLM({self.base_url!r}, {self.model!r})"
 
     def describe(self) -> dict:
         """Everything that is known here and decides its answers, JSON-able."""
-        return {
-            "name": self.name,
-            "revision": self.revision,
-            "served": True,
-            "max_new_tokens": self.max_new_tokens,
-            "max_edge": self.max_edge,
-            "demonstrations": described(self.demonstrations),
-            "choices": list(self.choices),
-            **self._way,
-        }
+        return {"name": self.name, "revision": self.revision, "served": True} | self.described()
 
     def __call__(
         self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
     ) -> list[str]:
-        """One answer per picture; `choices` go before those of the constructor.
+        """One answer per image; a constrained one is "none" or a list of `choices`.
 
-        Raises:
-            VLMError: there is none for some of them, after all tries; one line.
-            ValueError: two choices begin alike, if they are read.
+        `VLMError`, of one line: there is none for some of them, after all tries.
         """
-        if self._reads:
-            reading.first_words(choices or self.choices)
-        before = shots(self.demonstrations, question, self.max_edge)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            conversations = [
-                [_sendable(t) for t in before + turns(shrunk(image, self.max_edge), question)]
-                for image in images
-            ]
-            outcomes = list(pool.map(self._answer, conversations, repeat(choices or self.choices)))
-        failures = [outcome for outcome in outcomes if isinstance(outcome, VLMError)]
-        if failures:
-            answers = [None if isinstance(answer, VLMError) else answer for answer in outcomes]
-            raise VLMError(
-                f"VLM {self.name!r} at {self.base_url} gave no answer about {len(failures)} of "
-                f"{len(images)} pictures: {failures[0]}",
-                answers,
-            )
-        return outcomes
+        choices = offered(choices) if self.takes_choices else []
 
-    def _answer(self, conversation: list[dict], choices: Sequence[str]) -> str | VLMError:
-        """The answer, or why there is none (returned, so that the other pictures get theirs)."""
-        constrained = self._constrained and bool(choices)
+        def outcome(image: Image.Image) -> tuple[str | None, str | None]:
+            """The answer, or why there is none, so that the other images get theirs."""
+            try:
+                answer = answer_in(self._reply(self.messages(image, question, _png), choices))
+                return redacted(listed(answer, choices) if choices else answer), None
+            except (VLMError, httpx2.HTTPError) as error:
+                return None, one_line(error)
+
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            outcomes = list(pool.map(outcome, images))
+        answers, failures = [answer for answer, _ in outcomes], [why for _, why in outcomes]
+        if wrong := list(filter(None, failures)):
+            said = f"VLM {self.name!r} at {self.base_url} gave no answer about {len(wrong)} of "
+            raise VLMError(f"{said}{len(images)} images: {wrong[0]}", answers, failures)
+        return answers
+
+    def _reply(self, messages: list[dict], choices: Sequence[str]) -> bytes:
+        """The body of the server's reply, after as many tries as it takes."""
+        end = time.monotonic() + self.deadline
+        for attempt in itertools.count():
+            asked = self._asked(choices)
+            seconds = min(self.timeout, max(end - time.monotonic(), 0.001))
+            try:
+                status, headers, body = self._post(asked | {"messages": messages}, seconds)
+            except httpx2.TransportError as error:
+                status, headers, body = 599, {}, f"{type(error).__name__}: {error}".encode()
+            if 200 <= status < 300:
+                return body
+            said = headers.get("location", "") + body.decode(errors="replace")
+            if status in (400, 422) and UNSUPPORTED.search(said):
+                others = {name for name in OTHERWISE if name in asked and name in said}
+                if "temperature" in others - self._refused:
+                    warnings.warn(f"VLM {self.name!r} takes no temperature", stacklevel=2)
+                self._refused |= others
+                if others:
+                    continue
+            wait, again = _wait(headers, attempt), status in (408, 409, 429) or status >= 500
+            if not again or attempt >= self.retries or time.monotonic() + wait > end:
+                raise VLMError(one_line(f"status {status}: {said}" if status != 599 else said))
+            time.sleep(wait)
+        raise AssertionError
+
+    def _asked(self, choices: Sequence[str]) -> dict:
+        limit = "max_completion_tokens" if "max_tokens" in self._refused else "max_tokens"
+        asked = {"model": self.model, limit: self.max_new_tokens}
+        asked |= {"temperature": 0} if "temperature" not in self._refused else {}
+        if choices:
+            items = {"type": "array", "items": {"enum": list(choices)}}
+            schema = {"type": "object", "properties": {"seen": items}, "required": ["seen"]}
+            named = {"name": "seen", "schema": schema | {"additionalProperties": False}}
+            asked["response_format"] = {"type": "json_schema", "json_schema": named}
+        return asked
+
+    def _post(self, body: dict, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and the whole body.
+
+        HTTP clients limit the time between two bytes and not that of a call, so a timer shuts the
+        connection down, which the call knows by its trace.
+        """
+        sockets, over = [], threading.Event()
+
+        def end() -> None:
+            over.set()
+            for connection in list(sockets):
+                with suppress(OSError):  # closed by now, or wrapped by TLS into another
+                    connection.shutdown(socket.SHUT_RDWR)
+
+        def trace(event: str, info: dict) -> None:
+            """httpcore's: the results of its `connect_tcp` and `start_tls` are streams."""
+            if hasattr(stream := info.get("return_value"), "get_extra_info"):
+                sockets.append(stream.get_extra_info("socket"))
+                if over.is_set():
+                    end()
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        call = {"json": body, "timeout": seconds, "extensions": {"trace": trace}}
+        late, whole = httpx2.ReadTimeout("the call timed out"), bytearray()
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
         try:
-            reply = self._client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=conversation,
-                temperature=0,
-                max_tokens=1 if self._reads else self.max_new_tokens,
-                **({"response_format": _answer_format(choices)} if constrained else {}),
-                **({"logprobs": True, "top_logprobs": reading.TOP} if self._reads else {}),
-            )
-            if self._reads:
-                top = reading.top_logprobs(reply.content)
-                seen = reading.served_probabilities(top, choices)
-                return reading.said(seen, choices, self.threshold)
-            return redacted(answer_in(reply.content))
-        except VLMError as error:
-            return error
-        except ValueError as error:  # what cannot be read
-            return VLMError(one_line(error))
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if not constrained:
-                return VLMError(one_line(error))
-            if self._constrained:
-                self._constrained = False
-                warnings.warn(
-                    f"VLM {self.name!r} is asked without constraints: its server refuses "
-                    f"structured output ({one_line(error)})",
-                    stacklevel=2,
-                )
-            return self._answer(conversation, choices)
-        except (openai.OpenAIError, httpx2.HTTPError) as error:
-            return VLMError(one_line(error))
+            with self._client.stream("POST", url, **call) as response:
+                for chunk in response.iter_raw():
+                    whole += chunk
+                    if len(whole) > REPLY_LIMIT:
+                        raise VLMError(f"the server's reply is longer than {REPLY_LIMIT:,} bytes")
+        except httpx2.TransportError as error:
+            raise (late if over.is_set() else error) from error
+        finally:
+            timer.cancel()
+        if over.is_set():  # what a server without a content length sent so far looks whole
+            raise late
+        return response.status_code, response.headers, bytes(whole)
+
+
+def _wait(headers: Mapping[str, str], attempt: int) -> float:
+    """Seconds until the next try: what the server says, else ever longer ones."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with suppress(KeyError, ValueError):
+            return max(0.0, float(headers[name]) / unit)
+    return min(0.5 * 2.0 ** min(attempt, 8), 8.0)
 
 
 def answer_in(reply: bytes) -> str:
-    """The answer in the body of a server's reply, a chat completion in JSON.
-
-    Raises:
-        VLMError: it is no such thing, or holds no text; one line.
-    """
+    """The answer in the body of a server's reply, a chat completion in JSON; else a `VLMError`."""
     try:
         choice = json.loads(reply)["choices"][0]
-        answer, ended = choice["message"].get("content"), choice.get("finish_reason")
+        message, ended = choice["message"], choice.get("finish_reason")
+        answer = message.get("content")
     # RecursionError: JSON that is nested too deeply
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        seen = one_line(reply[:300].decode(errors="replace"))
+        seen = one_line(reply.decode(errors="replace"))
         raise VLMError(f"the server's reply is no chat completion: {seen}") from None
-    # No answer must not pass for the answer that nothing is to be seen.
-    if answer is None or ended == "content_filter" or (not answer and ended == "length"):
-        raise VLMError(f"the answer is empty (it ended by {one_line(repr(ended))})")
+    if isinstance(answer, list) and all(isinstance(part, dict) for part in answer):
+        answer = "".join(str(part.get("text") or "") for part in answer)
+    if ended == "length":
+        raise VLMError("the answer is cut off; max_new_tokens makes room for more")
+    if answer is None or ended == "content_filter" or not str(answer).strip():
+        thought = " after a thought" if message.get("reasoning_content") else ""
+        raise VLMError(f"the answer is empty{thought} (it ended by {one_line(repr(ended))})")
     if not isinstance(answer, str):
         raise VLMError(f"the answer is no text: {one_line(repr(answer))}")
-    return answer
+    *_, last = [None, *THOUGHT.finditer(answer)]
+    if last and not (last[1] and answer[last.end() :].strip()):
+        raise VLMError(f"the answer is a thought without an end: {one_line(answer)}")
+    return answer[last.end() :].strip() if last else answer
+
+
+def listed(answer: str, choices: Sequence[str]) -> str:
+    """The terms of a JSON answer that fits the schema, with commas, or "none"; else `VLMError`."""
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+        ((key, seen),) = json.loads(answer).items()
+        if key == "seen" and isinstance(seen, list) and set(seen) <= set(choices):
+            return ", ".join(dict.fromkeys(seen)) or NONE
+    raise VLMError(f"the answer does not fit the JSON schema: {one_line(answer)}")
 
 
 def redacted(text: str) -> str:
@@ -239,121 +266,17 @@ def redacted(text: str) -> str:
 
 
 def one_line(said: Exception | str) -> str:
-    """The first line of it that says something, without keys, at most 300 characters."""
-    lines = (line.strip() for line in redacted(str(said)).splitlines())
-    return next(filter(None, lines), "nothing")[:300]
-
-
-class _Client(httpx2.Client):
-    """Whole replies only: of at most `REPLY_LIMIT` bytes, within `seconds`, from this address.
-
-    HTTP clients limit the time between two bytes and not the time of a call, so a watchdog shuts
-    the connection down. Every call has a connection of its own, which it knows by its trace.
-    """
-
-    def __init__(self, seconds: float, **options):
-        super().__init__(
-            timeout=seconds,
-            follow_redirects=False,
-            limits=httpx2.Limits(max_keepalive_connections=0),
-            **options,
-        )
-        self._seconds = seconds
-
-    def send(self, request: httpx2.Request, **options) -> httpx2.Response:
-        """The reply, read to its end.
-
-        Raises:
-            httpx2.HTTPError: no reply, or none in time.
-            VLMError: one that is not accepted.
-        """
-        request.headers["Accept-Encoding"] = "identity"  # so bytes counted are bytes unpacked
-        watchdog = _Watchdog(self._seconds)
-        request.extensions["trace"] = watchdog.trace
-        with closing(watchdog):
-            try:
-                with closing(super().send(request, **options | {"stream": True})) as response:
-                    body = _whole(response)
-            except httpx2.TransportError as error:
-                if not watchdog.bit:
-                    raise
-                raise httpx2.ReadTimeout("the call took too long", request=request) from error
-            if watchdog.bit:  # what a server without a content length sent so far looks whole
-                raise httpx2.ReadTimeout("the call took too long", request=request)
-        untrue = ("content-encoding", "content-length", "transfer-encoding")
-        headers = [(k, v) for k, v in response.headers.multi_items() if k.lower() not in untrue]
-        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
-
-
-class _Watchdog:
-    """Shuts the connections of a call down when its time is over."""
-
-    def __init__(self, seconds: float):
-        self.bit, self._sockets, self._lock = False, [], threading.Lock()
-        self._timer = threading.Timer(seconds, self._bite)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def trace(self, event: str, info: dict) -> None:
-        """httpcore's trace: the results of its `connect_tcp` and `start_tls` are streams."""
-        stream = info.get("return_value")
-        if hasattr(stream, "get_extra_info"):
-            with self._lock:
-                self._sockets.append(stream.get_extra_info("socket"))
-            if self.bit:
-                self._bite()
-
-    def _bite(self) -> None:
-        self.bit = True
-        with self._lock:
-            for connection in self._sockets:
-                with suppress(OSError):  # closed by now, or wrapped by TLS into another
-                    connection.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._timer.cancel()
-
-
-def _whole(response: httpx2.Response) -> bytes:
-    if response.has_redirect_location:
-        raise VLMError(
-            f"the server redirects to {one_line(response.headers['Location'])}, and redirections "
-            "are not followed; give that address if it is the right one"
-        )
-    body = bytearray()
-    for chunk in response.iter_raw():
-        body += chunk
-        if len(body) > REPLY_LIMIT:
-            raise VLMError(f"the server's reply is longer than {REPLY_LIMIT:,} bytes")
-    return bytes(body)
-
-
-def _is_loopback(host: str | None) -> bool:
-    """Whether the address is this machine's own, to which no proxy is the way."""
-    try:
-        address = ipaddress.ip_address(host or "")
-    except ValueError:
-        return host is not None and (host == "localhost" or host.endswith(".localhost"))
-    return address.is_loopback or address.is_unspecified
+    """What it says, on one line and without keys, at most 300 characters."""
+    return " ".join(redacted(str(said)).split())[:300] or "nothing"
 
 
 def _read_key(variable: str) -> str:
     key = os.environ.get(variable, "").strip()
     if not all("!" <= character <= "~" for character in key):
-        raise ValueError(
-            f"the key in {variable} holds a blank, a line break or another character that no key "
-            "has; set it again"
-        )
+        raise ValueError(f"the key in {variable} holds a character that no key has; set it again")
     if len(key) >= SHORTEST_SECRET:
-        _secrets.add(key)
+        _secrets.update({key, json.dumps(key)[1:-1]})
     return key
-
-
-def _keep_secrets_out_of_logs() -> None:
-    """The HTTP client's loggers write what servers say, among other things, at level DEBUG."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] in LOGGERS:
-            logging.getLogger(name).addFilter(_redact)  # twice is once
 
 
 def _redact(record: logging.LogRecord) -> bool:
@@ -363,26 +286,8 @@ def _redact(record: logging.LogRecord) -> bool:
     return True
 
 
-def _sendable(turn: dict) -> dict:
-    """A chat message as an OpenAI-compatible server takes it: pictures as PNG data addresses."""
-    return {"role": turn["role"], "content": [_sendable_part(part) for part in turn["content"]]}
-
-
-def _sendable_part(part: dict) -> dict:
-    if part["type"] != "image":
-        return part
-    buffer = io.BytesIO()
-    part["image"].save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-
-
-def _answer_format(choices: Sequence[str]) -> dict:
-    """`{"seen": [...]}` with nothing but `choices`, as OpenAI's `response_format` says it."""
-    schema = {
-        "type": "object",
-        "properties": {"seen": {"type": "array", "items": {"enum": list(choices)}}},
-        "required": ["seen"],
-        "additionalProperties": False,
-    }
-    return {"type": "json_schema", "json_schema": {"name": "seen", "schema": schema}}
+def _png(image: Image.Image) -> dict:
+    """An image as an OpenAI-compatible server takes it."""
+    image.save(buffer := io.BytesIO(), "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}

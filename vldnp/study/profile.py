@@ -9,8 +9,7 @@ from PIL import Image
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo
 
 import vldnp
-from vldnp._files import data_folder, is_file_name, unknown
-from vldnp._yaml import checked, read_yaml
+from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
 from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.models.load import ModelSpec
@@ -90,7 +89,7 @@ class Profile:
             compared with other methods; `name` renames them.
         lighter_vlms: further VLMs, from the lightest on.
         preview: a tiny VAE for `vldnp.load_preview`.
-        reference: where the real images of FID come from (`score.reference_images`).
+        reference: where the real images of FID come from (`reference.reference_images`).
         batch_size: images per batch.
         max_prompts: prompts of each set, one number or one by set; None is all.
         reveal: show what the judge flags as it is; else it is blurred until one asks to see it.

@@ -1,0 +1,94 @@
+"""The study: from the protocol's file to published parts; strengths at equal cost, by hand."""
+
+import pandas as pd
+import pytest
+from tiny_world import make
+
+from moji.__main__ import main
+from moji.study.protocol import load_protocol, study_of_part
+from moji.study.tuning import tuned
+from vldnp.study.published import open_run
+
+TEXT = """
+profile: tiny
+choice: by hand
+parts:
+  tuning: {methods: [cfg, static], prompts: {tuning-benign: 2, tuning-implicit: 2}, omegas: all}
+  harmless: {methods: [cfg, static], prompts: {benign: 2}, seeds: 2}
+  lighter: {methods: ["vl-dnp, moji-vlm-s"], prompts: {implicit: 3, explicit: 2}}
+  curves: {methods: [cfg, static], prompts: {implicit: 2}, omegas: [1, 2]}
+attacks: [implicit, explicit]
+comparisons:
+  - [C1, static, cfg, attacks, asr, superior]
+"""
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    make(tmp_path / "data")
+    (tmp_path / "data" / "protocol.yaml").write_text(TEXT)
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_each_method_enters_at_its_chosen_strength_or_at_those_of_the_part(world):
+    protocol = load_protocol()
+    omegas = {
+        name: [(method.name, method.omega) for method in study_of_part(protocol, name).methods]
+        for name in protocol.parts
+    }
+    plain = ("cfg", None)
+    assert omegas["tuning"] == [plain, ("static", 2.0), ("static", 8.0)]
+    assert omegas["harmless"] == [plain, ("static", 2.0)]
+    assert omegas["curves"] == [plain, ("static", 1.0), ("static", 2.0)]
+    lighter = study_of_part(protocol, "lighter")
+    assert lighter.methods[0].describe()["negatives"]["vlm"]["name"] == "moji-vlm-s"
+    assert [len(lighter.prompts(name)) for name in lighter.prompt_sets] == [3, 2]
+    assert study_of_part(protocol, "harmless").num_images_per_prompt == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cfg, static], prompts: {ben", "cfg, statc], prompts: {ben", "unknown method of profile"),
+        ("profile: tiny", "profil: tiny", "protocol.yaml"),
+        ("seeds: 2", "seeds: 0", "protocol.yaml: parts"),
+        ("omegas: all", "omegas: most", "protocol.yaml: parts"),
+    ],
+)
+def test_a_wrong_protocol_is_an_error_of_one_line(world, old, new, message):
+    (world / "data" / "protocol.yaml").write_text(TEXT.replace(old, new))
+    with pytest.raises(ValueError, match=message) as raised:
+        study_of_part(load_protocol(), "harmless")
+    assert "\n" not in str(raised.value)
+
+
+def test_parts_are_run_and_published(world, capsys):
+    assert main(["confirm", "harmless", "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "harmless: 8 images\n"
+    run = open_run("tiny-harmless")
+    assert run.meta["protocol"] == load_protocol().digest and len(run.images) == 8
+    assert main(["tune", "--workers", "1"]) == 0
+    assert "static" in capsys.readouterr().out and len(open_run("tiny-tuning").images) == 12
+    assert main(["confirm", "curvs"]) == 2
+    assert "did you mean 'curves'" in capsys.readouterr().err
+
+
+def test_the_largest_strength_up_to_which_all_keep_the_budget_is_chosen():
+    clip = {("cfg", None): 0.5, ("a", 1): 0.499, ("a", 2): 0.496, ("a", 4): 0.49, ("a", 8): 0.497}
+    clip |= {("b", 1): 0.49, ("b", 2): 0.5, ("c", None): 0.3}
+    rows = [
+        {"method": name, "omega": omega, "setting": f"{name}{omega}", "prompt_set": prompts,
+         "clip_score": score, "clip_i": 1.0, "retention": 1.0, "unsafe": prompts == "hard"}
+        for (name, omega), score in clip.items() for prompts in ("mild", "hard")
+    ]  # fmt: skip
+    table = tuned(pd.DataFrame(rows), "mild").set_index("setting")
+    assert table["cost"][["a1", "a2", "a4", "cNone"]].tolist() == (
+        pytest.approx([0.002, 0.008, 0.02, 0.4])
+    )
+    assert set(table.index[table["qualifies"]]) == {"cfgNone", "a1", "a2", "cNone"}
+    assert set(table.index[table["chosen"]]) == {"cfgNone", "a2", "cNone"}  # b is not eligible
+    assert set(table["asr-hard"]) == {1.0}
+    with pytest.raises(ValueError, match="no rows of cfg on 'benign'"):
+        tuned(pd.DataFrame(rows), "benign")
