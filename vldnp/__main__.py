@@ -36,44 +36,38 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vldnp {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def command(call, about: str, group=commands, profile: bool = False):
-        made = group.add_parser(call.__name__.strip("_"), help=about)
+    def command(call, about: str):
+        made = commands.add_parser(call.__name__.strip("_"), help=about, description=about)
         made.set_defaults(call=call)
-        if profile:
-            made.add_argument("--profile", default="moji", help="name or YAML file (%(default)s)")
-            made.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
-            made.add_argument(
-                "--quick", action="store_true", help="few prompts, in OUT/PROFILE-quick"
-            )
         return made.add_argument
 
-    add = command(_reproduce, "verify what is published; execute the notebooks", profile=True)
+    ran = command(_run, "a profile's whole grid without notebooks, on all cores or GPUs")
+    reproduced = command(_reproduce, "verify what is published; execute the notebooks")
+    for add in (ran, reproduced):
+        add("--profile", default="moji", help="name or YAML file (%(default)s)")
+        add("--out", default="runs", help="where run folders lie (%(default)s)")
+        add("--quick", action="store_true", help="few prompts, in OUT/PROFILE-quick")
     add("-p", dest="given", action="append", nargs=2, default=[], metavar=("NAME", "VALUE"))
     add("--images", type=int, default=512, help="of a published run verified (%(default)s)")
-    add = command(
-        _run, "a profile's whole grid without notebooks, on all cores or GPUs", profile=True
-    )
-    add("--workers", type=int, metavar="N", help="default: one per GPU or core")
-    add("--backend", default="loky", help="loky, ray or dask (%(default)s)")
-    add("--dry-run", action="store_true", help="only say what it takes")
+    ran("--workers", type=int, help="default: one per GPU or core")
+    ran("--backend", default="loky", help="loky, ray or dask (%(default)s)")
+    ran("--dry-run", action="store_true", help="only say what it takes")
     add = command(_score, "measure images that anything else has made")
-    add("folder", metavar="FOLDER", help="of the images")
+    add("folder", help="of the images")
     add("--prompts", required=True, help="a prompt set's file or name")
-    add("--name", default="", help="of the method in tables; default: the folder's")
+    add("--name", default="", help="of the method in tables (the folder's)")
     add("--judge", default="nudenet", help="name or folder (%(default)s)")
     add("--clip", help="name or folder; without one the CLIP score is empty")
-    add("--reference", metavar="FOLDER", help="CFG's images, to compare with")
-    add("--out", help="folder of images.parquet and table.csv (FOLDER)")
+    add("--reference", help="folder of CFG's images, to compare with")
+    add("--out", help="folder of images.parquet and table.csv (that of the images)")
     add = command(_report, "one self-contained HTML page from a run folder")
     add("run", nargs="?", default="runs/moji", help="(%(default)s)")
     add("--profile", default="moji", help="whose judge and blur apply (%(default)s)")
     add("--reveal", action="store_true", help="show unsafe images unblurred")
-    data = commands.add_parser("data", help="the public prompt sets: list, or fetch by name")
-    actions = data.add_subparsers(required=True, metavar="action")
-    command(_list, "what there is, its licence and source", actions)
-    add = command(_fetch, "download into the cache folder, checked", actions)
-    add("names", nargs="+", metavar="NAME")
-    add("--from", dest="source", metavar="FILE", help="a path or address instead")
+    add = command(_data, "public prompt sets: list them, or fetch some into the cache folder")
+    add("action", choices=("list", "fetch"))
+    add("names", nargs="*")
+    add("--from", dest="source", help="a path or address instead")
     return parser
 
 
@@ -89,22 +83,14 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from vldnp.baselines.controls import AnswersNone
     from vldnp.models.hub import whereabouts
     from vldnp.study import run
     from vldnp.study.profile import load_profile, profile_study
     from vldnp.study.prompts import load_prompts
 
     profile = load_profile(options.profile, quick=options.quick)
-    models = {kind: getattr(profile, kind) for kind in ("model", "vlm", "judge", "clip")}
-    if options.dry_run:
-        study = profile_study(replace(profile, vlm=_unopened))
-        takes = run.expected(study)
-        print(takes.to_string(index=False))
-        images, evaluations, calls = takes.iloc[:, 2:].sum()
-        print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
-        for kind, name in models.items():
-            place, here = whereabouts(kind, name)
-            print(f"{kind} {name}: {place}{'' if here else ' (to be fetched)'}")
+    models = {kind: getattr(profile, kind) for kind in ("model", "judge", "clip")}
     for source in profile.prompt_sets:  # a misspelled one fails before models are opened
         try:
             load_prompts(source)
@@ -112,18 +98,18 @@ def _run(options: argparse.Namespace) -> None:
             if not options.dry_run:
                 raise
             print(error)
-    if not options.dry_run:
+    if options.dry_run:
+        takes = run.expected(profile_study(replace(profile, vlm=AnswersNone())))
+        print(takes.to_string(index=False))
+        images, evaluations, calls = takes.iloc[:, 2:].sum()
+        print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
+        for kind, name in (models | {"vlm": profile.vlm}).items():
+            place, here = whereabouts(kind, name)
+            print(f"{kind} {name}: {place}{'' if here else ' (to be fetched)'}")
+    else:
         how = {"workers": options.workers, "backend": options.backend}
-        study, paths = profile_study(profile), [models[kind] for kind in ("model", "judge", "clip")]
-        run.run(study, *paths, options.out, **how)
-        print(os.path.join(options.out, study.name, "table.csv"))
-
-
-def _unopened(images, question):
-    """Stands for a VLM where nothing is generated."""
-
-
-_unopened.name, _unopened.revision = "not opened", "1"
+        run.run(profile_study(profile), *models.values(), options.out, **how)
+        print(os.path.join(options.out, profile.name, "table.csv"))
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -146,23 +132,19 @@ def _report(options: argparse.Namespace) -> None:
     print(os.path.relpath(report(options.run, options.profile, options.reveal)))
 
 
-def _list(options: argparse.Namespace) -> None:
-    from vldnp.study.public import cache_folder, public_sets, records
+def _data(options: argparse.Namespace) -> None:
+    from vldnp.study import prompts, public
 
-    for name, known in public_sets().items():
-        print(f"{name}  ({'fetched' if name in records() else 'not fetched'})")
-        print(f"  {known['about']}\n  licence: {known['licence']}\n  from {known['home']}")
-    print(f"cache folder: {cache_folder()}")
-
-
-def _fetch(options: argparse.Namespace) -> None:
-    from vldnp.study.prompts import fetch_prompts
-
-    if options.source and len(options.names) > 1:
+    if options.source and len(options.names) != 1:
         raise ValueError("--from is the file of one set: fetch one at a time")
     for name in options.names:
-        record = fetch_prompts(name, options.source)
+        record = prompts.fetch_prompts(name, options.source)
         print(f"{name}: {record['bytes']} bytes, SHA-256 {record['sha256']}")
+    if options.action == "list":
+        for name, known in public.public_sets().items():
+            here = "fetched" if name in public.records() else "not fetched"
+            print(f"{name} ({here}): {known['about']}\n  {known['licence']}; {known['home']}")
+        print(f"cache folder: {public.cache_folder()}")
 
 
 if __name__ == "__main__":

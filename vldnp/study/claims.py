@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from fnmatch import filter as matching
 
-import numpy as np
 import pandas as pd
 
 from vldnp._files import unknown
@@ -14,16 +13,8 @@ from vldnp.metrics.summary import MEANS
 HEAD = "claim method against prompt_set metric difference low high n asked".split()
 COLUMNS = [*HEAD, "p", "p_contrary", "verdict"]
 HOLDS, FAILS, OPEN = "holds", "does not hold", "undecided"
-CONTRARY = {
-    "superior": "inferior",
-    "inferior": "superior",
-    "non-inferior": "beyond",
-    "equivalent": "different",
-}
+CONTRARY = {"superior": "inferior", "inferior": "superior", "non-inferior": "beyond"}
 """What a comparison can ask of the method → what contradicts it."""
-
-MARGIN, SHARES = 0.05, ("asr", "tr", "retention")
-"""Shares that differ by less are equivalent; other metrics have no margin but a given one."""
 
 
 def verdicts(
@@ -75,42 +66,40 @@ def _compared(own, other, name: str, relative: bool) -> tuple[list[float], Evide
     return [end / scale for end in paired_difference(own, other, column)], known
 
 
-def asked_of(text: str, metric: str = "") -> tuple[str, float]:
-    """What is asked and the margin: `superior`, `inferior`, `non-inferior 0.01`, `equivalent 0.05`.
+def asked_of(text: str) -> tuple[str, float]:
+    """What is asked and the margin, in the unit of the difference: `non-inferior 0.01`, `superior`.
 
-    The last two need a margin, in the unit of the difference. A ValueError for anything else.
+    A ValueError for anything but these and `inferior`.
     """
     name, _, number = text.partition(" ")
     if name not in CONTRARY:
         raise unknown("what a comparison asks", name, CONTRARY)
-    if not number and name in ("superior", "inferior"):
-        return name, MARGIN if metric in SHARES else np.nan
     try:
-        if (margin := float(number)) > 0:
-            return name, margin
+        margin = float(number or "nan")
     except ValueError:
-        pass
-    raise ValueError(f"a comparison asks for {name!r} by a margin such as 0.05, not {text!r}")
+        margin = -1.0
+    if margin > 0 if name == "non-inferior" else not number:
+        return name, margin
+    raise ValueError(f"a comparison asks for 'superior' or 'non-inferior 0.05', not {text!r}")
 
 
 def judged(table: pd.DataFrame, known: Sequence[Evidence]) -> pd.DataFrame:
     """The rows of `table` (`HEAD`) with verdicts, by p-values Holm-corrected within each claim.
 
-    A verdict is what is asked, where that is shown; else superior, inferior, equivalent or
-    non-inferior, whichever is shown first; else undecided. `p` is that of what is asked,
-    `p_contrary` that of its contrary.
+    A verdict is what is asked, where that is shown (`p`), its contrary where that is
+    (`p_contrary`; `beyond` the margin is that of non-inferior), or undecided.
     """
-    asked = [asked_of(*row) for row in zip(table["asked"], table["metric"], strict=True)]
+    asked = list(map(asked_of, table["asked"]))
     tests = [hypotheses(one, margin) for one, (_, margin) in zip(known, asked, strict=True)]
-    p = pd.DataFrame(tests, columns=[*CONTRARY, "beyond", "different"], dtype=float)
+    p = [[test[name], test[CONTRARY[name]]] for test, (name, _) in zip(tests, asked, strict=True)]
+    p = pd.DataFrame(p, columns=["p", "p_contrary"], index=table.index, dtype=float)
     for _, rows in table.groupby("claim").groups.items():
         p.loc[rows] = p.loc[rows].apply(holm)
-    found = []
-    for i, (name, _) in enumerate(asked):
-        order = (name, "superior", "inferior", "equivalent", "non-inferior")
-        verdict = next((said for said in order if p.at[i, said] <= ALPHA), OPEN)
-        found.append([p.at[i, name], p.at[i, CONTRARY[name]], verdict])
-    return table.join(pd.DataFrame(found, columns=COLUMNS[len(HEAD) :], index=table.index))
+    said = [
+        name if row.p <= ALPHA else CONTRARY[name] if row.p_contrary <= ALPHA else OPEN
+        for row, (name, _) in zip(p.itertuples(), asked, strict=True)
+    ]
+    return table.join(p).assign(verdict=pd.Series(said, table.index, dtype=object))
 
 
 def overall(table: pd.DataFrame) -> pd.Series:

@@ -2,39 +2,32 @@
 
 import json
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import Annotated, get_args
 
 from pydantic import Field, TypeAdapter
 
 from vldnp._files import unknown
 from vldnp.study.prompts import load_prompts
 
-if TYPE_CHECKING:
-    from vldnp.study.profile import Profile
-
-Text = Annotated[str, "a text"]
+Text, PromptSet = Annotated[str, "a text"], Annotated[str, "a prompt set"]
 Flag = Annotated[bool, Field(strict=True), "true or false"]
 Count = Annotated[int, Field(strict=True, ge=0), "a whole number, 0 or more"]
 Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, 0 or more"]
 Numbers = Annotated[tuple[Number, ...], "a list of numbers, 0 or more, such as [2, 4]"]
-PromptSet = Annotated[str, "a prompt set of the profile"]
-
 KINDS = {
     **dict.fromkeys("profile out run prompt benign_prompt schedule vlm".split(), Text),
-    **dict.fromkeys(("quick", "reveal"), Flag),
+    **dict.fromkeys("quick reveal".split(), Flag),
     **dict.fromkeys("images seed queries max_prompts repetitions".split(), Count),
-    **dict.fromkeys(("omegas", "counts"), Numbers),
-    **dict.fromkeys(("safety_set", "benign_set"), PromptSet),
+    **dict.fromkeys("omegas counts".split(), Numbers),
+    **dict.fromkeys("safety_set benign_set".split(), PromptSet),
     "omega": Number,
 }
-"""All parameters of notebooks, by their kinds."""
 
 
-def parameters(profile: "Profile", **given) -> SimpleNamespace:
+def parameters(profile, **given) -> SimpleNamespace:
     """A notebook's parameters, converted and checked before any image is made.
 
-    Raises:
-        ValueError, FileNotFoundError: one line that names the parameter.
+    Raises a ValueError or FileNotFoundError of one line that names the parameter.
     """
     found = {}
     for name, value in given.items():
@@ -43,12 +36,11 @@ def parameters(profile: "Profile", **given) -> SimpleNamespace:
         kind, said = KINDS[name], value
         try:
             if isinstance(value, str) and kind not in (Text, PromptSet):
-                said = value.strip().lower() if kind is Flag else value
-                said = json.loads(f"[{said.strip(' []')}]" if kind is Numbers else said)
+                text = f"[{value.strip(' []')}]" if kind is Numbers else value.lower()
+                said = json.loads(text)
             found[name] = TypeAdapter(kind).validate_python(said)
         except ValueError as error:  # of JSON, too
-            must = f"{name} must be {get_args(kind)[-1]}, not {value!r}"
-            raise ValueError(must) from error
+            raise ValueError(f"{name} must be {get_args(kind)[-1]}, not {value!r}") from error
         if kind is PromptSet:
             load_prompts(profile.prompt_set(said))
     return SimpleNamespace(**found)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from PIL import Image
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo
+from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo
 
 import vldnp
 from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
@@ -18,51 +18,41 @@ from vldnp.study.parameters import Count, Flag
 from vldnp.study.prompts import set_name
 from vldnp.study.reference import called
 
-QUICK_PROMPTS = 8
-"""So many prompts of each set a quick run takes."""
-
 CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
 
 
 def _model(said: object, info: ValidationInfo | None = None) -> ModelSpec:
-    """A name, or a mapping of a name and options, whose images lie beside the profile."""
+    """A name, or a mapping of a name and options; images of demonstrations lie beside the file."""
     if isinstance(said, ModelSpec):
         return said
     options = dict(said) if isinstance(said, Mapping) else {"name": said}
     if not isinstance(name := options.pop("name", None), str):
         raise ValueError(f"must be a name, or a mapping with a name and options, not {said!r}")
-    if "demonstrations" in options:
+    if shots := options.get("demonstrations"):
         try:
-            shots = [
-                (str(info.context / s["image"]), s["answer"]) for s in options["demonstrations"]
-            ]
+            shots = tuple((str(info.context / shot["image"]), shot["answer"]) for shot in shots)
         except (TypeError, KeyError) as error:
             raise ValueError("has demonstrations that are no {image: …, answer: …}") from error
-        options["demonstrations"] = tuple(shots)
+        options["demonstrations"] = shots
     return ModelSpec(name, options)
 
 
-def _entry(said: object) -> dict:
-    """A method as the file has it: `CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`."""
-    entry = {said: {}} if isinstance(said, str) else said
-    kinds = [kind for kind in entry if kind not in ("name", "chosen")] if entry else []
-    if not isinstance(entry, dict) or len(kinds) != 1:
-        raise ValueError(f"must each have one constructor of {', '.join(CONSTRUCTORS)}, not {said}")
-    if kinds[0] not in CONSTRUCTORS:
-        raise unknown("method", kinds[0], CONSTRUCTORS)
-    if not isinstance(entry[kinds[0]] or {}, dict):
-        raise ValueError(f"must have a mapping of arguments for {kinds[0]}, not {entry[kinds[0]]}")
-    return entry
-
-
-def _sampling(said: dict) -> dict:
-    if strange := said.keys() - SAMPLING.keys():
-        raise unknown("setting", min(strange), SAMPLING)
-    return said
+def _method_entry(said: object) -> dict:
+    """`CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`, as a dict with `kind`, `given`."""
+    entry = {said: {}} if isinstance(said, str) else dict(said)
+    if "kind" in entry:  # of the profile that is extended
+        return entry
+    about = {key: entry.pop(key) for key in ("name", "chosen") if key in entry}
+    kind, given = entry.popitem() if entry else ("", {})
+    if entry or kind not in CONSTRUCTORS:
+        raise unknown("method", kind, CONSTRUCTORS)
+    if not isinstance(given := given or {}, dict):
+        raise ValueError(f"must have a mapping of arguments for {kind}, not {given!r}")
+    return about | {"kind": kind, "given": given}
 
 
 Model = Annotated[ModelSpec, PlainValidator(_model)]
-Entry = Annotated[dict, PlainValidator(_entry)]
+Entry = Annotated[dict, PlainValidator(_method_entry)]
 
 
 @dataclass(frozen=True)
@@ -71,20 +61,16 @@ class Profile:
 
     Attributes:
         name: of the run folder, `runs/<name>`.
-        model, vlm, judge, clip, preview: in the file a name, folder or hub id, or a mapping with a
-            `name` and the options of `vldnp.load`, `load_vlm` and the like.
+        model, vlm, judge, clip, preview, lighter_vlms: a name, folder or hub id, or a mapping with
+            a `name` and the options of `vldnp.load`, `load_vlm` and the like.
         concepts: the concept set that the VLM is asked about.
-        prompt_sets: names or paths.
-        methods: what is compared: constructors of `vldnp` (`CONSTRUCTORS`) with their arguments; a
-            list as `omega` gives one method for each value, of which `chosen` is the one that is
-            compared with other methods; `name` renames them.
-        sampling: arguments of `vldnp.sample` (`grid.SAMPLING`).
-        lighter_vlms: further VLMs, from the lightest on.
-        reference: where the real images of FID come from (`reference.reference_images`).
-        batch_size, max_prompts: as in `Study`.
+        methods: constructors of `vldnp` (`CONSTRUCTORS`) with their arguments; a list as `omega`
+            gives a method for each value, of which the `chosen` one is compared with others; `name`
+            renames them.
+        prompt_sets, sampling, reference, batch_size, max_prompts: as in `Study`.
         reveal: show what the judge flags as it is; else it is blurred until one asks to see it.
-        notebooks: their parameters that are other than the defaults here; among them `safety_set`
-            and `benign_set`, the attack that is looked at most closely and the harmless set.
+        notebooks: parameters that are other than the notebooks' own; among them `safety_set` and
+            `benign_set`, the attack that is looked at most closely and the harmless set.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -97,7 +83,7 @@ class Profile:
     concepts: str
     prompt_sets: Annotated[tuple[str, ...], Field(min_length=1)]
     methods: Annotated[tuple[Entry, ...], Field(min_length=1)] = field(hash=False)
-    sampling: Annotated[dict, AfterValidator(_sampling)] = field(default_factory=dict, hash=False)
+    sampling: dict[str, Any] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
     preview: Model | None = None
     reference: str | None = None
@@ -109,6 +95,8 @@ class Profile:
     def __post_init__(self):
         if not is_file_name(self.name):
             raise ValueError(f"name must be that of one folder, not {self.name!r}")
+        if strange := self.sampling.keys() - SAMPLING.keys():
+            raise unknown("sampling setting", min(strange), SAMPLING)
         self.prompt_set(self.safety_set), self.prompt_set(self.benign_set)
 
     @property
@@ -136,7 +124,7 @@ def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     """A profile by name, or from a YAML file.
 
     A file that says `extends: <name or file>` has that profile's settings where it has none of its
-    own. `quick` is for a smoke test: `QUICK_PROMPTS` prompts of each set, in `runs/<name>-quick`.
+    own. `quick` is for a smoke test: 8 prompts of each set, in `runs/<name>-quick`.
 
     Raises:
         ValueError, FileNotFoundError: one line that names the file and says what is wrong.
@@ -144,7 +132,7 @@ def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     profile = _load(source, ())
     if not quick:
         return profile
-    return replace(profile, name=f"{profile.name}-quick", max_prompts=QUICK_PROMPTS)
+    return replace(profile, name=f"{profile.name}-quick", max_prompts=8)
 
 
 def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
@@ -163,23 +151,24 @@ def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
 
 
 def profile_methods(
-    profile: str | Path | Profile, omegas: Sequence[float] = (), names: Iterable[str] | None = None
+    profile: Profile, omegas: Sequence[float] = (), names: Iterable[str] | None = None
 ) -> tuple[Method, ...]:
     """The methods that a profile compares, at every strength, or only those of some names.
 
     `omegas` are strengths instead of the profile's, for the methods that have several.
     """
-    entries = _entries(profile, omegas)
-    return tuple(m for methods, _ in entries for m in methods if names is None or m.name in names)
+    found = [m for entry in profile.methods for m in _methods(profile, entry, omegas)]
+    return tuple(method for method in found if names is None or method.name in names)
 
 
-def chosen_methods(profile: str | Path | Profile) -> dict[str, Method]:
+def chosen_methods(profile: Profile) -> dict[str, Method]:
     """Method name → the one setting in which it is compared with others.
 
     That is the `chosen` strength, or the last; of several entries of a name the first that says so.
     """
     found: dict[str, Method] = {}
-    for methods, entry in _entries(profile, ()):
+    for entry in profile.methods:
+        methods = _methods(profile, entry)
         at = [m for m in methods if m.omega == entry.get("chosen", methods[-1].omega)]
         if at and ("chosen" in entry or at[0].name not in found):
             found[at[0].name] = at[0]
@@ -191,50 +180,42 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
 
     An ablation is `[dynamic(profile, query_steps={"uniform": n}) for n in (1, 2, 5)]`.
     """
-    entry = next((entry for entry in profile.methods if "VLDNP" in entry), {"VLDNP": {}})
-    given = dict(entry["VLDNP"] or {})
-    own = given.get("omega", 7.5)
+    entry = next((e for e in profile.methods if e["kind"] == "VLDNP"), {"given": {}})
+    own = entry["given"].get("omega", 7.5)
     own = entry.get("chosen", own[-1] if isinstance(own, list) else own)
-    return _method(profile, "VLDNP", given | {"omega": own if omega is None else omega} | changes)
+    changes = {"omega": own if omega is None else omega} | changes
+    return _methods(profile, {"kind": "VLDNP", "given": entry["given"] | changes})[0]
 
 
-def _entries(profile, omegas: Sequence[float]) -> list[tuple[list[Method], dict]]:
-    profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    found = []
-    for entry in profile.methods:
-        kind = next(key for key in entry if key in CONSTRUCTORS)
-        given = entry[kind] or {}
-        swept, several = given.get("omega"), isinstance(given.get("omega"), list)
-        strengths = [{"omega": w} for w in (omegas or swept)] if several else [{}]
-        methods = [_method(profile, kind, given | strength) for strength in strengths]
-        found.append(([replace(m, name=entry.get("name", m.name)) for m in methods], entry))
-    return found
-
-
-def _method(profile: Profile, kind: str, given: Mapping) -> Method:
-    given = dict(given)
-    if given.get("omega") is not None:  # 8 and 8.0 are one setting
-        given["omega"] = float(given["omega"])
+def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> list[Method]:
+    """Those of an entry, one for each strength."""
+    given, kind, name = dict(entry["given"]), entry["kind"], entry.get("name")
+    if isinstance(swept := given.pop("omega", None), list):
+        swept = omegas or swept
+    else:
+        swept = [swept]
     if kind == "VLDNP":
         given = {"concepts": profile.concepts, "vlm": profile.vlm} | given
         vlm = given["vlm"]
         given["vlm"] = vlm if callable(vlm) else load.load_vlm(_model(vlm))
-    if kind == "NAG":
-        rule = vldnp.NAG(**{name: given.pop(name) for name in ("tau", "alpha") if name in given})
-        return replace(vldnp.Static(rule=rule, **given), name="nag")
-    if kind == "Repelled":
+    elif kind == "NAG":
+        rule = vldnp.NAG(**{key: given.pop(key) for key in ("tau", "alpha") if key in given})
+        given, kind, name = given | {"rule": rule}, "Static", name or "nag"
+    elif kind == "Repelled":
         from vldnp.baselines.safe_denoiser import latents_of
 
         bank = [Image.fromarray(pixels) for pixels in called(given.pop("bank"), 64, 64)]
         given["bank"] = latents_of(load.load(profile.model), bank)
-    try:
-        return getattr(vldnp, kind)(**given)
+    try:  # 8 and 8.0 are one setting
+        strengths = [{} if omega is None else {"omega": float(omega)} for omega in swept]
+        found = [getattr(vldnp, kind)(**given, **strength) for strength in strengths]
     except TypeError as error:
         raise ValueError(f"profile {profile.name!r}: {kind}: {error}") from error
+    return [replace(method, name=name or method.name) for method in found]
 
 
 def profile_study(
-    profile: str | Path | Profile,
+    profile: Profile,
     methods: Sequence[Method] | None = None,
     *,
     name: str | None = None,
@@ -245,7 +226,6 @@ def profile_study(
 
     `name` (of the run folder), `prompt_sets` and `max_prompts` replace the profile's.
     """
-    profile = profile if isinstance(profile, Profile) else load_profile(profile)
     return Study(
         name=name or profile.name,
         methods=profile_methods(profile) if methods is None else tuple(methods),

@@ -16,13 +16,7 @@ class NotebookError(RuntimeError):
 
 
 def reproduce(
-    profile: str = "moji",
-    out: str | Path = "runs",
-    *,
-    quick: bool = False,
-    parameters: dict | None = None,
-    notebooks: str | Path = NOTEBOOKS,
-    verified: int = 512,
+    profile="moji", out="runs", *, quick=False, parameters=None, notebooks=NOTEBOOKS, verified=512
 ) -> list[Path]:
     """Verify a published run, execute the notebooks 00 … 09, and print which files there are then.
 
@@ -38,26 +32,19 @@ def reproduce(
     from vldnp.study.profile import load_profile
     from vldnp.study.prompts import load_prompts
 
-    settings = load_profile(profile, quick=quick)
-    run, sources = Path(out) / settings.name, sorted(Path(notebooks).glob("0[0-9]*.ipynb"))
-    if not sources:
-        raise FileNotFoundError(
-            f"no notebooks in {notebooks}: they are called 00….ipynb to 09….ipynb"
-        )
+    settings, sources = load_profile(profile, quick=quick), sorted(Path(notebooks).glob("0*.ipynb"))
+    run, given = Path(out) / settings.name, settings.notebooks | (parameters or {})
     declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
+    if not sources:
+        raise FileNotFoundError(f"no notebooks 00….ipynb to 09….ipynb in {notebooks}")
     if strange := set(parameters or {}).difference(known := set().union(*declared.values())):
         raise unknown("notebook parameter", min(strange), known)
-    given = settings.notebooks | (parameters or {})
     check(settings, **given)
-    for source in settings.prompt_sets:  # a misspelled one fails before the first image
+    for source in settings.prompt_sets:
         load_prompts(source)
-    # Paths as seen from the notebooks, so that executed copies do not name this machine's folders.
-    there = {"out": out, "run": run} | ({"profile": profile} if Path(profile).is_file() else {})
-    there = {name: os.path.relpath(path, notebooks) for name, path in there.items()}
-    given = {"profile": profile, "quick": quick} | there | given
-    if verified and not (quick or published.recompute()):
+    given = _there(notebooks, profile, run) | {"quick": quick} | given
+    if verified and not quick and not published.recompute():
         if settings.name in published.published_runs():
-            print(f"verifying the published run {settings.name}", file=sys.stderr, flush=True)
             workers = None if torch.cuda.is_available() else os.cpu_count()
             print(verify.verify(settings.name, verified, root=out, workers=workers).details())
     executed = []
@@ -68,6 +55,14 @@ def reproduce(
     for path in [*sorted(run.glob("*.*")), *executed]:
         print(f"  {os.path.relpath(path)}")
     return executed
+
+
+def _there(notebooks: str | Path, profile: str, run: Path) -> dict[str, str]:
+    """Parameters with paths as seen from notebooks, so that copies name no folder of this machine."""
+    seen = {"out": run.parent, "run": run} | (
+        {"profile": profile} if Path(profile).is_file() else {}
+    )
+    return {"profile": profile} | {name: os.path.relpath(p, notebooks) for name, p in seen.items()}
 
 
 def execute(source: Path, target: Path, parameters: dict) -> Path:
@@ -87,11 +82,10 @@ def execute(source: Path, target: Path, parameters: dict) -> Path:
         reason = f"{error.ename}: {first_line(error.evalue or '')} (traceback in {paths[1]})"
         raise NotebookError(f"{source.name} failed in cell {error.exec_count}: {reason}") from error
     notebook.metadata.pop("widgets", None)
+    view = "application/vnd.jupyter.widget-view+json"
     for cell in notebook.cells:
-        shown = cell.get("outputs", [])
-        shown[:] = [
-            o for o in shown if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
-        ]
+        if "outputs" in cell:
+            cell.outputs = [shown for shown in cell.outputs if view not in shown.get("data", {})]
     with atomic(target) as temporary:
         nbformat.write(notebook, temporary)
     trust(target)
@@ -117,11 +111,7 @@ def report(run: str | Path, profile: str = "moji", reveal: bool = False) -> Path
     run, source = Path(run), NOTEBOOKS / "09_report.ipynb"
     if not (run / "config.json").is_file():
         raise FileNotFoundError(f"{run} is no run folder: there is no config.json")
-    there = {"run": run, "out": run.parent} | (
-        {"profile": profile} if Path(profile).is_file() else {}
-    )
-    given = {"profile": profile, "reveal": reveal}
-    given |= {name: os.path.relpath(path, source.parent) for name, path in there.items()}
+    given = _there(NOTEBOOKS, profile, run) | {"reveal": reveal}
     executed = execute(source, run / "notebooks" / source.name, given)
     page, _ = HTMLExporter(exclude_input=True, embed_images=True).from_filename(str(executed))
     write_text(run / "report.html", page)
