@@ -21,7 +21,7 @@ from vldnp.study.reference import called
 CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
 
 
-def _model(said: object, info: ValidationInfo | None = None) -> ModelSpec:
+def _model(said: object, info: ValidationInfo) -> ModelSpec:
     """A name, or a mapping of a name and options; images of demonstrations lie beside the file."""
     if isinstance(said, ModelSpec):
         return said
@@ -37,7 +37,7 @@ def _model(said: object, info: ValidationInfo | None = None) -> ModelSpec:
     return ModelSpec(name, options)
 
 
-def _method_entry(said: object) -> dict:
+def _method_entry(said: object, info: ValidationInfo) -> dict:
     """`CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`, as a dict with `kind`, `given`."""
     entry = {said: {}} if isinstance(said, str) else dict(said)
     if "kind" in entry:  # of the profile that is extended
@@ -48,6 +48,8 @@ def _method_entry(said: object) -> dict:
         raise unknown("method", kind, CONSTRUCTORS)
     if not isinstance(given := given or {}, dict):
         raise ValueError(f"must have a mapping of arguments for {kind}, not {given!r}")
+    if "vlm" in given:
+        given["vlm"] = _model(given["vlm"], info)
     return about | {"kind": kind, "given": given}
 
 
@@ -196,8 +198,7 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
         swept = [swept]
     if kind == "VLDNP":
         given = {"concepts": profile.concepts, "vlm": profile.vlm} | given
-        vlm = given["vlm"]
-        given["vlm"] = vlm if callable(vlm) else load.load_vlm(_model(vlm))
+        given["vlm"] = load.load_vlm(given["vlm"])
     elif kind == "NAG":
         rule = vldnp.NAG(**{key: given.pop(key) for key in ("tau", "alpha") if key in given})
         given, kind, name = given | {"rule": rule}, "Static", name or "nag"

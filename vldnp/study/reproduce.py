@@ -58,7 +58,7 @@ def reproduce(
 
 
 def _there(notebooks: str | Path, profile: str, run: Path) -> dict[str, str]:
-    """Parameters with paths as seen from notebooks, so that copies name no folder of this machine."""
+    """Parameters with paths as seen from the notebooks, so that copies name no machine's folder."""
     seen = {"out": run.parent, "run": run} | (
         {"profile": profile} if Path(profile).is_file() else {}
     )
