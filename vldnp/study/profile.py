@@ -39,6 +39,8 @@ def _model(said: object, info: ValidationInfo) -> ModelSpec:
 
 def _method_entry(said: object, info: ValidationInfo) -> dict:
     """`CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`, as a dict with `kind`, `given`."""
+    if not isinstance(said, str | Mapping):
+        raise ValueError(f"must be constructors such as CFG, with their arguments, not {said!r}")
     entry = {said: {}} if isinstance(said, str) else dict(said)
     if "kind" in entry:  # of the profile that is extended
         return entry
