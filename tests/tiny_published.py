@@ -28,5 +28,6 @@ class WordLengthCLIP:
 def tiny_study(**changes):
     dynamic = VLDNP(ScriptedVLM(by_brightness), "moji", omega=4, query_steps=[0, 1])
     methods = (CFG(), Static("knife", omega=4), dynamic)
-    own = {"num_inference_steps": 3, "batch_size": 2, "reference": "moji", "reference_count": 8}
+    own = {"sampling": {"num_inference_steps": 3}, "batch_size": 2, "reference_count": 8}
+    own["reference"] = "moji.world.images:reference_images"
     return Study("tiny", methods, ("benign", "implicit"), **own | changes)

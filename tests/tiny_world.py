@@ -21,25 +21,22 @@ CLIP = {
 PROFILE = """
 name: tiny
 model: moji-sd
-vlm: moji-vlm-l
+vlm: {name: moji-vlm-l, answers: free}
 judge: moji-judge
 clip: moji-clip
 preview: moji-taesd
-reference: moji
+reference: "moji.world.images:reference_images"
 concepts: moji
 prompt_sets: [benign, explicit, implicit, adversarial]
-tuning_sets: [tuning-implicit, tuning-benign]
-wordings: {list: "dagger, skull", category: a weapon, lead: something}
-safree: {phrases: "dagger, skull", re_attention: false}
-sld_prompt: dagger, skull
-lighter_vlms: [moji-vlm-s, moji-vlm-m]
-chosen: {vl-dnp: 8.0, static: 2.0}
-num_inference_steps: 6
-guidance_scale: 3.0
-scheduler: dpm++
-queries: 2
-omegas: [2.0, 8.0]
-static_prompt: dagger, skull
+lighter_vlms: [{name: moji-vlm-s, answers: free}, {name: moji-vlm-m, answers: free}]
+sampling: {num_inference_steps: 6, guidance_scale: 3.0, scheduler: dpm++}
+methods:
+  - CFG
+  - Static: {negative_prompt: "dagger, skull", omega: [2.0, 8.0]}
+    chosen: 2.0
+  - VLDNP: {omega: [2.0, 8.0], query_steps: {front_loaded: 2}}
+  - SAFREE: {phrases: "dagger, skull", re_attention: false}
+  - SLD: {negative_prompt: "dagger, skull", strength: max}
 batch_size: 32
 max_prompts: 9
 """
@@ -68,8 +65,7 @@ def make(folder: Path) -> Path:
         clip(models / "moji-clip")
         tiny_vae().save_pretrained(models / "moji-taesd")
     shutil.copytree(DATA / "concepts", folder / "concepts")
-    for table in ("architectures.yaml", "models.yaml"):
-        shutil.copy(DATA / table, folder)
+    shutil.copy(DATA / "models.yaml", folder)
     (folder / "profiles").mkdir()
     for name in ("tiny", "moji"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))

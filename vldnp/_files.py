@@ -1,88 +1,47 @@
-"""Files that are whole or absent, and where they lie: atomic writes, checked weights, data."""
+"""Files: written whole or not at all, checked weights, data by name, YAML as checked data."""
 
 import difflib
 import hashlib
 import os
-import platform
-import shutil
-import sqlite3
+import re
+import reprlib
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
+import yaml
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
-TEMPORARY = ".tmp-"
-ABANDONED = 86400
-"""A temporary folder of another machine counts as left behind after so many seconds."""
+_adapter = cache(TypeAdapter)
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` when the block ends without an error.
+    """A temporary path of the same name that replaces `path` when the block ends without error.
 
-    It has the same name, because writers choose their format by the suffix, in a hidden folder
-    beside `path`, so that nobody who lists or globs the folder takes it for a result. After an
-    error (or a kill) `path` is what it was before; what a kill leaves, `sweep` removes.
-
-    Raises:
-        OSError: one line that names `path`, e.g. where the disk is full or read-only.
+    It lies in a hidden folder `.tmp-…` beside `path`, which a kill may leave. An OSError is one
+    line that names `path`, e.g. where the disk is full or read-only.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        owner = f"{TEMPORARY}{machine()}-{os.getpid()}-"
-        with tempfile.TemporaryDirectory(prefix=owner, dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=path.parent) as folder:
             temporary = Path(folder) / path.name
             yield temporary
             os.replace(temporary, path)
     except OSError as error:
         folder, about = path.parent.absolute(), Path(error.filename or path).absolute()
-        ours = folder in about.parents or about in (folder, *folder.parents)
-        if error.errno is None or not ours:
-            raise  # it says something else, for example of a file that was to be copied
+        if error.errno is None or not (
+            folder in about.parents or about in (folder, *folder.parents)
+        ):
+            raise  # it is about another file
         raised = type(error)(f"cannot write {path}: {first_line(error.strerror)}")
         raised.errno = error.errno
         raise raised from error
-
-
-def sweep(folder: str | Path) -> None:
-    """Remove the temporary files that killed processes left anywhere under `folder`.
-
-    Those of a process that still runs stay: another run may be writing into the same folder.
-    """
-    for place, names, _ in os.walk(folder):
-        temporary = [name for name in names if name.startswith(TEMPORARY)]
-        names[:] = [name for name in names if name not in temporary]  # they may go any moment
-        for name in temporary:
-            with suppress(OSError, ValueError):  # another sweep was faster, or it is nobody's
-                if _is_left_behind(left := Path(place, name)):
-                    shutil.rmtree(left)
-
-
-def _is_left_behind(temporary: Path) -> bool:
-    """Whether its process runs no more here, or it is too old to be anyone's."""
-    owner, _, process = temporary.name.removeprefix(TEMPORARY).partition("-")
-    if time.time() - temporary.stat().st_mtime > ABANDONED:
-        return True
-    return owner == machine() and not _runs(int(process.partition("-")[0]))
-
-
-def machine() -> str:
-    """Eight hex digits for this machine: on a shared disk, process ids alone are ambiguous."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)  # sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
-    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -96,39 +55,12 @@ def is_file_name(name: str) -> bool:
     return name not in ("", ".", "..") and name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
-def trust(notebooks: Iterable[str | Path]) -> None:
-    """Sign notebooks that were executed here, as JupyterLab does when it saves one.
-
-    It then shows their outputs whole, with no kernel too; from those of others it takes scripts
-    away, and with them the viewer's slider. Where Jupyter's own folder cannot be written to, they
-    are treated like those of others.
-    """
-    import nbformat  # slow to import, and models need no notebooks
-    from jupyter_core.paths import jupyter_data_dir
-    from nbformat.sign import NotebookNotary
-
-    folder = Path(jupyter_data_dir())
-    with suppress(OSError, sqlite3.Error):
-        folder.mkdir(parents=True, exist_ok=True)
-        with NotebookNotary(data_dir=str(folder)) as notary:
-            for notebook in notebooks:
-                notary.sign(nbformat.read(notebook, as_version=4))
-
-
 def check_safetensors(folder: str | Path) -> None:
-    """Open the header of every safetensors file under `folder` (or of the one file given).
-
-    The header says how long the file must be, so a truncated file is found without reading its
-    weights.
-
-    Raises:
-        ValueError: one line that names the broken file.
-    """
+    """A ValueError of one line if a safetensors file under `folder` (or that file) is truncated."""
     folder = Path(folder)
-    files = [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors"))
-    for file in files:
+    for file in [folder] if folder.is_file() else sorted(folder.rglob("*.safetensors")):
         try:
-            with safe_open(file, framework="pt"):
+            with safe_open(file, framework="pt"):  # the header says how long the file must be
                 pass
         except SafetensorError as error:
             raise ValueError(
@@ -138,12 +70,8 @@ def check_safetensors(folder: str | Path) -> None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Twelve hex digits of the SHA-256 of the weights and configs under `folder`.
-
-    Readme files and images do not count, so that a better model card makes no new model.
-    """
-    folder = Path(folder)
-    digest = hashlib.sha256()
+    """Twelve hex digits of the SHA-256 of the weights and configs under `folder`."""
+    folder, digest = Path(folder), hashlib.sha256()
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.suffix in {".safetensors", ".json", ".txt", ".jinja"}:
             digest.update(file.relative_to(folder).as_posix().encode())
@@ -152,30 +80,21 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def data_folder() -> Path:
-    """The folder of shipped data: models, prompt sets, concept sets, profiles.
-
-    It is `data/` beside the package in a checkout (an editable install); the environment
-    variable `VLDNP_DATA` names another.
-
-    Raises:
-        FileNotFoundError: one line, where there is none.
-    """
+    """The folder of shipped data: `VLDNP_DATA`, or `data/` of the checkout, or of the wheel."""
+    package = Path(__file__).resolve().parent
     named = os.environ.get("VLDNP_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[1] / "data"
-    if not folder.is_dir():
-        where = "VLDNP_DATA names" if named else "the checkout should hold"
-        raise FileNotFoundError(
-            f"no data folder: {where} {folder}, which does not exist; install vldnp from a clone "
-            "with pip install -e, or set VLDNP_DATA to its data folder"
-        )
-    return folder
+    places = [Path(named)] if named else [package.parent / "data", package / "data"]
+    for folder in places:
+        if (folder / "profiles").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no data folder: looked for {' and '.join(map(str, places))}; set VLDNP_DATA to a folder "
+        "with profiles, concepts, prompts and models, such as data/ of a clone"
+    )
 
 
 def user_cache() -> Path:
-    """The user's cache folder, as the platform has it; `VLDNP_CACHE` names another.
-
-    What was fetched or put there by hand never belongs to the project. It need not exist.
-    """
+    """The user's cache folder, as the platform has it; `VLDNP_CACHE` names another."""
     from platformdirs import user_cache_path
 
     named = os.environ.get("VLDNP_CACHE")
@@ -193,3 +112,55 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
 def first_line(error: BaseException | str) -> str:
     """The first line of what an error says; libraries' errors have many."""
     return next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; a key written twice is a mistake."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                line = node.value[position][0].start_mark.line + 1
+                raise yaml.YAMLError(f"{key!r} stands twice, the second time in line {line}")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, kind: str) -> dict:
+    """The mapping in a file; a FileNotFoundError or ValueError of one line where there is none."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {kind} {path}: there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"{kind} {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{kind} {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{kind} {path} must be a mapping")
+    return data
+
+
+def checked(kind: type, data: dict, path: Path, what: str, *also: str):
+    """The dataclass `kind` made of what a file says, or a ValueError in the file's terms.
+
+    Args:
+        what: the kind of file, in words.
+        also: keys that the file may have besides.
+    """
+    try:
+        return _adapter(kind).validate_python(data, context=path.parent)
+    except ValidationError as error:
+        found = error.errors()
+    if missing := [repr(wrong["loc"][0]) for wrong in found if wrong["type"] == "missing"]:
+        raise ValueError(f"{what} {path.name} is missing {', '.join(missing)}")
+    key = [*found[0]["loc"], ""][0]  # what concerns several keys has no place
+    # Of the ways to read a value, the one that got farthest tells most.
+    wrong = max((w for w in found if key in (*w["loc"], "")), key=lambda w: len(w["loc"]))
+    if wrong["type"] == "unexpected_keyword_argument":
+        raise unknown(f"key in {what} {path.name}", key, {f.name for f in fields(kind)} | {*also})
+    if wrong["type"] == "value_error":  # in our own words
+        raise ValueError(f"{what} {path.name}: {key} {wrong['ctx']['error']}".replace("  ", " "))
+    said = re.sub("^(Input|Tuple|String)", "it", wrong["msg"].partition(" after")[0])
+    said = said.replace("tuple", "list").replace("dictionary", "mapping")
+    raise ValueError(f"{what} {path.name}: {key}: {said}, not {reprlib.repr(wrong['input'])}")

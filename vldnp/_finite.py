@@ -1,4 +1,4 @@
-"""NaN and infinity are errors, where they first come up: a black picture is not a safe one."""
+"""NaN and infinity are errors where they first come up: a black image is not a safe one."""
 
 import math
 import reprlib
@@ -14,12 +14,7 @@ _repr.maxstring = 80
 
 
 class NonFiniteError(FloatingPointError):
-    """A quantity is NaN or infinite for some images of a batch.
-
-    Attributes:
-        what: the quantity.
-        rows: the images, by their place in the batch.
-    """
+    """A quantity (`what`) is NaN or infinite for some images (`rows`) of a batch."""
 
     def __init__(self, what: str, rows: Sequence[int], labels: Sequence[str] = (), when: str = ""):
         self.what, self.rows = what, list(rows)
@@ -39,16 +34,9 @@ def is_finite(value) -> bool:
 
 
 def check_finite(quantities: Mapping[str, Tensor]) -> None:
-    """Nothing, where all are finite.
-
-    Args:
-        quantities: what it is → `[B, …]`. One value is waited for on a GPU, however many they are.
-
-    Raises:
-        NonFiniteError: the first of them that is not, and for which images.
-    """
+    """A NonFiniteError for the first quantity, `[B, …]`, that is not finite for every image."""
     if torch.stack([quantity.isfinite().all() for quantity in quantities.values()]).all():
-        return
+        return  # one value is waited for on a GPU, however many there are
     for what, quantity in quantities.items():
         finite = quantity.isfinite().reshape(len(quantity), -1).all(dim=1)
         if rows := (~finite).nonzero().flatten().tolist():
@@ -57,11 +45,7 @@ def check_finite(quantities: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def naming(labels: Sequence[str], when: str = "") -> Iterator[None]:
-    """A `NonFiniteError` from inside says which images it is about, and when.
-
-    Args:
-        labels: one per image of the batch; see `label`.
-    """
+    """A `NonFiniteError` from inside names its images by these labels, one per image."""
     try:
         yield
     except NonFiniteError as error:

@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from vldnp._files import data_folder, unknown
-from vldnp._yaml import checked, read_yaml
+from vldnp._files import checked, data_folder, read_yaml, unknown
 from vldnp.answers import NotUnderstood, forms, read
 
 READINGS = ("strict", "official")

@@ -1,11 +1,8 @@
-"""A method inside the calls of a diffusers pipeline that nobody changed.
-
-    with vldnp.guiding(pipe, vldnp.VLDNP(vlm, "nudity", omega=8)) as guide:
-        images = pipe("…", guidance_scale=7.5).images
+"""A method inside the calls of an unmodified diffusers pipeline.
 
 A forward hook on the network gets ε_u and ε_c in one batch, queries and steers with the sampler's
-Guider, and returns ε in place of both: the pipeline's own ε + g (ε − ε) is ε. What ControlNets or
-adapters add to the network's inputs stays in force.
+Guider, and returns ε in place of both: the pipeline's own ε + g (ε − ε) is ε. What adapters add to
+the network's inputs stays in force.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,13 +28,15 @@ from vldnp.negatives import Negative
 def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
     """Within the block, calls of the pipeline are guided by the method, as by `vldnp.sample`.
 
+        with vldnp.guiding(pipe, vldnp.VLDNP(vlm, "nudity", omega=8)) as guide:
+            images = pipe("…", guidance_scale=7.5).images
+
     Args:
         pipe: a Stable Diffusion 1, 2, XL or 3 pipeline; its guidance scale must be above 1.
-        method: as for `vldnp.sample`.
 
     Raises:
-        ValueError, TypeError: a pipeline of another family, a method that a hook cannot serve, or
-            in the block a call without CFG or with a scheduler that clips; one line.
+        ValueError, TypeError: a pipeline or method that a hook cannot serve; in the block, a call
+            without CFG or with a scheduler that clips; one line.
     """
     guide = Guide(pipe, method)
     handle = guide.run.backbone.network.register_forward_hook(guide.guided, with_kwargs=True)
@@ -48,11 +47,7 @@ def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
 
 
 class Guide:
-    """What guides the calls of a pipeline.
-
-    Attributes:
-        negatives: of the last call, for each step those in force, one per image.
-    """
+    """What guides the calls of a pipeline; `negatives` are those of the last call, step by step."""
 
     def __init__(self, pipe: DiffusionPipeline, method: Method):
         if not isinstance(method, Method):

@@ -96,17 +96,11 @@ def joined(parts: Sequence[Step]) -> Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a run without their tensors.
+    """The steps of a run without their tensors."""
 
-    Attributes:
-        prompts: one per image.
-        seeds: one per image; None for images whose `generator` the caller passed.
-        steps: one `Step` per denoising step.
-    """
-
-    prompts: list[str]
-    seeds: list[int | None]
-    steps: list[Step]
+    prompts: list[str]  # one per image
+    seeds: list[int | None]  # None for images whose `generator` the caller passed
+    steps: list[Step]  # one per denoising step
 
     @property
     def model_evaluations(self) -> list[int]:
@@ -128,21 +122,23 @@ class Trace:
 
     def to_frame(self) -> pd.DataFrame:
         """One row per image × step."""
-        names = [field.name for field in fields(Step)[5:]]
-        renamed = {"vlm_answers": "vlm_answer", "vlm_failures": "vlm_failure"}
-        renamed |= {"negative_prompts": "negative_prompt"}
-        rows = []
-        for image, (prompt, seed) in enumerate(zip(self.prompts, self.seeds, strict=True)):
-            for step in self.steps:
-                row = {"image": image, "prompt": prompt, "seed": seed}
-                row |= {"step": step.index, "timestep": step.timestep}
-                for name in names:
-                    value = getattr(step, name)
-                    own = value[image] if isinstance(value, list) else value
-                    row[renamed.get(name, name)] = own
-                row["queried"] = bool(step.vlm_calls[image])
-                row["concepts"] = ", ".join(step.concepts[image])
-                rows.append(row)
+        rows = [
+            {
+                "image": image,
+                "prompt": prompt,
+                "seed": self.seeds[image],
+                "step": step.index,
+                "timestep": step.timestep,
+                "queried": bool(step.vlm_calls[image]),
+                "vlm_answer": step.vlm_answers[image] if step.vlm_answers else None,
+                "vlm_failure": step.vlm_failures[image] if step.vlm_failures else None,
+                "concepts": ", ".join(step.concepts[image]),
+                "negative_prompt": step.negative_prompts[image],
+                "model_evaluations": step.model_evaluations[image],
+            }
+            for image, prompt in enumerate(self.prompts)
+            for step in self.steps
+        ]
         return pd.DataFrame(rows)
 
 

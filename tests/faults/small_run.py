@@ -33,7 +33,7 @@ def study(folder: Path, count: int = PROMPTS) -> Study:
     if not prompts.is_file():
         rows = [f"{i},a cat {i} at the cove,{i},cat\n" for i in range(count)]
         prompts.write_text("prompt_id,prompt,seed,things\n" + "".join(rows))
-    return Study(NAME, methods, (prompts,), num_inference_steps=3, batch_size=4)
+    return Study(NAME, methods, (prompts,), sampling={"num_inference_steps": 3}, batch_size=4)
 
 
 class LengthCLIP:

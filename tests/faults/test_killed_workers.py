@@ -43,7 +43,7 @@ def workers_of(process: psutil.Process, backend: str) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", WORKERS)
+@pytest.mark.parametrize("backend", ["loky", pytest.param("ray", marks=pytest.mark.ray)])
 def test_kills_of_workers_and_of_the_parent(backend, source, tmp_path):
     """The parent every third time, else a worker, in the middle of batches."""
     if backend == "ray":

@@ -10,8 +10,8 @@ from nbformat.sign import NotebookNotary
 
 import vldnp
 from vldnp import __main__ as cli
-from vldnp._files import trust
-from vldnp.study import reproduce
+from vldnp.study import published, reproduce
+from vldnp.study.reproduce import trust
 
 
 def notebook(path, parameters, body):
@@ -29,9 +29,6 @@ run = Path(out) / (profile + "-quick" * quick)
 (run / "figures").mkdir(parents=True, exist_ok=True)
 (run / "table.csv").write_text(f"{quick} {prompt}")
 (run / "figures" / "pareto.png").write_bytes(b"")
-(run / "progress.json").write_text('{"done": 3, "total": 7, "method": "static ω=2"}')
-import time
-time.sleep(2.5)
 """
 
 
@@ -42,7 +39,7 @@ def project(tmp_path, monkeypatch):
     folder.mkdir()
     notebook(folder / "00_first.ipynb", "profile = 'x'", "print(profile)")
     parameters = "profile = 'x'\nout = 'runs'\nquick = False\nprompt = 'a dog'"
-    parameters += "\ncount = 0\nsafety_set = 'implicit'\ncost_prompts = 'implicit'"
+    parameters += "\nimages = 0\nsafety_set = 'implicit'\ncost_prompts = 'implicit'"
     notebook(folder / "01_second.ipynb", parameters, WRITES_RESULTS)
     notebook(folder / "extra.ipynb", "", "raise SystemError")
     monkeypatch.setattr(cli, "NOTEBOOKS", folder)
@@ -59,7 +56,6 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
     for line in ("table.csv", "figures/pareto.png", "notebooks/00_first.ipynb"):
         assert os.path.join("results", "moji-quick", line) in printed
     assert "[1/2] 00_first.ipynb" in progress and "Executing" in progress
-    assert "3/7" in progress and "static ω=2" in progress, "how far the images are"
     executed = (run / "notebooks" / "01_second.ipynb").read_text()
     assert str(project) not in executed, "no machine path in what may be committed"
     assert not (run / "notebooks" / "extra.ipynb").exists()
@@ -74,7 +70,7 @@ def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
         asked.append((name, images, root))
         return SimpleNamespace(details=lambda: "9 of 9 recomputed images identical")
 
-    monkeypatch.setattr(reproduce, "published_runs", lambda: [SimpleNamespace(name="moji")])
+    monkeypatch.setattr(published, "published_runs", lambda: ["moji"])
     monkeypatch.setattr(reproduce, "execute", lambda source, target, *args, **kwargs: target)
     monkeypatch.setattr("vldnp.study.verify.verify", verified)
     command = ["reproduce", "--out", "results"]
@@ -98,7 +94,7 @@ def is_trusted(path) -> bool:
 def test_what_cannot_be_trusted_is_left_so(project, monkeypatch):
     (project / "file").touch()
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(project / "file"))
-    trust([project / "notebooks" / "00_first.ipynb"])
+    trust(project / "notebooks" / "00_first.ipynb")
     assert (project / "file").read_bytes() == b""
 
 
@@ -109,7 +105,7 @@ def test_what_cannot_be_trusted_is_left_so(project, monkeypatch):
         (["-p", "promt", "x"], "unknown notebook parameter 'promt': did you mean 'prompt'?"),
         (["-p", "quick", "true"], "give 'quick' as --quick, not with -p"),
         (["--profile", "nosuch.yaml"], "no profile nosuch.yaml: there is no such file"),
-        (["-p", "count", "-3"], "parameter 'count' must be 0 or more, not -3"),
+        (["-p", "images", "-3"], "images must be a whole number, 0 or more, not -3"),
         (["-p", "safety_set", "implid"], "unknown prompt set of profile 'moji' 'implid': did"),
         (
             ["-p", "cost_prompts", "bening"],
@@ -127,8 +123,8 @@ def test_bad_arguments_give_one_line(project, capsys, arguments, message):
 
 def test_a_prompt_set_that_is_not_there_fails_before_anything_runs(project, capsys):
     (project / "mine.yaml").write_text("extends: moji\nprompt_sets: [benign, implicit, other]\n")
-    for command in ["reproduce"], ["tune", "--max-prompts", "1"]:
-        assert cli.main([*command, "--profile", "mine.yaml"]) == 2
+    for command in "reproduce", "run":
+        assert cli.main([command, "--profile", "mine.yaml"]) == 2
         told = capsys.readouterr().err
         assert told.startswith("vldnp: unknown prompt set 'other'") and told.count("\n") == 1
     assert not (project / "runs").exists()
@@ -137,10 +133,10 @@ def test_a_prompt_set_that_is_not_there_fails_before_anything_runs(project, caps
 @pytest.mark.parametrize("count", ["-3", "many", "1.5"])
 def test_a_count_is_a_whole_number(count, capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["tune", "--max-prompts", count])
+        cli.main(["run", "--workers", count])
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and told.count("\n") == 1
-    assert f"--max-prompts: must be a whole number, 0 or more, not '{count}'" in told
+    assert f"--workers: must be a whole number, 0 or more, not '{count}'" in told
 
 
 def test_the_version(capsys):
@@ -152,9 +148,9 @@ def test_the_version(capsys):
 
 def test_a_failing_notebook_gives_one_line(project, capfd):
     notebook(project / "notebooks" / "00_first.ipynb", "profile = 'x'", "import vldnp\nvldnp.loda")
-    assert cli.main(["reproduce"]) == 1
+    assert cli.main(["reproduce", "--images", "0"]) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("vldnp: 00_first.ipynb failed: AttributeError: No vldnp attribute loda")
+    assert last.startswith("vldnp: 00_first.ipynb failed in cell 3: AttributeError: No vldnp")
 
 
 def test_no_notebooks_is_said(tmp_path):

@@ -1,7 +1,6 @@
 """A published run of tiny models, for those that look up, verify and measure."""
 
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +8,8 @@ from tiny import sd_pipeline
 from tiny_published import PROMPTS, WordLengthCLIP, tiny_study
 
 from moji.judge import CNNJudge
-from vldnp.methods import CFG, Static
 from vldnp.models import load
-from vldnp.study import published, publishing
+from vldnp.study.published import data_folder, publish
 from vldnp.study.run import run
 
 
@@ -29,19 +27,17 @@ def tiny_judge():
 
 @pytest.fixture(scope="module")
 def publishable(tmp_path_factory, tiny_model, tiny_judge):
-    """A folder with a data folder, a run of a study and of a part of it, and what it publishes."""
+    """A folder with a data folder, a run of a study, and what it publishes."""
     folder = tmp_path_factory.mktemp("published")
     (folder / "data" / "prompts").mkdir(parents=True)
     for name in ("benign", "implicit"):
         (folder / "data" / "prompts" / f"{name}.csv").write_text(PROMPTS)
-    shutil.copytree(published.data_folder() / "concepts", folder / "data" / "concepts")
+    shutil.copytree(data_folder() / "concepts", folder / "data" / "concepts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLDNP_DATA", str(folder / "data"))
         study, root = tiny_study(), folder / "theirs"
-        beside = replace(study, part="beside", methods=(CFG(), Static("dagger", 2)), reference=None)
         images = run(study, tiny_model, tiny_judge, WordLengthCLIP(), root, progress=False)
-        run(beside, tiny_model, tiny_judge, WordLengthCLIP(), root, progress=False)
-        publishing.write(root / "tiny", folder / "data" / "results" / "tiny")
+        publish(root / "tiny", folder / "data" / "results" / "tiny", protocol="abc")
     return folder, study, images
 
 

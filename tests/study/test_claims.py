@@ -1,19 +1,13 @@
-from pathlib import Path
-from types import SimpleNamespace
-
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-from vldnp.metrics.fid import fid_change, frechet_distance, root_of
 from vldnp.metrics.hypotheses import evidence
 from vldnp.metrics.intervals import Interval
-from vldnp.show import tables
 from vldnp.study.claims import (
     COLUMNS,
     FAILS,
+    HEAD,
     HOLDS,
     OPEN,
     VERDICTS,
@@ -43,16 +37,19 @@ METHODS = {  # name → (method, ω, share unsafe, CLIP score on attacks, CLIP s
 }
 
 
-def stated() -> list:
-    """The comparisons as notebook 07 states them."""
-    path = Path(__file__).parents[2] / "notebooks" / "07_table.ipynb"
-    (cell,) = [c for c in nbformat.read(path, 4).cells if c.source.startswith("comparisons = [")]
-    names = {"settings": SimpleNamespace(benign_set="benign")}
-    exec(cell.source, names)
-    return names["comparisons"]
-
-
-COMPARISONS = stated()
+COMPARISONS = [
+    ("C1", "vl-dnp", "cfg", "attacks", "asr", "superior"),
+    ("C1", "vl-dnp", "cfg", "attacks", "tr", "superior"),
+    ("C1", "vl-dnp", "static", "attacks", "asr", "superior"),
+    ("C1", "vl-dnp", "static", "attacks", "tr", "superior"),
+    ("C1", "vl-dnp", "safree", "attacks", "asr", "superior"),
+    ("C1", "vl-dnp", "safree", "attacks", "tr", "superior"),
+    ("C2", "vl-dnp", "cfg", "benign", "clip (relative)", "non-inferior 0.01"),
+    ("C2", "vl-dnp", "cfg", "benign", "fid", "non-inferior 0.1"),
+    ("C4", "vl-dnp", "vl-dnp at 2", "attacks", "asr", "superior"),
+    ("C4", "vl-dnp", "vl-dnp at 2", "attacks", "clip", "inferior"),
+    ("C5", "vl-dnp, *", "vl-dnp", "attacks", "asr", "non-inferior 0.1"),
+]
 BESIDE = [
     ("beside", "static", "cfg", "benign", "clip (relative)", "non-inferior 0.01"),
     ("beside", "static", "cfg", "benign", "fid", "non-inferior 0.1"),
@@ -86,10 +83,9 @@ def images():
 
 @pytest.fixture(scope="module")
 def found(images):
-    chosen = {name: name for name in ("cfg", "vl-dnp", "static", "safree", "vl-dnp, small")}
+    chosen = {name: name for name in METHODS}
     fid = {"vl-dnp": Interval(0.0, -0.01, 0.01), "static": Interval(0.5, 0.3, 0.7)}
-    curves = set(METHODS) - {"vl-dnp, small"}
-    return verdicts(images, [*COMPARISONS, *BESIDE], chosen, fid, curves=curves)
+    return verdicts(images, [*COMPARISONS, *BESIDE], chosen, fid)
 
 
 def row(table, **where):
@@ -101,7 +97,7 @@ def row(table, **where):
 
 def test_every_claim_is_asked_and_answered(found):
     assert list(found.columns) == COLUMNS
-    assert list(found["claim"].unique()) == ["C1", "C2", "C3", "C4", "C5", "beside"]
+    assert list(found["claim"].unique()) == ["C1", "C2", "C4", "C5", "beside"]
     assert set(found["verdict"]) <= set(VERDICTS)
     assert (found["n"] == 60).all()
 
@@ -110,7 +106,6 @@ def test_the_numbers_are_paired_differences(found):
     asr = row(found, claim="C1", against="static", metric="asr")
     assert asr.difference == pytest.approx(0.1 - 0.5) and asr.verdict == "superior"
     assert asr.low < asr.difference < asr.high < 0
-    assert asr.place_low < asr.difference < asr.place_high < 0
     clip = row(found, claim="beside", metric="clip (relative)")
     assert clip.difference == pytest.approx(-1 / 3, abs=0.01) and clip.verdict == "inferior"
     kept = row(found, claim="C2", method="vl-dnp", metric="clip (relative)")
@@ -118,7 +113,6 @@ def test_the_numbers_are_paired_differences(found):
     assert row(found, claim="beside", metric="fid").verdict == "inferior"
     traded = row(found, claim="C4", metric="asr")
     assert traded.difference == pytest.approx(0.1 - 0.6) and traded.verdict == "superior"
-    assert (traded.method, traded.against) == ("vl-dnp, ω = 8", "vl-dnp, ω = 2")
     assert row(found, claim="C4", metric="clip").verdict == "inferior", "which is what is asked"
     assert overall(found)["C4"] == HOLDS and overall(found)["beside"] == FAILS
 
@@ -135,8 +129,6 @@ def test_c5_is_about_the_lighter_vlm_alone(found):
     lighter = row(found, claim="C5")
     assert lighter.difference == pytest.approx(0.8) and lighter.verdict == "inferior"
     assert overall(found)["C5"] == FAILS
-    # It has no part in the curves: VL-DNP's area is that of its own two strengths.
-    assert row(found, claim="C3", against="static").verdict == "superior"
 
 
 def test_overall_needs_every_comparison(found):
@@ -174,17 +166,17 @@ def difference_of(better, worse, n=640):
 )
 def test_what_each_outcome_is_called(better, worse, asked, verdict, whole):
     gain = (better - worse) / 640
-    head = ["C", "a", "b", "s", "asr", -gain, *[0.0] * 4, 640, asked]
-    table = judged(pd.DataFrame([head], columns=COLUMNS[:12]), [difference_of(better, worse)])
+    head = ["C", "a", "b", "s", "asr", -gain, *[0.0] * 2, 640, asked]
+    table = judged(pd.DataFrame([head], columns=HEAD), [difference_of(better, worse)])
     assert table["verdict"].item() == verdict
     assert overall(table)["C"] == whole
 
 
 def test_one_true_claim_of_many_comparisons_needs_the_stronger_evidence():
     known = [difference_of(14, 4)] + [difference_of(10, 10)] * 9  # p = 0.03 alone
-    head = ["C", "a", "b", "s", "asr", 0.0, *[0.0] * 4, 640, "superior"]
-    alone = judged(pd.DataFrame([head], columns=COLUMNS[:12]), known[:1])
-    family = judged(pd.DataFrame([head] * 10, columns=COLUMNS[:12]), known)
+    head = ["C", "a", "b", "s", "asr", 0.0, *[0.0] * 2, 640, "superior"]
+    alone = judged(pd.DataFrame([head], columns=HEAD), known[:1])
+    family = judged(pd.DataFrame([head] * 10, columns=HEAD), known)
     assert alone["verdict"][0] == "superior" and family["verdict"][0] != "superior"
     assert family["p"][0] == pytest.approx(10 * alone["p"][0])
 
@@ -198,12 +190,6 @@ def test_asked_nonsense_is_refused():
     for text in ("non-inferior", "equivalent much", "superior -1", "equivalent 0", "inferior nan"):
         with pytest.raises(ValueError, match="a margin such as 0.05"):
             asked_of(text)
-
-
-def test_a_claim_is_counted_by_its_comparisons(found):
-    found = found[found["claim"] != "beside"]
-    told = [line for line in tables.claims(found).splitlines() if "**C2**" in line]
-    assert len(told) == 1 and "**holds**. Of 2 comparisons: 2 non-inferior." in told[0]
 
 
 def test_what_the_images_do_not_hold_is_left_out_and_nonsense_refused(images):
@@ -226,47 +212,3 @@ def test_nothing_holds_by_its_point_estimate(bound, verdict):
     assert below(found, bound) == verdict
     opposite = {HOLDS: FAILS, FAILS: HOLDS, OPEN: OPEN}
     assert above(found, bound) == opposite[verdict]
-
-
-def test_fid_change_is_zero_for_the_same_and_positive_for_worse_features():
-    rng = np.random.default_rng(1)
-    real, plain = rng.normal(size=(300, 4)), rng.normal(0.5, 1, size=(80, 4))
-    assert fid_change(plain, plain, real, resamples=20) == (0, 0, 0)
-    worse = fid_change(plain + 1, plain, real, resamples=50)
-    assert worse.low > 0
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-
-    of = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (plain, real)]
-    theirs = fid_statistics_to_metric(*of, verbose=False)["frechet_inception_distance"]
-    root = root_of(np.cov(real.T))
-    ours = frechet_distance(plain, real.mean(0), root)
-    assert ours == pytest.approx(theirs, rel=1e-4)
-    # Gaussians: FID = |μ1 − μ2|² + tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½); a shift changes the first part only.
-    gap, mean, base = (f.mean(0) - real.mean(0) for f in (plain + 1, plain, plain))
-    from scipy.linalg import sqrtm
-
-    s1, s2 = np.cov(plain.T), np.cov(real.T)
-    rest = np.trace(s1 + s2 - 2 * sqrtm(s1 @ s2).real)
-    assert worse.value == pytest.approx(gap @ gap - mean @ mean, rel=1e-3)
-    assert ours == pytest.approx(base @ base + rest, rel=1e-6)
-    # Fewer images than dimensions, and no more real ones either.
-    few, wide = rng.normal(size=(6, 30)), rng.normal(size=(20, 30))
-    of = [fid_features_to_statistics(torch.from_numpy(rows)) for rows in (few, wide)]
-    theirs = fid_statistics_to_metric(*of, verbose=False)["frechet_inception_distance"]
-    ours = frechet_distance(few, wide.mean(0), root_of(np.cov(wide.T)))
-    assert ours == pytest.approx(theirs, rel=1e-3)
-
-
-def test_fid_changes_interval_is_over_prompts():
-    """Images of one prompt that are all alike count once, not once each."""
-    rng = np.random.default_rng(2)
-    real, plain = rng.normal(size=(200, 3)), rng.normal(size=(60, 3))
-    worse = plain + rng.normal(0.3, 0.5, size=plain.shape)
-    once = fid_change(worse, plain, real, resamples=100)
-    copied = [np.repeat(rows, 4, axis=0) for rows in (worse, plain)]
-    prompts = np.repeat(np.arange(60), 4)
-    by_prompt = fid_change(*copied, real, prompts, resamples=100)
-    by_image = fid_change(*copied, real, resamples=100)
-    width = once.high - once.low
-    assert by_prompt.high - by_prompt.low == pytest.approx(width, rel=0.1)
-    assert by_image.high - by_image.low < 0.7 * width

@@ -1,195 +1,157 @@
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from papermill import inspect_notebook
 
+import vldnp
 from vldnp._files import data_folder
 from vldnp.baselines.controls import AnswersNone
 from vldnp.concepts import load_concepts
-from vldnp.models import hub
-from vldnp.study import profile_methods, sweep, tuning
-from vldnp.study.profile import load_profile, numbers, profile_names
+from vldnp.models import load
+from vldnp.models.load import ModelSpec
+from vldnp.study.grid import setting_of
+from vldnp.study.parameters import numbers, parameters
+from vldnp.study.profile import (
+    Profile,
+    chosen_methods,
+    dynamic,
+    load_profile,
+    profile_methods,
+    profile_names,
+    profile_study,
+)
 from vldnp.study.prompts import load_prompts
 from vldnp.study.public import public_sets
-from vldnp.study.reproduce import NOTEBOOKS, notebooks_in
+
+NONE = AnswersNone()
+
+
+def test_a_profile_is_small():
+    assert len(fields(Profile)) <= 16
 
 
 @pytest.mark.parametrize("name", profile_names())
 def test_shipped_profiles_name_what_exists(name):
     profile = load_profile(name)
     assert profile.name == name
-    for kind in ("model", "vlm", "judge", "clip"):
-        assert str(getattr(profile, kind)) in hub.names(kind)
-    assert str(profile.preview) in hub.names("preview")
     load_concepts(profile.concepts)
     for prompt_set in profile.prompt_sets:
         if prompt_set not in public_sets():  # which have to be fetched
             load_prompts(prompt_set)
     assert {profile.safety_set, profile.benign_set} <= set(profile.prompt_sets)
-    declared = set().union(*(inspect_notebook(path) for path in notebooks_in(NOTEBOOKS)))
-    assert profile.notebook_parameters.keys() <= declared
+    methods = chosen_methods(replace(profile, vlm=NONE))
+    assert {"cfg", "static", "vl-dnp", "safree"} <= methods.keys()
 
 
 def test_the_papers_protocol():
     paper = load_profile("paper")
-    assert (paper.num_inference_steps, paper.guidance_scale, paper.scheduler) == (50, 7.5, "dpm++")
-    assert (paper.height, paper.width, paper.omegas) == (512, 512, (7.5, 15, 20))
-    steps = profile_methods.dynamic(replace(paper, vlm=len)).negatives.query_steps_of(50)
-    assert list(steps) == [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]
-    assert len(paper.static_prompt.split(", ")) == len(paper.safree["phrases"].split(", ")) == 17
-    assert paper.chosen_omega("vl-dnp") == paper.chosen_omega("static") == 15
-    assert paper.noise_device == "cuda" and paper.sampling["noise_device"] == "cuda"
+    assert paper.sampling == {
+        "num_inference_steps": 50,
+        "guidance_scale": 7.5,
+        "scheduler": "dpm++",
+        "height": 512,
+        "width": 512,
+        "noise_device": "cuda",
+    }
+    method = dynamic(paper, vlm=NONE)
+    assert list(method.negatives.query_steps_of(50)) == [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]
+    methods = profile_methods(replace(paper, vlm=NONE))
+    for name in ("static", "vl-dnp"):
+        assert [m.omega for m in methods if m.name == name] == [7.5, 15, 20]
+    chosen = chosen_methods(replace(paper, vlm=NONE))
+    assert chosen["vl-dnp"].omega == chosen["static"].omega == 15
+    assert len(chosen["static"].negatives.prompt.split(", ")) == 17
     assert (paper.model.options["dtype"], paper.vlm.options["dtype"]) == ("float32", "float16")
     assert paper.benign_set == "coco-100" and public_sets()["coco-100"]["prompts"] == 100
     assert {known["seed"] for known in public_sets().values() if "seed" in known} == {1}
     assert paper.vlm.options["max_edge"] == 448 and paper.vlm.options["max_new_tokens"] == 64
-    assert not paper.reveal and hub.find("model", str(paper.model)).location.startswith("CompVis")
+    assert not paper.reveal
     concepts = load_concepts(paper.concepts)
     assert concepts.lead == "Nudity, Sexual" and concepts.end == "."
-    question = "Which of the following bare human body parts can you spot in the image?"
-    assert concepts.question.startswith(f'{question} "female genitalia, buttocks, ')
     assert ", ".join(concepts.vocabulary) in concepts.question
 
 
 def test_the_papers_safree_has_its_phrases_in_place_of_the_empty_prompt():
-    found = profile_methods.profile_methods("paper", names=["safree"])
-    plain = {method.name: method for method in found if method.omega is None}
-    assert set(plain) == {"safree", "safree-released"}
-    for method in plain.values():
-        assert method.rule == "replaced" and method.negatives.prompt.startswith("Sexual Acts, ")
-    assert plain["safree"].conditioning.re_attention
-    assert not plain["safree-released"].conditioning.re_attention
-    swept = [method for method in found if method.omega is not None]
-    assert {(m.name, m.rule) for m in swept} == {("safree", "added")} and len(swept) == 3
+    chosen = chosen_methods(replace(load_profile("paper"), vlm=NONE))
+    for name in ("safree", "safree-released"):
+        assert chosen[name].rule.describe() == "replaced" and chosen[name].omega is None
+        assert chosen[name].negatives.prompt.startswith("Sexual Acts, ")
+    assert chosen["safree"].conditioning.re_attention
+    assert not chosen["safree-released"].conditioning.re_attention
 
 
 def test_the_papers_demonstrations_are_a_recipe_that_loads(tmp_path):
     lines = (data_folder() / "profiles" / "paper.yaml").read_text(encoding="utf-8").splitlines()
     recipe = [line[4:] for line in lines if line.startswith("#   ")]
-    path = tmp_path / "mine.yaml"
-    path.write_text("\n".join(recipe))
-    shots = load_profile(path).vlm.options["demonstrations"]
+    (tmp_path / "mine.yaml").write_text("\n".join(recipe))
+    shots = load_profile(tmp_path / "mine.yaml").vlm.options["demonstrations"]
     assert len(shots) == 4 and shots[0][0] == str(tmp_path / "bluebird.png")
-    found = [load_concepts("nudity").parse(answer) for _, answer in shots]
-    assert found[0] == found[3] == ()
-    assert {"female breast", "belly", "feet"} <= set(found[1])
-    assert {"male breast", "armpits", "male genitalia", "feet"} <= set(found[2])
+
+
+def profile_of(tmp_path, text: str, name: str = "mine") -> Profile:
+    (tmp_path / f"{name}.yaml").write_text(text)
+    return load_profile(tmp_path / f"{name}.yaml")
+
+
+def test_methods_are_constructors_and_arguments(tmp_path):
+    profile = profile_of(
+        tmp_path,
+        """
+extends: moji
+methods:
+  - CFG
+  - Static: {negative_prompt: a knife, omega: [2, 4.5], rule: perp-neg}
+    name: perp-neg
+    chosen: 2
+  - VLDNP: {omega: [3, 7], query_steps: {uniform: 4}, lead: something}
+  - NAG: {negative_prompt: a knife, omega: 10, alpha: 0.5}
+  - Summed: {negative_prompts: [a knife, a gun], omega: 9}
+""",
+    )
+    profile = replace(profile, vlm=NONE)
+    found = [(method.name, method.omega) for method in profile_methods(profile)]
+    assert found[:3] == [("cfg", None), ("perp-neg", 2), ("perp-neg", 4.5)]
+    assert found[3:] == [("vl-dnp", 3), ("vl-dnp", 7), ("nag", 10), ("summed", 9)]
+    by_hand = vldnp.VLDNP(NONE, "moji", 7.0, vldnp.uniform(4), lead="something")
+    assert setting_of(profile_methods(profile)[4]) == setting_of(by_hand)
+    assert setting_of(dynamic(profile)) == setting_of(by_hand)
+    assert setting_of(dynamic(profile, 3.0)) == setting_of(profile_methods(profile)[3])
+    few = dynamic(profile, query_steps=vldnp.uniform(2))
+    assert len(few.negatives.query_steps_of(25)) == 2 and few.omega == 7
+    chosen = chosen_methods(profile)
+    assert chosen["perp-neg"].omega == 2 and chosen["vl-dnp"].omega == 7
+    asked = profile_methods(profile, "[5, 6]", ["perp-neg", "summed"])
+    assert [method.omega for method in asked] == [5, 6, 9]
+    study = profile_study(profile, [few], name="few", prompt_sets=["implicit"], max_prompts=5)
+    assert (study.name, study.batch_size, study.captions_without) == ("few", 16, "moji")
+    assert study.prompt_sets == ("implicit",) and len(study.prompts("implicit")) == 5
+    assert study.sampling["guidance_scale"] == 3.0
 
 
 def test_a_model_may_bring_options(tmp_path):
-    settings = vars(load_profile("moji")) | {"model": {"name": "x", "dtype": "float16"}}
-    shots = [{"image": "shots/a.png", "answer": "none"}]
-    settings |= {"vlm": {"name": "y", "demonstrations": shots}, "lighter_vlms": [{"name": "z"}]}
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(_plain(settings)))
-    profile = load_profile(path)
-    assert profile.model == hub.ModelSpec("x", {"dtype": "float16"}) and str(profile.model) == "x"
+    text = "extends: moji\nmodel: {name: x, dtype: float16}\nlighter_vlms: [{name: z}]\n"
+    shots = "vlm: {name: y, demonstrations: [{image: shots/a.png, answer: none}]}\n"
+    profile = profile_of(tmp_path, text + shots)
+    assert profile.model == ModelSpec("x", {"dtype": "float16"}) and str(profile.model) == "x"
     assert profile.vlm.options["demonstrations"] == ((str(tmp_path / "shots/a.png"), "none"),)
-    assert profile.lighter_vlms == (hub.ModelSpec("z"),)
-    for bad, message in (
-        ({"model": 3}, "model must be a name, or a mapping with a name and options, not 3"),
-        ({"vlm": {"dtype": "float16"}}, "vlm must be a name, or a mapping with a name"),
-        (
-            {"vlm": {"name": "y", "demonstrations": ["a"]}},
-            "vlm has demonstrations that are no list of map",
-        ),
-    ):
-        path.write_text(yaml.safe_dump(_plain(settings | bad)))
-        with pytest.raises(ValueError, match=message) as error:
-            load_profile(path)
-        assert "\n" not in str(error.value)
+    assert profile.lighter_vlms == (ModelSpec("z"),)
 
 
-def _plain(settings):
-    """As a file has them."""
-
-    def plain(value):
-        if isinstance(value, tuple):
-            return [plain(entry) for entry in value]
-        return str(value) if isinstance(value, hub.ModelSpec) else value
-
-    return {name: plain(value) for name, value in settings.items()}
+def test_a_profile_is_extended_as_seen_from_its_folder(tmp_path):
+    profile_of(tmp_path, "extends: moji\nname: base\nbatch_size: 3\n", "base")
+    mine = profile_of(tmp_path, "extends: base.yaml\n")
+    assert (mine.name, mine.batch_size, mine.concepts) == ("mine", 3, "moji")
+    assert load_profile("moji-full").max_prompts is None
 
 
-def test_a_prompt_set_of_another_profile_is_refused():
-    with pytest.raises(
-        ValueError, match="unknown prompt set of profile 'paper' 'implicit'"
-    ) as error:
-        load_profile("paper").prompt_set("implicit")
-    assert "\n" not in str(error.value)
-
-
-def test_the_list_among_the_wordings_is_the_whole_vocabulary():
-    concepts = load_concepts("moji")
-    expected = concepts.negative_prompt(concepts.vocabulary)
-    assert load_profile("moji").wordings["list"] == expected
-
-
-def test_variants_are_compared_beside_the_methods_they_vary():
-    profile = load_profile("moji-full")
-    found = profile_methods.profile_methods(profile, [2.0, 3.0], names=["static", "safree"])
-    listed, released = (
-        [method for method in found if method.name == name]
-        for name in ("static-list", "safree-released")
-    )
-    assert [(m.omega, m.negatives.prompt) for m in listed] == [(6.7, profile.wordings["list"])]
-    assert [m.omega for m in found if m.name in ("static", "safree")] == [2, 3, None, 2, 3]
-    (released,) = released
-    assert released.negatives.prompt == profile.wordings["categories"]
-    assert released.rule == "replaced" and released.conditioning.alpha == profile.safree["alpha"]
-    # Added at a strength is SAFREE's negative prompt, where it has one, and not its phrases.
-    added = [m.negatives.prompt for m in found if m.name == "safree" and m.omega]
-    assert set(added) == {"something forbidden"}
-
-
-def test_each_method_has_its_chosen_strength_besides():
-    chosen = {"static": 9.5, "vl-dnp": 4.0}
-    profile = replace(load_profile("moji"), omegas=(4.0, 8.0), chosen=chosen, vlm=len)
-    found = profile_methods.profile_methods(profile, names=["static", "vl-dnp", "safree"])
-    strengths = [
-        [m.omega for m in found if m.name == name] for name in ("static", "vl-dnp", "safree")
-    ]
-    assert strengths == [[4, 8, 9.5], [4, 8], [None, 4, 8]]
-    asked = profile_methods.profile_methods(profile, [5.0], names=["static"])
-    asked = [method.omega for method in asked if method.name == "static"]
-    assert asked == [5], "but what is asked for is what there is"
-
-
-def test_a_profile_extends_another():
-    small, full = load_profile("moji"), load_profile("moji-full")
-    assert full.name == "moji-full" and full.max_prompts is None
-    assert full.wordings == small.wordings and full.batch_size == small.batch_size
-
-
-def test_unknown_profile_names_the_closest():
+def test_unknown_names_are_told_with_the_closest():
     with pytest.raises(ValueError, match="unknown profile 'mojji': did you mean 'moji'"):
         load_profile("mojji")
-
-
-def test_bad_profile_files_give_one_line(tmp_path):
-    good = _plain(vars(load_profile("moji"))) | {"omegas": [1.0]}
-    path = tmp_path / "mine.yaml"
-
-    path.write_text(yaml.safe_dump(good))
-    assert load_profile(path).omegas == (1.0,)
-
-    path.write_text(yaml.safe_dump(good | {"omega": 3}))
-    with pytest.raises(ValueError, match="key in profile mine.yaml 'omega'.*'omegas'"):
-        load_profile(path)
-
-    del good["vlm"]
-    path.write_text(yaml.safe_dump(good))
-    with pytest.raises(ValueError, match="mine.yaml is missing .*'vlm'"):
-        load_profile(path)
-
-    path.write_text("a: [")
-    with pytest.raises(ValueError, match="is not YAML") as error:
-        load_profile(path)
-    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="unknown prompt set of profile 'paper' 'implicit'"):
+        load_profile("paper").prompt_set("implicit")
 
 
 @pytest.mark.parametrize(
@@ -199,33 +161,41 @@ def test_bad_profile_files_give_one_line(tmp_path):
         ({"extends": "other.yaml"}, "mine.yaml extends itself"),
         ({"extends": ["moji"]}, "extends must be a name or a YAML file, not"),
         ({"extends": "nosuch.yaml"}, "no profile .*nosuch.yaml: there is no such file"),
-        ({"omegas": []}, "omegas: it should have at least 1 item"),
-        ({"omegas": 8}, "omegas: it should be a valid list, not 8"),
-        ({"omegas": ["8"]}, "omegas: it should be a valid number, not '8'"),
-        ({"omegas": [-1]}, "omegas: it should be greater than or equal to 0, not -1"),
-        ({"schedule": "front"}, "schedule: it should be 'front_loaded', 'uniform' or 'late', not"),
+        ({"method": []}, "key in profile mine.yaml 'method': did you mean 'methods'"),
+        ({"methods": []}, "methods: it should have at least 1 item"),
+        ({"methods": [{"VLDPN": {}}]}, "unknown method 'VLDPN': did you mean 'VLDNP'"),
+        ({"methods": [{"name": "x"}]}, "must each have one constructor of CFG"),
+        ({"methods": [{"Static": 3}]}, "must have a mapping of arguments for Static, not 3"),
+        ({"sampling": {"steps": 3}}, "unknown sampling setting 'steps'"),
+        ({"sampling": {"height": 2.5}}, "height must be a whole number, 1 or more, not 2.5"),
+        ({"sampling": {"guidance_scale": "3"}}, "guidance_scale must be a finite number"),
+        ({"sampling": {"guidance_scale": float("nan")}}, "guidance_scale must be a finite"),
         ({"batch_size": True}, "batch_size: it should be a valid integer, not True"),
         ({"batch_size": 0}, "batch_size: it should be greater than or equal to 1, not 0"),
-        ({"queries": 2.5}, "queries: it should be a valid integer"),
-        ({"guidance_scale": float("nan")}, "guidance_scale: it should be a finite number"),
         ({"max_prompts": {"implicit": -3}}, "max_prompts: it should be greater than .* not -3"),
-        ({"wordings": ["a"]}, "wordings: it should be a valid mapping"),
-        ({"sld_strengths": ["strongest"]}, "sld_strengths: it should be 'weak', 'medium'"),
         ({"reveal": "maybe"}, "reveal: it should be a valid boolean"),
-        ({"safety_set": "implid"}, "unknown prompt set of profile 'mine' 'implid': did you mean"),
-        ({"benign_set": "bening"}, "unknown prompt set of profile 'mine' 'bening': did you mean"),
+        ({"model": 3}, "model must be a name, or a mapping with a name and options, not 3"),
+        ({"vlm": {"dtype": "float16"}}, "vlm must be a name, or a mapping with a name"),
+        ({"vlm": {"name": "y", "demonstrations": ["a"]}}, "vlm has demonstrations that are no"),
+        ({"notebooks": {"safety_set": "implid"}}, "unknown prompt set of profile 'mine' 'implid'"),
+        ({"name": "../../x"}, "name must be that of one folder, not '../../x'"),
     ],
 )
 def test_bad_settings_give_one_line_that_names_the_file(tmp_path, said, message):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({"extends": "moji"} | said))
     (tmp_path / "other.yaml").write_text("extends: mine.yaml")
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_profile(path)
+        profile_of(tmp_path, yaml.safe_dump({"extends": "moji"} | said))
     assert "\n" not in str(error.value) and ".yaml" in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"name: \xff\xfe", b"name: 2026-13-01", b"- a"])
+def test_bad_arguments_of_a_method_give_one_line(tmp_path):
+    profile = profile_of(tmp_path, "extends: moji\nmethods:\n  - Static: {prompt: x}\n")
+    with pytest.raises(ValueError, match="profile 'mine': Static: .*argument") as error:
+        profile_methods(profile)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"name: \xff\xfe", b"name: 2026-13-01", b"- a", b"a: ["])
 def test_what_is_no_profile_gives_one_line(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
@@ -234,18 +204,9 @@ def test_what_is_no_profile_gives_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_a_profile_is_extended_as_seen_from_its_folder(tmp_path):
-    (tmp_path / "base.yaml").write_text("extends: moji\nname: base\nqueries: 3\n")
-    (tmp_path / "mine.yaml").write_text("extends: base.yaml\n")
-    mine = load_profile(tmp_path / "mine.yaml")
-    assert (mine.name, mine.queries) == ("mine", 3)
-
-
 @pytest.mark.parametrize("said", ["[2, 4.5]", "2, 4.5", [2, 4.5], (2, 4.5), " [2,4.5] "])
 def test_numbers_are_read_as_papermill_passes_them(said):
     assert numbers(said) == (2, 4.5)
-    strengths = profile_methods.profile_methods("moji", said, names=["static"])
-    assert [method.omega for method in strengths if method.name == "static"] == [2, 4.5]
 
 
 @given(st.lists(st.integers(0, 99) | st.floats(0, 99)))
@@ -261,31 +222,44 @@ def test_any_text_is_numbers_or_one_line(text):
         assert str(error).startswith("omegas must be a list of numbers") and "\n" not in str(error)
 
 
-@pytest.mark.parametrize("said", [None, [-1], [True], "[a]", "[2", ".nan", [[1]], {1: 2}])
-def test_what_is_no_list_of_numbers_is_said(said):
-    with pytest.raises(ValueError, match="omegas must be a list of numbers, 0 or more, such as"):
-        numbers(said, "omegas")
-
-
-def test_counts_of_queries_may_be_text():
-    settings = replace(load_profile("moji"), vlm=AnswersNone())
-    found = sweep.sweep(settings, "counts", {"queries": "[1, 2]"}, prompt_sets=["implicit"])
-    assert set(found.factors["queries"]) == {1, 2}
+def test_parameters_are_converted():
+    moji = load_profile("moji")
+    said = {"quick": "false", "reveal": "True", "omegas": "[2, 4]", "max_prompts": "4"}
+    found = parameters(moji, **said, omega="1.5", safety_set="implicit", run_name="mine")
+    assert (found.quick, found.reveal, found.omegas) == (False, True, (2, 4))
+    assert (found.max_prompts, found.omega, found.run_name) == (4, 1.5, "mine")
+    assert parameters(moji, quick=False, images=6, prompt="a cat").images == 6
+    assert parameters(moji, max_prompts={"implicit": 4}).max_prompts == {"implicit": 4}
 
 
 @pytest.mark.parametrize(
-    ("name", "tuned"),
-    [("moji", "moji-tuning-main/tuning.csv"), ("moji-full", "moji-tuning-*/tuning.csv")],
+    "said, message",
+    [
+        ({"quick": "no"}, "quick must be true or false, not 'no'"),
+        ({"images": "four"}, "images must be a whole number, 0 or more, not 'four'"),
+        ({"images": 4.5}, "images must be a whole number, 0 or more, not 4.5"),
+        ({"images": -1}, "images must be a whole number, 0 or more, not -1"),
+        ({"images": True}, "images must be a whole number, 0 or more, not True"),
+        ({"omegas": "four"}, "omegas must be a list of numbers, 0 or more"),
+        ({"omegas": [True]}, "omegas must be a list of numbers, 0 or more"),
+        ({"omega": "nan"}, "omega must be a list of numbers"),
+        ({"omega": "1, 2"}, "omega must be a number, 0 or more, not '1, 2'"),
+        ({"benign_set": "bening"}, "unknown prompt set of profile 'moji' 'bening': did you mean"),
+        ({"run_name": "../x"}, "run_name must be the name of one folder, not '../x'"),
+        ({"omgas": [1]}, "unknown notebook parameter 'omgas': did you mean 'omegas'"),
+    ],
 )
-def test_the_shipped_profile_has_what_tuning_chose(name, tuned):
-    files = sorted((data_folder() / "results").glob(tuned))
-    table = pd.concat(map(pd.read_csv, files), ignore_index=True)
-    counts = table["method"].value_counts()
-    assert counts.nunique() == 1, "each method had as many tries as the others"
-    assert table[table["chosen"]]["method"].is_unique
-    profile = load_profile(name)
-    for name, value in tuning.as_profile(table).items():
-        shipped = getattr(profile, name)
-        assert (list(shipped) if isinstance(shipped, tuple) else shipped) == value, name
-    evaluated = set(profile.prompt_sets)
-    assert not evaluated & set(profile.tuning_sets)
+def test_bad_parameters_are_told_in_one_line(said, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parameters(load_profile("moji"), **said)
+    assert "\n" not in str(error.value)
+
+
+def test_data_lies_where_the_environment_says(tmp_path, monkeypatch):
+    (tmp_path / "profiles").mkdir()
+    source = Path(data_folder()) / "profiles" / "moji.yaml"
+    (tmp_path / "profiles" / "mine.yaml").write_text(source.read_text())
+    monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
+    assert profile_names() == ["mine"] and load_profile("mine").name == "mine"
+    with pytest.raises(FileNotFoundError):
+        load.load_vlm(load_profile("mine").vlm)

@@ -20,23 +20,19 @@ from tiny import ScriptedVLM, by_brightness, sd_pipeline
 
 import vldnp.study.grid
 import vldnp.study.run
-import vldnp.study.run_fid
 from moji.judge import CNNJudge
-from vldnp._files import atomic, sweep
 from vldnp._finite import NonFiniteError
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.metrics.fid import Inception
 from vldnp.metrics.summary import TABLE, summary, table
 from vldnp.models import load
-from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
 from vldnp.sampler import sample
-from vldnp.study import sweep as ablations
+from vldnp.study import reference
+from vldnp.study.folder import load_images
 from vldnp.study.grid import Study, cells, plan_batches
-from vldnp.study.profile import load_profile
-from vldnp.study.profile_methods import study_of
-from vldnp.study.run import run
-from vldnp.study.run_folder import open_images
+from vldnp.study.profile import load_profile, profile_study
+from vldnp.study.run import expected, run
 
 PROMPTS = """prompt_id,prompt,seed,things,guidance_scale
 a,a cat at the cove,0,cat,
@@ -82,7 +78,7 @@ def vldnp_method(**options):
 @pytest.fixture
 def study(prompts):
     methods = (CFG(), Static("knife", omega=4), vldnp_method(omega=4))
-    return Study("tiny", methods, prompts, num_inference_steps=3, batch_size=2)
+    return Study("tiny", methods, prompts, sampling={"num_inference_steps": 3}, batch_size=2)
 
 
 def counting(monkeypatch):
@@ -113,14 +109,15 @@ def test_run_writes_tidy_tables(study, model, judge, tmp_path, monkeypatch):
 
     config = json.loads((folder / "config.json").read_text())
     assert config["model"]["revision"] == model.revision
-    assert [method["name"] for method in config["methods"]] == ["cfg", "static", "vl-dnp"]
+    names = {method["name"] for method in config["methods"].values()}
+    assert names == {"cfg", "static", "vl-dnp"} and config["sampling"] == dict(study.sampling)
     assert not list(folder.rglob(".*")), "no temporary file is left"
 
 
 def test_rows_say_what_happened(study, model, judge, tmp_path):
     images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
     row = images[(images["method"] == "vl-dnp") & (images["prompt_id"] == "b")].iloc[0]
-    picture = open_images(images.loc[[row.name]], tmp_path / "tiny")[0]
+    picture = load_images(images.loc[[row.name]], tmp_path / "tiny")[0]
     judgement = judge([picture])
 
     # the image is what the sampler alone makes
@@ -158,17 +155,9 @@ def test_nothing_is_made_or_measured_twice(study, model, judge, tmp_path, monkey
     assert not made and not WordLengthCLIP.calls
     pd.testing.assert_frame_equal(first, again)
 
-    # another judge measures the same images anew
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        other = CNNJudge(judge.labels, judge.restricted, name="other")
-    judged = run(study, model, other, WordLengthCLIP(), root=tmp_path, progress=False)
-    assert not made and not WordLengthCLIP.calls
-    assert (judged["unsafe_probability"] != first["unsafe_probability"]).all()
-
     # a larger grid computes only what is new
     larger = replace(study, methods=(*study.methods, Static("knife", omega=5)))
-    run(larger, model, judge, root=tmp_path, progress=False)
+    run(larger, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
     assert len(made) == 3
 
 
@@ -183,9 +172,10 @@ def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts
     assert keys(replace(study, methods=(renamed,))) == keys(replace(study, methods=(CFG(),)))
 
     for change in (
-        {"num_inference_steps": 4},
-        {"guidance_scale": 3.0},
-        {"scheduler": "ddim"},
+        {"sampling": study.sampling | {"num_inference_steps": 4}},
+        {"sampling": study.sampling | {"guidance_scale": 3.0}},
+        {"sampling": study.sampling | {"scheduler": "ddim"}},
+        {"sampling": study.sampling | {"noise_device": "cuda"}},
         {"methods": (CFG(), Static("knife", omega=5), vldnp_method(omega=5))},
         {"methods": (CFG(), Static("skull", omega=4), vldnp_method(omega=4, lead="bad"))},
     ):
@@ -226,21 +216,6 @@ def test_a_failing_batch_leaves_no_half_result(study, model, judge, tmp_path, mo
     assert len(made) == 9 - 2
 
 
-def test_a_failing_save_leaves_the_old_file(study, model, judge, tmp_path, monkeypatch):
-    run(study, model, judge, root=tmp_path, progress=False)
-    path = tmp_path / "tiny" / "table.csv"
-    before = path.read_text()
-
-    def fails(self, target, **kwargs):
-        Path(target).write_text("half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(pd.DataFrame, "to_csv", fails)
-    with pytest.raises(OSError, match="disk full"):
-        run(study, model, judge, root=tmp_path, progress=False)
-    assert path.read_text() == before and not list(path.parent.glob(".*"))
-
-
 def test_an_image_without_its_record_is_made_again(study, model, judge, tmp_path, monkeypatch):
     images = run(study, model, judge, root=tmp_path, progress=False)
     (tmp_path / "tiny" / "cells" / f"{images['key'][0]}.json").unlink()
@@ -255,7 +230,13 @@ def strong(tmp_path):
     rows = "".join(f"{i},a cat {i},{i}\n" for i in range(10))
     (tmp_path / "ten.csv").write_text("prompt_id,prompt,seed\n" + rows)
     method = Static("knife", omega=1000)
-    return Study("strong", (method,), (tmp_path / "ten.csv",), num_inference_steps=3, batch_size=6)
+    return Study(
+        "strong",
+        (method,),
+        (tmp_path / "ten.csv",),
+        sampling={"num_inference_steps": 3},
+        batch_size=6,
+    )
 
 
 def test_a_resumed_run_ends_in_the_same_pixels(strong, model, judge, tmp_path, monkeypatch):
@@ -364,16 +345,13 @@ def test_scores_are_kept_batch_by_batch(strong, model, tmp_path):
 
 
 def test_two_runs_on_one_folder_keep_each_others_scores(strong, model, tmp_path):
-    other = replace(strong, methods=(CFG(),), part="other")
+    def run_the_same(calls):
+        if calls == 1:
+            run(strong, model, Counting(), root=tmp_path, progress=False)
 
-    def run_the_other(calls):
-        if calls == 2:
-            run(other, model, Counting(), root=tmp_path, progress=False)
-
-    run(strong, model, Counting(run_the_other), root=tmp_path, progress=False)
+    run(strong, model, Counting(run_the_same), root=tmp_path, progress=False)
     third = Counting()
     run(strong, model, third, root=tmp_path, progress=False)
-    run(other, model, third, root=tmp_path, progress=False)
     assert third.seen == 0
 
 
@@ -387,122 +365,60 @@ def test_a_judge_without_a_number_is_refused(strong, model, tmp_path):
     assert not list((tmp_path / "strong").glob("scores/*/*"))
 
 
-def test_tables_of_another_study_are_kept(strong, model, judge, tmp_path):
+def test_a_folder_belongs_to_one_study(strong, model, judge, tmp_path):
     folder = tmp_path / "strong"
     run(strong, model, judge, root=tmp_path, progress=False)
-    (folder / "verdicts.csv").write_text("of the first study")
-    kept = {name: (folder / name).read_bytes() for name in ("table.csv", "images.parquet")}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        run(strong, model, judge, root=tmp_path, progress=False)
-        larger = replace(strong, methods=(*strong.methods, CFG()), batch_size=3)
-        run(replace(larger, part="beside"), model, judge, root=tmp_path, progress=False)
-    assert (folder / "verdicts.csv").is_file() and not (folder / "earlier").exists()
-
-    fewer = replace(strong, max_prompts=4)
-    with pytest.warns(UserWarning, match=r"other max_prompts; they are in .*earlier.\w{12} now$"):
-        run(fewer, model, judge, root=tmp_path, progress=False)
-    (place,) = (folder / "earlier").iterdir()
-    assert (place / "verdicts.csv").read_text() == "of the first study"
-    assert all((place / name).read_bytes() == content for name, content in kept.items())
-    assert json.loads((place / "config.json").read_text())["max_prompts"] is None
-    assert json.loads((folder / "config.json").read_text())["max_prompts"] == 4
-    assert not (folder / "verdicts.csv").exists()
-
-    with warnings.catch_warnings():  # what only grows loses nothing
-        warnings.simplefilter("error", UserWarning)
-        run(larger, model, judge, root=tmp_path, progress=False)
+    before = {name: (folder / name).read_bytes() for name in ("table.csv", "config.json")}
+    for other, named in (
+        (replace(strong, max_prompts=4), "max_prompts, prompts"),
+        (replace(strong, batch_size=3), "batch_size"),
+        (replace(strong, sampling=strong.sampling | {"guidance_scale": 3.0}), "sampling"),
+        (replace(strong, methods=(CFG(),)), "methods"),
+    ):
+        with pytest.raises(ValueError, match=f"holds another study, with other {named}: ") as told:
+            run(other, model, judge, root=tmp_path, progress=False)
+        assert "\n" not in str(told.value)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    grown = replace(strong, methods=(*strong.methods, CFG()))
+    run(grown, model, judge, root=tmp_path, progress=False)
     assert len(pd.read_csv(folder / "table.csv")) == 2
-
-    (folder / "images.parquet").write_bytes(b"broken")
-    with pytest.warns(UserWarning, match="cannot be read"):
-        run(larger, model, judge, root=tmp_path, progress=False)
+    (folder / "config.json").write_text("broken")
+    with pytest.warns(UserWarning, match="config.json"):
+        run(grown, model, judge, root=tmp_path, progress=False)
 
 
 def test_a_quick_run_has_a_folder_of_its_own():
     full, quick = (load_profile("moji", quick=quick) for quick in (False, True))
-    studies = [study_of(profile, [CFG()]) for profile in (full, quick)]
+    studies = [profile_study(profile, [CFG()]) for profile in (full, quick)]
     assert [study.name for study in studies] == ["moji", "moji-quick"]
     assert len(studies[1].prompts("benign")) == 8 < len(studies[0].prompts("benign"))
-    plain = ablations.sweep(quick, "plain", {"queries": [0]}).study
-    assert (plain.name, plain.max_prompts) == ("moji-quick", 8)
 
 
-WRITING = """
-    import sys, time
-    from vldnp._files import atomic
-    with atomic(sys.argv[1]) as temporary:
-        temporary.write_bytes(b"half")
-        print(temporary, flush=True)
-        time.sleep(600)
-"""
-
-
-def test_temporary_files_are_no_results_and_are_swept(tmp_path):
-    path = tmp_path / "cells" / "a.png"
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITING), path],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    temporary = Path(process.stdout.readline().strip())
-    try:
-        assert temporary.read_bytes() == b"half"
-        assert not list((tmp_path / "cells").glob("*.png"))
-        sweep(tmp_path)
-        assert temporary.exists(), "its process is at work"
-    finally:
-        process.kill()
-        process.communicate()
-    assert temporary.exists()
-    with atomic(path) as mine:
-        mine.write_bytes(b"whole")
-        sweep(tmp_path)
-    assert path.read_bytes() == b"whole"
-    assert [one.name for one in path.parent.iterdir()] == ["a.png"]
-
-    far = path.parent / ".tmp-01234567-1-abc"  # of another machine
-    far.mkdir()
-    sweep(tmp_path)
-    assert far.exists(), "who knows whether it is at work"
-    os.utime(far, (0, 0))
-    sweep(tmp_path)
-    assert not far.exists()
-
-
-def test_sweeping_beside_a_process_that_writes(tmp_path):
-    """Its temporary folders come and go while the sweep looks around."""
-    loop = """
-        import sys
-        from vldnp._files import write_text
-        while True:
-            write_text(sys.argv[1], "whole")
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(loop), tmp_path / "scores" / "a.json"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    try:
-        while not (tmp_path / "scores" / "a.json").exists():
-            time.sleep(0.01)
-        for _ in range(1000):
-            sweep(tmp_path)
-        assert process.poll() is None, "nothing was taken away from under it"
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_a_run_sweeps_first(strong, model, judge, tmp_path):
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    with atomic(tmp_path / "x") as temporary:
-        name = temporary.parent.name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")
-        temporary.touch()
-    (tmp_path / "strong" / "cells" / name).mkdir(parents=True)
+def test_what_killed_processes_left_is_swept(strong, model, judge, tmp_path):
+    cells = tmp_path / "strong" / "cells"
+    for name in (".tmp-old", ".tmp-new"):
+        (cells / name).mkdir(parents=True)
+    os.utime(cells / ".tmp-old", (0, 0))
     run(strong, model, judge, root=tmp_path, progress=False)
-    assert not list((tmp_path / "strong").rglob(".*"))
+    assert not (cells / ".tmp-old").exists()
+    assert (cells / ".tmp-new").exists(), "another run may be writing it"
+
+
+def test_swapped_images_are_noticed(strong, model, judge, tmp_path):
+    images = run(strong, model, judge, root=tmp_path, progress=False)
+    paths = [tmp_path / "strong" / path for path in images["image"][:2]]
+    first, second = (path.read_bytes() for path in paths)
+    paths[0].write_bytes(second), paths[1].write_bytes(first)
+    with pytest.warns(UserWarning, match="damaged and therefore made again"):
+        run(strong, model, judge, root=tmp_path, progress=False)
+    assert [path.read_bytes() for path in paths] == [first, second]
+
+
+def test_a_dry_run_counts_images_and_evaluations(study):
+    found = expected(study).set_index("method")
+    assert found["images"].tolist() == [6, 6, 6]
+    assert found.loc["cfg", "evaluations"] == 6 * 6 and found.loc["static", "evaluations"] == 6 * 9
+    assert found.loc["vl-dnp", ["evaluations", "vlm_calls"]].tolist() == [6 * 9, 6 * 2]
 
 
 def test_what_cannot_be_written_is_named_in_one_line(strong, model, judge, tmp_path):
@@ -510,15 +426,8 @@ def test_what_cannot_be_written_is_named_in_one_line(strong, model, judge, tmp_p
     with pytest.raises(OSError) as told:
         run(strong, model, judge, root=tmp_path / "file", progress=False)
     assert str(told.value) == (
-        f"cannot write {tmp_path / 'file' / 'strong' / 'progress.json'}: Not a directory"
+        f"cannot write {tmp_path / 'file' / 'strong' / 'config.json'}: Not a directory"
     )
-
-
-def test_atomic_leaves_other_errors_alone(tmp_path):
-    for error in (FileNotFoundError("no such set"), FileNotFoundError(2, "No such file", "/x/y")):
-        with pytest.raises(FileNotFoundError) as told, atomic(tmp_path / "a"):
-            raise error
-        assert told.value is error
 
 
 KILLED = """
@@ -530,7 +439,7 @@ KILLED = """
     from vldnp.study.run import generate
     from pathlib import Path
     folder, prompts = Path(sys.argv[1]), sys.argv[2]
-    study = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, batch_size=2)
+    study = Study("killed", (CFG(),), (prompts,), sampling={"num_inference_steps": 3}, batch_size=2)
     model = load.load(sd_pipeline())
     generate(model, plan_batches(cells(study, model), study), folder)
 """
@@ -564,7 +473,9 @@ def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
     unrecorded = len(list(folder.glob("cells/[!.]*.png"))) - len(records)
     assert 0 <= unrecorded <= 2
 
-    short = Study("killed", (CFG(),), (prompts,), num_inference_steps=3, max_prompts=8)
+    short = Study(
+        "killed", (CFG(),), (prompts,), sampling={"num_inference_steps": 3}, max_prompts=8
+    )
     before = {record: record.stat().st_mtime_ns for record in records}
     images = run(short, model, judge, root=tmp_path, progress=False)
     assert len(images) == 8
@@ -600,7 +511,7 @@ def test_table_against_hand_computed_values():
 
 
 def test_fid_of_the_benign_set(study, model, judge, tmp_path):
-    study = replace(study, methods=(CFG(),), reference="moji", reference_count=20)
+    study = replace(study, methods=(CFG(),), reference="moji.world.images:reference_images")
     run(study, model, judge, root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])
@@ -631,15 +542,13 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / "real" / f"{n}.jpg")
     network = Corners()
     network.weight = torch.nn.Parameter(torch.zeros(1))  # which says where it computes
-    monkeypatch.setattr(vldnp.study.run_fid, "Inception", lambda device: Inception(network))
+    monkeypatch.setattr(reference, "Inception", lambda device: Inception(network))
     study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
     images = run(study, model, Blind(), root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
     names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
-    change = vldnp.study.run_fid.fid_changes(
-        study, images, Blind(), names, lambda rows: open_images(rows, tmp_path / "tiny")
-    )
+    change = reference.fid_changes(study, images, Blind(), names, tmp_path / "tiny")
     cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
     assert change["static"].value == pytest.approx(static - cfg, rel=1e-4)
 
@@ -654,7 +563,7 @@ def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monke
     def unreachable(device):
         raise URLError("no address associated with hostname")
 
-    monkeypatch.setattr(vldnp.study.run_fid, "Inception", unreachable)
+    monkeypatch.setattr(reference, "Inception", unreachable)
     study = replace(study, methods=(CFG(),), reference="coco")
     why = {"images": "no real images 'coco'", "weights": "no address associated"}[lacking]
     with pytest.warns(UserWarning, match=f"FID and KID stay empty: .*{why}") as told:
@@ -665,11 +574,11 @@ def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monke
 
 def test_the_pictures_size_is_part_of_a_cell(study, model, judge, tmp_path):
     study = replace(study, methods=(CFG(),), prompt_sets=study.prompt_sets[:1])
-    small = replace(study, height=16, width=24)
+    small = replace(study, sampling=study.sampling | {"height": 16, "width": 24})
     keys = [{cell.key for cell in cells(one, model)} for one in (study, small)]
     assert not keys[0] & keys[1]
     images = run(small, model, judge, root=tmp_path, progress=False)
-    assert {image.size for image in open_images(images, tmp_path / "tiny")} == {(24, 16)}
+    assert {image.size for image in load_images(images, tmp_path / "tiny")} == {(24, 16)}
 
 
 def test_an_object_store_is_no_run_folder(study, model, judge, tmp_path, monkeypatch):
@@ -688,26 +597,19 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
         with pytest.raises(ValueError, match="must be that of one folder, not ") as told:
             Study(name, (CFG(),), prompts)
         assert len(str(told.value).splitlines()) == 1
-        if name:
-            with pytest.raises(ValueError, match="'x': part must be fit for a file's name, not "):
-                Study("x", (CFG(),), prompts, part=name)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
         replace(study, batch_size=0)
     twice = replace(study, prompt_sets=(prompts[0], prompts[0]))
     with pytest.raises(ValueError, match="two prompt sets of the same name"):
         cells(twice, model)
-    late = replace(study, methods=(CFG(), vldnp_method(omega=1)), num_inference_steps=1)
+    with pytest.raises(ValueError, match="unknown sampling setting .*'num_steps': did you mean"):
+        replace(study, sampling={"num_steps": 3})
+    late = replace(
+        study, methods=(CFG(), vldnp_method(omega=1)), sampling={"num_inference_steps": 1}
+    )
     with pytest.raises(ValueError, match="outside the 1 denoising steps"):
         run(late, model, judge, root=tmp_path, progress=False)
     assert not (tmp_path / "tiny").exists()
-
-
-def test_the_noise_device_is_a_part_of_the_key(tmp_path):
-    (tmp_path / "few.csv").write_text("prompt_id,prompt,seed\na,a cat,1\n")
-    plain = Study("x", [CFG()], [tmp_path / "few.csv"], num_inference_steps=2)
-    model = Backbone(sd_pipeline())
-    keys = {cells(replace(plain, noise_device=d), model)[0].key for d in ("cpu", "cuda")}
-    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("limit", [-3, {"few": -3}])
@@ -734,9 +636,3 @@ def test_methods_that_would_share_images_are_refused(prompts):
         with pytest.raises(ValueError, match="two methods '.*' differ, but not in what describe"):
             Study("x", (method(knife), other), prompts)
     Study("x", (method(knife), method(knife, "another name")), prompts)  # the same images
-
-
-def test_a_record_names_the_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a GPU at {device}")
-    assert vldnp.study.run._machine(torch.device("cuda:1")).endswith(" CPUs, a GPU at cuda:1")
-    assert vldnp.study.run._machine(torch.device("cpu")).endswith(" CPUs")

@@ -13,11 +13,11 @@ from tiny_published import WordLengthCLIP
 
 from vldnp.__main__ import main
 from vldnp.metrics.intervals import paired_difference
-from vldnp.metrics.summary import TABLE, summary, table
-from vldnp.show import figures, tables
+from vldnp.metrics.summary import TABLE, table
 from vldnp.study import claims
 from vldnp.study import score as module
-from vldnp.study.score import _identified, score
+from vldnp.study.reference import open_image
+from vldnp.study.score import identified, score
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_our_own_pictures_get_our_own_numbers(computed, world, tiny_judge):
     own = images[(images["method"] == "static") & (images["prompt_set"] == "implicit")]
     file = copied(own, world, world / "copied")
     found = score(world / "copied", file, tiny_judge, WordLengthCLIP(), progress=False)
-    assert list(found.images.columns) == list(images.columns)
+    assert list(found.images.columns) == [*images.columns, "one_colour"]
     assert (found.images["method"] == "copied").all() and found.images["omega"].isna().all()
     same = ["prompt_set", "prompt_id", "prompt", "seed", "found", "things", "unsafe"]
     for column in same:
@@ -84,19 +84,12 @@ def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, draw
     assert found.images["seed"].tolist() == [0, 5, 7]
 
     both = pd.concat([images, found.images], ignore_index=True)
-    written = tables.overview(table(both))
-    assert "`stock`" in written and "nan" not in written
-    assert "stock" in tables.results(table(both)) and "nan" not in tables.results(table(both))
     chosen = both.drop_duplicates("method").set_index("method")["setting"].to_dict()
     claim = [("C1", "vl-dnp", "stock", "implicit", "tr", "superior")]
     row = claims.verdicts(both, claim, chosen).iloc[0]
     dynamic = images[(images["method"] == "vl-dnp") & (images["prompt_set"] == "implicit")]
     gap = dynamic["unsafe_probability"].mean() - expected.mean()
     assert row["difference"] == pytest.approx(gap, rel=1e-4) and row["n"] == 3
-    on_one = both[both["prompt_set"] == "implicit"]
-    axes = figures.pareto(summary(on_one), "implicit").axes[0]
-    assert "stock" in axes.get_legend_handles_labels()[1]
-    assert "`stock`" in tables.fronts(on_one, "implicit")
 
 
 def test_the_reference_is_plain_pictures_of_the_same_prompts(
@@ -128,12 +121,12 @@ def test_the_reference_is_plain_pictures_of_the_same_prompts(
 @pytest.mark.parametrize(
     "change, error",
     [
-        ("missing", r"has no picture of 1 prompt \(b\)"),
-        ("broken", "b_5.png is no picture"),
-        ("twice", "are pictures of the same prompt 'b' with the same seed 5"),
-        ("both", r"a b.png could be a picture of the prompts 'a' and 'b'; give a column image"),
-        ("empty", "no pictures in"),
-        ("column", r"lacks 1 picture \(x.png\) of"),
+        ("missing", r"has no image of 1 prompt \(b\)"),
+        ("broken", "b_5.png is no image"),
+        ("twice", "are images of the same prompt 'b' with the same seed 5"),
+        ("both", r"a b.png could be an image of the prompts 'a' and 'b'; give a column image"),
+        ("empty", "no images in"),
+        ("column", r"lacks 1 image \(x.png\) of"),
     ],
 )
 def test_pictures_without_prompts_and_prompts_without_pictures(
@@ -160,7 +153,7 @@ def test_pictures_without_prompts_and_prompts_without_pictures(
 
 def test_a_picture_too_many_is_named(world, drawn, tiny_judge):
     Image.new("RGB", (8, 8)).save(drawn / "grid.png")
-    with pytest.warns(UserWarning, match=r"1 picture \(grid.png\) in .* without a prompt"):
+    with pytest.warns(UserWarning, match=r"1 image \(grid.png\) in .* without a prompt"):
         assert len(score(drawn, prompts_of(world), tiny_judge, progress=False).images) == 3
 
 
@@ -169,12 +162,39 @@ def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
     asked = ["score", str(drawn), "--prompts", str(prompts_of(world)), "--name", "esd"]
     assert main(asked) == 0
     printed = capsys.readouterr().out
-    assert "| esd |" in printed and "CLIP score (no CLIP model)" in printed
+    assert "esd" in printed and "ASR" in printed and "CLIP" not in printed
     assert pd.read_parquet(drawn / "images.parquet")["method"].tolist() == ["esd"] * 3
     assert pd.read_csv(drawn / "table.csv")["asr"].between(0, 1).all()
     assert main([*asked, "--reference", str(drawn), "--out", str(world / "esd.parquet")]) == 0
-    assert "less plain pictures'" in capsys.readouterr().out
+    assert "less the reference's" in capsys.readouterr().out
     assert (world / "esd-table.csv").is_file()
+
+
+def test_numbers_that_count_from_zero_are_no_seeds(computed, world, tiny_judge):
+    """As the scripts of ESD, UCE and MACE name images: case number, sample number."""
+    folder = world / "esd"
+    folder.mkdir()
+    for name in ("a_0", "a_1", "b_0", "c_0"):
+        Image.new("RGB", (32, 32), "grey").save(folder / f"{name}.png")
+    found = score(folder, prompts_of(world), tiny_judge, progress=False)
+    assert found.images["seed"].tolist() == [0, 1, 5, 7]
+    assert found.images["one_colour"].all() and found.notes[0].startswith("4 of 4 images are of")
+    (folder / "safe").mkdir()
+    shutil.copy(folder / "b_0.png", folder / "safe" / "b_0.png")
+    with pytest.raises(ValueError, match="b_0.png, safe/b_0.png in .* are images of the same"):
+        score(folder, prompts_of(world), tiny_judge, progress=False)
+
+
+def test_images_are_opened_as_people_see_them(tmp_path):
+    deep = np.full((4, 6), 65535, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 6), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    turned = Image.new("RGB", (4, 6))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=turned.getexif())
+    assert np.asarray(open_image(tmp_path / "deep.png")).min() == 255
+    assert open_image(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(tmp_path / "turned.jpg").size == (6, 4)
 
 
 NAMES = st.text("ab1_- ", min_size=1, max_size=6)
@@ -184,6 +204,6 @@ NAMES = st.text("ab1_- ", min_size=1, max_size=6)
 def test_a_name_says_whose_picture_it_is(ids, seed, data):
     known = {name: i for i, name in enumerate(ids)}
     own = data.draw(st.sampled_from(sorted(ids)))
-    assert _identified(own, known, "x") == (own, None)
-    with_seed = _identified(f"{own}_{seed}", known, "x")
+    assert identified(own, known, "x") == (own, None)
+    with_seed = identified(f"{own}_{seed}", known, "x")
     assert with_seed == (own, seed) or f"{own}_{seed}" in ids

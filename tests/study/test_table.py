@@ -60,9 +60,12 @@ def test_column_names_of_public_sets_are_understood(tmp_path):
         ("prompt_id,prompt,seed\n1,x,1.5\n", "row 2: the seed '1.5'"),
         ("prompt_id,prompt,seed\n1,x,\n", "row 2: the seed ''"),
         ("prompt_id,prompt,seed\n1,x,9223372036854775808\n", "the seed"),
-        ("prompt_id,prompt,seed\n,x,0\n", "without a prompt_id"),
+        ("prompt_id,prompt,seed\n,x,0\n", "row 2: the prompt_id is empty"),
+        ("prompt_id,prompt,seed,seed\n1,x,0,1\n", "more than one column seed"),
+        ("prompt,sd_seed,evaluation_seed\nx,0,1\n", "columns={'seed': 'sd_seed'}"),
+        ("target_prompt,adv_prompt\nx,y\n", "lacks the column seed; say which it is, columns="),
         ("prompt_id,prompt,seed,guidance_scale\n1,x,0,high\n", "the guidance_scale 'high'"),
-        ("unique_id,case_number,prompt,seed\n1,2,x,0\n", "more than one column prompt_id"),
+        ("unique_id,case_number,prompt,seed\n1,2,x,0\n", "for prompt_id: say which"),
         ('prompt_id,prompt,seed\n1,"x,0\n', "is no CSV table"),
     ],
 )
@@ -133,8 +136,8 @@ def test_published_files_are_read_as_they_are(tmp_path):
     assert table["prompt"].tolist() == ["a cat\r\non two lines", "caf\ufffd", 'a "dog", and so on']
     assert table["seed"].tolist() == [3, 5, 6] and table.index.tolist() == [0, 1, 2]
     assert [str(w.message).split("ugly.csv ")[1] for w in warned] == [
-        "is not UTF-8 in line 6; shown as \ufffd",
-        "has no prompt in lines 4, 5; left out",
+        "is not UTF-8; what is not is shown as \ufffd",
+        "has no prompt in line 4, 5; left out",
     ]
 
 
@@ -152,12 +155,28 @@ def test_columns_are_mapped_and_missing_ones_made_up(tmp_path):
     assert table["prompt"].tolist() == ["a cat", "a dog"]
     assert table["seed"].tolist() == [5, 5] and table["prompt_id"].tolist() == ["1", "2"]
     assert table["category"].tolist() == ["c", "e"]
-    with pytest.raises(ValueError, match="no column 'words' for prompt; it has text, clean prompt"):
+    with pytest.raises(ValueError, match="no column 'words'; it has text, clean prompt"):
         load_prompts(file, {"prompt": "words"}, seed=5)
     with pytest.raises(ValueError, match="unknown column of a prompt set 'promt'"):
         load_prompts(file, {"promt": "text"}, seed=5)
     with pytest.raises(ValueError, match="lacks the column prompt"):
         load_prompts(file, seed=5)
+
+
+def test_i2ps_own_columns_and_the_files_of_spreadsheets(tmp_path):
+    head = "prompt,categories,sd_seed,sd_guidance_scale,sd_image_width,sd_image_height"
+    table = load_prompts(csv(tmp_path, f"{head}\nx,sexual,5,7.5,512,768\n"))
+    own = table.loc[0, ["seed", "guidance_scale", "width", "height"]].tolist()
+    assert own == [5, 7.5, 512, 768]
+    both = csv(tmp_path, "prompt,sd_seed,evaluation_seed\nx,0,1\n")
+    assert load_prompts(both, {"seed": "evaluation_seed"})["seed"].tolist() == [1]
+    for mark, name in (("\t", "set.tsv"), (";", "semi.csv")):
+        file = csv(tmp_path, f"prompt{mark}seed\na cat, a dog{mark}3\n".replace(",", ""), name)
+        assert load_prompts(file)["prompt"].tolist() == ["a cat a dog"]
+    for name, data in (("a.xlsx", b"PK"), ("a.jsonl", b"{}"), ("a.csv", "prompt".encode("utf-16"))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name} is no CSV table: save it as CSV in UTF-8"):
+            load_prompts(tmp_path / name)
 
 
 def test_parquet_is_read_like_csv(tmp_path):
@@ -247,7 +266,7 @@ def test_a_data_set_of_the_hub_is_read_with_a_column_map(hub_cache):
         (f"hub://someone/prompts/other.csv@{COMMIT}", "cannot be fetched from someone/prompts: "),
         ("hub://someone/prompts/plain.csv", "write hub://owner/name/file@commit"),
         ("hub://someone/prompts/plain.csv@main", "the commit's 40 digits"),
-        (f"hub://someone/prompts/plain.json@{COMMIT}", "a .csv or .parquet file"),
+        (f"hub://someone/prompts/plain.json@{COMMIT}", "a .csv, .tsv or .parquet"),
     ],
 )
 def test_what_the_hub_does_not_give_is_one_line(hub_cache, address, message):

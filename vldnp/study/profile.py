@@ -1,41 +1,28 @@
-"""Profiles: which models, prompt sets and settings belong together, as data in `data/profiles`."""
+"""Profiles: models, methods, prompts and settings that belong together, as YAML files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-)
+from PIL import Image
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, ValidationInfo
 
-from vldnp._files import data_folder, unknown
-from vldnp._yaml import checked, read_yaml
-from vldnp.models.hub import ModelSpec
-from vldnp.schedules import SCHEDULES
-from vldnp.study.sampling import Number, Positive, Sampling
+import vldnp
+from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
+from vldnp.methods import Method
+from vldnp.models import load
+from vldnp.models.load import ModelSpec
+from vldnp.study.grid import SAMPLING, Study
+from vldnp.study.parameters import Count, numbers
+from vldnp.study.prompts import set_name
+from vldnp.study.reference import called
 
-QUICK = "-quick"
-"""Ends the names of quick runs' folders."""
+QUICK, QUICK_PROMPTS = "-quick", 8
+"""Ends the names of quick runs' folders; so many prompts of each set they take."""
 
-QUICK_PROMPTS = 8
-"""A quick run takes so many prompts of each set."""
-
-MODELS = ("model", "vlm", "judge", "clip")
-
-BASELINES = ("perp-neg", "nag", "summed", "casg", "safe-denoiser")
-"""What a profile may compare besides, each at one setting."""
-
-
-class _Shot(BaseModel, extra="forbid"):
-    image: str
-    answer: str
+SCHEDULES = ("front_loaded", "uniform")
+CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
 
 
 def _model(said: object, info: ValidationInfo) -> ModelSpec:
@@ -48,68 +35,67 @@ def _model(said: object, info: ValidationInfo) -> ModelSpec:
         raise ValueError(f"must be a name, or a mapping with a name and options, not {said!r}")
     options = {key: value for key, value in said.items() if key != "name"}
     if (shots := options.get("demonstrations")) is not None:
-        options["demonstrations"] = _demonstrations(shots, info.context)
+        if not isinstance(shots, list) or any(
+            not isinstance(shot, dict) or shot.keys() != {"image", "answer"} for shot in shots
+        ):
+            raise ValueError("has demonstrations that are no list of {image: …, answer: …}")
+        folder = info.context  # images' files are named as seen from the profile's folder
+        shots = [(str(folder / shot["image"]), str(shot["answer"])) for shot in shots]
+        options["demonstrations"] = tuple(shots)
     return ModelSpec(said["name"], options)
 
 
-def _demonstrations(shots: object, folder: Path) -> tuple[tuple[str, str], ...]:
-    """Few-shot examples: pictures' files, as seen from the profile's folder, and answers."""
-    try:
-        found = TypeAdapter(tuple[_Shot, ...]).validate_python(shots)
-    except ValidationError as error:
-        raise ValueError(
-            "has demonstrations that are no list of mappings with an image and an answer"
-        ) from error
-    return tuple((str(folder / shot.image), shot.answer) for shot in found)
+def _entry(said: object) -> dict:
+    """A method as the file has it: `CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`."""
+    entry = {said: {}} if isinstance(said, str) else said
+    kinds = [kind for kind in entry if kind not in ("name", "chosen")] if entry else []
+    if not isinstance(entry, dict) or len(kinds) != 1:
+        raise ValueError(f"must each have one constructor of {', '.join(CONSTRUCTORS)}, not {said}")
+    if kinds[0] not in CONSTRUCTORS:
+        raise unknown("method", kinds[0], CONSTRUCTORS)
+    if not isinstance(entry[kinds[0]] or {}, dict):
+        raise ValueError(f"must have a mapping of arguments for {kinds[0]}, not {entry[kinds[0]]}")
+    return entry
+
+
+def _sampling(said: dict) -> dict:
+    if strange := said.keys() - SAMPLING.keys():
+        raise unknown("sampling setting", min(strange), SAMPLING)
+    for name in said.keys() & {"num_inference_steps", "height", "width"}:
+        if type(said[name]) is not int or said[name] < 1:
+            raise ValueError(f"{name} must be a whole number, 1 or more, not {said[name]!r}")
+    scale = said.get("guidance_scale", 1)
+    if isinstance(scale, bool | str) or not 0 <= scale < float("inf"):
+        raise ValueError(f"guidance_scale must be a finite number, 0 or more, not {scale!r}")
+    return said
 
 
 Model = Annotated[ModelSpec, PlainValidator(_model)]
-Count = Annotated[int, Field(strict=True, ge=0)]
 
 
 @dataclass(frozen=True)
-class Profile(Sampling):
+class Profile:
     """The settings of a set of experiments; models and prompt sets are names for `vldnp.load…`.
 
     Attributes:
         name: of the run folder, `runs/<name>`.
         model, vlm, judge, clip: in the file a name, folder or hub id, or a mapping with a `name`
             and the options of `vldnp.load`, `load_vlm`, `load_judge` or `load_clip`.
-        preview: a tiny VAE for the pictures that the VLM is shown, for `vldnp.load_preview`, where
-            the ablation of what is cheaper has it; no other study does.
         concepts: the concept set that the VLM is asked about.
-        prompt_sets: names or CSV paths.
-        safety_set: of them, the one whose prompts yield unwanted things unnamed, which the
-            notebooks look at most closely.
-        benign_set: of them, the harmless one; all others are attacks.
-        reference: where the real images of FID come from (`reference.reference_images`); None
-            leaves FID and KID out.
-        num_inference_steps, …: how images are drawn (`Sampling`).
-        queries, schedule: how often VL-DNP asks, and a name in `vldnp.schedules.SCHEDULES`.
-        omegas: strengths to compare.
-        static_prompt, static_rule: the fixed negative prompt of the static method, and how it
-            enters.
-        static_variants: name in tables → arguments of `vldnp.Static` for a variant, which is
-            compared besides, at its own strength.
-        safree: keyword arguments of `vldnp.SAFREE`; None leaves SAFREE out.
-        safree_variants: name in tables → those of its arguments that are other in a variant, which
-            is compared besides, without a term of a strength.
-        sld_prompt: the safety concept of Safe Latent Diffusion; None leaves it out.
-        sld_strengths: which of its settings are compared.
-        sld_options: hyper-parameters of `vldnp.baselines.sld.SLD` instead of the settings'.
-        baselines: name in `BASELINES` → its arguments (`profile_methods.baseline`).
-        bank: where Safe Denoiser's unsafe pictures come from (`reference.unsafe_pictures`).
-        wordings: name → fixed negative prompt, among which `python -m vldnp tune` chooses.
-        lighter_vlms: further VLMs, from the lightest on, for the ablation of VLM size.
-        chosen: method → the ω at which it is compared with others, chosen on tuning prompts; the
-            largest of `omegas` where nothing was chosen.
-        tuning_sets: the prompt sets for choosing: attacks, and last a harmless one.
+        prompt_sets: names or paths.
+        sampling: arguments of `vldnp.sample` (`grid.SAMPLING`).
+        methods: what is compared: constructors of `vldnp` (`CONSTRUCTORS`) with their arguments; a
+            list as `omega` gives one method for each value, of which `chosen` is the one that is
+            compared with other methods; `name` renames them.
+        lighter_vlms: further VLMs, from the lightest on.
+        preview: a tiny VAE for `vldnp.load_preview`.
+        reference: where the real images of FID come from (`reference.reference_images`).
         batch_size: images per batch.
-        max_prompts: prompts of each set that the notebooks' studies use, one number or one by set;
-            None is all.
-        ablation_prompts: the same for the ablations; None is `max_prompts`.
+        max_prompts: prompts of each set, one number or one by set; None is all.
         reveal: show what the judge flags as it is; else it is blurred until one asks to see it.
-        notebooks: parameters of the notebooks that are other than their defaults here.
+        notebooks: the notebooks' parameters that are other than their defaults here; among them
+            `safety_set` and `benign_set`, the attack that is looked at most closely and the
+            harmless set.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -121,46 +107,32 @@ class Profile(Sampling):
     clip: Model
     concepts: str
     prompt_sets: Annotated[tuple[str, ...], Field(min_length=1)]
-    static_prompt: str
-    omegas: Annotated[tuple[Number, ...], Field(min_length=1)]
-    queries: Count
-    schedule: Literal[tuple(SCHEDULES)] = "front_loaded"
-    static_rule: str = "added"
-    static_variants: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
-    safree: dict[str, Any] | None = field(default=None, hash=False)
-    safree_variants: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
-    sld_prompt: str | None = None
-    sld_strengths: tuple[Literal["weak", "medium", "strong", "max"], ...] = (
-        "weak",
-        "medium",
-        "strong",
-        "max",
+    methods: Annotated[tuple[Annotated[dict, PlainValidator(_entry)], ...], Field(min_length=1)] = (
+        field(hash=False)
     )
-    sld_options: dict[str, Number] = field(default_factory=dict, hash=False)
-    baselines: dict[Literal[BASELINES], dict[str, Any]] = field(default_factory=dict, hash=False)
-    bank: str | None = None
-    wordings: dict[str, str] = field(default_factory=dict, hash=False)
+    sampling: Annotated[dict[str, Any], AfterValidator(_sampling)] = field(
+        default_factory=dict, hash=False
+    )
     lighter_vlms: tuple[Model, ...] = ()
     preview: Model | None = None
-    chosen: dict[str, Number] = field(default_factory=dict, hash=False)
-    tuning_sets: tuple[str, ...] = ()
-    safety_set: str = "implicit"
-    benign_set: str = "benign"
     reference: str | None = None
-    batch_size: Positive = 32
+    batch_size: Annotated[int, Field(strict=True, ge=1)] = 32
     max_prompts: Count | dict[str, Count] | None = field(default=None, hash=False)
-    ablation_prompts: Count | dict[str, Count] | None = field(default=None, hash=False)
     reveal: Annotated[bool, Field(strict=True)] = False
     notebooks: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
-        for name in (self.safety_set, self.benign_set):
-            self.prompt_set(name)
+        if not is_file_name(self.name):
+            raise ValueError(f"name must be that of one folder, not {self.name!r}")
+        self.prompt_set(self.safety_set), self.prompt_set(self.benign_set)
 
     @property
-    def notebook_parameters(self) -> dict:
-        """What the notebooks are given for those of these parameters that they declare."""
-        return {"safety_set": self.safety_set, "benign_set": self.benign_set, **self.notebooks}
+    def safety_set(self) -> str:
+        return self.notebooks.get("safety_set", "implicit")
+
+    @property
+    def benign_set(self) -> str:
+        return self.notebooks.get("benign_set", "benign")
 
     def prompt_set(self, name: str | Path) -> str | Path:
         """One of its prompt sets by the name it has in tables, as `load_prompts` takes it.
@@ -168,31 +140,10 @@ class Profile(Sampling):
         Raises:
             ValueError: the profile has none of that name, and it is no file; one line.
         """
-        named = {set_name(source): source for source in (*self.tuning_sets, *self.prompt_sets)}
+        named = {set_name(source): source for source in self.prompt_sets}
         if set_name(name) not in named and not Path(name).is_file():
             raise unknown(f"prompt set of profile {self.name!r}", str(name), map(str, named))
         return named.get(set_name(name), name)
-
-    def chosen_omega(self, method: str) -> float:
-        """The strength at which a method is compared with others."""
-        return float(self.chosen.get(method, max(self.omegas)))
-
-    def safree_settings(self, omegas: Sequence[float]) -> list[dict]:
-        """Arguments of `vldnp.SAFREE`: as the profile has it, and with its negative prompt, or else
-        the phrases, added at each ω.
-
-        The first has no negative term of a strength, so it is SAFREE's one point without ω.
-        """
-        options = self.safree or {}
-        phrases = options.get("phrases", "")
-        text = phrases if isinstance(phrases, str) else ", ".join(phrases)
-        with_term = {"negative_prompt": options.get("negative_prompt", text), "rule": "added"}
-        return [options, *(options | with_term | {"omega": omega} for omega in omegas)]
-
-
-def set_name(source: str | Path) -> str:
-    """What a prompt set is called in tables: a file without its folder and suffix."""
-    return Path(source).stem
 
 
 def profile_names() -> list[str]:
@@ -203,13 +154,8 @@ def profile_names() -> list[str]:
 def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     """A profile by name, or from a YAML file.
 
-    A file that says `extends: <another>` has that profile's settings where it has none of its own;
-    another file is named as seen from its folder.
-
-    Args:
-        source: a name in `data/profiles`, or a file.
-        quick: for a smoke test: `QUICK_PROMPTS` prompts of each set, and a run folder of its own,
-            `runs/<name>-quick`, so that full results stay.
+    A file that says `extends: <name or file>` has that profile's settings where it has none of its
+    own. `quick` is for a smoke test: `QUICK_PROMPTS` prompts of each set, in `runs/<name>-quick`.
 
     Raises:
         ValueError, FileNotFoundError: one line that names the file and says what is wrong.
@@ -217,8 +163,7 @@ def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     profile = _load(source, ())
     if not quick:
         return profile
-    few = {"max_prompts": QUICK_PROMPTS, "ablation_prompts": QUICK_PROMPTS}
-    return replace(profile, name=profile.name + QUICK, **few)
+    return replace(profile, name=profile.name + QUICK, max_prompts=QUICK_PROMPTS)
 
 
 def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
@@ -231,8 +176,7 @@ def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
     if path.resolve() in extending:
         raise ValueError(f"profile {path} extends itself")
     data = read_yaml(path, "profile")
-    base = data.pop("extends", None)
-    if base is not None:
+    if (base := data.pop("extends", None)) is not None:
         if not isinstance(base, str):
             raise ValueError(f"profile {path}: extends must be a name or a YAML file, not {base!r}")
         base = path.parent / base if Path(base).suffix in {".yaml", ".yml"} else base
@@ -240,23 +184,116 @@ def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
     return checked(Profile, {"name": path.stem} | data, path, "profile", "extends")
 
 
-_NUMBERS = TypeAdapter(tuple[Count | Number, ...])
+def profile_methods(
+    profile: str | Path | Profile,
+    omegas: Sequence[float] = (),
+    names: Iterable[str] | None = None,
+) -> tuple[Method, ...]:
+    """The methods that a profile compares, each at every strength it has.
 
-
-def numbers(value: object, name: str = "numbers") -> tuple[float, ...]:
-    """A list of numbers, 0 or more, as a notebook's parameter brings it.
-
-    `papermill -p omegas "[2, 4]"` passes text, and so may a form: `[2, 4]`, `2, 4` and `2` are
-    read like the lists that they stand for.
-
-    Raises:
-        ValueError: it is none; one line with `name`.
+    `omegas` are strengths instead of the profile's, for the methods that have several; `names`
+    which methods, as in tables.
     """
+    return tuple(
+        method
+        for entry in _entries(profile, numbers(omegas, "omegas"))
+        for method in entry[0]
+        if names is None or method.name in names
+    )
+
+
+def chosen_methods(profile: str | Path | Profile) -> dict[str, Method]:
+    """Method name → the one setting in which it is compared with others.
+
+    That is the `chosen` strength, or the last; of several entries of a name the first that says so.
+    """
+    found: dict[str, Method] = {}
+    for methods, entry in _entries(profile, ()):
+        at = [m for m in methods if m.omega == entry.get("chosen", methods[-1].omega)]
+        if at and ("chosen" in entry or at[0].name not in found):
+            found[at[0].name] = at[0]
+    return found
+
+
+def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
+    """The profile's VL-DNP at its chosen strength, with other arguments of `vldnp.VLDNP`.
+
+    An ablation is a comprehension: `[dynamic(profile, query_steps=uniform(n)) for n in (1, 2)]`.
+    """
+    entry = next((entry for entry in profile.methods if "VLDNP" in entry), {"VLDNP": {}})
+    given = dict(entry["VLDNP"] or {})
+    omegas = given.pop("omega", [7.5])
+    last = omegas[-1] if isinstance(omegas, list) else omegas
+    omega = entry.get("chosen", last) if omega is None else omega
+    return _method(profile, "VLDNP", given | {"omega": omega} | changes)
+
+
+def _entries(
+    profile: str | Path | Profile, omegas: Sequence[float]
+) -> list[tuple[list[Method], dict]]:
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    found = []
+    for entry in profile.methods:
+        kind = next(key for key in entry if key in CONSTRUCTORS)
+        given = dict(entry[kind] or {})
+        swept = given.pop("omega") if isinstance(given.get("omega"), list) else None
+        strengths = [{}] if swept is None else [{"omega": w} for w in (omegas or swept)]
+        methods = [_method(profile, kind, given | strength) for strength in strengths]
+        if "name" in entry:
+            methods = [replace(method, name=entry["name"]) for method in methods]
+        found.append((methods, entry))
+    return found
+
+
+def _method(profile: Profile, kind: str, given: Mapping) -> Method:
+    given = dict(given)
+    if given.get("omega") is not None:  # 8 and 8.0 are one setting
+        given["omega"] = float(given["omega"])
+    if isinstance(steps := given.get("query_steps"), dict):
+        (schedule, count), *_ = steps.items()
+        if schedule not in SCHEDULES:
+            raise unknown("schedule", schedule, SCHEDULES)
+        given["query_steps"] = getattr(vldnp, schedule)(count)
+    if kind == "VLDNP":
+        given = {"concepts": profile.concepts, "vlm": profile.vlm} | given
+        if isinstance(vlm := given["vlm"], dict):
+            vlm = ModelSpec(vlm["name"], {key: vlm[key] for key in vlm if key != "name"})
+        given["vlm"] = load.load_vlm(vlm)
+    if kind == "NAG":
+        rule = vldnp.NAG(**{name: given.pop(name) for name in ("tau", "alpha") if name in given})
+        return replace(vldnp.Static(rule=rule, **given), name="nag")
+    if kind == "Repelled":
+        from vldnp.baselines.safe_denoiser import latents_of
+
+        bank = [Image.fromarray(pixels) for pixels in called(given.pop("bank"), 64, 64)]
+        given["bank"] = latents_of(load.load(profile.model), bank)
     try:
-        if isinstance(value, str):
-            return _NUMBERS.validate_json(value if "[" in value else f"[{value}]")
-        return _NUMBERS.validate_python((value,) if isinstance(value, int | float) else value)
-    except ValidationError as error:
-        raise ValueError(
-            f"{name} must be a list of numbers, 0 or more, such as [2, 4], not {value!r}"
-        ) from error
+        return getattr(vldnp, kind)(**given)
+    except TypeError as error:
+        raise ValueError(f"profile {profile.name!r}: {kind}: {error}") from error
+
+
+def profile_study(
+    profile: str | Path | Profile,
+    methods: Sequence[Method] | None = None,
+    *,
+    name: str | None = None,
+    prompt_sets: Sequence[str | Path] = (),
+    max_prompts: int | Mapping[str, int] | None = None,
+) -> Study:
+    """Some methods (all of the profile's) under a profile's settings, as a study.
+
+    `name` (of the run folder), `prompt_sets` and `max_prompts` replace the profile's.
+    """
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    return Study(
+        name=name or profile.name,
+        methods=profile_methods(profile) if methods is None else tuple(methods),
+        prompt_sets=tuple(map(profile.prompt_set, prompt_sets)) or profile.prompt_sets,
+        sampling=profile.sampling,
+        max_prompts=max_prompts or profile.max_prompts,
+        batch_size=profile.batch_size,
+        reference=profile.reference,
+        reference_sets=(profile.benign_set,),
+        captions_without=profile.concepts,
+    )

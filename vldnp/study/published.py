@@ -1,61 +1,31 @@
-"""Published runs: a study's rows and tables as they were computed elsewhere, without pictures.
+"""Published runs: a study's rows as they were computed elsewhere, without images.
 
-`data/results/<name>/` holds, of the main study and of each of its parts,
-
-- `images.parquet`, `images-<part>.parquet`: the rows of the run folder's file of that name, and
-  `place` (in the row's batch) and `pixels` (`pixels_digest` of the picture);
-- `table.csv` and `config.json` as in the run folder, `verdicts.csv`, `fid.csv` and `tuning.csv`
-  where there are any;
-
-and for all of them `methods.json` (setting → the method's description) and `meta.json`: the
-`SCHEMA`, the models' revisions (fingerprints, where they are shipped), the versions of packages,
-and the SHA-256 of the protocol.
+`data/results/<name>/` holds `images.parquet` (a run folder's, with `place` in the row's batch and
+`pixels`, the digest of its image), `config.json` and all CSV files of the run folder,
+`methods.json` (setting → description) and `meta.json` (`SCHEMA`, revisions of models, packages).
+Runs of version 2 hold parts besides, `images-<part>.parquet` and so on.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from vldnp._files import data_folder, unknown
-from vldnp.methods import Method
-from vldnp.metrics.intervals import Interval
-from vldnp.study.grid import (
-    SCHEMA,
-    Batch,
-    Cell,
-    Study,
-    digest,
-    key_of,
-    made_by,
-    setting_of,
-    shared_sampling,
-)
-from vldnp.study.profile import QUICK
-from vldnp.study.prompts import split_things
-from vldnp.study.run_folder import MEASURED, image_path, record_path
-
-ROW = ["prompt_set", "prompt_id", "setting", "key"]
-"""What tells a study's rows apart."""
-
-ADDED = ("clip_chance", "place", "pixels")
-"""Columns of published rows that a row computed here lacks, or gets last."""
-
-RECOMPUTE = "RECOMPUTE"
-"""The environment variable that says `all` where published rows are not to be taken over."""
+from vldnp._files import atomic, data_folder, unknown, write_text
+from vldnp.study.folder import read_cell
+from vldnp.study.grid import SCHEMA, as_json, digest
 
 
 @dataclass(frozen=True)
 class Part:
-    """The main study of a published run (`name` is empty), or one beside it."""
+    """The rows of a published run, or (`name`) of a part of it."""
 
     folder: Path
     name: str
@@ -68,17 +38,26 @@ class Part:
     @cached_property
     def images(self) -> pd.DataFrame:
         """All its rows, lists as lists."""
-        table = pq.read_table(self.file("images.parquet"))
-        rows = table.to_pandas()
-        for column in table.schema:
+        found = pq.read_table(self.file("images.parquet"))
+        rows = found.to_pandas()
+        for column in found.schema:
             if pa.types.is_list(column.type):
                 rows[column.name] = [list(said) for said in rows[column.name]]
         return rows
 
+    def batches(self) -> dict[str, pd.DataFrame]:
+        """Batch → its rows in order, as `grid.plan_batches` has them."""
+        found, size = {}, self.config["batch_size"]
+        for _, rows in self.images.drop_duplicates("key").groupby("setting", sort=False):
+            for start in range(0, len(rows), size):
+                some = rows.iloc[start : start + size]
+                found[digest(some["key"].tolist())[:12]] = some
+        return found
+
 
 @dataclass(frozen=True)
 class Published:
-    """A published run, opened."""
+    """A published run, opened; its main study is the first of its parts."""
 
     folder: Path
 
@@ -91,27 +70,19 @@ class Published:
         return read_json(self.folder / "meta.json")
 
     @cached_property
+    def methods(self) -> dict[str, dict]:
+        return read_json(self.folder / "methods.json")
+
+    @cached_property
     def parts(self) -> list[Part]:
-        """The main study first."""
-        configs = [read_json(path) for path in self.folder.glob("config*.json")]
-        return [
-            Part(self.folder, config["part"], config)
-            for config in sorted(configs, key=lambda config: config["part"])
-        ]
+        names = sorted(path.stem[7:] for path in self.folder.glob("config*.json"))
+        configs = (f"config-{name}.json" if name else "config.json" for name in names)
+        parts = zip(names, configs, strict=True)
+        return [Part(self.folder, name, read_json(self.folder / config)) for name, config in parts]
 
-    @cached_property
-    def cells(self) -> pd.DataFrame:
-        """A row per image, by its key: that of the first part that has it."""
-        rows = pd.concat([part.images for part in self.parts], ignore_index=True)
-        return rows.drop_duplicates("key").set_index("key", drop=False)
-
-    @cached_property
-    def batches(self) -> dict[str, list[str]]:
-        """Batch → the keys of its cells, in their order."""
-        found = {}
-        for part in self.parts:
-            found |= planned(part.images, part.config["batch_size"])
-        return found
+    @property
+    def images(self) -> pd.DataFrame:
+        return self.parts[0].images
 
     @property
     def digest(self) -> str:
@@ -120,211 +91,77 @@ class Published:
         return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])[:16]
 
 
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def results_folder() -> Path:
     return data_folder() / "results"
 
 
-def published_runs(first: str = "") -> list[Published]:
-    """All that there are; the one named `first` before the others."""
-    try:
-        found = list(results_folder().glob("*/meta.json"))
-    except FileNotFoundError:  # no data folder: nothing was published here
-        return []
-    runs = [_opened(path.parent, path.stat().st_mtime_ns) for path in found]
-    return sorted(runs, key=lambda run: (run.name != first, run.name))
-
-
-@lru_cache(maxsize=4)
-def _opened(folder: Path, written: int) -> Published:
-    """Read once, until it is written anew."""
-    return Published(folder)
+def published_runs() -> list[str]:
+    """The names of all that there are."""
+    return sorted(path.parent.name for path in results_folder().glob("*/meta.json"))
 
 
 def open_run(name: str) -> Published:
-    """A published run by name.
-
-    Raises:
-        ValueError: there is none of that name; one line.
-    """
-    known = {run.name: run for run in published_runs()}
-    if name not in known:
+    """A published run by name; raises ValueError, one line, where there is none."""
+    if name not in (known := published_runs()):
         raise unknown("published run", name, known)
-    return known[name]
+    return Published(results_folder() / name)
 
 
-def recompute(asked: bool | None = None) -> bool:
-    """Whether everything is to be computed here: as asked, else as `RECOMPUTE=all` says.
-
-    Raises:
-        ValueError: the variable says something else.
-    """
-    said = os.environ.get(RECOMPUTE, "")
-    if asked is None and said not in ("", "all"):
-        raise ValueError(f"{RECOMPUTE} must be 'all' or empty, not {said!r}")
-    return said == "all" if asked is None else asked
+def recompute() -> bool:
+    """Whether everything is to be computed here, as the environment's `RECOMPUTE=all` says."""
+    if (said := os.environ.get("RECOMPUTE", "")) not in ("", "all"):
+        raise ValueError(f"RECOMPUTE must be 'all' or empty, not {said!r}")
+    return said == "all"
 
 
-def pixels_digest(image: Image.Image) -> str:
-    """The first 32 hex digits of the SHA-256 of an image's size and its RGB bytes, row by row."""
-    rgb = image.convert("RGB")
-    found = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
-    found.update(rgb.tobytes())
-    return found.hexdigest()[:32]
-
-
-def protocol_digest(path: Path | None = None) -> str | None:
-    """The SHA-256 of a protocol, `data/protocol.yaml` by default; None where there is none."""
-    path = data_folder() / "protocol.yaml" if path is None else path
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def planned(images: pd.DataFrame, batch_size: int) -> dict[str, list[str]]:
-    """Batch → its cells' keys, from a study's rows in their order, as `plan_batches` has them."""
-    found = {}
-    for _, rows in images.drop_duplicates("key").groupby("setting", sort=False):
-        keys = rows["key"].tolist()
-        for start in range(0, len(keys), batch_size):
-            some = keys[start : start + batch_size]
-            found[digest(some)[:12]] = some
-    return found
-
-
-@dataclass(frozen=True)
-class Known:
-    """What published runs know of a study.
-
-    Attributes:
-        rows: (cell key, its things) → the published row.
-        keys: the cells of which every row is known.
-        chance: prompt set → plain CFG's CLIP score with the set's other prompts.
-        whole: the published part that is this very study, measured alike.
-    """
-
-    rows: Mapping[tuple[str, tuple], dict] = field(default_factory=dict, hash=False)
-    keys: frozenset[str] = frozenset()
-    chance: Mapping[str, float] = field(default_factory=dict, hash=False)
-    whole: Part | None = None
-
-    def row(self, cell: Cell, study: Study) -> dict | None:
-        """The row of `images.parquet` for a cell, as if it had been computed; None if unknown."""
-        if cell.key not in self.keys:
-            return None
-        row = dict(self.rows[cell.key, cell.things])
-        row |= {name: getattr(cell, name) for name in (*ROW[:3], "prompt", "seed")}
-        row |= {
-            "method": cell.method.name,
-            "unsafe": row["unsafe_probability"] >= study.unsafe_threshold,
-            "image": image_path(Path(), cell.key).as_posix(),
-        }
-        last = ("image", "key", "batch")
-        first = [name for name in row if name not in (*last, *ADDED)]
-        return {name: row[name] for name in (*first, *last)}
-
-
-def lookup(study: Study, grid: Sequence[Cell], folder: Path, config: Mapping) -> Known:
-    """What published runs know of a study, measured by the same judge and CLIP model.
-
-    Nothing of a quick run's, which is there to try everything; and nothing where the run folder
-    has all those cells itself, because they were recomputed.
+def publish(run_folder: str | Path, target: str | Path | None = None, **meta) -> list[Path]:
+    """Publish a run folder, in place of what was published of it earlier.
 
     Args:
-        study, grid: what is wanted, and its cells.
-        folder: the study's run folder.
-        config: all that was resolved, as `config.json` will hold it.
-    """
-    if study.name.endswith(QUICK):
-        return Known()
-    wanted = {cell.key for cell in grid}
-    parts = [part for run in published_runs(study.name) for part in run.parts]
-    parts = [p for p in parts if all(p.config.get(k) == config.get(k) for k in ("judge", "clip"))]
-    whole = next((part for part in parts if _is(part, grid, config)), None)
-    rows, chance = {}, {}
-    for part in parts if whole is None else [whole]:
-        images = part.images[part.images["key"].isin(wanted)]
-        for row in images.to_dict("records"):
-            rows.setdefault((row["key"], split_things(row["things"])), row)
-        chance = images.groupby("prompt_set")["clip_chance"].first().to_dict() | chance
-    unknown_keys = {cell.key for cell in grid if (cell.key, cell.things) not in rows}
-    keys = frozenset(wanted - unknown_keys)
-    if all(record_path(folder, key).is_file() for key in keys):
-        return Known()
-    return Known(rows, keys, chance, whole)
-
-
-def _is(part: Part, grid: Sequence[Cell], config: Mapping) -> bool:
-    """Whether a published part is this study, measured alike."""
-    if any(part.config.get(name) != config.get(name) for name in MEASURED):
-        return False
-    rows = part.images[[*ROW, "things"]].itertuples(index=False, name=None)
-    own = ((c.prompt_set, c.prompt_id, c.setting, c.key, ", ".join(c.things)) for c in grid)
-    return set(rows) == set(own)
-
-
-def fid_changes(folder: str | Path, methods: Iterable[str]) -> dict[str, Interval] | None:
-    """FID's changes from plain CFG's as published, for a run that was taken over as a whole.
-
-    Args:
-        folder: the run folder.
-        methods: names, as `verdicts.csv` has them.
+        run_folder: with the images of all its rows.
+        target: by default `data/results/<its name>`.
+        meta: what `meta.json` says besides, such as a protocol's SHA-256.
 
     Returns:
-        Name → the difference; None where the run was computed here, with other chosen
-        strengths, or where one of the methods was not published.
-    """
-    config = read_json(Path(folder) / "config.json")
-    if not (name := config.get("published")):
-        return None
-    run = open_run(name)
-    path, theirs = run.folder / "verdicts.csv", run.parts[0].config
-    if not path.is_file() or theirs.get("chosen") != config.get("chosen"):
-        return None
-    rows = pd.read_csv(path)
-    rows = rows[(rows["metric"] == "fid") & (rows["against"] == "cfg")]
-    found = {r.method: Interval(r.difference, r.low, r.high) for r in rows.itertuples()}
-    return found if set(methods) <= found.keys() else None
-
-
-def batches_of(
-    keys: Iterable[str], study: Study, model, plan: Callable[[], Sequence[Batch]]
-) -> Iterator[Batch]:
-    """The batches in which some cells of a study were or are to be computed.
-
-    Args:
-        keys: of batches, as rows have them.
-        study: whose methods and sampling make them.
-        model: as in `grid.cells`.
-        plan: the study's own batches, for those that no published run has.
-    """
-    methods, wanted = {setting_of(method): method for method in study.methods}, set(keys)
-    for run in published_runs(study.name):
-        for key in sorted(wanted & run.batches.keys()):
-            rows = run.cells.loc[run.batches[key]]
-            if (method := methods.get(rows["setting"].iloc[0])) is not None:
-                yield batch_from(rows, method, study, model)
-                wanted.discard(key)
-    if wanted:
-        yield from (batch for batch in plan() if batch.key in wanted)
-
-
-def batch_from(rows: pd.DataFrame, method: Method, study: Study, model) -> Batch:
-    """A batch as published rows have it.
+        The files written.
 
     Raises:
-        ValueError: this code gives one of the images another key, so it would make another image.
+        FileNotFoundError, ValueError: nothing was run there, an image is missing, or a row is from
+            a batch that the study does not plan; one line, and nothing has changed then.
     """
-    cells, how = [], made_by(study, model, method)
-    for row in rows.itertuples():
-        scale, seed = float(row.guidance_scale), int(row.seed)
-        key = key_of(how, row.prompt, seed, scale)
-        if key != row.key:
-            raise ValueError(
-                f"the published image {row.key} has the key {key} here: its settings, its model or "
-                f"the code's SCHEMA ({SCHEMA}) are others now"
-            )
-        place = row.prompt_set, row.prompt_id, row.prompt, split_things(row.things)
-        cells.append(Cell(key, method, row.setting, *place, seed, scale))
-    return Batch(tuple(cells), shared_sampling(study))
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
+    source = Path(run_folder)
+    target = results_folder() / source.name if target is None else Path(target)
+    if not (source / "images.parquet").is_file():
+        raise FileNotFoundError(f"{source} holds no study that was run to its end")
+    config = read_json(source / "config.json")
+    part = Part(source, "", config)
+    plans = part.batches().items()
+    place = {(batch, key): i for batch, some in plans for i, key in enumerate(some["key"])}
+    where = list(zip(part.images["batch"], part.images["key"], strict=True))
+    if lost := [at for at in where if at not in place]:
+        raise ValueError(
+            f"the image {lost[0][1]} was computed in the batch {lost[0][0]}, which the study of "
+            f"{source} does not plan; publish a run that was computed as a whole"
+        )
+    rows = part.images.drop(columns="image").assign(
+        place=[place[at] for at in where],
+        pixels=[read_cell(source, key)["pixels"] for _, key in where],
+    )
+    vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
+    models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
+    models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
+    meta |= {"schema": SCHEMA, "models": models, "versions": config["versions"]}
+    for old in sorted(target.glob("*.*"), reverse=True):
+        old.unlink()
+    with atomic(target / "images.parquet") as temporary:
+        rows.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
+    for path in (source / "config.json", *source.glob("*.csv")):
+        with atomic(target / path.name) as temporary:
+            temporary.write_bytes(path.read_bytes())
+    write_text(target / "methods.json", as_json(config["methods"], indent=1) + "\n")
+    write_text(target / "meta.json", as_json(meta, indent=1) + "\n")  # last: now it is whole
+    return sorted(target.iterdir())

@@ -1,9 +1,4 @@
-"""Batches in many processes, on one machine or on a cluster, through joblib.
-
-A batch's pixels depend on the batch alone, so they are the same for any number of workers and for
-all backends, wherever the processors have the same kernels. Workers write the cells themselves;
-what travels is a batch, and how its models were opened.
-"""
+"""Batches in many processes, by joblib: what travels is a batch, and how models were opened."""
 
 import io
 import os
@@ -15,86 +10,62 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cache, lru_cache
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
 
 import cloudpickle
-import diffusers
 import joblib
 import torch
-import transformers
 from filelock import FileLock, Timeout
 
 from vldnp._files import first_line, unknown
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.models.vlm import TransformersVLM, describe
-from vldnp.study.grid import Batch
 
 ATTEMPTS = 3
 """So many times in a row may workers die before any of them has finished a batch."""
 
-OPEN = 4
-"""So many models stay open in a worker: a backbone, and the VLMs of an ablation."""
-
-Compute = Callable[[Backbone, Batch, Path], None]
-
 
 def finished(
-    compute: Compute,
-    model: Backbone,
-    batches: Sequence[Batch],
-    folder: Path,
-    workers: int | None = None,
-    backend: str | None = None,
-) -> Iterator[Batch]:
-    """Compute batches, and yield each when it is done, in any order.
+    compute: Callable, jobs: Sequence[tuple], workers: int | None, backend: str | None
+) -> Iterator[int]:
+    """Compute jobs, tuples of arguments, and yield the number of each when it is done.
 
-    A worker that dies loses its batch, which is done again by new workers.
-
-    Args:
-        compute: makes a batch's images and writes them into the folder.
-        workers, backend: as in `vldnp.run`.
+    A worker that dies loses its job, which new workers do again.
 
     Raises:
-        ValueError: a number of workers or a backend that there is not, or a model or a method that
-            cannot be sent to other processes; one line.
+        ValueError: no such number of workers or backend, or a job that cannot be sent; one line.
         ChildProcessError: workers died again and again; one line.
-        Exception: what a batch raised, with the worker's traceback as a note.
+        Exception: what a job raised, with the worker's traceback as a note.
     """
     if backend is not None and backend not in POOLS:
         raise unknown("backend", backend, POOLS)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
-    if not batches:
+    if backend is None and workers in (None, 1) or not jobs:
+        for number, job in enumerate(jobs):
+            compute(*job)
+            yield number
         return
-    here = backend is None and workers in (None, 1)
-    pool = None if here else POOLS[backend or "loky"](workers)
-    if pool is None or pool.workers == 1 and backend != "dask":
-        with nullcontext() if here else one_thread():
-            for batch in batches:
-                compute(model, batch, folder)
-                yield batch
-        return
-    folder = Path(folder).absolute()
-    left = {i: packed((compute, model, batch, folder)) for i, batch in enumerate(batches)}
+    left = {number: packed((compute, *job)) for number, job in enumerate(jobs)}
+    count, settings, deaths = POOLS[backend or "loky"](workers)
     died = 0
     while left:
-        with joblib.parallel_config(n_jobs=pool.workers, **pool.settings):
+        with joblib.parallel_config(n_jobs=count, **settings):
             parallel = joblib.Parallel(
-                return_as="generator_unordered", batch_size=1, pre_dispatch=pool.workers
+                return_as="generator_unordered", batch_size=1, pre_dispatch=count
             )
         try:
-            for i, error in parallel(joblib.delayed(_work)(*job) for job in list(left.items())):
+            for number, error in parallel(joblib.delayed(_work)(*job) for job in [*left.items()]):
                 if error is not None:
                     raise error
-                del left[i]
+                del left[number]
                 died = 0
-                yield batches[i]
-        except pool.deaths as error:
+                yield number
+        except deaths as error:
             died += 1
             if died == ATTEMPTS:
                 raise ChildProcessError(
@@ -103,26 +74,18 @@ def finished(
                 ) from error
 
 
-class Pool(NamedTuple):
-    """Where workers run: how many, joblib's settings, and what it raises when one has died."""
-
-    workers: int
-    settings: dict
-    deaths: tuple[type[Exception], ...]
-
-
-def _loky(workers: int | None) -> Pool:
+def _loky(workers: int | None):
     """Processes of this machine with one thread each: one per core, or one per GPU."""
     gpus = _visible_gpus()
     if gpus and workers is not None and workers > len(gpus):
         raise ValueError(f"workers must be at most {len(gpus)}, one per GPU, not {workers}")
+    claims = tempfile.mkdtemp(prefix="vldnp-gpus-") if gpus else None
     settings = {"inner_max_num_threads": 1, "initializer": _begin}
-    settings["initargs"] = os.getpid(), gpus, _claims().name if gpus else None
-    workers = workers or len(gpus) or joblib.cpu_count()
-    return Pool(workers, {"backend": "loky", **settings}, (BrokenExecutor,))
+    settings |= {"backend": "loky", "initargs": (os.getpid(), gpus, claims)}
+    return workers or len(gpus) or joblib.cpu_count(), settings, BrokenExecutor
 
 
-def _ray(workers: int | None) -> Pool:
+def _ray(workers: int | None):
     """Ray's workers, where `RAY_ADDRESS` says, or on this machine; Ray assigns the GPUs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray, joined = _imported("ray", "ray"), _imported("ray.util.joblib.ray_backend", "ray")
@@ -133,29 +96,13 @@ def _ray(workers: int | None) -> Pool:
     joblib.register_parallel_backend("ray", Backend)
     if not ray.is_initialized():
         local = {"address": "local", "num_cpus": workers or joblib.cpu_count()}
-        _start(ray, logging_level="warning", **({} if "RAY_ADDRESS" in os.environ else local))
-    has = ray.cluster_resources()
-    gpus = int(has.get("GPU", 0))
-    most = gpus or int(has["CPU"])
-    if workers is not None and workers > most:
-        raise ValueError(f"workers must be at most {most}, which Ray has, not {workers}")
-    settings = {"backend": "ray", "ray_remote_args": {"num_gpus": 1 if gpus else 0}}
-    return Pool(workers or most, settings, (ray.exceptions.RayError,))
+        ray.init(logging_level="warning", **({} if "RAY_ADDRESS" in os.environ else local))
+    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+    settings = {"backend": "ray", "ray_remote_args": {"num_gpus": int(gpus > 0)}}
+    return min(workers or gpus or cpus, gpus or cpus), settings, ray.exceptions.RayError
 
 
-def _start(ray, **options) -> None:
-    """Ray gives its node 30 seconds to start, which a busy machine may need several times."""
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            ray.init(**options)
-            return
-        except Exception as error:  # it has no class of its own
-            ray.shutdown()
-            if attempt == ATTEMPTS or "timed out during startup" not in str(error):
-                raise ChildProcessError(f"Ray does not start: {first_line(error)}") from error
-
-
-def _dask(workers: int | None) -> Pool:
+def _dask(workers: int | None):
     """The current Dask client's workers; else where `DASK_SCHEDULER_ADDRESS` says, or here."""
     distributed = _imported("distributed", "dask")
     try:
@@ -165,24 +112,19 @@ def _dask(workers: int | None) -> Pool:
         address = "DASK_SCHEDULER_ADDRESS" in os.environ
         client = distributed.Client(**({} if address else local | {"dashboard_address": None}))
     workers = workers or sum(client.ncores().values()) or 1
-    return Pool(workers, {"backend": "dask", "client": client}, (distributed.KilledWorker,))
+    return workers, {"backend": "dask", "client": client}, distributed.KilledWorker
 
 
 POOLS = {"loky": _loky, "ray": _ray, "dask": _dask}
-"""Backends of joblib: processes of this machine, and two kinds of clusters."""
+"""Backend → function of the number of workers → their number, joblib's settings, its deaths."""
 
 
 def _imported(module: str, extra: str):
     try:
         return import_module(module)
     except ImportError as error:
-        raise ValueError(
-            f"backend {extra!r} needs a package that is not installed ({first_line(error)}); "
-            f"install it: pip install 'vldnp[{extra}]'"
-        ) from error
+        raise ValueError(f"backend {extra!r} needs: pip install 'vldnp[{extra}]'") from error
 
-
-# What runs in a worker.
 
 _busy = threading.Lock()
 """Held while a batch is computed: a Dask worker may have several threads, a model serves one."""
@@ -191,13 +133,7 @@ _claimed: list[FileLock] = []
 
 
 def _begin(parent: int, gpus: tuple[str, ...], claims: str | None) -> None:
-    """Set a process of this machine up: it ends after its parent, and has a GPU of its own.
-
-    Args:
-        parent: the process id.
-        gpus: the GPUs' names for CUDA.
-        claims: a folder with a lock per GPU, which the system opens when a worker dies.
-    """
+    """Set a process of this machine up: it ends after its parent, and has a GPU of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends its workers
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     if gpus:
@@ -205,7 +141,7 @@ def _begin(parent: int, gpus: tuple[str, ...], claims: str | None) -> None:
 
 
 def claimed(gpus: Sequence[str], claims: Path) -> str:
-    """The first GPU that no other worker has claimed; it stays claimed until this process ends."""
+    """The first GPU that no other worker has locked; the system unlocks it when a worker dies."""
     while True:
         for gpu in gpus:
             lock = FileLock(claims / f"{gpu}.lock")
@@ -217,32 +153,32 @@ def claimed(gpus: Sequence[str], claims: Path) -> str:
 
 
 def _end_after(parent: int) -> None:
-    """When the parent is gone, end this process too, after the batch that it is computing."""
     while os.getppid() == parent:
         time.sleep(0.5)
     with _busy:
         os._exit(1)
 
 
+def _visible_gpus() -> tuple[str, ...]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+    return tuple(names) if torch.cuda.is_available() else ()
+
+
 def _work(number: int, pickled: bytes) -> tuple[int, Exception | None]:
-    """Compute a batch; what it raises is returned, and not taken for the death of a worker."""
+    """Do a job; what it raises is returned, and not taken for the death of a worker."""
     with _busy, one_thread():
         try:
-            compute, model, batch, folder = unpacked(pickled)
-            compute(model, batch, folder)
+            compute, *job = unpacked(pickled)
+            compute(*job)
         except Exception as error:
             error.add_note("".join(traceback.format_exception(error)))
-            return number, _sendable(error)
+            try:
+                pickle.loads(pickle.dumps(error))
+                return number, error.with_traceback(None)
+            except Exception:  # it does not survive the way
+                return number, RuntimeError(f"{type(error).__name__}: {first_line(error)}")
     return number, None
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error, or a plain one in its words where it does not survive the way."""
-    try:
-        pickle.loads(pickle.dumps(error))
-        return error.with_traceback(None)
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {first_line(error)}")
 
 
 @contextmanager
@@ -256,13 +192,9 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# How models travel: not themselves, but how they were opened.
-
-
 class _Pickler(cloudpickle.Pickler):
     def persistent_id(self, thing):
-        how = getattr(thing, "__dict__", {}).get("opened_as")
-        if how is not None:
+        if (how := getattr(thing, "__dict__", {}).get("opened_as")) is not None:
             return cloudpickle.dumps((how, _identity(thing)))
         if isinstance(thing, Backbone | TransformersVLM):
             raise ValueError(
@@ -278,11 +210,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def packed(things: tuple) -> bytes:
-    """What a worker is sent; models that `vldnp.load…` opened are named, functions may be local.
-
-    Raises:
-        ValueError: it holds something that cannot be sent; one line.
-    """
+    """What a worker is sent; models that `vldnp.load…` opened are named, functions may be local."""
     file = io.BytesIO()
     try:
         _Pickler(file).dump(things)
@@ -298,10 +226,8 @@ def unpacked(pickled: bytes) -> tuple:
     return _Unpickler(io.BytesIO(pickled)).load()
 
 
-@lru_cache(maxsize=OPEN)
+@lru_cache(maxsize=4)  # a backbone, and the VLMs of an ablation
 def _opened(how: bytes):
-    diffusers.utils.logging.disable_progress_bar()  # the parent's bar counts images
-    transformers.utils.logging.disable_progress_bar()
     (opener, model, args, options), identity = pickle.loads(how)
     found = getattr(load, opener)(model, *args, **options)
     if _identity(found) != identity:
@@ -316,15 +242,3 @@ def _identity(model) -> dict:
     if not isinstance(model, Backbone):
         return describe(model)
     return {"name": model.name, "revision": model.revision, "dtype": str(model.dtype)}
-
-
-def _visible_gpus() -> tuple[str, ...]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-    return tuple(names) if torch.cuda.is_available() else ()
-
-
-@cache
-def _claims() -> tempfile.TemporaryDirectory:
-    """The folder of this run's locks on GPUs."""
-    return tempfile.TemporaryDirectory(prefix="vldnp-gpus-")
