@@ -167,6 +167,11 @@ class Preview:
     def __init__(self, vae: AutoencoderTiny, name: str, revision: str):
         self.vae, self.name, self.revision = vae.eval(), name, revision
 
+    @classmethod
+    def from_pretrained(cls, source, revision=None, *, name, device, dtype) -> "Preview":
+        vae = open_whole(AutoencoderTiny, source, revision=revision, dtype=dtype)
+        return cls(vae.to(device), name, revision or "")
+
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents `[B, C, h, w]` → images `[B, 3, H, W]`, float32 in 0..1."""
@@ -175,14 +180,12 @@ class Preview:
     def check(self, backbone: Backbone) -> None:
         """Raise a `ValueError` if it decodes other latents than this model's."""
         own, pipe = self.vae.config, backbone.pipe
-        levels = len(own.decoder_block_out_channels) - 1
-        ours = own.latent_channels, own.upsampling_scaling_factor**levels
-        theirs = pipe.vae.config.latent_channels, pipe.vae_scale_factor
-        if ours != theirs:
-            raise ValueError(
-                f"preview {self.name!r} is for latents of (channels, scale) {ours}, and those of "
-                f"{backbone.name!r} are {theirs}; use the tiny VAE made for it"
-            )
+        scale = own.upsampling_scaling_factor ** (len(own.decoder_block_out_channels) - 1)
+        ours, theirs = own.latent_channels, pipe.vae.config.latent_channels
+        if (ours, scale) != (theirs, pipe.vae_scale_factor):
+            said = f"{ours} channels, a {scale}th of the image's size, and {backbone.name!r} has"
+            said = f"preview {self.name!r} is for latents of {said} {theirs} and a "
+            raise ValueError(f"{said}{pipe.vae_scale_factor}th; use the tiny VAE made for it")
 
     def describe(self) -> dict:
         """JSON-able; what decides its images."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
@@ -20,10 +21,14 @@ class CLIPScore:
         self.name, self.revision, self.batch_size = name, revision, batch_size
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device="cpu", name: str = "") -> "CLIPScore":
-        """Open a folder with `open_clip_config.json`, safetensors, and maybe a tokenizer."""
+    def from_pretrained(cls, folder, revision=None, *, name="", device="cpu") -> "CLIPScore":
+        """Open a folder with `open_clip_config.json`, safetensors, and maybe a tokenizer; or, with
+        a revision, those of a hub id."""
         import open_clip
 
+        if revision:
+            files = ["*.json", "*.txt", "open_clip_model.safetensors"]
+            folder = snapshot_download(folder, revision=revision, allow_patterns=files)
         for files in ("open_clip_config.json", "*.safetensors"):
             if not any(Path(folder).glob(files)):
                 raise FileNotFoundError(f"no CLIP model in {folder}: {files} is missing")

@@ -15,8 +15,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
-from vldnp._files import check_safetensors, data_folder, fingerprint, first_line, unknown
-from vldnp._files import read_yaml, user_cache
+from vldnp import _files
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Source(NamedTuple):
     entry: dict = {}
 
 
-_read = cache(read_yaml)
+_read = cache(_files.read_yaml)
 
 
 def table() -> dict[str, dict]:
     """`data/models.yaml`: kind ("model", "vlm", "clip", "judge", "preview") → name → entry."""
-    return _read(data_folder() / "models.yaml", "table of models")
+    return _read(_files.data_folder() / "models.yaml", "table of models")
 
 
 def names(kind: str, shipped: bool | None = None) -> list[str]:
@@ -63,7 +62,7 @@ def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
     entry = next((e for n, e in known.items() if text in (n, e.get("repository"))), {})
     if kind == "judge" and text.endswith(".onnx"):
         entry = {**known["nudenet-v2"], "file": Path(text).absolute()}
-    folder = data_folder() / "models" / entry["folder"] if "folder" in entry else Path(text)
+    folder = _files.data_folder() / "models" / entry["folder"] if "folder" in entry else Path(text)
     if "folder" in entry and not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; get the clone, or run {entry['train']}")
     if "repository" in entry:
@@ -71,14 +70,14 @@ def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
         return Source(text, entry["repository"], pinned, pinned, entry)
     if entry and "folder" not in entry:
         file = entry.get("file")
-        return Source(text, file and str(user_cache() / "models" / file), entry=entry)
+        return Source(text, file and str(_files.user_cache() / "models" / file), entry=entry)
     if folder.is_dir():
-        check_safetensors(folder)
+        _files.check_safetensors(folder)
         own = text if entry else folder.resolve().name
-        return Source(own, str(folder), fingerprint(folder))
+        return Source(own, str(folder), _files.fingerprint(folder))
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
     if not (is_hub_id and all(text.split("/"))):
-        raise unknown(kind, text, known)
+        raise _files.unknown(kind, text, known)
     if revision is None:
         raise ValueError(f"the {kind} {text!r} of the hub needs a commit: pass revision=...")
     return Source(text, text, revision, revision)
@@ -131,7 +130,7 @@ def out_of_memory(name: str, hint: str) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        said = first_line(error).rstrip(".")
+        said = _files.first_line(error).rstrip(".")
         raise torch.OutOfMemoryError(f"{name!r}: {said}; {hint}") from error
 
 

@@ -9,16 +9,19 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants
 
 from vldnp._files import first_line, unknown
-from vldnp.models.hub import ModelSpec, Source, default_device, find, open_whole, table
+from vldnp.models.hub import ModelSpec, Source, default_device, find, table
 
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
 """Options of `load` that say how weights are fetched, not which."""
 
 LESS = "; less is needed with dtype='float16', model_cpu_offload=True, or a VLM's quantization="
 HUB = "; fetch it once (HF_HUB_OFFLINE={}), and see {}/{}; if it is gated, run `hf auth login`"
+
+SAFETY_CHECKER = "StableDiffusionSafetyChecker"
+"""What is opened of a pipeline, and from the hub."""
 
 _open: WeakValueDictionary = WeakValueDictionary()
 
@@ -69,8 +72,7 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
 
     if isinstance(model, str | Path):
         source, how = find("model", model, revision), {"device": device, "dtype": _dtype(dtype)}
-        opener = Backbone.from_pretrained
-        backbone = _opened(source, "model_index.json", opener, **how, **options)
+        backbone = _opened(source, "model_index.json", Backbone.from_pretrained, **how, **options)
         which = {k: v for k, v in sorted(options.items()) if k not in FETCHING | MEMORY}
         plain = str | int | float | None
         said = [f"{k}={v if isinstance(v, plain) else type(v).__name__}" for k, v in which.items()]
@@ -113,23 +115,15 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
 def load_preview(preview, revision: str | None = None, *, device=None, dtype=torch.float32):
     """Open a tiny VAE that decodes the images the VLM is shown, for `levers.preview`.
 
-    Args:
-        preview: a name ("moji-taesd", "taesd"), a folder or hub id that `AutoencoderTiny` opens,
-            or a `Preview` (returned as it is).
-        revision, device, dtype: as in `load`.
+    It is a name ("moji-taesd", "taesd"), a folder or hub id that `AutoencoderTiny` opens, or a
+    `Preview` (returned as it is); revision, device and dtype are as in `load`.
     """
-    from diffusers import AutoencoderTiny
-
     from vldnp.models.backbone import Preview
 
     if not isinstance(preview, str | Path):
         return preview
-
-    def opener(location: str, hub_revision: str | None, name: str) -> Preview:
-        vae = open_whole(AutoencoderTiny, location, revision=hub_revision, dtype=_dtype(dtype))
-        return Preview(vae.to(device or default_device()), name, "")
-
-    return _opened(find("preview", preview, revision), "config.json", opener)
+    how, source = {"device": device, "dtype": _dtype(dtype)}, find("preview", preview, revision)
+    return _opened(source, "config.json", Preview.from_pretrained, **how)
 
 
 @_with_own_options
@@ -137,14 +131,9 @@ def load_clip(clip, revision: str | None = None, *, device=None):
     """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a `CLIPScore` as it is."""
     from vldnp.models.clip import CLIPScore
 
-    def opener(folder: str, hub_revision: str | None, name: str) -> CLIPScore:
-        if hub_revision:
-            files = ["*.json", "*.txt", "open_clip_model.safetensors"]
-            folder = snapshot_download(folder, revision=hub_revision, allow_patterns=files)
-        return CLIPScore.from_pretrained(folder, device or default_device(), name)
-
-    by_name = isinstance(clip, str | Path)
-    return _opened(find("clip", clip, revision), "", opener) if by_name else clip
+    if not isinstance(clip, str | Path):
+        return clip
+    return _opened(find("clip", clip, revision), "", CLIPScore.from_pretrained, device=device)
 
 
 @_with_own_options
@@ -160,25 +149,18 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options):
     """
     if not isinstance(judge, str | Path):
         return judge
-    source = find("judge", judge, revision)
+    source, openers, kind = find("judge", judge, revision), table()["openers"], SAFETY_CHECKER
     if "opener" in source.entry:
         if source.location and not Path(source.location).is_file():
             raise FileNotFoundError(f"get {source.entry['url']} and save it as {source.location}")
         return _resolved(source.entry["opener"])(*filter(None, [source.location]), **options)
-
-    def opener(location: str, hub_revision: str | None, name: str):
-        folder, openers, kind = Path(location), table()["openers"], "StableDiffusionSafetyChecker"
-        # On the hub and in a pipeline it is the safety checker.
-        if folder.is_dir() and not (folder / "safety_checker").is_dir():
-            config = json.loads((folder / "config.json").read_text("utf-8"))
-            kind = config.get("_class_name") or config.get("architectures", [None])[0]
-        if kind not in openers:
-            raise unknown("kind of judge", kind, openers)
-        how = {"name": name, "device": device or default_device()} | options
-        how |= {"revision": hub_revision} if hub_revision else {}
-        return _resolved(openers[kind])(location, **how)
-
-    return _opened(source, "", opener)
+    folder = Path(source.location)
+    if folder.is_dir() and not (folder / "safety_checker").is_dir():
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        kind = config.get("_class_name") or config.get("architectures", [None])[0]
+    if kind not in openers:
+        raise unknown("kind of judge", kind, openers)
+    return _opened(source, "", _resolved(openers[kind]), device=device, **options)
 
 
 def _resolved(opener: str) -> Callable:
@@ -186,12 +168,14 @@ def _resolved(opener: str) -> Callable:
     return reduce(getattr, path.split("."), import_module(module))
 
 
-def _opened(source: Source, file: str, opener: Callable, **options):
+def _opened(source: Source, file: str, opener: Callable, *, device=None, **options):
     """What `opener` makes of a folder with that `file`, or of the hub; errors are one line."""
     if source.hub_revision is None and not Path(source.location, file).exists():
         raise FileNotFoundError(f"no model to open in {source.location}: {file} is missing")
+    options |= {"name": source.name, "device": device or default_device()}
+    options |= {"revision": source.hub_revision} if source.hub_revision else {}
     try:
-        model = opener(source.location, source.hub_revision, name=source.name, **options)
+        model = opener(source.location, **options)
     except Exception as error:  # libraries raise all kinds
         if type(error) in (ValueError, FileNotFoundError) and "\n" not in str(error):
             raise  # in our own words
