@@ -1,7 +1,6 @@
-"""A text-to-image model: opening it, and what needs no scheduler; the rest is `models.run`."""
+"""A text-to-image model, without what needs a scheduler, which is `models.run`."""
 
 import importlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from vldnp.models import families
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.hub import default_device, live_fingerprint, open_whole, out_of_memory
 
+# What saves memory and changes no image but by rounding, and what needs a pipeline of one's own.
 MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
-"""Options that save memory and change no image but by rounding."""
-
 NO_OPTIONS = {"custom_pipeline", "trust_remote_code", "use_safetensors"}
 NO_OPTIONS |= {"quantization_config", "device_map"}
 HINT = "lower batch_size, or load it with dtype='float16', model_cpu_offload=True or vae_slicing"
@@ -42,21 +40,15 @@ class Backbone:
     def from_pretrained(
         cls, source, revision=None, *, name=None, device=None, dtype=torch.float32, **options
     ) -> "Backbone":
-        """Open a folder or a hub id by the pipeline class that it names; see `vldnp.load`.
-
-        `ValueError`: another family, an option that does not fit, or not exactly its weights.
-        """
+        """Open a folder or a hub id by the pipeline class that it names; see `vldnp.load`."""
         if refused := sorted(NO_OPTIONS & options.keys()):
             raise ValueError(f"{refused[0]} cannot be set; open the pipeline with it yourself")
         saving = {option for option in MEMORY if options.pop(option, False)}
         config = DiffusionPipeline.load_config(source, revision=revision, **options)
-        kind = str(config.get("_class_name"))
+        kind, device = str(config.get("_class_name")), torch.device(device or default_device())
         family = next((f for f in families.FAMILIES if f.pipeline.__name__ == kind), None)
         if family is None:
             raise families.unsupported(kind)
-        if "attention_slicing" in saving and family.network != "unet":
-            raise ValueError(f"attention_slicing is for U-Nets; {family.name} has a transformer")
-        device = torch.device(device or default_device())
         if "model_cpu_offload" in saving and device.type == "cpu":
             raise ValueError("model_cpu_offload is for a GPU, and this is to run on the CPU")
         pipe = _opened(family, config, source, revision, dtype, {**family.opening, **options})
@@ -84,18 +76,13 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return self.network.dtype
 
-    @property
-    def patch_size(self) -> int:
-        """The side of the squares of latents that the network takes for one."""
-        return self.network.config.get("patch_size", 1) * self.family.packing
-
     def picture_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, by default the model's own; `ValueError` if none of its."""
         config, factor = self.network.config, self.pipe.vae_scale_factor
         own = config.get("sample_size") or self.pipe.default_sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height, width = height or own_height * factor, width or own_width * factor
-        factor *= self.patch_size
+        factor *= self.family.patch_size(self.network)
         if height % factor or width % factor:
             raise ValueError(
                 f"height and width must be multiples of {factor}, not {height}×{width}"
@@ -105,23 +92,14 @@ class Backbone:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Prompts → text conditioning, as by the stock pipeline; what is cut off is warned about.
-
-        SDXL is conditioned on the `size`, height and width in pixels; default is the model's own.
-        """
-        self._warn_of_truncation(prompts)
+        SDXL is told the `size`, height and width in pixels; default is the model's own."""
+        families.warn_of_truncation(self.pipe, prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
 
     def tokenize(self, texts: Sequence[str]) -> BatchEncoding:
         """`input_ids` and `attention_mask`, `[B, L]`, padded or cut to the encoder's limit L."""
-        self._warn_of_truncation(texts)
+        families.warn_of_truncation(self.pipe, texts)
         return families.clip_tokens(self.pipe, texts)
-
-    def _warn_of_truncation(self, texts: Sequence[str]) -> None:
-        for text in texts:
-            end, limit = families.truncated(self.pipe, text)
-            if end:
-                said = f"a prompt is longer than the text encoder's {limit} tokens; truncated text:"
-                warnings.warn(f"{said} {end!r}", UserWarning, stacklevel=3)
 
     @torch.no_grad()
     def pooled(self, input_ids: Tensor) -> Tensor:
@@ -144,7 +122,6 @@ class Backbone:
                     vae.to(torch.float16)
 
     def short_of_memory(self):
-        """A context: where the GPU's memory does not last, it says which settings need less."""
         return out_of_memory(self.name, HINT)
 
     def fingerprint(self) -> str:
@@ -158,11 +135,8 @@ class Backbone:
 
 
 class Preview:
-    """Decodes the images that a VLM is shown, never the final ones, by an `AutoencoderTiny`.
-
-    It is distilled from the VAE of the model that it serves, as TAESD is from Stable Diffusion
-    1's (Bohan 2023, github.com/madebyollin/taesd).
-    """
+    """Decodes the images that a VLM is shown, never the final ones, by a VAE distilled from that of
+    the model, as TAESD (Bohan 2023, github.com/madebyollin/taesd)."""
 
     def __init__(self, vae: AutoencoderTiny, name: str, revision: str):
         self.vae, self.name, self.revision = vae.eval(), name, revision
@@ -205,19 +179,17 @@ def _opened(family, config: dict, source, revision, dtype, options: dict) -> Dif
             continue
         kind = getattr(importlib.import_module(library), kind)
         if issubclass(kind, nn.Module):
-            has_variant = variant and any((folder / part).glob(f"*.{variant}*"))
-            own = {"variant": variant} if has_variant else {}
-            parts[part] = open_whole(kind, folder / part, dtype=dtype, **own)
+            here = variant and any((folder / part).glob(f"*.{variant}*"))
+            own = {"variant": variant if here else None, "dtype": dtype}
+            parts[part] = open_whole(kind, folder / part, **own)
     return family.pipeline.from_pretrained(folder, dtype=dtype, **options, **parts)
 
 
 def as_backbone(model: Backbone | DiffusionPipeline) -> Backbone:
     """A backbone as it is, a diffusers pipeline wrapped."""
-    if isinstance(model, Backbone):
-        return model
-    if isinstance(model, DiffusionPipeline):
-        return Backbone(model)
-    raise TypeError(f"model must be a pipeline or what vldnp.load(...) opens, not {model!r}")
+    if not isinstance(model, Backbone | DiffusionPipeline):
+        raise TypeError(f"model must be a pipeline or what vldnp.load(...) opens, not {model!r}")
+    return model if isinstance(model, Backbone) else Backbone(model)
 
 
 def decoded(vae: nn.Module, latents: Tensor) -> Tensor:

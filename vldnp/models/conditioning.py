@@ -1,4 +1,4 @@
-"""Conditioning: the encoded prompts at each step, which a method such as SAFREE may replace."""
+"""The encoded prompts at each step, which a method such as SAFREE may replace."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -33,7 +33,6 @@ class Conditioning:
 
     @property
     def has_auxiliary(self) -> tuple[int, ...]:
-        """The rows that have an auxiliary row."""
         return self.auxiliary.rows if self.auxiliary is not None else ()
 
     def __getitem__(self, rows: Sequence[int]) -> "Conditioning":
@@ -68,13 +67,11 @@ def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
 
 
 class Prompting(Protocol):
-    """A policy: which conditioning stands for the prompts of a batch at each step."""
+    """A policy: for a `Run` and its prompts, step index i → conditioning, a row for each prompt."""
 
-    def begin(self, run, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
-        """For this `models.run.Run` and its prompts: step index i → a row for each prompt."""
+    def begin(self, run, prompts: Sequence[str]) -> Callable[[int], Conditioning]: ...
 
-    def describe(self) -> dict:
-        """JSON-able; everything that decides the conditioning."""
+    def describe(self) -> dict: ...
 
 
 @dataclass(frozen=True)

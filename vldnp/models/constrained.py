@@ -1,8 +1,5 @@
-"""Constrained answers: "none", or term {", " term} with each term at most once, and nothing else.
-
-The grammar is spelled in the tokens that the model's own tokenizer makes of each term, at the
-start of an answer and after a comma.
-"""
+"""Constrained answers: "none", or term {", " term} with each term at most once, and nothing else,
+spelled in the tokens that the model's own tokenizer makes of each."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -48,10 +45,9 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
 def allowed(
     spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int
 ) -> list[int]:
-    """The tokens that may come after those `written`; never none.
+    """The tokens that may come after those `written`; a `ValueError` where there are none.
 
-    An end may come after every whole term; no term is begun that has not room in `left` tokens,
-    and where "none" has none either, it is a `ValueError`.
+    An end may come after every whole term; no term is begun that has not room in `left` tokens.
     """
     written, found = tuple(written), set()
     if set(ends) & set(written):

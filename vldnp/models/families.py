@@ -1,6 +1,7 @@
 """Model families: the text conditioning of each, and how its network is called."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -60,6 +61,10 @@ class Family:
     def schedulers(self) -> dict:
         """The schedulers that go by a name."""
         return FLOW_SCHEDULERS if self.flow else SCHEDULERS
+
+    def patch_size(self, network) -> int:
+        """The side of the squares of latents that the network takes for one."""
+        return network.config.get("patch_size", 1) * self.packing
 
 
 def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
@@ -194,15 +199,19 @@ def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenize
     return pipe.maybe_convert_prompt(text, tokenizer) if invertible else text
 
 
-def truncated(pipe: DiffusionPipeline, text: str) -> tuple[str, int]:
-    """The end of a prompt that no text encoder reads, as it is too long, and their limit."""
+def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
+    """Quotes the end of a prompt that no text encoder reads, as it is too long."""
     tokenizer, limit = pipe.tokenizer, pipe.tokenizer.model_max_length
     if getattr(pipe, "text_encoder_3", None) is not None:
         tokenizer, limit = pipe.tokenizer_3, T5_TOKENS
     elif isinstance(pipe, diffusers.FluxPipeline):
         tokenizer, limit = pipe.tokenizer_2, FLUX_TOKENS
-    ids = tokenizer(_converted(pipe, text, tokenizer), truncation=False, verbose=False).input_ids
-    return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else "", limit
+    for text in texts:
+        text = _converted(pipe, text, tokenizer)
+        ids = tokenizer(text, truncation=False, verbose=False).input_ids
+        if len(ids) > limit and (end := tokenizer.decode(ids[limit - 1 : -1]).strip()):
+            said = f"a prompt is longer than the text encoder's {limit} tokens; truncated text:"
+            warnings.warn(f"{said} {end!r}", UserWarning, stacklevel=4)
 
 
 def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:

@@ -54,10 +54,7 @@ def names(kind: str, shipped: bool | None = None) -> list[str]:
 
 
 def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
-    """Where the model of this name, folder, file or hub id lies; nothing is fetched.
-
-    `ValueError`, `FileNotFoundError`: no such name, a hub id without a revision, no such folder.
-    """
+    """Where the model of this name, folder, file or hub id lies; nothing is fetched."""
     text, known = str(name), table()[kind]
     entry = next((e for n, e in known.items() if text in (n, e.get("repository"))), {})
     if kind == "judge" and text.endswith(".onnx"):
@@ -101,19 +98,14 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+# What older checkpoints hold besides weights, and attributes by which FreeU and adapters work.
 OLD_BUFFERS = re.compile(r"(position_ids|inv_freq)$")
-"""What older checkpoints hold besides weights; it follows from the config."""
-
 SETTINGS = ("s1", "s2", "b1", "b2", "scaling", "_active_adapter", "_disable_adapters")
-"""Attributes of modules by which FreeU and adapters decide their output."""
 
 
 def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
-    """What `kind.from_pretrained` opens, of safetensors that hold exactly its weights.
-
-    The libraries initialise missing weights at random and warn; here weights that are missing, of
-    another shape, or unknown, are a `ValueError`.
-    """
+    """What `kind.from_pretrained` opens, of safetensors that hold exactly its weights, or a
+    `ValueError`: the libraries initialise missing weights at random, and warn."""
     options |= {"use_safetensors": True, "output_loading_info": True}
     model, info = kind.from_pretrained(source, **options)
     for trouble in ("missing", "mismatched", "unexpected"):
@@ -135,11 +127,8 @@ def out_of_memory(name: str, hint: str) -> Iterator[None]:
 
 
 def live_fingerprint(components: Mapping[str, object], *configs) -> str:
-    """Twelve hex digits for all that decides what components give, now, not as they were opened.
-
-    The weights of every module with those of loaded adapters, the adapters' scales, the settings
-    of FreeU, attention processors; the tokenizers; and `configs`, JSON-able.
-    """
+    """Twelve hex digits for what components are now: weights with those of loaded adapters, the
+    adapters' scales, FreeU, attention processors, tokenizers; and for `configs`, JSON-able."""
     digest = hashlib.sha256()
 
     def add(*said) -> None:

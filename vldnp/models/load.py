@@ -14,15 +14,11 @@ from huggingface_hub import constants
 from vldnp._files import first_line, unknown
 from vldnp.models.hub import ModelSpec, Source, default_device, find, table
 
+# Options of `load` that say how weights are fetched, not which.
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
-"""Options of `load` that say how weights are fetched, not which."""
-
 LESS = "; less is needed with dtype='float16', model_cpu_offload=True, or a VLM's quantization="
 HUB = "; fetch it once (HF_HUB_OFFLINE={}), and see {}/{}; if it is gated, run `hf auth login`"
-
-SAFETY_CHECKER = "StableDiffusionSafetyChecker"
-"""What is opened of a pipeline, and from the hub."""
-
+SAFETY_CHECKER = "StableDiffusionSafetyChecker"  # what is opened of a pipeline, and from the hub
 _open: WeakValueDictionary = WeakValueDictionary()
 
 
@@ -58,15 +54,11 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
         model: a name ("moji-sd", "sd-1.4"), a folder in diffusers' format, a hub id, a
             `ModelSpec`, a diffusers pipeline, or a `Backbone` (returned as it is).
         revision: commit of the hub repository; needed for a hub id that has no name here.
-        device: default is CUDA where there is one, else the CPU.
-        dtype: of weights and latents; also by name ("float16").
+        device, dtype: default is CUDA where there is one; of weights and latents, also by name.
         options: `model_cpu_offload` (only the model at work is on the GPU), `attention_slicing`
             (of U-Nets), `vae_slicing`, `vae_tiling` (decode one image at a time, or by tiles); all
             others go to the pipeline's `from_pretrained`, as `variant="fp16"`, or
             `text_encoder_3=None, tokenizer_3=None` for Stable Diffusion 3 without T5.
-
-    Raises:
-        ValueError, FileNotFoundError: one line naming what is wrong and what would be right.
     """
     from vldnp.models.backbone import MEMORY, Backbone, as_backbone
 
@@ -91,8 +83,7 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
         vlm: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
             `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
             ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
-            `(images, question) -> answers` (returned as it is).
-        revision: as in `load`.
+            `(images, question) -> answers` (returned as it is); revision as in `load`.
         options: of `TransformersVLM` (`device` as in `load`, `dtype` by default float32 on the
             CPU, else the weights' own) or `RemoteVLM`; `answers` is "constrained" or "free".
     """
@@ -143,8 +134,7 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options):
     Args:
         judge: a name ("moji-judge", "nudenet", "nudenet-v2", "sd-safety-checker"), the path of
             NudeNet v2's `.onnx` file, the folder of a judge or of a pipeline with a safety
-            checker, or that one's hub id, or a judge as it is.
-        revision, device: as in `load`.
+            checker, or that one's hub id, or a judge as it is; revision, device as in `load`.
         options: of the judge's class, as `NudeNetJudge`'s `exposed`.
     """
     if not isinstance(judge, str | Path):

@@ -22,7 +22,6 @@ class Run:
 
     The scheduler is a name (`Family.schedulers`), an object (copied, as it keeps state between
     steps), or the pipeline's own; height and width are pixels, by default the model's own size.
-    `ValueError` of one line for an argument that does not fit.
     """
 
     def __init__(
@@ -70,10 +69,8 @@ class Run:
         return Conditioning(torch.zeros_like(empty.embeds), added=zeros)
 
     def initial_latents(self, seeds: Sequence[int | torch.Generator]) -> Tensor:
-        """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled.
-
-        The same as the stock pipeline makes from `generator=[...]` with CPU generators.
-        """
+        """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled, as the stock
+        pipeline makes it with CPU generators."""
         pipe, known = self.backbone.pipe, torch.Generator
         given = [s if isinstance(s, known) else known().manual_seed(s) for s in seeds]
         sizes = [n // pipe.vae_scale_factor for n in self.size]
@@ -85,9 +82,8 @@ class Run:
     @torch.no_grad()
     def predict(self, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's output for `[B, C, h, w]` latents at timestep t, a prompt each."""
-        backbone, attending = self.backbone, nullcontext()
-        if cond.auxiliary is not None:
-            rows = list(cond.auxiliary.rows)
+        backbone, attending, rows = self.backbone, nullcontext(), list(cond.has_auxiliary)
+        if rows:
             own = range(len(cond), len(cond) + len(rows))
             latents = torch.cat([latents, latents[rows]])
             attending = cond.auxiliary.attending(backbone.network, rows, own)
@@ -109,10 +105,8 @@ class Run:
         return prediction_of(self._kind, x0, latents.to(x0.dtype), *levels)
 
     def step(self, pred: Tensor, t: Tensor, latents: Tensor, generators=None) -> Tensor:
-        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image.
-
-        The η of DDIM (Song et al. 2020, arXiv 2010.02502, eq. 16) is 0, as in the stock pipelines.
-        """
+        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image; DDIM's η
+        (Song et al. 2020, arXiv 2010.02502, eq. 16) is 0, as in the stock pipelines."""
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {"eta": 0.0} if "eta" in accepted else {}
         if generators is not None and "generator" in accepted:
@@ -120,7 +114,6 @@ class Run:
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`."""
         return self.backbone.decode(latents)
 
 
@@ -140,7 +133,7 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
     """μ of timesteps that depend on how many patches an image has, as the pipeline's."""
     config = backbone.pipe.scheduler.config
-    patch = backbone.pipe.vae_scale_factor * backbone.patch_size
+    patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
     lengths = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     shifts = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
     return calculate_shift((size[0] // patch) * (size[1] // patch), *lengths, *shifts)
@@ -158,6 +151,9 @@ def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
     if "prediction_type" not in scheduler.config:  # flow matching: (1 − σ) x₀ + σ ε
         return 1 - sigma, sigma
     return torch.ones_like(sigma), sigma  # Euler type: x₀ + σ ε
+
+
+KINDS = ("epsilon", "v_prediction", "flow_prediction", "sample")
 
 
 def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
@@ -195,6 +191,3 @@ def prediction_of(kind: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: 
         case "sample":
             return x0
     raise unknown("prediction type", kind, KINDS)
-
-
-KINDS = ("epsilon", "v_prediction", "flow_prediction", "sample")

@@ -1,9 +1,6 @@
-"""VLMs: show images, ask one question about each, get the answers.
-
-A VLM is any callable `(images, question) -> answers` with one text per image, with a `name` and a
+"""VLMs: any callable `(images, question) -> answers` with one text per image, and a `name` and a
 `revision` if it has them. One with `takes_choices = True` is called with `choices=` besides: the
-terms of the concept set, the only ones that its answers may hold.
-"""
+terms of the concept set, the only ones that its answers may hold."""
 
 import hashlib
 import reprlib
@@ -20,8 +17,7 @@ from vldnp._files import first_line, unknown
 from vldnp.models.constrained import allowed, spelled
 from vldnp.models.hub import default_device, open_whole, out_of_memory
 
-ANSWER_LIMIT = 4000
-"""A longer answer is cut: it goes into every record, and no answer of 64 tokens is as long."""
+ANSWER_LIMIT = 4000  # a longer answer is cut, as it goes into every record
 
 
 class VLMError(RuntimeError):
@@ -42,11 +38,7 @@ def describe(vlm: Callable) -> dict:
 
 
 def ask(vlm: Callable, images: Sequence, question: str, choices: Iterable[str] = ()) -> list[str]:
-    """The VLM's answers, one per image; see `texts`. Choices go to one that takes them.
-
-    Raises:
-        VLMError: what it gives is no list of texts, one per image; one line.
-    """
+    """The VLM's answers, one text per image, or a `VLMError`; choices go to one that takes them."""
     taken = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
     given = vlm(images, question, **taken)
     if None in (answers := texts(given, len(images))):
@@ -125,8 +117,7 @@ class Conversation:
 class TransformersVLM(Conversation):
     """A `transformers` image-text-to-text model: greedy answers, `batch_size` images at a time.
 
-    Model and processor, which must have a chat template, are as `AutoModelForImageTextToText` and
-    `AutoProcessor` open them. Other arguments are those of `Conversation`.
+    The processor must have a chat template. Other arguments are those of `Conversation`.
     """
 
     model: nn.Module
@@ -148,10 +139,8 @@ class TransformersVLM(Conversation):
     def from_pretrained(
         cls, source, revision=None, name=None, device=None, dtype=None, quantization=None, **options
     ) -> "TransformersVLM":
-        """Open a folder or a hub id; safetensors only, never remote code. See `vldnp.load_vlm`.
-
-        `quantization` is transformers' `quantization_config`, such as `{"load_in_4bit": True}`.
-        """
+        """Open a folder or a hub id; safetensors only, never remote code. `quantization` is
+        transformers' `quantization_config`, such as `{"load_in_4bit": True}`."""
         device = torch.device(device or default_device())
         safe = {"revision": revision, "trust_remote_code": False}
         # Quantized weights cannot be moved afterwards; half precision is slow on the CPU.
@@ -171,11 +160,7 @@ class TransformersVLM(Conversation):
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], question: str, choices=()) -> list[str]:
-        """One answer per image, as the model wrote it; a constrained one names `choices` only.
-
-        `ValueError` for images that the processor does not take, and choices that the tokenizer
-        cannot write; `torch.OutOfMemoryError` says which setting lowers what is needed.
-        """
+        """One answer per image, as the model wrote it; a constrained one names `choices` only."""
         if len(images) > self.batch_size:
             first, rest = images[: self.batch_size], images[self.batch_size :]
             return self(first, question, choices) + self(rest, question, choices)
