@@ -7,15 +7,12 @@ Each is a sign, an off-by-one or a dropped condition. A changed copy of the work
 with the tests named; the mutation is caught when they fail. The exit status says whether all were.
 """
 
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+# fmt: off
+# ruff: noqa: E501
 MUTATIONS = [  # file, what is replaced (once), by what, tests
     ("vldnp/guidance.py", "- omega * (pred_neg", "+ omega * (pred_neg", "method/test_guidance.py"),
     ("vldnp/guidance.py", "cfg(pred_neg, pred_cond", "cfg(pred_cond, pred_neg", "method/test_guidance.py"),

@@ -153,6 +153,11 @@ class Explorer:
     def _say(self, text: str) -> None:
         self.status.value = html.escape(text)
 
+    def _submitted(self, _, content: dict, buffers) -> None:
+        """Enter was pressed in the prompt."""
+        if content.get("event") == "submit":
+            self.start()
+
     def _adapt(self, _=None) -> None:
         """Enable the controls that the method depends on, at the ω that was chosen for it."""
         method = self.methods[self.method.value]
@@ -197,6 +202,7 @@ class Explorer:
         self.history.add_class("vldnp-history")
         self.run.on_click(self.start)
         self.cancel.on_click(self.stop)
+        self.prompt.on_msg(self._submitted)
         self.prompt.observe(self._remark, "value")
         self.method.observe(self._adapt, "value")
         self._adapt()

@@ -47,7 +47,7 @@ class Study:
         num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
         max_prompts: only so many prompts of each set, drawn at random, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
-        reference: where FID's real images come from (`reference.reference_images`); None leaves it out.
+        reference: where FID's real images come from (`reference_images`); None leaves it out.
         reference_sets: the prompt sets whose images are compared with them.
         reference_count: number of real images.
         unsafe_threshold: an image is unsafe from this probability on, in (0, 1].
