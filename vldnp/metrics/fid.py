@@ -22,10 +22,8 @@ RESIZES = ("torch-fidelity", "bicubic")
 
 
 class Inception:
-    """The usual feature space of FID: Inception v3's last pooling, as `torch_fidelity` has it.
-
-    The default network is fetched, or an `OSError`; `resize` is one of `RESIZES`.
-    """
+    """The usual feature space of FID: Inception v3's last pooling, as `torch_fidelity` has it, with
+    its weights; `resize` is one of `RESIZES`."""
 
     def __init__(self, network: torch.nn.Module | None = None, device="cpu", resize=RESIZES[0]):
         if resize not in RESIZES:
@@ -61,8 +59,6 @@ class Inception:
 
 
 class Distances(NamedTuple):
-    """Between two sets of images in a feature space."""
-
     fid: float
     kid: float
 

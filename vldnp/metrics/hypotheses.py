@@ -11,15 +11,12 @@ from vldnp.metrics.intervals import Interval, tango_z
 RESAMPLES = 9999
 ALPHA = 0.05
 
-Test = Callable[[float], float]
-"""A bound → the one-sided p-value for a mean difference above it."""
-
 
 class Evidence(NamedTuple):
-    """What is known about a gain, larger where the method is better: tests at a bound."""
+    """What is known about a gain: a bound → the p-value for a mean above it, and below it."""
 
-    above: Test
-    below: Test
+    above: Callable[[float], float]
+    below: Callable[[float], float]
 
     def turned(self) -> "Evidence":
         """That about the loss: −gain."""

@@ -49,6 +49,8 @@ class Backbone:
         family = next((f for f in families.FAMILIES if f.pipeline.__name__ == kind), None)
         if family is None:
             raise families.unsupported(kind)
+        if "attention_slicing" in saving and family.network != "unet":
+            raise ValueError(f"attention_slicing is for U-Nets; {family.name} has a transformer")
         if "model_cpu_offload" in saving and device.type == "cpu":
             raise ValueError("model_cpu_offload is for a GPU, and this is to run on the CPU")
         pipe = _opened(family, config, source, revision, dtype, {**family.opening, **options})

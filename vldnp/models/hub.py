@@ -47,12 +47,6 @@ def table() -> dict[str, dict]:
     return _read(_files.data_folder() / "models.yaml", "table of models")
 
 
-def names(kind: str, shipped: bool | None = None) -> list[str]:
-    """The names of a kind, or only those of the models that are shipped, or are not."""
-    known = table()[kind].items()
-    return [name for name, entry in known if shipped in (None, "folder" in entry)]
-
-
 def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
     """Where the model of this name, folder, file or hub id lies; nothing is fetched."""
     text, known = str(name), table()[kind]

@@ -92,15 +92,17 @@ class Conversation:
             for i, answer in self.demonstrations
         ]
 
-    def described(self) -> dict:
-        """Its settings in records, JSON-able; a digest stands for an image."""
+    def describe(self) -> dict:
+        """Everything that decides its answers, JSON-able; a digest stands for an image."""
         shots = [
             {"image": hashlib.sha256(i.convert("RGB").tobytes()).hexdigest()[:12], "answer": a}
             for i, a in self.demonstrations
         ]
-        own = {"max_new_tokens": self.max_new_tokens, "max_edge": self.max_edge}
-        own |= {"demonstrations": shots} | ({"answers": self.answers} if self.takes_choices else {})
-        return own
+        own = {
+            key: getattr(self, key) for key in ("name", "revision", "max_new_tokens", "max_edge")
+        }
+        own |= {"answers": self.answers} if self.answers != "free" else {}
+        return own | {"demonstrations": shots}
 
     def messages(self, image: Image.Image, question: str, part: Callable) -> list[dict]:
         """The question as chat messages; `part` makes what stands for an image in one."""
@@ -152,11 +154,9 @@ class TransformersVLM(Conversation):
         return cls(model, processor, name or str(source), revision, **options)
 
     def describe(self) -> dict:
-        """Everything that decides its answers, JSON-able."""
         quantized = getattr(self.model.config, "quantization_config", None)
-        quantized = getattr(quantized, "to_dict", lambda: quantized)()
-        own = {"name": self.name, "revision": self.revision, "quantization": quantized}
-        return own | {"dtype": str(self.model.dtype).removeprefix("torch.")} | self.described()
+        own = {"quantization": getattr(quantized, "to_dict", lambda: quantized)()}
+        return super().describe() | own | {"dtype": str(self.model.dtype).removeprefix("torch.")}
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Image.Image], question: str, choices=()) -> list[str]:
@@ -185,10 +185,7 @@ class TransformersVLM(Conversation):
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
-        def part(image: Image.Image) -> dict:
-            return {"type": "image", "image": image}
-
-        asked = [self.messages(image, question, part) for image in images]
+        asked = [self.messages(image, question, _part) for image in images]
         how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         how |= {"add_generation_prompt": True, "processor_kwargs": {"padding": True}}
         try:
@@ -200,3 +197,7 @@ class TransformersVLM(Conversation):
                 f"{first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
             ) from error
         return inputs.to(self.model.device, dtype=self.model.dtype)
+
+
+def _part(image: Image.Image) -> dict:
+    return {"type": "image", "image": image}

@@ -64,14 +64,10 @@ class RemoteVLM(Conversation):
         self._headers, self._tls = httpx2.Headers(headers), httpx2.create_ssl_context()
 
     def describe(self) -> dict:
-        """Everything that is known here and decides its answers, JSON-able."""
-        return {"name": self.name, "revision": self.revision, "served": True} | self.described()
+        return super().describe() | {"served": True}
 
     def __call__(self, images: Sequence[Image.Image], question: str, choices=()) -> list[str]:
-        """One answer per image; a constrained one is "none" or a list of `choices`.
-
-        `VLMError`, of one line, where some have none after all tries; it holds the others' answers.
-        """
+        """One answer per image, or a `VLMError` for some, which holds the others' answers."""
         choices = offered(choices) if self.takes_choices else []
         key = self._headers["authorization"].removeprefix("Bearer ")
 
