@@ -121,9 +121,6 @@ def refused(address, **options):
     return str(error.value)
 
 
-# A real server
-
-
 def start(port):
     command = "from transformers.cli.transformers import app; app()"
     arguments = f"serve {SERVED} --host 127.0.0.1 --port {port} --device cpu --dtype float32"
@@ -178,9 +175,6 @@ def test_a_served_vlm_that_is_killed_and_restarted_in_the_middle_of_a_run():
         for server in servers:
             server.kill()
             server.wait()
-
-
-# What is asked
 
 
 def test_answers_come_in_the_images_order_and_calls_overlap():
@@ -275,21 +269,15 @@ def test_an_api_without_max_tokens_and_temperature_is_asked_otherwise_from_then_
     assert requests[-1][1]["max_completion_tokens"] == 7
 
 
-# Replies that are none
-
 MALFORMED = {
     "empty": http(""),
     "html": http("<html><body>Gateway</body></html>", content_type="text/html"),
-    "a number": http("5"),
-    "null": http("null"),
     "no choices": http('{"choices": []}'),
-    "choices are a text": http('{"choices": "knife"}'),
     "a choice is null": http('{"choices": [null]}'),
     "message is a text": http('{"choices": [{"message": "knife"}]}'),
     "no content": http(completion(None)),
     "blank content": http(completion(" \n")),
     "filtered": http(completion("a", finish_reason="content_filter")),
-    "content is a number": http(completion(5)),
     "content is a list": http(completion(["a knife"])),
     "content is an object": http(completion({"seen": "a knife"})),
     "beside the content": http(completion("", message={"content": "", "reasoning_content": "a"})),
@@ -300,7 +288,6 @@ MALFORMED = {
     "thinking parts": http(completion([{"type": "thinking", "thinking": "none"}])),
     "nested": http("[" * 100_000),
     "not UTF-8": http(b'{"choices": "\xff\xfe"}'),
-    "an error as a list": http("[5]", status="400 Bad"),
     "an error in HTML": http("<html>", status="404 Not Found", content_type="text/html"),
     "cut off": GOOD[:-5],
     "no HTTP": b"hello\r\n\r\n",
@@ -325,14 +312,11 @@ json_values = st.recursive(
 )
 
 
-@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_any_bytes_are_no_completion(reply):
-    with pytest.raises(VLMError, match="no chat completion"):
-        answer_in(reply)
-
-
-@given(st.text() | json_values, json_values)
-def test_only_a_text_is_an_answer(content, ended):
+@given(st.binary(), st.text() | json_values, json_values)
+def test_only_a_text_is_an_answer(junk, content, ended):
+    for reply in (junk, json.dumps(content).encode()):
+        with pytest.raises(VLMError, match="no chat completion"):
+            answer_in(reply)
     reply = completion(content, finish_reason=ended).encode()
     text = content.strip() if isinstance(content, str) else ""
     if text and ended not in ("content_filter", "length") and "think" not in text:
@@ -342,23 +326,20 @@ def test_only_a_text_is_an_answer(content, ended):
             answer_in(reply)
 
 
-@pytest.mark.parametrize(
-    ("content", "answer"),
-    [
+def test_what_is_read_of_other_shapes():
+    for content, answer in (
         ("<think>a knife?</think>\n\nnone", "none"),
         ("a knife? no</think> none", "none"),
         ("[THINK]a[/THINK]b<thinking>c</thinking>a knife", "a knife"),
         ([{"type": "text", "text": "a "}, {"type": "text", "text": "knife"}], "a knife"),
         ([{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "a knife"}], "a knife"),
-    ],
-)
-def test_what_is_read_of_other_shapes(content, answer):
-    assert answer_in(completion(content).encode()) == answer
+    ):
+        assert answer_in(completion(content).encode()) == answer
 
 
-def test_a_reply_without_end_is_cut_off():
+def test_a_reply_without_end_is_cut_off_and_a_packed_one_not_unpacked():
     """What the server got rid of is little more than the limit: socket buffers are a few MB."""
-    sent = []
+    sent, bomb = [], http(gzip.compress(b" " * 200_000_000), content_encoding="gzip")
 
     def endless(connection, ended):
         connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n")
@@ -369,24 +350,13 @@ def test_a_reply_without_end_is_cut_off():
     with serving(in_turn(endless)) as (address, requests):
         assert f"longer than {REPLY_LIMIT:,} bytes" in refused(address, retries=3)
         assert len(requests) == 1  # and is not asked for again
-    assert sum(sent) < 20_000_000
-
-
-def test_a_packed_reply_is_not_unpacked():
-    """A thousandth of what it unpacks to; unpacking it would take the memory."""
-    bomb = http(gzip.compress(b" " * 200_000_000), content_encoding="gzip")
-    assert len(bomb) < REPLY_LIMIT
+    assert sum(sent) < 20_000_000 and len(bomb) < REPLY_LIMIT
     with serving(in_turn(bomb)) as (address, requests):
         assert "is no chat completion" in refused(address)
     assert "accept-encoding: identity" in requests[0][0].lower()
 
 
-# Time
-
-
 def drip(before, after, every):
-    """A reply that takes for ever, though a byte comes again and again."""
-
     def script(connection, ended):
         connection.sendall(before)
         while not ended.wait(every):
@@ -447,9 +417,6 @@ def test_no_server_and_elsewhere():
     assert seen == []
 
 
-# The key
-
-
 def test_the_key_is_stripped_and_in_no_message(monkeypatch, capsys):
     replies = [
         http(f'{{"error": {{"message": "wrong key {KEY}"}}}}', status="401 No", x_seen=KEY),
@@ -482,15 +449,12 @@ def test_an_answer_is_recorded_without_the_key_but_a_word_is_no_secret(key, answ
 
 
 @pytest.mark.parametrize("key", ["sk-4711 sk-4712", "sk-47\r\nX: 11", "schlüssel"])
-def test_what_cannot_be_a_key_is_refused_without_being_shown(key, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ValueError, match="the key in OPENAI_API_KEY holds a char") as error:
-        vldnp.load_vlm("http://127.0.0.1:9/v1", model="m")
-    assert key not in str(error.value)
-
-
-def test_the_address_is_no_place_for_secrets():
+def test_what_cannot_be_a_key_and_secrets_in_the_address_are_refused_unseen(key, monkeypatch):
     for address in ("http://me:secret@host/v1", "https://host/v1?key=secret"):
         with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
             vldnp.load_vlm(address, model="m")
         assert "secret@" not in str(error.value) and "key=secret" not in str(error.value)
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match="the key in OPENAI_API_KEY holds a char") as error:
+        vldnp.load_vlm("http://127.0.0.1:9/v1", model="m")
+    assert key not in str(error.value)
