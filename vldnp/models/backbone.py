@@ -28,9 +28,7 @@ class Backbone:
     The pipeline is not changed; name and revision identify the model in records.
     """
 
-    def __init__(
-        self, pipe: DiffusionPipeline, name: str | None = None, revision: str | None = None
-    ):
+    def __init__(self, pipe: DiffusionPipeline, name="", revision: str | None = None):
         self.family: families.Family = families.family_of(pipe)
         self.pipe, self.revision = pipe, revision
         self.name = name or pipe.config.get("_name_or_path") or type(pipe).__name__
@@ -46,9 +44,7 @@ class Backbone:
         saving = {option for option in MEMORY if options.pop(option, False)}
         config = DiffusionPipeline.load_config(source, revision=revision, **options)
         kind, device = str(config.get("_class_name")), torch.device(device or default_device())
-        family = next((f for f in families.FAMILIES if f.pipeline.__name__ == kind), None)
-        if family is None:
-            raise families.unsupported(kind)
+        family = families.family_named(kind)
         if "attention_slicing" in saving and family.network != "unet":
             raise ValueError(f"attention_slicing is for U-Nets; {family.name} has a transformer")
         if "model_cpu_offload" in saving and device.type == "cpu":

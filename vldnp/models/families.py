@@ -69,8 +69,8 @@ class Family:
 
 def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
     encoder, tokens = pipe.text_encoder, clip_tokens(pipe, texts)
-    uses_mask = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask if uses_mask else None
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    mask = tokens.attention_mask if masked else None
     return Conditioning(encoder(tokens.input_ids, attention_mask=mask)[0].to(pipe.unet.dtype))
 
 
@@ -89,10 +89,8 @@ def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int])
 
 
 def embed_sd3(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    encoded = pipe.encode_prompt(
-        texts, None, None, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
-    )
-    dtype = pipe.transformer.dtype
+    how, dtype = {"max_sequence_length": T5_TOKENS}, pipe.transformer.dtype
+    encoded = pipe.encode_prompt(texts, None, None, do_classifier_free_guidance=False, **how)
     return Conditioning(encoded[0].to(dtype), added={"pooled_projections": encoded[2].to(dtype)})
 
 
@@ -142,9 +140,7 @@ FAMILIES = (SD, SDXL, SD3, FLUX)
 def family_of(pipe: DiffusionPipeline) -> Family:
     """The family of a pipeline; `ValueError` for an unknown one, or if it needs more than text."""
     kind = type(pipe).__name__
-    family = next((f for f in FAMILIES if isinstance(pipe, f.pipeline)), None)
-    if family is None:
-        raise unsupported(kind)
+    family = family_named(kind, *(base.__name__ for base in type(pipe).__mro__))
     texts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")[: 2 * family.encoders]
     for part in (family.network, "vae", *texts):
         if getattr(pipe, part, None) is None:
@@ -159,10 +155,13 @@ def family_of(pipe: DiffusionPipeline) -> Family:
     return family
 
 
-def unsupported(kind: str) -> ValueError:
-    """The error for a pipeline class of no known family."""
+def family_named(kind: str, *bases: str) -> Family:
+    """The family that has a pipeline class of this name, or of one of its bases."""
+    for family in FAMILIES:
+        if family.pipeline.__name__ in (kind, *bases):
+            return family
     known = ", ".join(f"{f.pipeline.__name__} ({f.name})" for f in FAMILIES)
-    return ValueError(f"{kind} is not a pipeline that can be guided here; use one of {known}")
+    raise ValueError(f"{kind} is not a pipeline that can be guided here; use one of {known}")
 
 
 def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:

@@ -84,8 +84,8 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
             `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
             ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
             `(images, question) -> answers` (returned as it is); revision as in `load`.
-        options: of `TransformersVLM` (`device` as in `load`, `dtype` by default float32 on the
-            CPU, else the weights' own) or `RemoteVLM`; `answers` is "constrained" or "free".
+        options: of `TransformersVLM.from_pretrained` (`dtype` is by default float32 on the CPU,
+            else the weights' own) or `RemoteVLM`; `answers` is "constrained" or "free".
     """
     from vldnp.models.vlm import TransformersVLM
     from vldnp.models.vlm_server import RemoteVLM

@@ -25,12 +25,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        num_inference_steps: int,
-        scheduler: str | SchedulerMixin | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
     ):
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
@@ -75,8 +70,7 @@ class Run:
         given = [s if isinstance(s, known) else known().manual_seed(s) for s in seeds]
         sizes = [n // pipe.vae_scale_factor for n in self.size]
         shape = (len(given), pipe.vae.config.latent_channels, *sizes)
-        where = {"device": self.backbone.device, "dtype": self.backbone.dtype}
-        noise = randn_tensor(shape, generator=given, **where)
+        noise = randn_tensor(shape, given, self.backbone.device, self.backbone.dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching: unscaled
 
     @torch.no_grad()
@@ -153,9 +147,6 @@ def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ones_like(sigma), sigma  # Euler type: x₀ + σ ε
 
 
-KINDS = ("epsilon", "v_prediction", "flow_prediction", "sample")
-
-
 def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
     """Clean latents `[B, C, h, w]` from a prediction, where x_t = a x₀ + s ε (scale, noise).
 
@@ -166,28 +157,26 @@ def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise:
     - `sample`: the prediction is x̂₀ itself
     """
     norm = (scale**2 + noise**2) ** 0.5
-    match kind:
-        case "epsilon":
-            return (latents - noise * pred) / scale
-        case "v_prediction":
-            return (scale * latents / norm - noise * pred) / norm
-        case "flow_prediction":
-            return latents - noise * pred
-        case "sample":
-            return pred
-    raise unknown("prediction type", kind, KINDS)
+    known = {
+        "epsilon": (latents - noise * pred) / scale,
+        "v_prediction": (scale * latents / norm - noise * pred) / norm,
+        "flow_prediction": latents - noise * pred,
+        "sample": pred,
+    }
+    if kind not in known:
+        raise unknown("prediction type", kind, known)
+    return known[kind]
 
 
 def prediction_of(kind: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
     """The prediction to which clean latents belong; `predicted_x0` solved for it (s > 0)."""
     norm = (scale**2 + noise**2) ** 0.5
-    match kind:
-        case "epsilon":
-            return (latents - scale * x0) / noise
-        case "v_prediction":
-            return (scale * latents / norm - norm * x0) / noise
-        case "flow_prediction":
-            return (latents - x0) / noise
-        case "sample":
-            return x0
-    raise unknown("prediction type", kind, KINDS)
+    known = {
+        "epsilon": (latents - scale * x0) / noise,
+        "v_prediction": (scale * latents / norm - norm * x0) / noise,
+        "flow_prediction": (latents - x0) / noise,
+        "sample": x0,
+    }
+    if kind not in known:
+        raise unknown("prediction type", kind, known)
+    return known[kind]

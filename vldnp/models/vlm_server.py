@@ -21,9 +21,7 @@ from PIL import Image
 from vldnp.models.constrained import NONE, offered
 from vldnp.models.vlm import Conversation, VLMError
 
-REPLY_LIMIT = 1_000_000
-"""A reply of more bytes is a failure; an answer of 64 tokens takes about one thousand."""
-
+REPLY_LIMIT = 1_000_000  # bytes; an answer of 64 tokens takes about one thousand
 THOUGHT = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE)
 UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
 
@@ -35,8 +33,7 @@ class RemoteVLM(Conversation):
     Images are asked about concurrently, with temperature 0. A call that meets no server, a
     time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds
     or when the server says. Constrained answers are asked for by a JSON schema, against which the
-    reply is checked. The API key stays out of answers, errors and records. Other arguments are
-    those of `Conversation`.
+    reply is checked. The API key stays out of answers, errors and records. See `Conversation`.
     """
 
     base_url: str
@@ -143,8 +140,7 @@ def _wait(headers, attempt: int) -> float:
 
 
 def answer_in(reply: bytes, choices: Sequence[str] = ()) -> str:
-    """The answer in a chat completion in JSON; with choices, of the schema's form, as a list with
-    commas or "none". All else is a `VLMError`."""
+    """The answer in a chat completion, with choices that in its JSON; all else is a `VLMError`."""
     try:
         choice = json.loads(reply)["choices"][0]
         message, ended = choice["message"], choice.get("finish_reason")
