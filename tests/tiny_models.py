@@ -15,15 +15,8 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny import TOKEN_LIMIT, UNET, WORDS, clip_tokenizer, sd_pipeline
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+from tiny import UNET, WORDS, clip_tokenizer, sd_pipeline, text_encoder
+from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -155,27 +148,6 @@ def tiny_vae(channels: int = 4, seed: int = 0) -> AutoencoderTiny:
         num_decoder_blocks=(1, 1, 1),
         latent_channels=channels,
     ).eval()
-
-
-def text_encoder(width: int, projection: int | None = None, act: str = "quick_gelu"):
-    tokenizer = clip_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKEN_LIMIT,
-        hidden_act=act,
-        projection_dim=projection or width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
-    with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
-        model.get_input_embeddings().weight.normal_()
-    return model.eval()
 
 
 def t5() -> T5EncoderModel:

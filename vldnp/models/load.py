@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import reduce, wraps
 from importlib import import_module
 from pathlib import Path
@@ -32,14 +31,13 @@ def _with_own_options(opener: Callable) -> Callable:
         if not isinstance(model, str | Path | ModelSpec):
             return opener(model, *args, **options)
         name, own = (model.name, model.options) if isinstance(model, ModelSpec) else (model, {})
-        how = own | options
-        key = opener.__name__, name, repr(args), repr(sorted(how.items()))
-        found = (_open.get(key) if own else None) or opener(name, *args, **how)
+        key = opener.__name__, name, repr(args), repr(sorted((own | options).items()))
+        found = (_open.get(key) if own else None) or opener(name, *args, **own | options)
         if own:
             _open[key] = found
         if Path(name).is_dir() and not any(name in known for known in table().values()):
             name = str(Path(name).resolve())  # for a process in another working folder
-            model = replace(model, name=name) if isinstance(model, ModelSpec) else name
+            model = ModelSpec(name, own) if own else name
         found.opened_as = opener.__name__, model, args, options
         return found
 

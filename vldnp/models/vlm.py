@@ -98,21 +98,18 @@ class Conversation:
             {"image": hashlib.sha256(i.convert("RGB").tobytes()).hexdigest()[:12], "answer": a}
             for i, a in self.demonstrations
         ]
-        own = {
-            key: getattr(self, key) for key in ("name", "revision", "max_new_tokens", "max_edge")
-        }
-        own |= {"answers": self.answers} if self.answers != "free" else {}
-        return own | {"demonstrations": shots}
+        known = "name", "revision", "max_new_tokens", "max_edge"
+        own = {key: getattr(self, key) for key in known} | {"demonstrations": shots}
+        return own | ({"answers": self.answers} if self.answers != "free" else {})
 
     def messages(self, image: Image.Image, question: str, part: Callable) -> list[dict]:
         """The question as chat messages; `part` makes what stands for an image in one."""
-        asked, text = [], {"type": "text", "text": question}
-        for shown, answer in (*self.demonstrations, (image, None)):
-            content = [part(shrunk(shown, self.max_edge)), text]
-            asked += [{"role": "user", "content": content}]
-            said = [{"type": "text", "text": answer}]
-            asked += [{"role": "assistant", "content": said}] if answer is not None else []
-        return asked
+        said = []
+        for shown, answer in (*self.demonstrations, (image, "")):
+            content = [part(shrunk(shown, self.max_edge)), {"type": "text", "text": question}]
+            said += [{"role": "user", "content": content}]
+            said += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        return said[:-1]
 
 
 @dataclass(eq=False, repr=False)
