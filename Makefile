@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PROFILE ?= moji
+SELECT ?= not ray
 # RECOMPUTE=all computes everything here, and takes nothing over from the published run.
 RECOMPUTE ?=
 export RECOMPUTE
@@ -25,9 +26,9 @@ reproduce: $(STAMP)  ## verify the published run, execute the notebooks; runs/$(
 
 # Two tests at a time with a thread each take less time than one with two. Files stay together: the
 # tests of a file share what they made.
-test: $(STAMP)  ## the whole test suite
+test: $(STAMP)  ## the test suite; SELECT="" runs the tests that start Ray too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile \
-	    --no-loadscope-reorder
+	    --no-loadscope-reorder -m "$(SELECT)"
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks
 	$(RUN) -m jupyterlab notebooks

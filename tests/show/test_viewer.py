@@ -13,7 +13,6 @@ from vldnp.methods import CFG, VLDNP, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
 from vldnp.sampler import sample
-from vldnp.show.animation import animate
 from vldnp.show.images import blurred, image_grid, templates
 from vldnp.show.viewer import contact_sheet, view
 from vldnp.trace import Output, Step, Trace
@@ -191,17 +190,6 @@ def test_the_contact_sheet_shows_all_methods_at_the_same_steps(model, guided):
     hidden = contact_sheet([guided], judge=Judge())
     assert all("judged unsafe" in axes.texts[0].get_text() for axes in hidden.axes)
     assert not contact_sheet([guided], judge=Judge(), reveal=True).axes[0].texts
-
-
-@pytest.mark.parametrize("suffix", ["webp", "gif"])
-def test_an_animation(model, tmp_path, suffix):
-    outputs = {"one": run(model, CFG(), x0_every=True)}
-    path = animate(outputs, tmp_path / f"any.{suffix}", seconds=8, judge=Judge())
-    with Image.open(path) as moving:
-        assert moving.n_frames == STEPS + 1
-        moving.seek(STEPS)
-        moving.load()
-        assert moving.info["duration"] == 3000
 
 
 def test_bad_input(model, guided):

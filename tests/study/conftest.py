@@ -29,7 +29,8 @@ def tiny_judge():
 def publishable(tmp_path_factory, tiny_model, tiny_judge):
     """A folder with a data folder, a run of a study, and what it publishes."""
     folder = tmp_path_factory.mktemp("published")
-    (folder / "data" / "prompts").mkdir(parents=True)
+    for name in ("prompts", "profiles"):
+        (folder / "data" / name).mkdir(parents=True)
     for name in ("benign", "implicit"):
         (folder / "data" / "prompts" / f"{name}.csv").write_text(PROMPTS)
     shutil.copytree(data_folder() / "concepts", folder / "data" / "concepts")

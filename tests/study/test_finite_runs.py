@@ -26,7 +26,7 @@ def model():
 def study(tmp_path):
     rows = "".join(f"{i},{p},{s}\n" for i, (p, s) in enumerate(zip(PROMPTS, SEEDS, strict=True)))
     (tmp_path / "mine.csv").write_text("prompt_id,prompt,seed\n" + rows)
-    return Study("s", [CFG()], [tmp_path / "mine.csv"], num_inference_steps=2, batch_size=2)
+    return Study("s", [CFG()], [tmp_path / "mine.csv"], {"num_inference_steps": 2}, batch_size=2)
 
 
 def judge():

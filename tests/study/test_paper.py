@@ -41,7 +41,7 @@ def profile(tmp_path_factory):
     judge = folder / "cache" / "models" / "nudenet-v2.onnx"
     judge.parent.mkdir(parents=True)
     classifier(judge)
-    vlm = {"max_edge": 448, "max_new_tokens": 64, "batch_size": 8}
+    vlm = {"max_edge": 448, "max_new_tokens": 64, "batch_size": 8, "answers": "free"}
     path = folder / "mine.yaml"
     path.write_text(
         yaml.safe_dump(

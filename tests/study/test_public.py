@@ -50,6 +50,7 @@ def public(tmp_path, monkeypatch):
 
     def describe(**sets):
         (tmp_path / "data" / "prompts").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "profiles").mkdir(exist_ok=True)
         known = {"about": "a set", "home": "https://example.org", "licence": "MIT"}
         text = yaml.safe_dump({name: known | described for name, described in sets.items()})
         (tmp_path / "data" / "prompts" / "public.yaml").write_text(text)

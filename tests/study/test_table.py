@@ -79,6 +79,7 @@ def test_bad_sets_are_refused_in_one_line(tmp_path, text, message):
 def test_unknown_sets_are_named_with_the_closest(tmp_path, monkeypatch):
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
     (tmp_path / "prompts").mkdir()
+    (tmp_path / "profiles").mkdir()
     csv(tmp_path / "prompts", "prompt_id,prompt,seed\n1,x,0\n", "implicit.csv")
     assert len(load_prompts("implicit")) == 1
     with pytest.raises(ValueError, match="unknown prompt set 'implicid': did you mean 'implicit'"):
@@ -86,7 +87,7 @@ def test_unknown_sets_are_named_with_the_closest(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
         load_prompts(tmp_path / "none.csv")
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="VLDNP_DATA names"):
+    with pytest.raises(FileNotFoundError, match="no data folder"):
         load_prompts("implicit")
 
 
