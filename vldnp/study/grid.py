@@ -154,7 +154,7 @@ def cells(study: Study, model: Backbone | None) -> pd.DataFrame:
         keys = [digest(how | one)[:24] for one in noise]
         part = prompts.assign(**head, key=keys or "")
         parts.append(part[[*head, *prompts, "key"]])
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True).infer_objects()
 
 
 def shared_sampling(sampling: Mapping) -> dict:

@@ -5,7 +5,6 @@
 Runs of study 1 hold parts besides, `images-<part>.parquet` with `config-<part>.json`.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import pandas as pd
 
 from vldnp._files import atomic, data_folder, unknown, write_text
 from vldnp.study.folder import SAID, read_cell
-from vldnp.study.grid import SCHEMA, Study, as_json, batch_key, cells, digest, shared_sampling
+from vldnp.study.grid import SCHEMA, Study, as_json, batch_key, cells, shared_sampling
 from vldnp.study.run import run
 
 SAME = ["setting", "prompt_set", "prompt_id", "prompt", "seed", "guidance_scale"]
@@ -51,12 +50,6 @@ class Published:
         rows = [pd.read_parquet(path).assign(part=path.stem[7:]) for path in paths]
         rows = pd.concat(rows, ignore_index=True)
         return rows.assign(**{name: rows[name].map(list) for name in ("found", *SAID)})
-
-    @property
-    def digest(self) -> str:
-        """Of all its rows: sixteen hex digits."""
-        files = sorted(self.folder.glob("images*.parquet"))
-        return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])[:16]
 
     def batches(self) -> dict[str, pd.DataFrame]:
         """Batch → its rows in order, an image once; a batch that is not whole is left out."""
@@ -121,17 +114,12 @@ def _fits(config: Mapping, study: Study, profile) -> bool:
 def publish(run_folder: str | Path, target: str | Path | None = None, **meta) -> list[Path]:
     """Publish a run folder, in place of what was published of it earlier.
 
-    Args:
-        run_folder: with the images of all its rows.
-        target: by default `data/results/<its name>`.
-        meta: what `meta.json` says besides, such as a protocol's SHA-256.
-
-    Returns:
-        The files written.
+    `target` is by default `data/results/<its name>`; `meta` is what `meta.json` says besides, such
+    as a protocol's SHA-256. Returns the files written.
 
     Raises:
-        FileNotFoundError, ValueError: nothing was run there, an image is missing, or was computed
-            in a batch that the rows do not hold whole; one line, and nothing has changed then.
+        FileNotFoundError, ValueError: nothing was run there, or not all images and batches of its
+            rows are there; one line, and nothing has changed then.
     """
     source = Path(run_folder)
     target = data_folder() / "results" / source.name if target is None else Path(target)

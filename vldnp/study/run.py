@@ -21,18 +21,8 @@ from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
 from vldnp.sampler import sample
 from vldnp.study import folder as files
-from vldnp.study.grid import (
-    NOISE,
-    SCHEMA,
-    Batch,
-    Study,
-    as_json,
-    batch_key,
-    cells,
-    digest,
-    plan_batches,
-    setting_of,
-)
+from vldnp.study import grid
+from vldnp.study.grid import NOISE, SCHEMA, Batch, Study, as_json, batch_key, digest, setting_of
 from vldnp.study.measure import JUDGED, clip_of, measured
 from vldnp.study.prompts import set_name, split_things
 from vldnp.study.reference import fid_of
@@ -81,12 +71,12 @@ def run(
     clip = clip_of(study.captions_without, clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
-    grid, folder = cells(study, model), Path(root) / study.name
+    cells, folder = grid.cells(study, model), Path(root) / study.name
     claim(folder, _config(study, model, judge, clip))
-    batches = plan_batches(grid, study)
+    batches = grid.plan_batches(cells, study)
     generate(model, batches, folder, workers=workers, backend=backend, progress=progress)
     scores = measured(folder, [rows for _, rows, _ in batches], judge, clip, progress=progress)
-    images = _rows(grid, folder, scores, study.unsafe_threshold)
+    images = _rows(cells, folder, scores, study.unsafe_threshold)
     with atomic(folder / "images.parquet") as temporary:
         images.to_parquet(temporary, index=False)
     distances = fid_of(study, images, judge, folder)
@@ -100,7 +90,7 @@ def expected(study: Study) -> pd.DataFrame:
 
     Evaluations are the network's, where a VLM names something from its first query on.
     """
-    images, rows = len(cells(study, None)) // len(study.methods), []
+    images, rows = len(grid.cells(study, None)) // len(study.methods), []
     N = study.sampling["num_inference_steps"]
     for method in study.methods:
         said, queries = method.describe(), method.negatives.query_steps_of(N)
@@ -116,17 +106,15 @@ def claim(folder: Path, config: Mapping) -> None:
     path, before = folder / "config.json", {}
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # neither UTF-8 nor JSON
-        files.warn([path])
-    except OSError:
-        pass  # it is not there, or cannot be written either, which is then said
+    except (OSError, ValueError) as error:  # it is not there, or neither UTF-8 nor JSON
+        files.warn([path] if isinstance(error, ValueError) else [])
     names = [name for name in before if name not in (*IRRELEVANT, *GROWS)]
     other = [name for name in names if before[name] != config.get(name)]
     other += [name for name in GROWS if not before.get(name, {}).items() <= config[name].items()]
     if other:
         raise ValueError(
-            f"{folder} holds another study, with other {', '.join(other)}: give this one a name of "
-            "its own, or remove the folder"
+            f"{folder} holds another study, with other {', '.join(other)}: give this one another "
+            "name, or remove the folder"
         )
     write_text(path, as_json(config, indent=2) + "\n")
 
@@ -163,9 +151,8 @@ def compute_batch(
     if not (missing := lacking(folder, rows["key"])):
         return  # another process, or a worker before it died, has made them
     started, noise = time.perf_counter(), rows[NOISE].to_dict("list")
-    seeds, scales = noise["seed"], noise["guidance_scale"]
-    how = {"seeds": seeds, "guidance_scale": scales, **sampling, "progress": False}
-    out = sample(model, noise["prompt"], method, **how)
+    how = {"seeds": noise["seed"], "guidance_scale": noise["guidance_scale"], **sampling}
+    out = sample(model, noise["prompt"], method, progress=False, **how)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     shared = {"batch": batch_key(rows), "method": method.describe(), "sampling": dict(sampling)}
@@ -176,9 +163,7 @@ def compute_batch(
         record = shared | {name: values[i] for name, values in noise.items()}
         record |= {
             "place": i,
-            "model_evaluations": out.trace.model_evaluations[i],
-            "vlm_calls": out.trace.vlm_calls[i],
-            "x0_decodes": out.trace.x0_decodes[i],
+            **{name: getattr(out.trace, name)[i] for name in files.SPENT if name != "seconds"},
             "negative_prompts": [step.negative_prompts[i] for step in out.trace.steps],
             "query_steps": [step.index for step in queries],
             "vlm_answers": [step.vlm_answers[i] for step in queries],
@@ -188,24 +173,20 @@ def compute_batch(
             files.write_cell(folder, key, out.images[i], record)
 
 
-def _rows(grid: pd.DataFrame, folder: Path, scores: Mapping, threshold: float) -> pd.DataFrame:
-    """The grid with what was made and measured, as `images.parquet` has it.
-
-    `batch` and `place` say in which batch an image was computed, and where there.
-    """
-    scored = [scores[key] for key in grid["key"]]
+def _rows(cells: pd.DataFrame, folder: Path, scores: Mapping, threshold: float) -> pd.DataFrame:
+    """The grid with what was made and measured; `place` is an image's in its batch."""
+    scored = [scores[key] for key in cells["key"]]
+    records = [files.read_cell(folder, key) for key in cells["key"]]
+    recorded = (*files.SPENT, *files.SAID, "batch", "place", "pixels")
     unsafe, concepts, things = ([one[column] for one in scored] for column in JUDGED)
     judged = Judgement(np.array(unsafe), concepts, None if None in things else things)
-    records = [files.read_cell(folder, key) for key in grid["key"]]
-    recorded = (*files.SPENT, *files.SAID, "batch", "place", "pixels")
-    measures = {name: [s.get(name, np.nan) for s in scored] for name in ("clip_score", "clip_i")}
-    return grid.assign(
+    return cells.assign(
         unsafe_probability=unsafe,
         unsafe=judged.unsafe_probability >= threshold,
         found=list(map(list, judged.found())),
-        retention=judged.retention(list(map(split_things, grid["things"]))),
-        image=[files.image_path(Path(), key).as_posix() for key in grid["key"]],
-        **measures,
+        retention=judged.retention(list(map(split_things, cells["things"]))),
+        image=[files.image_path(Path(), key).as_posix() for key in cells["key"]],
+        **{name: [s.get(name, np.nan) for s in scored] for name in ("clip_score", "clip_i")},
         **{name: [record[name] for record in records] for name in recorded},
     )
 

@@ -14,11 +14,10 @@ import pandas as pd
 
 from vldnp._files import data_folder, fingerprint, write_text
 from vldnp.methods import Method
-from vldnp.metrics.intervals import Interval, paired_difference
 from vldnp.models import load
 from vldnp.study import run
 from vldnp.study.folder import read_cell
-from vldnp.study.grid import Batch, as_json, setting_of, shared_sampling
+from vldnp.study.grid import as_json, setting_of, shared_sampling
 from vldnp.study.measure import clip_of, measured
 from vldnp.study.profile import load_profile, profile_methods, profile_names
 from vldnp.study.published import Published, open_run
@@ -29,13 +28,11 @@ from vldnp.study.workers import one_thread
 class Verification:
     """What recomputing a part of a published run showed.
 
-    Of so many `images`: those with the same pixels (`identical`), the same label, and the same
-    words of the VLM at every query; the largest difference of a judge's probability or a CLIP
-    score; ASR here less as published, paired; `notes` are what else differs, a line each.
+    Of so many `images`: those with the same pixels (`identical`), with the same label, and with the
+    same answers of the VLM; the largest difference of a score; ASR here less as published.
     """
 
     run: str
-    published: str
     date: str
     seed: int
     images: int
@@ -43,22 +40,19 @@ class Verification:
     same_label: int
     same_words: int
     score_difference: float
-    asr: Interval
+    asr_difference: float
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        d, low, high = (round(end, 4) + 0.0 for end in self.asr)  # + 0.0 turns −0 into 0
         return (
             f"{self.identical} of {self.images} recomputed images identical, {self.same_label} of "
-            f"{self.images} with the same label; the paired difference in ASR is {d:.4f} "
-            f"[{low:.4f}, {high:.4f}]"
+            f"{self.images} with the same label, {self.same_words} with the same words; scores "
+            f"differ by {self.score_difference:.2g} at most, ASR by {self.asr_difference:+.4f}"
         )
 
     def details(self) -> str:
-        """The line, and what else there is to say, a line each."""
-        words = f"{self.same_words} of {self.images} with the same answers of the VLM"
-        scores = f"scores differ by {self.score_difference:.2g} at most"
-        return "\n".join([str(self), f"{words}; {scores}", *self.notes])
+        """The line, and what else differs, a line each."""
+        return "\n".join([str(self), *self.notes])
 
 
 def verify(
@@ -78,13 +72,11 @@ def verify(
     """Compute whole batches of a published run here, with one thread, and compare with its rows.
 
     Args:
-        name: of the published run.
         images: so many at least, in batches drawn at random; all where there are fewer.
         seed: of the draw; by default the machine's own, so that others draw other batches.
         root: where run folders lie; the result is written to `root/<name>/verification.json`.
         profile: brings models and methods; by default the one with whose name the run's begins.
         methods, model, judge, clip: further methods, and models instead of the profile's.
-        workers: as in `run`.
 
     Raises:
         ValueError: one line: there is no such run, its methods are unknown, or a shipped model's
@@ -99,43 +91,47 @@ def verify(
         settings = load_profile(profile)
         made |= {setting_of(method): method for method in profile_methods(settings)}
         model, judge, clip = model or settings.model, judge or settings.judge, clip or settings.clip
-    drawn, here = [], published.images
     batches = {b: own for b, own in published.batches().items() if own["setting"].iloc[0] in made}
     if not batches:
         raise ValueError(f"no method of profile {profile!r} is one of the published run {name!r}")
     seed = zlib.crc32(platform.node().encode()) if seed is None else seed
-    for key in np.random.default_rng(seed).permutation(sorted(batches)):
-        if here["batch"].isin(drawn).sum() < images:
-            drawn.append(key)
-    rows, configs = here[here["batch"].isin(drawn)], published.configs
-    plan = [_batch(batches[key], made, configs) for key in drawn]
-    model, judge, config = load.load(model), load.load_judge(judge), next(iter(configs.values()))
-    clip = clip_of(config["captions_without"], clip)
-    with one_thread(), tempfile.TemporaryDirectory() as folder:
-        run.generate(model, plan, Path(folder), workers=workers, progress=progress)
-        scores = measured(Path(folder), [own for _, own, _ in plan], judge, clip, progress=progress)
-        here = [scores[key] | read_cell(Path(folder), key) for key in rows["key"]]
-    here = pd.DataFrame(here, index=rows.index)
-    here["unsafe"] = here["unsafe_probability"] >= config["unsafe_threshold"]
-    same = {name: here[name] == rows[name] for name in ("pixels", "unsafe", "vlm_answers")}
-    both = [name for name in ("unsafe_probability", "clip_score") if name in here]
-    # Every image is a pair of its own; the prompts stay what is resampled.
-    pair = rows[["prompt_set", "prompt_id"]].assign(seed=range(len(rows)))
-    found = Verification(
-        run=name,
-        published=published.digest,
-        date=time.strftime("%Y-%m-%d"),
-        seed=seed,
-        images=len(rows),
-        identical=int(same["pixels"].sum()),
-        same_label=int(same["unsafe"].sum()),
-        same_words=int(same["vlm_answers"].sum()),
-        score_difference=float((here[both] - rows[both]).abs().max(axis=None)),
-        asr=paired_difference(*(pair.assign(unsafe=of["unsafe"]) for of in (here, rows)), "unsafe"),
-        notes=_notes(published, made),
-    )
+    order, plan = np.random.default_rng(seed).permutation(sorted(batches)), []
+    theirs, config = published.images, next(iter(published.configs.values()))
+    sizes = theirs["batch"].value_counts()[order].cumsum()
+    drawn = order[: int((sizes < images).sum()) + 1]
+    theirs = theirs[theirs["batch"].isin(drawn)]
+    for rows in map(batches.get, drawn):
+        own = published.configs[rows["part"].iloc[0]]
+        sampling = shared_sampling(own | own.get("sampling", {}))  # study 1 had it at the top level
+        plan.append((made[rows["setting"].iloc[0]], rows, sampling))
+    model, judge = load.load(model), load.load_judge(judge)
+    with one_thread(), tempfile.TemporaryDirectory() as name_of_folder:
+        folder, clip = Path(name_of_folder), clip_of(config["captions_without"], clip)
+        run.generate(model, plan, folder, workers=workers, progress=progress)
+        scores = measured(folder, [rows for _, rows, _ in plan], judge, clip, progress=progress)
+        ours = [scores[key] | read_cell(folder, key) for key in theirs["key"]]
+    found = _compared(published, theirs, pd.DataFrame(ours, index=theirs.index), seed, made)
     write_text(Path(root) / name / "verification.json", as_json(asdict(found), indent=1) + "\n")
     return found
+
+
+def _compared(published: Published, theirs, ours, seed: int, made: Mapping) -> Verification:
+    unsafe = (
+        ours["unsafe_probability"] >= published.configs[min(published.configs)]["unsafe_threshold"]
+    )
+    scores = [name for name in ("unsafe_probability", "clip_score") if name in ours]
+    return Verification(
+        run=published.folder.name,
+        date=time.strftime("%Y-%m-%d"),
+        seed=seed,
+        images=len(theirs),
+        identical=int((ours["pixels"] == theirs["pixels"]).sum()),
+        same_label=int((unsafe == theirs["unsafe"]).sum()),
+        same_words=int((ours["vlm_answers"] == theirs["vlm_answers"]).sum()),
+        score_difference=float((ours[scores] - theirs[scores]).abs().max(axis=None)),
+        asr_difference=float(unsafe.mean() - theirs["unsafe"].mean()),
+        notes=_notes(published, made),
+    )
 
 
 def _notes(published: Published, made: Mapping[str, Method]) -> tuple[str, ...]:
@@ -158,9 +154,3 @@ def _check_weights(published: Published) -> None:
                 f"{folder} has the fingerprint {here}, and {model_name!r} of the published run "
                 f"{published.folder.name!r} had {revision}: its weights or configs were changed"
             )
-
-
-def _batch(rows: pd.DataFrame, made: Mapping[str, Method], configs: Mapping) -> Batch:
-    config = configs[rows["part"].iloc[0]]
-    sampling = shared_sampling(config | config.get("sampling", {}))  # once at the top level
-    return made[rows["setting"].iloc[0]], rows, sampling
