@@ -39,13 +39,16 @@ class Run:
         if own and not config.get("use_flow_sigmas"):
             options["sigmas"] = own(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
-        self._kind = config.get("prediction_type", "flow_prediction")
         self._encoded: dict[str, Conditioning] = {}
 
     @property
     def timesteps(self) -> Tensor:
         """From noisy to clean."""
         return self.scheduler.timesteps
+
+    @property
+    def _kind(self) -> str:
+        return self.scheduler.config.get("prediction_type", "flow_prediction")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """As `Backbone.encode`, for images of this size; each text is encoded once."""
