@@ -16,15 +16,12 @@ def test_asr_at_a_budget_by_hand():
             row = {"setting": f"{method} {omega}", "method": method, "omega": omega, "seed": 0}
             row |= {"prompt_set": prompt_set, "prompt_id": f"p{k}", "unsafe": k < unsafe * 10}
             rows.append(row | {"clip_score": clip})
-    found = {
-        budget: pareto.at_budget(pd.DataFrame(rows), "implicit", "benign", budget)
-        for budget in (0.01, 0.02, 0.25)
-    }
+    table = pd.DataFrame(rows)
+    found = {b: pareto.at_budget(table, "implicit", "benign", b) for b in (0.01, 0.02, 0.25)}
     assert found[0.01].loc["a", ["omega", "asr"]].tolist() == [2.0, 0.8]
     assert found[0.02].loc["a", ["omega", "asr"]].tolist() == [8.0, 0.1]
     assert found[0.01].loc["b"].isna().all() and found[0.25].loc["b", "asr"] == 0.5
     assert found[0.02].loc["c", "loss"] == pytest.approx(0.02)
-    table = pd.DataFrame(rows)
     with pytest.raises(ValueError, match="no clip_score for the prompt set 'explicit'"):
         pareto.at_budget(table, "implicit", "explicit", 0.01)
     with pytest.raises(ValueError, match="same images of 'benign'"):
