@@ -200,7 +200,6 @@ def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
         patch.setattr(torch.cuda, "device_count", lambda: 2)
-        assert workers._visible_gpus() == ["4", "7"]
         assert workers._parallel(None, "loky").n_jobs == workers._parallel(3, "loky").n_jobs == 2
         assert [claimed(), claimed()] == ["4", "7"]
         held.pop(0).release()  # as the system does when a worker dies
