@@ -24,10 +24,11 @@ BUSY = "while True: pass"
 
 def rate(workers: dict, root: Path, batch_size: int, batches: int) -> float:
     """Images a second of VL-DNP in a run folder of its own."""
+    from vldnp.study.profile_methods import dynamic, study_of
+
     from vldnp.models import load
     from vldnp.study.grid import cells, plan_batches
     from vldnp.study.profile import load_profile
-    from vldnp.study.profile_methods import dynamic, study_of
     from vldnp.study.run import compute_batch
     from vldnp.study.workers import finished
 

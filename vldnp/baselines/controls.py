@@ -116,10 +116,7 @@ class Oracle(Wrapped):
 def oracle(method: Method, seen: Seen, judge: str = "judge") -> Method:
     """At every query, name what a judge finds in the image that CFG ends in; no VLM is queried.
 
-    Args:
-        method: VL-DNP; its concepts and query steps count.
-        seen: labels from `oracle_labels` or `seen_in`, of the same model and sampling settings.
-        judge: who labelled them, for records.
+    The labels are those of `oracle_labels` or `seen_in`, for the same sampling settings.
     """
     return replace(method, negatives=Oracle(method.negatives, seen, judge))
 
@@ -183,13 +180,8 @@ def noisy(
     """Corrupt what a method's queries find to any recall and precision, each term on its own.
 
     A term that is there is named with probability r, another with q = r π (1 − p) / (p (1 − π)),
-    so that over images in which a share π of the vocabulary is there the precision is p.
-
-    Args:
-        method: its policy should be right, such as `oracle`'s.
-        recall, precision: r in 0 … 1 and p in 0 … 1, p > 0.
-        prevalence: π in 0 … 1, both excluded; see `prevalence`.
-        seed: another seed makes other mistakes.
+    so that over images in which a share π of the vocabulary is there (`prevalence`) the precision
+    is p. The method's policy should be right, such as `oracle`'s.
     """
     if not (0 <= recall <= 1 and 0 < precision <= 1 and 0 < prevalence < 1):
         raise ValueError(
