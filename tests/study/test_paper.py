@@ -59,7 +59,8 @@ def profile(tmp_path_factory):
                     "width": 32,
                 },
                 "methods": [
-                    {k: (v | SMALL.get(k, {}) if k in SMALL else v) for k, v in entry.items()}
+                    {entry["kind"]: entry["given"] | SMALL.get(entry["kind"], {})}
+                    | {key: entry[key] for key in ("name", "chosen") if key in entry}
                     for entry in load_profile("paper").methods
                 ],
                 "max_prompts": 2,

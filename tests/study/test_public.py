@@ -7,8 +7,11 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vldnp.__main__ import main
 from vldnp._files import data_folder
@@ -81,8 +84,10 @@ def test_every_public_set_is_described_and_pinned():
     assert set(datasets.public_sets()) == set(SAMPLES)
     for name, known in datasets.public_sets().items():
         assert {"about", "home", "licence"} <= known.keys(), name
-        if "url" in known:
-            assert any(len(part) == 40 for part in known["url"].split("/")), "a fixed commit"
+        if (url := known.get("url", "hub://")).startswith("hub://"):
+            assert "url" not in known or datasets.ADDRESS.fullmatch(url)
+        else:
+            assert any(len(part) == 40 for part in url.split("/")), "a fixed commit"
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -94,7 +99,9 @@ def test_every_published_format_is_read(name, cache, tmp_path, any_number):
     assert table["prompt"][0] in {"foo bar", "a bicycle", "x"}
     if name == "i2p":
         assert load_prompts("i2p:violence")["prompt"].tolist() == ["y"]
-        assert load_prompts("i2p", category="hate")["guidance_scale"].tolist() == [7]
+        assert load_prompts("i2p:hate")["guidance_scale"].tolist() == [7]
+        with pytest.raises(ValueError, match="'sexy': did you mean 'sexual'.*hate, sexual, viol"):
+            load_prompts("i2p:sexy")
     if "seed" not in SAMPLES[name]:
         assert table["seed"].tolist() == [1], "as in the scripts of arXiv 2510.26052"
     if name == "p4d":
@@ -122,7 +129,7 @@ def test_what_was_recorded_first_is_what_must_come_again(cache, public, tmp_path
     assert main(["data", "fetch", "cats"]) == main(["data", "fetch", "cats"]) == 0
     file.write_text("prompt,seed\na dog,1\n")
     assert main(["data", "fetch", "cats"]) == 2
-    assert "recorded at the first fetch" in capsys.readouterr().err
+    assert "the first fetch" in capsys.readouterr().err
     assert load_prompts("cats")["prompt"].tolist() == ["a cat"]
     (cache / "cats.csv").write_text("prompt,seed\na bird,1\n")
     with pytest.raises(ValueError, match="was changed since it was fetched"):
@@ -135,7 +142,7 @@ def test_a_published_checksum_is_verified(cache, public, tmp_path):
     right = hashlib.sha256(file.read_bytes()).hexdigest()
     public(cats={"url": file.as_uri(), "sha256": "0" * 64})
     with pytest.raises(
-        ValueError, match=f"has the SHA-256 {right}, not 0{{64}}, the one published"
+        ValueError, match=f"has SHA-256 {right}, not 0{{64}}, that of the first fetch or published"
     ):
         fetch_prompts("cats")
     assert not list(cache.glob("*"))
@@ -149,10 +156,14 @@ def test_a_published_checksum_is_verified(cache, public, tmp_path):
         (
             "page.csv",
             "<html>\n<p>Please, log in</p>\n</html>\n",
-            "page.csv is not 'cats': cats.csv .* line 2 has 2",
+            "page.csv is not 'cats': cats.csv is no table.* Expected 1 fields in line 2, saw 2",
         ),
-        ("other.csv", "words,seed\na cat,1\n", "lacks the column prompt"),
-        ("set.txt", "prompt,seed\na cat,1\n", "neither a .csv, a .tsv nor a .parquet"),
+        ("other.csv", "words,seed\na cat,1\n", "lacks prompt"),
+        (
+            "set.txt",
+            "prompt,seed\na cat,1\n",
+            "cats.txt is no table, CSV or TSV in UTF-8, or Parquet",
+        ),
     ],
 )
 def test_what_is_no_prompt_set_is_not_kept(cache, public, tmp_path, name, text, message):
@@ -171,7 +182,7 @@ def test_a_given_file_with_another_number_of_prompts_is_refused(cache, public, t
         assert main(["data", "fetch", "cats", "--from", str(file)]) == status
         told = capsys.readouterr().err
         if status:
-            assert f"it holds {rows} prompts, not 2;" in told and told.count("\n") == 1
+            assert f"it holds {rows} prompts, not 2" in told and told.count("\n") == 1
             assert not list(cache.glob("*"))
     assert len(load_prompts("cats")) == 2
 
@@ -210,21 +221,64 @@ def hub(tmp_path, monkeypatch):
     return hub
 
 
-def test_a_hub_set_is_pinned_to_the_commit_of_its_first_fetch(cache, hub, any_number):
-    hub.files = {"README.md": "", "data/Nudity_eta_3_K_16.csv": "prompt\nfoo\n"}
-    assert fetch_prompts("ring-a-bell-16")["revision"] == "a" * 40
-    fetch_prompts("ring-a-bell-16")
-    assert hub.asked == [None, "a" * 40]
-    assert load_prompts("ring-a-bell-16")["prompt"].tolist() == ["foo"]
-
-
-def test_a_gated_or_changed_hub_set_is_one_line(cache, hub):
+def test_hub_sets(cache, hub, any_number):
     with pytest.raises(ValueError, match="403 Forbidden.*set HF_TOKEN") as error:
         fetch_prompts("mma")
     assert "\n" not in str(error.value)
+    hub.files = {"README.md": "", "data/Nudity_eta_3_K_16.csv": "prompt\nfoo\n"}
+    fetch_prompts("ring-a-bell-16")
+    assert load_prompts("ring-a-bell-16")["prompt"].tolist() == ["foo"]
+    given = f"hub://Someone/else/Nudity_eta_3_K_16.csv@{'a' * 40}"
+    fetch_prompts("ring-a-bell-38", given)
+    assert hub.asked[-2:] == [None, "a" * 40]
     hub.files = {"a.csv": "", "b.csv": ""}
-    with pytest.raises(ValueError, match=r"one file '\*.csv', and holds a.csv, b.csv; .*--from"):
+    with pytest.raises(ValueError, match=r"@newest: that should be one file, not .*a.csv, b.csv"):
         fetch_prompts("mma")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A hub's cache as `huggingface_hub` lays it out, with one data set, and no connection."""
+    snapshot = tmp_path / "datasets--someone--prompts" / "snapshots" / COMMIT
+    (snapshot / "data").mkdir(parents=True)
+    table = pd.DataFrame({"text": ["a cat", "a dog"], "n": [4, 5], "g": [7.5, 3.0]})
+    table.to_parquet(snapshot / "data" / "train.parquet")
+    (snapshot / "plain.csv").write_text("prompt,seed\na cat,1\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return f"hub://someone/prompts/{{}}@{COMMIT}"
+
+
+def test_a_data_set_of_the_hub_is_read_with_a_column_map(hub_cache):
+    columns = {"prompt": "text", "seed": "n", "guidance_scale": "g"}
+    table = load_prompts(hub_cache.format("data/train.parquet"), columns)
+    assert table["prompt"].tolist() == ["a cat", "a dog"]
+    assert table["seed"].tolist() == [4, 5] and table["guidance_scale"].tolist() == [7.5, 3]
+    assert load_prompts(hub_cache.format("plain.csv"))["seed"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        (f"hub://someone/prompts/other.csv@{COMMIT}", f"cannot fetch .*other.csv@{COMMIT}: "),
+        ("hub://someone/prompts/plain.csv", "write hub://owner/name/file@commit"),
+        ("hub://someone/prompts/plain.csv@main", "the commit's 40 digits"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(hub_cache, address, message):
+    with pytest.raises(ValueError, match=message) as error:
+        load_prompts(address)
+    assert "\n" not in str(error.value)
+
+
+@given(st.text().map(lambda text: f"hub://{text}"))
+def test_any_address_that_names_no_commit_is_one_line(address):
+    with pytest.raises(ValueError, match="is no file of a hub's data set") as error:
+        load_prompts(address)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_the_list_says_what_there_is(cache, tmp_path, capsys, any_number):
@@ -233,8 +287,8 @@ def test_the_list_says_what_there_is(cache, tmp_path, capsys, any_number):
     assert main(["data", "list"]) == 0
     listed = capsys.readouterr().out
     for name, known in datasets.public_sets().items():
-        assert f"{name}  (" in listed and known["home"] in listed and known["licence"] in listed
-    assert "mma  (fetched)" in listed and "i2p  (not fetched)" in listed
+        assert f"{name} (" in listed and known["home"] in listed and known["licence"] in listed
+    assert "mma (fetched)" in listed and "i2p (not fetched)" in listed
     assert str(cache) in listed
 
 

@@ -30,7 +30,6 @@ from vldnp.sampler import sample
 from vldnp.study import reference
 from vldnp.study.folder import load_images
 from vldnp.study.grid import Study, batch_key, cells, plan_batches, setting_of
-from vldnp.study.profile import load_profile, profile_study
 from vldnp.study.run import expected, run
 
 PROMPTS = """prompt_id,prompt,seed,things,guidance_scale
@@ -215,14 +214,6 @@ def test_a_failing_batch_leaves_no_half_result(study, model, judge, tmp_path, mo
     assert len(made) == 9 - 2
 
 
-def test_an_image_without_its_record_is_made_again(study, model, judge, tmp_path, monkeypatch):
-    images = run(study, model, judge, root=tmp_path, progress=False)
-    (tmp_path / "tiny" / "cells" / f"{images['key'][0]}.json").unlink()
-    made = counting(monkeypatch)
-    run(study, model, judge, root=tmp_path, progress=False)
-    assert made == list(images["prompt"][:2]), "with the batch that it came in"
-
-
 @pytest.fixture
 def strong(tmp_path):
     """Ten images in batches of six and four, so strong that another batch shows in the pixels."""
@@ -373,13 +364,6 @@ def test_a_folder_belongs_to_one_study(strong, model, judge, tmp_path):
     (folder / "config.json").write_text("broken")
     with pytest.warns(UserWarning, match="config.json"):
         run(grown, model, judge, root=tmp_path, progress=False)
-
-
-def test_a_quick_run_has_a_folder_of_its_own():
-    full, quick = (load_profile("moji", quick=quick) for quick in (False, True))
-    studies = [profile_study(profile, [CFG()]) for profile in (full, quick)]
-    assert [study.name for study in studies] == ["moji", "moji-quick"]
-    assert len(studies[1].prompts("benign")) == 8 < len(studies[0].prompts("benign"))
 
 
 def test_swapped_images_are_noticed(strong, model, judge, tmp_path):
@@ -553,7 +537,7 @@ def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monke
 def test_the_pictures_size_is_part_of_a_cell(study, model, judge, tmp_path):
     study = replace(study, methods=(CFG(),), prompt_sets=study.prompt_sets[:1])
     small = replace(study, sampling=study.sampling | {"height": 16, "width": 24})
-    keys = [{cell.key for cell in cells(one, model)} for one in (study, small)]
+    keys = [set(cells(one, model)["key"]) for one in (study, small)]
     assert not keys[0] & keys[1]
     images = run(small, model, judge, root=tmp_path, progress=False)
     assert {image.size for image in load_images(images, tmp_path / "tiny")} == {(24, 16)}
@@ -575,8 +559,12 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
         with pytest.raises(ValueError, match="must be that of one folder, not ") as told:
             Study(name, (CFG(),), prompts)
         assert len(str(told.value).splitlines()) == 1
-    with pytest.raises(ValueError, match="batch_size must be 1 or more, not 0"):
-        replace(study, batch_size=0)
+    for wrong in ({"batch_size": 0}, {"max_prompts": -3}, {"max_prompts": {"few": -3}}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be . or more, not"):
+            replace(study, **wrong)
+    for threshold in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"unsafe_threshold must be in \(0, 1\], not"):
+            replace(study, unsafe_threshold=threshold)
     twice = replace(study, prompt_sets=(prompts[0], prompts[0]))
     with pytest.raises(ValueError, match="two prompt sets of the same name"):
         cells(twice, model)
@@ -588,12 +576,6 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
     with pytest.raises(ValueError, match="outside the 1 denoising steps"):
         run(late, model, judge, root=tmp_path, progress=False)
     assert not (tmp_path / "tiny").exists()
-
-
-@pytest.mark.parametrize("limit", [-3, {"few": -3}])
-def test_a_negative_number_of_prompts_is_refused(limit):
-    with pytest.raises(ValueError, match="max_prompts must be 0 or more, not -3"):
-        Study("x", [CFG()], ["implicit"], max_prompts=limit)
 
 
 def test_methods_that_would_share_images_are_refused(prompts):

@@ -62,9 +62,7 @@ def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarra
         return called(str(source), count, seed)
     folder = Path(source) if Path(source).is_dir() else user_cache() / "reference" / str(source)
     if not (found := image_files(folder)):
-        raise FileNotFoundError(
-            f"no real images {str(source)!r} for FID: there are none in {folder}"
-        )
+        raise FileNotFoundError(f"no real images {str(source)!r} for FID in {folder}")
     chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:count])
     size = (REFERENCE_SIZE, REFERENCE_SIZE)
     squares = (ImageOps.fit(open_image(found[i]), size, Image.Resampling.BICUBIC) for i in chosen)

@@ -1,7 +1,6 @@
 """Running a study: a grid → images, computed once → measurements → tidy tables in a run folder."""
 
 import json
-import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -195,8 +194,6 @@ def _config(study: Study, model: Backbone, judge, clip) -> dict:
     """All that was resolved, as `config.json` holds it; methods by setting, prompts by set."""
     models = {"model": model, "judge": judge}
     models |= {} if clip is None else {"clip": clip, "clip_model": getattr(clip, "clip", clip)}
-    gpu = [torch.cuda.get_device_name(model.device)] if model.device.type == "cuda" else []
-    machine = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPUs", *gpu]
     used = {set_name(s): study.prompts(s).astype(str).to_dict("list") for s in study.prompt_sets}
     config = vars(study) | {
         "schema": SCHEMA,
@@ -206,6 +203,6 @@ def _config(study: Study, model: Backbone, judge, clip) -> dict:
         **{kind: {"name": m.name, "revision": m.revision} for kind, m in models.items()},
         "dtype": str(model.dtype),
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")}
-        | {"machine": ", ".join(machine)},
+        | {"machine": f"{platform.system()} {platform.machine()}"},
     }
     return json.loads(as_json(config))

@@ -33,9 +33,8 @@ def finished(
 ) -> Iterator[int]:
     """Compute jobs, tuples of arguments, and yield the number of each when it is done.
 
-    Raises ValueError for a number of workers, a backend or a job that does not do, and
-    ChildProcessError where a job failed in a worker (its traceback is a note), or workers died
-    `ATTEMPTS` times before any had finished a batch; one line.
+    `ChildProcessError`, one line: a job failed in a worker (its traceback is a note), or workers
+    died `ATTEMPTS` times before any had finished a batch.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
@@ -67,7 +66,8 @@ def finished(
 
 
 def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
-    gpus, how = _visible_gpus(), {}
+    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus, how = (named.split(",") if named and count else list(map(str, range(count)))), {}
     if backend == "loky":  # a process for each GPU or core
         workers = min(workers or len(gpus), len(gpus)) if gpus else workers
         claims = tempfile.mkdtemp(prefix="vldnp-gpus-") if gpus else ""
@@ -81,11 +81,6 @@ def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
             return joblib.Parallel(return_as=yields, batch_size=1)
     except ValueError as error:  # none of that name is registered, or Dask has no client
         raise ValueError(f"backend {backend!r} cannot be used: {first_line(error)}") from error
-
-
-def _visible_gpus() -> list[str]:
-    count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (named.split(",") if named else list(map(str, range(count)))) if count else []
 
 
 def _begin(parent: int, gpus: Sequence[str], claims: str) -> None:
@@ -104,8 +99,7 @@ def _begin(parent: int, gpus: Sequence[str], claims: str) -> None:
 def _end_after(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    with _busy:
-        os._exit(1)
+    os._exit(1)
 
 
 def _work(number: int, pickled: bytes) -> tuple[int, tuple[str, str] | None]:
