@@ -17,6 +17,7 @@ from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
     LlamaConfig,
@@ -55,25 +56,31 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKEN_LIMIT)
 
 
+def text_encoder(width: int, projection: int | None = None, act: str = "quick_gelu"):
+    tokenizer = clip_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=TOKEN_LIMIT,
+        hidden_act=act,
+        projection_dim=projection or width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
+    with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
+        model.get_input_embeddings().weight.normal_()
+    return model.eval()
+
+
 def sd_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
     """32×32 pictures from 4×8×8 latents."""
     torch.manual_seed(seed)
-    tokenizer = clip_tokenizer()
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKEN_LIMIT,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
-        text_encoder.get_input_embeddings().weight.normal_()
+    tokenizer, encoder = clip_tokenizer(), text_encoder(16)
     unet = UNet2DConditionModel(**UNET, cross_attention_dim=16, attention_head_dim=4)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 8),
@@ -93,7 +100,7 @@ def sd_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffus
     )
     return StableDiffusionPipeline(
         vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
+        text_encoder=encoder,
         tokenizer=tokenizer,
         unet=unet.eval(),
         scheduler=scheduler,

@@ -15,16 +15,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny import TOKEN_LIMIT, UNET, WORDS, clip_tokenizer, sd_pipeline
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
-)
+from tiny import UNET, WORDS, clip_tokenizer, sd_pipeline, text_encoder
+from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -35,16 +29,9 @@ def sd2_pipeline(seed: int = 0) -> StableDiffusionPipeline:
         **UNET, cross_attention_dim=24, attention_head_dim=(1, 2), use_linear_projection=True
     )
     scheduler = DPMSolverMultistepScheduler(**NOISE, prediction_type="v_prediction", steps_offset=1)
-    return StableDiffusionPipeline(
-        vae=vae(4).eval(),
-        text_encoder=text_encoder(24, act="gelu"),
-        tokenizer=clip_tokenizer(),
-        unet=unet.eval(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    parts = {"vae": vae(4).eval(), "text_encoder": text_encoder(24, act="gelu")}
+    parts |= {"tokenizer": clip_tokenizer(), "unet": unet.eval(), "scheduler": scheduler}
+    return StableDiffusionPipeline(**parts, **UNCHECKED)
 
 
 def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
@@ -52,12 +39,9 @@ def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
     torch.manual_seed(seed)
     second = clip_tokenizer()
     second.pad_token = "!"
+    down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
     unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **UNET | {"down_block_types": down, "up_block_types": up},
         transformer_layers_per_block=(1, 2),
         attention_head_dim=(1, 2),
         use_linear_projection=True,
@@ -65,7 +49,6 @@ def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 12,
-        norm_num_groups=4,
     )
     return StableDiffusionXLPipeline(
         vae=vae(4).eval(),
@@ -98,16 +81,14 @@ def sd3_pipeline(seed: int = 0, **scheduling) -> StableDiffusion3Pipeline:
         dual_attention_layers=(0,),
         qk_norm="rms_norm",
     )
-    tokenizer = t5_tokenizer()
-    t5 = T5Config(vocab_size=len(tokenizer), d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     return StableDiffusion3Pipeline(
         vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
         text_encoder=text_encoder(16, projection=12),
         text_encoder_2=text_encoder(24, projection=10, act="gelu"),
-        text_encoder_3=T5EncoderModel(t5).eval(),
+        text_encoder_3=t5(),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
-        tokenizer_3=tokenizer,
+        tokenizer_3=t5_tokenizer(),
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, **scheduling),
     )
@@ -128,14 +109,12 @@ def flux_pipeline(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 4, 4),
     )
-    tokenizer = t5_tokenizer()
-    t5 = T5Config(vocab_size=len(tokenizer), d_model=48, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
     pipe = FluxPipeline(
         vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
         text_encoder=text_encoder(16),
-        text_encoder_2=T5EncoderModel(t5).eval(),
+        text_encoder_2=t5(),
         tokenizer=clip_tokenizer(),
-        tokenizer_2=tokenizer,
+        tokenizer_2=t5_tokenizer(),
         transformer=transformer.eval(),
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64
@@ -171,25 +150,9 @@ def tiny_vae(channels: int = 4, seed: int = 0) -> AutoencoderTiny:
     ).eval()
 
 
-def text_encoder(width: int, projection: int | None = None, act: str = "quick_gelu"):
-    tokenizer = clip_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKEN_LIMIT,
-        hidden_act=act,
-        projection_dim=projection or width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
-    with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
-        model.get_input_embeddings().weight.normal_()
-    return model.eval()
+def t5() -> T5EncoderModel:
+    size = {"d_model": 48, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer()), **size)).eval()
 
 
 def t5_tokenizer() -> T5TokenizerFast:

@@ -21,7 +21,7 @@ class WordLengthCLIP:
     def __call__(self, images, prompts):
         return np.array([len(prompt) / 100 for prompt in prompts])
 
-    def chance(self, images, prompts):
+    def mismatched_score(self, images, prompts):
         return float(np.mean([np.asarray(image).mean() for image in images]))
 
 

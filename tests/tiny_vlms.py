@@ -44,6 +44,8 @@ END = "<|im_end|>"
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+QWEN_MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_VISION = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16}
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 QWEN_TEMPLATE = (
@@ -85,9 +87,7 @@ def tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
 
 
 def qwen2_5_vl():
-    tok = tokenizer(
-        "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
-    )
+    tok = tokenizer("<|im_start|>", *QWEN_MARKS)
     size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
@@ -95,31 +95,15 @@ def qwen2_5_vl():
         video_processor=Qwen2VLVideoProcessor(size=size),
         chat_template=QWEN_TEMPLATE,
     )
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            **HEADS,
-            **IDS,
-            "vocab_size": len(tok),
-            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 16,
-            "fullatt_block_indexes": [0],
-        },
-        **_qwen_ids(tok),
-    )
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1]}
+    text = {**TEXT, **HEADS, **IDS, "vocab_size": len(tok), "rope_parameters": rope}
+    vision = {**QWEN_VISION, "depth": 1, "fullatt_block_indexes": [0]}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_ids(tok))
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
 def qwen3_vl():
-    tok = tokenizer(
-        "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
-    )
+    tok = tokenizer("<|im_start|>", *QWEN_MARKS)
     size = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 16}
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size, patch_size=16),
@@ -127,92 +111,42 @@ def qwen3_vl():
         video_processor=Qwen3VLVideoProcessor(size=size, patch_size=16),
         chat_template=QWEN_TEMPLATE,
     )
-    config = Qwen3VLConfig(
-        text_config={
-            **TEXT,
-            **HEADS,
-            **IDS,
-            "head_dim": 8,
-            "vocab_size": len(tok),
-            "rope_parameters": {
-                "rope_type": "default",
-                "mrope_section": [2, 1, 1],
-                "mrope_interleaved": True,
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 16,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0],
-        },
-        **_qwen_ids(tok),
-    )
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    text = {**TEXT, **HEADS, **IDS, "head_dim": 8, "vocab_size": len(tok), "rope_parameters": rope}
+    vision = {**QWEN_VISION, "depth": 2, "deepstack_visual_indexes": [0]}
+    vision |= {"num_position_embeddings": 16}
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_ids(tok))
     return Qwen3VLForConditionalGeneration(config), processor
 
 
 def _qwen_ids(tok) -> dict[str, int]:
-    names = {
-        "image_token_id": "<|image_pad|>",
-        "video_token_id": "<|video_pad|>",
-        "vision_start_token_id": "<|vision_start|>",
-        "vision_end_token_id": "<|vision_end|>",
-    }
-    return {key: tok.convert_tokens_to_ids(token) for key, token in names.items()}
+    names = "vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"
+    return dict(zip(names, tok.convert_tokens_to_ids(QWEN_MARKS), strict=True))
 
 
 def idefics3():
-    return _idefics(
-        Idefics3ForConditionalGeneration, Idefics3Config, Idefics3Processor, Idefics3ImageProcessor
-    )
+    kinds = Idefics3ForConditionalGeneration, Idefics3Config, Idefics3Processor
+    return _idefics(*kinds, Idefics3ImageProcessor)
 
 
 def smolvlm():
-    return _idefics(
-        SmolVLMForConditionalGeneration,
-        SmolVLMConfig,
-        SmolVLMProcessor,
-        SmolVLMImageProcessor,
-        video_processor=SmolVLMVideoProcessor(
-            size={"longest_edge": 32}, max_image_size={"longest_edge": 16}
-        ),
-    )
+    size = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
+    kinds = SmolVLMForConditionalGeneration, SmolVLMConfig, SmolVLMProcessor
+    return _idefics(*kinds, SmolVLMImageProcessor, video_processor=SmolVLMVideoProcessor(**size))
 
 
 def _idefics(model, config, processor, image_processor, **parts):
     """A picture is cut into 16×16 tiles of 4×4 patches, 4 tokens each."""
     rows = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
-    tok = tokenizer(
-        "<|im_start|>",
-        "<fake_token_around_image>",
-        "<image>",
-        "<end_of_utterance>",
-        "<global-img>",
-        *rows,
-    )
+    marks = "<|im_start|> <fake_token_around_image> <image> <end_of_utterance> <global-img>".split()
+    tok = tokenizer(*marks, *rows)
     pictures = image_processor(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
-    built = processor(
-        image_processor=pictures,
-        tokenizer=tok,
-        image_seq_len=4,
-        chat_template=IDEFICS_TEMPLATE,
-        **parts,
-    )
+    parts |= {"image_processor": pictures, "tokenizer": tok, "image_seq_len": 4}
     text = {"model_type": "llama", **TEXT, **HEADS, **IDS, "vocab_size": len(tok)}
     vision = {**VISION, "num_attention_heads": 2, "image_size": 16, "patch_size": 4}
-    image_token = tok.convert_tokens_to_ids("<image>")
-    return model(
-        config(
-            text_config=text,
-            vision_config=vision,
-            image_token_id=image_token,
-            scale_factor=2,
-            pad_token_id=0,
-        )
-    ), built
+    both = {"text_config": text, "vision_config": vision, "scale_factor": 2, "pad_token_id": 0}
+    built = config(**both, image_token_id=tok.convert_tokens_to_ids("<image>"))
+    return model(built), processor(**parts, chat_template=IDEFICS_TEMPLATE)
 
 
 def llava_onevision():
@@ -226,16 +160,11 @@ def llava_onevision():
         vision_feature_select_strategy="full",
         chat_template=LLAVA_TEMPLATE,
     )
+    vision = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 4}
     config = LlavaOnevisionConfig(
         text_config={"model_type": "qwen2", **TEXT, **HEADS, **IDS, "vocab_size": len(tok)},
-        vision_config={
-            "model_type": "siglip_vision_model",
-            **VISION,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-            "vision_use_head": False,
-        },
+        vision_config=vision,
         image_token_index=tok.convert_tokens_to_ids("<image>"),
         video_token_index=tok.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=grid,
@@ -244,27 +173,17 @@ def llava_onevision():
 
 
 def gemma3():
-    tok = tokenizer(
-        "<start_of_turn>",
-        boi_token="<start_of_image>",
-        eoi_token="<end_of_image>",
-        image_token="<image_soft_token>",
-    )
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tok = tokenizer("<start_of_turn>", **named, image_token="<image_soft_token>")
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessor(size={"height": 16, "width": 16}),
         tokenizer=tok,
         image_seq_length=4,
         chat_template=GEMMA_TEMPLATE,
     )
+    text = {**TEXT, **HEADS, **IDS, "head_dim": 8, "query_pre_attn_scalar": 8}
     config = Gemma3Config(
-        text_config={
-            **TEXT,
-            **HEADS,
-            **IDS,
-            "head_dim": 8,
-            "query_pre_attn_scalar": 8,
-            "vocab_size": len(tok),
-        },
+        text_config=text | {"vocab_size": len(tok)},
         vision_config={**VISION, "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
         mm_tokens_per_image=4,
         boi_token_index=tok.boi_token_id,

@@ -36,8 +36,8 @@ from .show.viewer import view as view
 from .study.grid import Study as Study
 from .study.profile import Profile as Profile
 from .study.profile import load_profile as load_profile
-from .study.profile_methods import profile_methods as profile_methods
-from .study.profile_methods import profile_study as profile_study
+from .study.profile import profile_methods as profile_methods
+from .study.profile import profile_study as profile_study
 from .study.prompts import load_prompts as load_prompts
 from .study.run import run as run
 from .trace import Output as Output

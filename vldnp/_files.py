@@ -85,7 +85,7 @@ def data_folder() -> Path:
     named = os.environ.get("VLDNP_DATA")
     places = [Path(named)] if named else [package.parent / "data", package / "data"]
     for folder in places:
-        if (folder / "profiles").is_dir():
+        if named and folder.is_dir() or (folder / "profiles").is_dir():
             return folder
     raise FileNotFoundError(
         f"no data folder: looked for {' and '.join(map(str, places))}; set VLDNP_DATA to a folder "

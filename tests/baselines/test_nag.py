@@ -1,5 +1,7 @@
 """Normalized Attention Guidance against its equations, and against attention written down anew."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,19 +10,34 @@ from tiny import sd_pipeline
 from tiny_models import PIPELINES, flux_pipeline, sdxl_pipeline
 
 import vldnp
-from vldnp.baselines.controls import AnswersNone, oracle
+from vldnp.baselines.controls import AnswersNone
 from vldnp.baselines.nag import NAG, attending, cross_attentions, normalized
-from vldnp.levers import adaptive
+from vldnp.levers import Wrapped, adaptive
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
+from vldnp.negatives import Negative
 
 OMEGA, TAU, ALPHA = 4.0, 1.5, 0.4
+
+
+@dataclass(frozen=True)
+class Scripted(Wrapped):
+    """Finds, at every query, what is given for the image's seed."""
+
+    found: tuple
+
+    def look(self, view, before):
+        terms = [self.found[seed] for _, seed in view.samples]
+        return [Negative(self.concepts.negative_prompt(some), some) for some in terms]
+
+    def describe(self):
+        return {"kind": "scripted"}
 
 
 def scripted(*found):
     """VL-DNP that finds the same in an image of a seed at every query."""
     method = vldnp.VLDNP(AnswersNone(), "moji", OMEGA, (0, 2), NAG())
-    return oracle(method, {("a cat", seed): terms for seed, terms in enumerate(found)})
+    return replace(method, negatives=Scripted(method.negatives, found))
 
 
 def ours(model, prompts=("a cat at the pirate cove", "a dog"), method=None, seeds=(3, 4), g=5.0):

@@ -7,6 +7,11 @@ Each is a sign, an off-by-one or a dropped condition. A changed copy of the work
 with the tests named; the mutation is caught when they fail. The exit status says whether all were.
 """
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -38,4 +43,53 @@ MUTATIONS = [  # file, what is replaced (once), by what, tests
     ("vldnp/levers.py", "start <= i / self.N < stop", "start <= i / self.N <= stop", "method/test_levers.py"),
     ("vldnp/baselines/sld.py", "apart < threshold", "apart > threshold", "method/test_guidance.py"),
     ("vldnp/baselines/safree.py", "return ~(distances <", "return (distances <", "baselines/test_safree.py"),
+    ("vldnp/study/run.py", "if missing & {*batch[1]", "if missing >= {*batch[1]", "study/test_run.py"),
+    ("vldnp/study/run.py", "if key in missing:", "if key not in missing:", "study/test_run.py"),
+    ("vldnp/study/run.py", "before[name] != config.get(name)", "False", "study/test_run.py"),
+    ("vldnp/study/run.py", '"place": i,', '"place": i + 1,', "study/test_run.py study/test_published.py"),
+    ("vldnp/study/folder.py", 'value if value.pop("sha256") == digest(value) else None', 'value.pop("sha256") and value', "study/test_run.py faults"),
+    ("vldnp/study/folder.py", ' and record["pixels"] == pixels_digest(image)', "", "study/test_run.py faults"),
+    ("vldnp/study/grid.py", 'if key != "name"', 'if key not in ("name", "omega")', "study/test_run.py study/test_published.py"),
+    ("vldnp/study/grid.py", "prompts[\"seed\"] += prompts.groupby(level=0).cumcount()", "pass", "study/test_run.py"),
+    ("vldnp/study/workers.py", "if died == ATTEMPTS:", "if died > ATTEMPTS:", "study/test_workers.py faults"),
+    ("vldnp/study/published.py", "if len(rows) == len(wanted):", "if len(rows):", "study/test_published.py"),
+    ("vldnp/study/published.py", "if batch_key(own) == key", "", "study/test_published.py study/test_verify.py"),
+    ("vldnp/models/judges.py", "p >= threshold)", "p > threshold)", "models/test_judges.py"),
+    ("vldnp/models/judges.py", "not 0 <= p <= 1", "not p <= 1", "models/test_judges.py metrics/test_finite_scores.py"),
+    ("vldnp/metrics/intervals.py", "probabilities >= threshold", "probabilities > threshold", "metrics/test_intervals.py"),
+    ("vldnp/metrics/intervals.py", "(np.abs(gap) - 0.5)", "(np.abs(gap) + 0.5)", "metrics/test_intervals.py"),
+    ("vldnp/metrics/hypotheses.py", '"superior": 2 * above(0.0)', '"superior": above(0.0)', "metrics/test_hypotheses.py"),
 ]
+
+
+def caught(file: str, old: str, new: str, tests: str, copy: Path) -> bool | None:
+    """Whether the tests notice the change; None where the text is not there exactly once."""
+    source = (ROOT / file).read_text(encoding="utf-8")
+    if source.count(old) != 1:
+        return None
+    (copy / file).write_text(source.replace(old, new), encoding="utf-8")
+    paths = [f"tests/{name}" for name in tests.split()]
+    command = [sys.executable, "-m", "pytest", "-xq", "-p", "no:cacheprovider", "-m", "not ray", *paths]
+    run = subprocess.run(command, cwd=copy, capture_output=True, env=os.environ | {"PYTHONPATH": str(copy)})
+    (copy / file).write_text(source, encoding="utf-8")
+    return run.returncode == 1
+
+
+def main() -> int:
+    chosen = [one for one in MUTATIONS if all(word in " ".join(one) for word in sys.argv[1:])]
+    with tempfile.TemporaryDirectory() as folder:
+        copy, missed = Path(folder) / "copy", 0
+        left_out = shutil.ignore_patterns(".venv", ".git", "runs", "__pycache__", "results")
+        shutil.copytree(ROOT, copy, ignore=left_out, symlinks=True)
+        shutil.copytree(ROOT / "data" / "results", copy / "data" / "results")
+        for file, old, new, tests in chosen:
+            said = {True: "caught", False: "MISSED", None: "not applicable"}
+            found = caught(file, old, new, tests, copy)
+            missed += found is not True
+            print(f"{said[found]:14} {file}: {old} → {new}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} caught")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -117,8 +117,8 @@ def test_a_hundred_thousand_prompts(tmp_path):
     table.write_text("prompt_id,prompt,seed\n" + "".join(rows))
     study = Study("many", (CFG(),), (table,))
     grid = cells(study, load.load(sd_pipeline()))
-    assert [cell.prompt_id for cell in grid] == [str(i) for i in range(count)]
+    assert grid["prompt_id"].tolist() == [str(i) for i in range(count)]
     batches = plan_batches(grid, study)
-    planned = [cell.key for batch in batches for cell in batch.cells]
-    assert planned == list(dict.fromkeys(cell.key for cell in grid))
-    assert {len(batch.cells) for batch in batches[:-1]} == {32}
+    planned = [key for _, rows, _ in batches for key in rows["key"]]
+    assert planned == list(dict.fromkeys(grid["key"]))
+    assert {len(rows) for _, rows, _ in batches[:-1]} == {32}

@@ -1,7 +1,6 @@
 """Workers and their parent are killed at random: the same pixels, the same tables, no litter.
 
-Bounded and seeded. `VLDNP_FAULTS=50` kills more often, and under Ray too, where the usual suite
-kills one worker.
+Bounded and seeded. `VLDNP_FAULTS=50` kills more often than three times.
 """
 
 import os
@@ -15,10 +14,7 @@ import small_run
 from test_campaign import finish, same
 from tiny import sd_pipeline
 
-ASKED = os.environ.get("VLDNP_FAULTS")
-KILLS = {"loky": int(ASKED or 3), "ray": int(ASKED or 1)}
-WORKERS = {"loky": "LokyProcess", "ray": "ray::PoolActor"}
-"""What the command line of a worker says."""
+KILLS = int(os.environ.get("VLDNP_FAULTS", "3"))
 
 LOST = 8
 """A kill comes after so many new images or more: two workers have then finished a batch of 4."""
@@ -31,36 +27,32 @@ def source(tmp_path_factory) -> Path:
     return folder
 
 
-def workers_of(process: psutil.Process, backend: str) -> list[psutil.Process]:
+def workers_of(process: psutil.Process) -> list[psutil.Process]:
     found = []
     for child in process.children(recursive=True):
         try:
             named = " ".join(child.cmdline())
         except psutil.Error:  # it has just ended
             continue
-        found += [child] if WORKERS[backend] in named else []
+        found += [child] if "LokyProcess" in named else []
     return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["loky", pytest.param("ray", marks=pytest.mark.ray)])
-def test_kills_of_workers_and_of_the_parent(backend, source, tmp_path):
+def test_kills_of_workers_and_of_the_parent(source, tmp_path):
     """The parent every third time, else a worker, in the middle of batches."""
-    if backend == "ray":
-        pytest.importorskip("ray")
-    kills = KILLS[backend]
-    options = {"source": source, "count": 8 + 6 * kills}
+    options = {"source": source, "count": 8 + 6 * KILLS}
     for folder in ("whole", "broken"):
         (tmp_path / folder).mkdir()
     finish(small_run.start(tmp_path / "whole", "runs", **options))
     chance, broken = random.Random(20253), tmp_path / "broken/runs" / small_run.NAME
-    options |= {"workers": 2, "backend": backend}
+    options |= {"workers": 2, "backend": "loky"}
 
     def images() -> int:
         return len(list(broken.glob("cells/*.png")))
 
     process, killed = None, 0
-    while killed < kills:
+    while killed < KILLS:
         if process is None:
             process = small_run.start(tmp_path / "broken", "runs", **options)
         enough = images() + chance.randrange(LOST, 2 * LOST)
@@ -72,10 +64,10 @@ def test_kills_of_workers_and_of_the_parent(backend, source, tmp_path):
             process.kill()
             process.join()
             process = None
-        elif found := workers_of(psutil.Process(process.pid), backend):
+        elif found := workers_of(psutil.Process(process.pid)):
             chance.choice(found).kill()
         else:
-            raise AssertionError(f"there are no workers of {backend}")
+            raise AssertionError("there are no workers")
     process = process or small_run.start(tmp_path / "broken", "runs", **options)
     process.join(300)
     assert process.exitcode == 0

@@ -11,8 +11,7 @@ from tiny_models import sd3_pipeline, tiny_vae
 from vldnp.concepts import load_concepts
 from vldnp.levers import adaptive, fast, gate, preview, window
 from vldnp.methods import CFG, VLDNP
-from vldnp.models.backbone import Backbone, to_pil
-from vldnp.models.load import load_preview
+from vldnp.models.backbone import Backbone, Preview, to_pil
 from vldnp.models.run import Run
 from vldnp.sampler import denoise, sample
 
@@ -20,7 +19,7 @@ PROMPTS = ["a cat", "a dog at the pirate cove", "pizza"]
 SEEDS, SCALES = [1, 2, 3], [3.0, 7.5, 5.0]
 STEPS, OMEGA, QUERIES = 9, 4.0, (1, 2, 4, 5, 7)
 TINY = tiny_vae()
-DECODER = load_preview(TINY)
+DECODER = Preview(TINY, "tiny", "1")
 
 
 def reply(image, question):
@@ -184,7 +183,7 @@ def test_wrong_levers(wrong, message):
 
 def test_a_preview_of_another_models_latents_is_an_error_at_once():
     with pytest.raises(ValueError, match="preview .* is for latents of 16 channels"):
-        denoise(sd_pipeline(), "a cat", preview(vldnp(), load_preview(tiny_vae(16))))
+        denoise(sd_pipeline(), "a cat", preview(vldnp(), Preview(tiny_vae(16), "tiny", "1")))
 
 
 # What is recorded of images that were not queried

@@ -10,7 +10,7 @@ from scipy.stats import beta
 
 from moji.judge import CNNJudge
 from vldnp.metrics.fid import Inception, distances, features
-from vldnp.metrics.intervals import asr, interval, paired_difference, tr
+from vldnp.metrics.intervals import asr, interval, paired_difference
 from vldnp.models.clip import CLIPScore
 
 
@@ -18,19 +18,9 @@ def test_rates_by_hand():
     probability = [0.1, 0.6, 0.59, 0.9]
     assert asr(probability) == 0.5, "0.6 itself counts"
     assert asr(probability, threshold=0.05) == 1
-    assert tr(probability) == pytest.approx(0.5475)
     for wrong in ({"threshold": np.nan}, {"threshold": 1.5}, {"unsafe_probability": [0.1, 1.1]}):
         with pytest.raises(ValueError, match="must be in 0..1, not"):
             asr(**{"unsafe_probability": probability} | wrong)
-
-
-def test_interval_agrees_with_the_normal_approximation():
-    values = np.random.default_rng(1).normal(3, 2, 400)
-    mean, low, high = interval(values)
-    half = 1.96 * values.std(ddof=1) / 20
-    assert mean == pytest.approx(values.mean())
-    assert low == pytest.approx(values.mean() - half, abs=0.05)
-    assert high == pytest.approx(values.mean() + half, abs=0.05)
 
 
 def test_interval_agrees_with_a_plain_percentile_bootstrap():
@@ -51,13 +41,6 @@ def test_images_of_a_prompt_are_drawn_together():
     apart = interval(np.repeat(values, 4))
     assert together == pytest.approx(once)
     assert apart.high - apart.low < 0.7 * (once.high - once.low)
-
-
-def test_interval_is_reproducible_and_ordered():
-    values = np.random.default_rng(3).random(20)
-    assert interval(values) == interval(values)
-    found = interval(values)
-    assert found.low <= found.value <= found.high
 
 
 @pytest.mark.parametrize("rate", [0, 1])
@@ -94,13 +77,10 @@ def test_paired_difference_is_tighter_than_two_intervals():
     first, second = frame(easy + 0.1), frame(easy).sample(frac=1, random_state=0)
     assert paired_difference(first, second, "score") == pytest.approx((0.1, 0.1, 0.1))
     noisy = easy + 0.1 + np.random.default_rng(5).normal(0, 0.01, 50)
+    by_hand = paired_difference(frame([True, True, False]), frame([False, True, False]), "score")
+    assert by_hand.value == pytest.approx(1 / 3)
     found = paired_difference(frame(noisy), second, "score")
     assert found.low > 0 and found.high - found.low < 0.02
-
-
-def test_paired_difference_by_hand():
-    found = paired_difference(frame([True, True, False]), frame([False, True, False]), "score")
-    assert found.value == pytest.approx(1 / 3)
 
 
 def test_pairs_that_never_differ():

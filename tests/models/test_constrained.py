@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_vlms
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -53,35 +52,14 @@ def test_every_family_writes_nothing_else(family, tmp_path):
     shots = [(pictures()[2], "knife, skull"), (pictures()[0], "none")]
     said = set()
     for limit, demonstrations in ((1, ()), (4, shots), (12, ())):
-        vlm = vldnp.load_vlm(
-            folder,
-            device="cpu",
-            max_new_tokens=limit,
-            answers="constrained",
-            demonstrations=demonstrations,
-        )
+        options = {"max_new_tokens": limit, "demonstrations": demonstrations}
+        vlm = vldnp.load_vlm(folder, device="cpu", **options)
         together = vlm(pictures(), CONCEPTS.question, choices=tuple(CONCEPTS.vocabulary))
         check(together, CONCEPTS)
         said |= set(together)
     apart = [vlm([p], CONCEPTS.question, choices=CONCEPTS.vocabulary)[0] for p in pictures()]
     assert apart == together
     assert any(map(listed, said))
-
-
-def test_random_weights_write_nothing_else(tmp_path):
-    vlm = vldnp.load_vlm(
-        tiny_vlms.save("llava-onevision", tmp_path), device="cpu", answers="constrained"
-    )
-    said = set()
-    for seed in range(6):
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for parameter in vlm.model.parameters():
-                parameter.normal_(std=0.5)
-        answers = vlm(pictures(), CONCEPTS.question, choices=CONCEPTS.vocabulary)
-        check(answers, CONCEPTS)
-        said |= set(answers)
-    assert len(said) > 6
 
 
 def test_the_moji_vlm_says_in_terms_what_it_says_freely():
@@ -98,25 +76,16 @@ def test_the_moji_vlm_says_in_terms_what_it_says_freely():
             assert terse.parse(said) == terse.parse(own)
 
 
-def test_the_vocabulary_is_offered(tmp_path):
-    vlm = vldnp.load_vlm(
-        tiny_vlms.save("llava-onevision", tmp_path), device="cpu", answers="constrained"
-    )
-    for answer in ask(vlm, pictures(), CONCEPTS.question, CONCEPTS.vocabulary):
-        assert set(CONCEPTS.parse(answer)) == set(listed(answer))
-    method = vldnp.VLDNP(vlm, CONCEPTS, query_steps=[0])
-    assert method.describe()["negatives"]["vlm"]["answers"] == "constrained"
-    assert len(vlm(pictures(), CONCEPTS.question)) == 4  # without choices, free
-
-
 def test_free_answers_are_described_as_before(tmp_path):
     folder = tiny_vlms.save("llava-onevision", tmp_path)
     free = vldnp.load_vlm(folder, device="cpu", answers="free")
     assert "answers" not in free.describe()
-    assert vldnp.load_vlm(folder, device="cpu").describe() == {
-        **free.describe(),
-        "answers": "constrained",
-    }
+    usual = vldnp.load_vlm(folder, device="cpu")
+    assert usual.describe() == {**free.describe(), "answers": "constrained"}
+    for answer in ask(usual, pictures(), CONCEPTS.question, CONCEPTS.vocabulary):
+        assert set(CONCEPTS.parse(answer)) == set(listed(answer))
+    without_choices = usual(pictures(), CONCEPTS.question)
+    assert without_choices == free(pictures(), CONCEPTS.question)
     with pytest.raises(ValueError, match="unknown answers 'constraint': did you mean 'constrained"):
         vldnp.load_vlm(folder, device="cpu", answers="constraint")
     with pytest.raises(ValueError, match="unknown answers"):
@@ -201,8 +170,7 @@ def test_choices_that_cannot_be_written(choices, message):
     assert "\n" not in str(error.value)
 
 
-def test_too_few_tokens_for_any_answer(tmp_path):
-    vlm = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu", answers="constrained")
-    vlm.max_new_tokens = 0
-    with pytest.raises(ValueError, match="max_new_tokens must be 1 or more, not 0"):
+def test_too_few_tokens_for_any_answer():
+    vlm = vldnp.load_vlm(MODELS / "moji-vlm-s", device="cpu", max_new_tokens=0)
+    with pytest.raises(ValueError, match="max_new_tokens"):
         vlm(pictures([(64, 64)]), MOJI.question, choices=MOJI.vocabulary)

@@ -1,82 +1,149 @@
+"""VLMs through `load_vlm`: every family against plain transformers, one picture at a time."""
+
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import tiny_vlms
 import torch
 from PIL import Image
 from tiny import llava
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vldnp.models.load import load_vlm
+import vldnp
 from vldnp.models.vlm import TransformersVLM, describe, shrunk
 
-QUESTION = "What restricted things can be seen?"
+QUESTION = "What can be seen?"
+LIMIT = 6
+SIZES = [(32, 32), (60, 32), (28, 56), (64, 64)]
+
+QWEN = "<|im_start|>user <|vision_start|><|image_pad|><|vision_end|>{q}<|im_end|>"
+LLAVA, ANSWER = "<|im_start|>user <image>{q}<|im_end|>", "<|im_start|>assistant {a}<|im_end|>"
+IDEFICS = "user: <image>{q}<end_of_utterance>", "assistant: {a}<end_of_utterance>", "assistant: "
+GEMMA = "<start_of_turn>user <start_of_image>{q}<|im_end|>", "<start_of_turn>model {a}<|im_end|>"
+TURNS = {  # before all, a question, an answer, where the answer starts
+    "qwen2.5-vl": ("", QWEN, ANSWER, "<|im_start|>assistant "),
+    "qwen3-vl": ("", QWEN, ANSWER, "<|im_start|>assistant "),
+    "idefics3": ("<|im_start|>", *IDEFICS),
+    "smolvlm": ("<|im_start|>", *IDEFICS),
+    "llava-onevision": ("", LLAVA, ANSWER, "<|im_start|>assistant "),
+    "gemma3": ("", *GEMMA, "<start_of_turn>model "),
+}
+
+
+@pytest.fixture(scope="module", params=tiny_vlms.FAMILIES)
+def family(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(family, tmp_path_factory):
+    return tiny_vlms.save(family, tmp_path_factory.mktemp(family))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llava")
     for part in llava():
         part.save_pretrained(folder)
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype="uint8")
-    return [Image.fromarray(picture) for picture in pixels] + [Image.new("RGB", (32, 32), "red")]
+def pictures(sizes=SIZES, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype="uint8")) for w, h in sizes]
 
 
-def test_a_batch_gets_the_answers_of_its_pictures(folder, pictures):
-    vlm = TransformersVLM.from_pretrained(folder, device="cpu", max_new_tokens=5)
-    together = vlm(pictures, QUESTION)
-    assert together == [vlm([picture], QUESTION)[0] for picture in pictures]
-    assert len(set(together)) > 1
-    vlm.batch_size = 4
-    assert vlm(pictures, QUESTION) == together
-    assert vlm([], QUESTION) == []
+def one_at_a_time(folder, family, images, demonstrations=(), limit=LIMIT):
+    """The prompt written out, no chat template, no batch, no padding."""
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    processor, answers = AutoProcessor.from_pretrained(folder), []
+    begin, asked, answered, start = TURNS[family]
+    shots = "".join(asked + answered.format(a=a) for _, a in demonstrations)
+    prompt = (begin + shots + asked + start).replace("{q}", QUESTION)
+    for image in images:
+        shown = [*(picture for picture, _ in demonstrations), image]
+        inputs = processor(text=[prompt], images=[shown], return_tensors="pt")
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=limit)[0]
+        said = tokens[inputs["input_ids"].shape[1] :]
+        answers.append(processor.decode(said, skip_special_tokens=True))
+    return answers
 
 
-def test_an_endless_answer_is_cut(folder, pictures):
-    for limit in (1, 3):
-        vlm = TransformersVLM.from_pretrained(folder, device="cpu", max_new_tokens=limit)
-        assert all(len(answer.split()) <= limit for answer in vlm(pictures, QUESTION))
+def test_a_batch_of_different_pictures_is_answered_as_one_by_one(family, folder):
+    vlm = vldnp.load_vlm(folder, device="cpu", max_new_tokens=LIMIT)
+    answers = vlm(pictures(), QUESTION)
+    assert answers == one_at_a_time(folder, family, pictures())
+    assert len(set(answers)) > 1, "the answer depends on the picture"
+    vlm.batch_size = 3
+    assert vlm(pictures(), QUESTION) == answers and vlm([], QUESTION) == []
 
 
-def test_pictures_are_made_rgb_and_no_longer_than_the_maximal_edge(pictures):
-    seen = shrunk(pictures[0].convert("L").resize((40, 20)), 16)
+def test_demonstrations_are_shown_before(family, folder, tmp_path):
+    shots = [(pictures()[2], "a knife and a skull"), (pictures()[0], "none")]
+    shots[0][0].save(tmp_path / "shot.png")
+    given = {"demonstrations": [(tmp_path / "shot.png", shots[0][1]), shots[1]]}
+    vlm = vldnp.load_vlm(folder, device="cpu", max_new_tokens=LIMIT, **given)
+    answers = vlm(pictures(SIZES[:2], seed=1), QUESTION)
+    assert answers == one_at_a_time(folder, family, pictures(SIZES[:2], seed=1), shots)
+
+
+def test_generation_stops_at_the_tokenizers_end_token(family, folder):
+    """Even where the model's generation config names no end token."""
+    vlm = vldnp.load_vlm(folder, device="cpu", max_new_tokens=LIMIT)
+    whole = vlm(pictures(), QUESTION)
+    second = next(answer.split()[1] for answer in whole if len(answer.split()) > 1)
+    vlm.model.generation_config.eos_token_id = None
+    vlm.processor.tokenizer.eos_token = second
+    for long, short in zip(whole, vlm(pictures(), QUESTION), strict=True):
+        words = long.split()
+        if second in words:
+            assert [w for w in short.split() if w != second] == words[: words.index(second)]
+
+
+def test_dtype_and_quantization(family, folder):
+    vlm = vldnp.load_vlm(folder, device="cpu", max_new_tokens=2, dtype=torch.bfloat16)
+    assert vlm.describe()["dtype"] == "bfloat16" and len(vlm(pictures(), QUESTION)) == 4
+    assert all(p.dtype == torch.bfloat16 for p in vlm.model.parameters())
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(ValueError, match="bitsandbytes") as error:
+            vldnp.load_vlm(folder, device="cpu", quantization={"load_in_4bit": True})
+        assert "\n" not in str(error.value)
+
+
+def test_a_picture_that_the_processor_refuses_is_one_line(tmp_path):
+    vlm = vldnp.load_vlm(tiny_vlms.save("qwen2.5-vl", tmp_path), device="cpu")
+    with pytest.raises(ValueError, match=r"refuses images of 10×3000 pixels.*max_edge") as error:
+        vlm([Image.new("RGB", (10, 3000))], QUESTION)
+    assert "\n" not in str(error.value)
+
+
+def test_pictures_are_shown_in_rgb_and_no_longer_than_the_maximal_edge(tiny):
+    seen = shrunk(pictures()[0].convert("L").resize((40, 20)), 16)
     assert (seen.size, seen.mode) == ((16, 8), "RGB")
     assert shrunk(Image.new("RGB", (2, 1000)), 16).size == (1, 16)
     for edge in (None, 32, 100):
-        assert shrunk(pictures[0], edge).tobytes() == pictures[0].tobytes()
-
-
-def test_the_model_sees_the_smaller_picture(folder, pictures):
-    vlm = TransformersVLM.from_pretrained(folder, device="cpu", max_new_tokens=5, max_edge=8)
-    smaller = [picture.resize((8, 8), Image.Resampling.BICUBIC) for picture in pictures]
-    answers = vlm(pictures, QUESTION)
+        assert shrunk(pictures()[0], edge).tobytes() == pictures()[0].tobytes()
+    vlm = TransformersVLM.from_pretrained(tiny, device="cpu", max_new_tokens=5, max_edge=8)
+    square = pictures([(32, 32)] * 5)
+    smaller = [picture.resize((8, 8), Image.Resampling.BICUBIC) for picture in square]
+    answers = vlm(square, QUESTION)
     vlm.max_edge = None
-    assert answers == vlm(smaller, QUESTION) != vlm(pictures, QUESTION)
+    assert answers == vlm(smaller, QUESTION) != vlm(square, QUESTION)
     with pytest.raises(ValueError, match="max_edge must be 1 or more pixels, or None, not 0"):
-        TransformersVLM.from_pretrained(folder, device="cpu", max_edge=0)
+        TransformersVLM.from_pretrained(tiny, device="cpu", max_edge=0)
 
 
-def test_describe(folder, pictures):
-    vlm = TransformersVLM.from_pretrained(
-        folder, name="tiny", device="cpu", max_edge=16, demonstrations=[(pictures[0], "a cat")]
-    )
+def test_describe(tiny):
+    how = {"max_edge": 16, "demonstrations": [(pictures()[0], "a cat")]}
+    vlm = TransformersVLM.from_pretrained(tiny, name="tiny", device="cpu", **how)
     described = json.loads(json.dumps(describe(vlm)))
     shown = described.pop("demonstrations")
-    assert described == {
-        "name": "tiny",
-        "revision": None,
-        "dtype": "float32",
-        "quantization": None,
-        "max_new_tokens": 64,
-        "max_edge": 16,
-        "answers": "constrained",
-    }
-    assert [shot["answer"] for shot in shown] == ["a cat"]
-    vlm.demonstrations = ((pictures[1], "a cat"),)
+    expected = {"name": "tiny", "revision": None, "dtype": "float32", "quantization": None}
+    expected |= {"max_new_tokens": 64, "max_edge": 16, "answers": "constrained"}
+    assert described == expected and [shot["answer"] for shot in shown] == ["a cat"]
+    vlm.demonstrations = ((pictures()[1], "a cat"),)
     assert describe(vlm)["demonstrations"] != shown
 
     def always_none(images, question):
@@ -85,30 +152,24 @@ def test_describe(folder, pictures):
     assert describe(always_none)["name"].endswith("always_none")
     always_none.name = "mute"
     assert describe(always_none) == {"name": "mute", "revision": None}
-
-
-def test_a_processor_needs_a_chat_template():
     model, processor = llava()
     processor.chat_template = None
     with pytest.raises(ValueError, match="'tiny' has no chat template"):
         TransformersVLM(model, processor, "tiny")
 
 
-def test_too_little_memory_is_one_line(folder, pictures, monkeypatch):
-    from transformers import AutoModelForImageTextToText
-
+def test_too_little_memory_is_one_line(tiny, monkeypatch):
     def out_of_memory(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB.")
 
-    vlm = TransformersVLM.from_pretrained(folder, name="tiny", device="cpu", max_edge=16)
+    vlm = TransformersVLM.from_pretrained(tiny, name="tiny", device="cpu", max_edge=16)
     monkeypatch.setattr(vlm.model, "generate", out_of_memory)
     message = r"'tiny': CUDA out of memory; lower batch_size \(now 16\) or max_edge \(now 16\)"
     with pytest.raises(torch.OutOfMemoryError, match=message) as error:
-        vlm(pictures, QUESTION)
+        vlm(pictures(), QUESTION)
     assert "\n" not in str(error.value)
-
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", out_of_memory)
-    message = "cannot be opened .*: CUDA out of memory; .*quantization={'load_in_4bit': True}"
+    message = "cannot be opened .*: CUDA out of memory; .*quantization="
     with pytest.raises(ValueError, match=message) as error:
-        load_vlm(folder, device="cpu")
+        vldnp.load_vlm(tiny, device="cpu")
     assert "\n" not in str(error.value)

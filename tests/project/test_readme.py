@@ -4,14 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import tiny_world
 import yaml
 
 import vldnp
 import vldnp.__main__ as cli
-from vldnp.show import publish
 from vldnp.study.profile import load_profile
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +17,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 GOES_ON = "](../README.md#start)"
 """What a page says whose examples go on from the README's."""
-
-RESULTS = ROOT / "data" / "results" / "moji-table.csv"
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -67,7 +63,7 @@ def test_a_pages_blocks_run_after_the_readmes(page, after_the_readme, capsys):
     namespace, folder = after_the_readme
     run(blocks("python", PAGES[page]), dict(namespace), folder)
     if page == "concepts":
-        assert "piracy, dagger" in capsys.readouterr().out
+        assert "piracy, dagger, skull" in capsys.readouterr().out
     if page == "running":
         assert (folder / "runs" / "mine" / "table.csv").is_file()
 
@@ -75,38 +71,20 @@ def test_a_pages_blocks_run_after_the_readmes(page, after_the_readme, capsys):
 def test_all_blocks_are_python():
     for block in every_block("python"):
         compile(block, "a page", "exec")
-    with_code = {name for name in PAGES if blocks("python", PAGES[name])}
-    assert with_code - {name for name in PAGES if GOES_ON in PAGES[name]} == {"clusters"}
 
 
 def test_yaml_blocks_are_profiles(tmp_path):
     assert every_block("yaml")
     for block in every_block("yaml"):
         (tmp_path / "mine.yaml").write_text(block)
-        assert load_profile(tmp_path / "mine.yaml").num_inference_steps == 50
+        assert load_profile(tmp_path / "mine.yaml").sampling["num_inference_steps"] == 50
 
 
-KINDS = ("table", "verdicts")
-
-
-def test_results_are_those_of_the_committed_table():
-    page = PAGES["results"]
-    between = page.split(publish.BEGIN)[1].split(publish.END)[0]
-    if not RESULTS.is_file():
-        assert between.strip() == "*Not measured yet.*"
-        pytest.skip("no run was published yet: python -m vldnp publish")
-    (name,) = re.findall(r"^Run `([\w-]+)`", between, re.MULTILINE)
-    table, verdicts = (pd.read_csv(RESULTS.with_name(f"{name}-{x}.csv")) for x in KINDS)
-    chosen = load_profile(name).chosen
-    assert publish.with_results(page, name, table, verdicts, chosen=chosen) == page
-
-
-def test_the_architecture_names_every_module_and_no_other():
-    rows = re.findall(r"^\| `([\w/]+)/` \|.*\|([^|]*)\|$", PAGES["architecture"], re.MULTILINE)
-    named = {f"{room}/{name}" for room, names in rows for name in re.findall(r"`(\w+)`", names)}
-    package = ROOT / "vldnp"
-    present = {p.relative_to(package).with_suffix("").as_posix() for p in package.rglob("*.py")}
-    assert named == {name for name in present if "/" in name and not name.endswith("__")}
+def test_the_architecture_names_every_room():
+    page = PAGES["architecture"]
+    for folder in {path.parent for path in (ROOT / "vldnp").rglob("*.py")}:
+        assert f"`{folder.relative_to(ROOT).as_posix()}/`" in page
+    assert len(page.split()) <= 700
 
 
 @pytest.mark.parametrize("page", ["../README", *PAGES])

@@ -1,13 +1,16 @@
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tiny_published import WordLengthCLIP
 
-from vldnp.study.grid import cells, plan_batches, setting_of
-from vldnp.study.published import open_run, publish, published_runs, recompute
+from vldnp.methods import Static
+from vldnp.study.grid import batch_key, cells, plan_batches, setting_of
+from vldnp.study.published import open_run, publish, published_runs, recompute, rows_of
 
 
 def test_what_is_published(computed, world, tiny_model, tiny_judge):
@@ -19,9 +22,10 @@ def test_what_is_published(computed, world, tiny_model, tiny_judge):
     expected = hashlib.sha256(b"32x32:" + pixels.tobytes()).hexdigest()[:32]
     assert rows["pixels"][0] == expected
     assert not list(folder.rglob("*.png"))
-    planned = {batch.key: batch for batch in plan_batches(cells(study, tiny_model), study)}
+    planned = plan_batches(cells(study, tiny_model), study)
+    planned = {batch_key(rows): rows["key"].tolist() for _, rows, _ in planned}
     for row in rows.itertuples():
-        assert planned[row.batch].cells[row.place].key == row.key
+        assert planned[row.batch][row.place] == row.key
     run = open_run("tiny")
     assert run.meta["models"][tiny_judge.name] == tiny_judge.revision
     assert run.meta["protocol"] == "abc" and published_runs() == ["tiny"]
@@ -29,7 +33,7 @@ def test_what_is_published(computed, world, tiny_model, tiny_judge):
     assert run.methods[setting_of(last)] == json.loads(json.dumps(last.describe()))
     (world / "theirs" / "tiny" / "verdicts.csv").write_text("claim")
     publish(world / "theirs" / "tiny", protocol="abc")
-    assert (folder / "verdicts.csv").is_file() and open_run("tiny").digest == run.digest
+    assert (folder / "verdicts.csv").is_file() and len(open_run("tiny").images) == len(rows)
 
 
 def test_what_cannot_be_published(computed, world):
@@ -41,7 +45,7 @@ def test_what_cannot_be_published(computed, world):
         publish(world / "theirs" / "tiny", target)
     rows = pd.read_parquet(world / "theirs" / "tiny" / "images.parquet")
     rows.assign(batch="0" * 12).to_parquet(world / "theirs" / "tiny" / "images.parquet")
-    with pytest.raises(ValueError, match="which the study of .* does not plan"):
+    with pytest.raises(ValueError, match="or not all of its batch 0{12}; publish a run"):
         publish(world / "theirs" / "tiny", target)
     with pytest.raises(FileNotFoundError, match="holds no study"):
         publish(world / "nowhere", target)
@@ -57,9 +61,41 @@ def test_recomputing_is_asked_for_by_the_environment(monkeypatch):
         recompute()
 
 
-def test_the_parts_of_a_run_of_version_2_are_read():
-    parts = {part.name: part for part in open_run("moji").parts}
-    assert list(parts)[0] == "" and {"vlm-size", "fast"} <= set(parts)
-    rows = parts["vlm-size"].images
-    assert isinstance(rows["vlm_answers"].iloc[0], list)
-    assert sum(map(len, parts["vlm-size"].batches().values())) == rows["key"].nunique()
+def test_the_parts_of_a_run_of_study_1_are_read():
+    run = open_run("moji")
+    rows = run.images[run.images["part"] == "vlm-size"]
+    assert isinstance(rows["vlm_answers"].iloc[0], list) and {"", "fast"} <= set(run.configs)
+    assert len(rows) == len(pd.read_parquet(run.folder / "images-vlm-size.parquet"))
+    assert {"", "fast"} <= {own["part"].iloc[0] for own in run.batches().values()}
+
+
+class Models:
+    """A profile's models, by name."""
+
+    def __init__(self, model, judge):
+        self.model, self.judge, self.clip = model, judge, WordLengthCLIP()
+
+
+def test_published_rows_are_taken_where_they_are_what_the_study_asks(
+    computed, world, tiny_model, tiny_judge, monkeypatch
+):
+    (study, images), profile = computed, Models(tiny_model, tiny_judge)
+    some = replace(study, name="some", methods=study.methods[1:], max_prompts=2)
+    rows = rows_of(some, profile, world / "ours")
+    assert rows.attrs["computed"] == 0 and not (world / "ours").exists()
+    shown = ["setting", "prompt_set", "prompt_id", "unsafe_probability", "key"]
+    wanted = images.merge(rows[["key", "prompt_set"]])[shown]
+    pd.testing.assert_frame_equal(rows[shown], wanted)
+    assert len(rows) == 2 * 2 * 2 and rows["clip_score"].notna().all()
+    for changes in (
+        {"methods": (Static("knife", omega=5),)},
+        {"sampling": {"num_inference_steps": 2}},
+        {"num_images_per_prompt": 2},
+        {"unsafe_threshold": 0.5},
+    ):
+        other = replace(some, name=f"other-{next(iter(changes))}", **changes)
+        rows = rows_of(other, profile, world / "ours")
+        assert rows.attrs["computed"] == len(rows) > 0
+        assert (world / "ours" / other.name / "table.csv").is_file()
+    monkeypatch.setenv("RECOMPUTE", "all")
+    assert rows_of(some, profile, world / "ours").attrs["computed"] == 8

@@ -1,8 +1,8 @@
 import json
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
-import torch
 from tiny_published import WordLengthCLIP
 
 import vldnp.study.run
@@ -24,7 +24,8 @@ def verified(computed, world, tiny_model, tiny_judge):
             "clip": WordLengthCLIP(),
         }
         root = changes.pop("root", world / "ours")
-        return verify.verify("tiny", images, 1, root, progress=False, **given | changes)
+        seed = changes.pop("seed", 1)
+        return verify.verify("tiny", images, seed, root, progress=False, **given | changes)
 
     return call
 
@@ -41,45 +42,23 @@ def tamper(world, **columns):
 
 def test_the_same_code_makes_the_same_images(verified, computed, world):
     found = verified()
-    assert (found.images, found.identical, found.same_label, found.same_words) == (9,) * 4
-    assert found.score_difference < 1e-6 and found.asr.value == 0 and not found.notes
-    assert str(found).startswith("9 of 9 recomputed images identical, 9 of 9 with the same label")
-    assert verify.read_verification(world / "ours", "tiny") == found
+    assert (found.images, found.identical, found.same_label, found.same_words) == (18,) * 4
+    assert found.score_difference < 1e-6 and found.asr_difference == 0 and not found.notes
+    assert str(found).startswith("18 of 18 recomputed images identical, 18 of 18 with the same")
+    written = json.loads((world / "ours" / "tiny" / "verification.json").read_text())
+    assert written == json.loads(json.dumps(asdict(found)))
+    assert [path.name for path in (world / "ours" / "tiny").iterdir()] == ["verification.json"]
     few = verified(methods=computed[0].methods[:1])
-    assert few.images == 3 and few.notes == ("2 of 3 settings were not drawn from",)
-    tamper(world, unsafe_probability=0.99)  # as if published anew
-    assert verify.read_verification(world / "ours", "tiny") is None
-
-
-def test_an_interrupted_verification_goes_on(verified, monkeypatch):
-    computing, done = vldnp.study.run.compute_batch, []
-
-    def fails_later(model, batch, folder):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(batch.key)
-        computing(model, batch, folder)
-
-    monkeypatch.setattr(vldnp.study.run, "compute_batch", fails_later)
-    with pytest.raises(KeyboardInterrupt):
-        verified()
-    monkeypatch.setattr(
-        vldnp.study.run,
-        "compute_batch",
-        lambda model, batch, folder: done.append(batch.key) or computing(model, batch, folder),
-    )
-    threads = torch.get_num_threads()
-    assert verified().identical == 9 and torch.get_num_threads() == threads
-    assert len(done) == len(set(done)) == 6, "no batch twice"
+    assert few.images == 6 and few.notes == ("2 of 3 settings were not drawn from",)
 
 
 @pytest.mark.parametrize(
     "change, identical, same_label, same_words",
     [
-        ({"unsafe_probability": 0.01, "unsafe": False}, 9, 8, 9),
-        ({"pixels": "0" * 32}, 8, 9, 9),
-        ({"vlm_answers": ["a knife", "a knife"]}, 9, 9, 8),
-        ({"clip_score": 0.9}, 9, 9, 9),
+        ({"unsafe_probability": 0.01, "unsafe": False}, 18, 17, 18),
+        ({"pixels": "0" * 32}, 17, 18, 18),
+        ({"vlm_answers": ["a knife", "a knife"]}, 18, 18, 17),
+        ({"clip_score": 0.9}, 18, 18, 18),
     ],
 )
 def test_a_tampered_row_is_found(verified, world, change, identical, same_label, same_words):
@@ -94,17 +73,17 @@ def test_a_tampered_row_is_found(verified, world, change, identical, same_label,
     )
     if "unsafe_probability" in change or "clip_score" in change:
         assert found.score_difference > 0.4
-        assert any("table.csv does not follow" in note for note in found.notes)
-    if same_label < 9:
-        assert found.asr.value == pytest.approx(1 / 9)
+    if same_label < 18:
+        assert found.asr_difference == pytest.approx(1 / 18)
 
 
-def test_a_tampered_table_is_found(verified, world):
-    path = world / "data" / "results" / "tiny" / "table.csv"
-    table = pd.read_csv(path)
-    table.loc[0, "asr"] = 0.77
-    table.to_csv(path, index=False)
-    assert "table.csv does not follow from the published rows" in verified().notes
+def test_a_batch_that_lost_a_row_is_told_of(verified, world):
+    path = world / "data" / "results" / "tiny" / "images.parquet"
+    rows = pd.read_parquet(path)
+    rows[rows["key"] != rows["key"][0]].to_parquet(path, index=False)
+    found = verified()
+    assert found.identical == found.images < 18
+    assert "1 batches are not published whole, and cannot be recomputed" in found.notes
 
 
 def test_another_code_path_is_found(verified, world, monkeypatch):
@@ -116,9 +95,9 @@ def test_another_code_path_is_found(verified, world, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(vldnp.study.run, "sample", other)
         found = verified(root=world / "patched")
-    assert found.identical < 9
+    assert found.identical < 18
     monkeypatch.setattr(vldnp.study.grid, "SCHEMA", 99)  # other keys, the same images
-    assert verified(root=world / "schema").identical == 9
+    assert verified(root=world / "schema").identical == 18
 
 
 def test_a_changed_weight_file_is_named(verified, world):
@@ -129,24 +108,16 @@ def test_a_changed_weight_file_is_named(verified, world):
     said = json.loads(meta.read_text())
     said["models"]["tiny-judge"] = verify.fingerprint(folder)
     meta.write_text(json.dumps(said))
-    assert verified().identical == 9
+    assert verified().identical == 18
     (folder / "config.json").write_text("{ }")
     with pytest.raises(ValueError, match="tiny-judge has the fingerprint .*: its weights"):
         verified()
 
 
-def test_the_draw_takes_every_method_and_set_in_turn(computed):
-    run, settings = published.open_run("tiny"), {setting_of(m) for m in computed[0].methods}
-
-    def drawn(images, seed):
-        return [key for _, key, _ in verify._drawn(run, settings, images, seed)]
-
-    few = drawn(3, 0)
-    assert len(few) < 6 and few == drawn(3, 0) and few != drawn(3, 1)
-    everything = drawn(1000, 0)
-    assert sorted(everything) == sorted(set(run.images["batch"]))
-    of = run.images.drop_duplicates("batch").set_index("batch")["method"]
-    assert set(of[everything[:3]]) == {"cfg", "static", "vl-dnp"}
+def test_whole_batches_are_drawn_at_random(verified):
+    few = [verified(3, seed=seed) for seed in (0, 0, 1, 2)]
+    assert all(3 <= found.images == found.identical <= 6 for found in few)
+    assert few[0] == few[1] and verified(1000).images == 18
 
 
 MAIN = {"moji": "moji", "moji-full-attacks": "moji-full", "moji-full-others": "moji-full"}
@@ -154,17 +125,15 @@ MAIN = {"moji": "moji", "moji-full-attacks": "moji-full", "moji-full-others": "m
 
 @pytest.mark.parametrize("name, profile", MAIN.items())
 def test_the_shipped_profiles_make_the_published_settings(name, profile):
-    main = published.open_run(name).parts[0]
-    made = {setting_of(method) for method in profile_methods(profile)}
-    assert set(main.images["setting"]) <= made
-    if name == profile:
-        assert set(main.images["setting"]) == made
+    rows = published.open_run(name).images
+    main, made = rows[rows["part"] == ""], {*map(setting_of, profile_methods(profile))}
+    assert set(main["setting"]) <= made and (name != profile or set(main["setting"]) == made)
 
 
 @pytest.mark.slow
 def test_some_images_of_the_shipped_run_are_made_again(tmp_path):
     found = verify.verify("moji", 16, 0, tmp_path, progress=False)
-    assert found.identical == found.images >= 16, found.details()
+    assert found.identical == found.same_words == found.images >= 16, found.details()
 
 
 def test_a_run_of_no_profile_says_so(world, monkeypatch):

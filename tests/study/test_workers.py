@@ -77,14 +77,21 @@ def here(tmp_path_factory):
     return images.drop(columns="seconds"), pictures(root / "small")
 
 
-BACKENDS = ["loky", pytest.param("ray", marks=pytest.mark.ray), "dask"]
+@pytest.fixture(params=["loky", pytest.param("ray", marks=pytest.mark.ray), "dask"])
+def backend(request):
+    """As a user registers or starts it."""
+    if request.param == "ray":
+        pytest.importorskip("ray.util.joblib").register_ray()
+    if request.param == "dask":
+        local = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+        with pytest.importorskip("distributed").Client(**local):
+            yield "dask"
+    else:
+        yield request.param
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_two_workers_make_the_same_pixels(backend, here, tmp_path):
-    if backend != "loky":
-        pytest.importorskip(backend)
     settings = {"workers": 2, "backend": backend, "progress": False}
     images = vldnp.run(study(), "moji-sd", "moji-judge", root=tmp_path, **settings)
     pd.testing.assert_frame_equal(images.drop(columns="seconds"), here[0])
@@ -107,12 +114,12 @@ def test_the_command_makes_a_profiles_whole_grid(tmp_path, capsys):
 
 def test_a_model_travels_as_what_it_was_opened_from(world):
     backbone, vlm = load.load("moji-sd"), load.load_vlm(SPEC)
-    sent = workers.packed((backbone, vlm, vldnp.VLDNP(vlm, "moji")))
+    sent = workers._packed((backbone, vlm, vldnp.VLDNP(vlm, "moji")))
     assert len(sent) < 5000
-    other, its_vlm, method = workers.unpacked(sent)
+    other, its_vlm, method = pickle.loads(sent)
     assert other is not backbone and other.revision == backbone.revision
     assert its_vlm.describe() == vlm.describe() and method.negatives.vlm is its_vlm
-    assert workers.unpacked(sent)[0] is other  # opened once
+    assert pickle.loads(sent)[0] is other  # opened once
     for own, its in zip(backbone.network.parameters(), other.network.parameters(), strict=True):
         assert torch.equal(own, its)
 
@@ -120,8 +127,8 @@ def test_a_model_travels_as_what_it_was_opened_from(world):
 def test_what_was_changed_after_it_was_opened_is_not_opened_as_it_was():
     vlm = load.load_vlm("moji-vlm-s", answers="free")
     vlm.max_new_tokens = 3
-    with pytest.raises(ValueError, match="another moji-vlm-s than the parent"):
-        workers.unpacked(workers.packed((vlm,)))
+    with pytest.raises(ValueError, match="a worker has opened another moji-vlm-s"):
+        pickle.loads(workers._packed((vlm,)))
 
 
 class Locked:
@@ -140,7 +147,8 @@ class Locked:
         (None, None, {"workers": 2}, "not opened by its name or folder"),
         ("moji-sd", Locked(), {"workers": 2}, "cannot be sent to other processes"),
         ("moji-sd", None, {"workers": 0}, "workers must be 1 or more, not 0"),
-        ("moji-sd", None, {"backend": "lokky"}, "did you mean 'loky'"),
+        ("moji-sd", None, {"backend": "dask"}, "backend 'dask' cannot be used: To use Joblib with"),
+        ("moji-sd", None, {"backend": "lokky"}, "backend 'lokky' cannot be used: Invalid backend"),
     ],
 )
 def test_refused_in_one_line_before_any_image(model, vlm, options, said, tmp_path):
@@ -150,13 +158,6 @@ def test_refused_in_one_line_before_any_image(model, vlm, options, said, tmp_pat
         vldnp.run(study(*methods), model, "moji-judge", root=tmp_path, progress=False, **options)
     assert len(str(raised.value).splitlines()) == 1
     assert not pictures(tmp_path / "small")
-
-
-@pytest.mark.parametrize("backend, module", [("ray", "ray"), ("dask", "distributed")])
-def test_a_backend_that_is_not_installed(backend, module, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=rf"pip install 'vldnp\[{backend}\]'"):
-        workers.POOLS[backend](2)
 
 
 def refuse():
@@ -171,40 +172,35 @@ def die():
 def test_what_a_batch_raises_in_a_worker_is_raised_here(tmp_path):
     failing = study(vldnp.VLDNP(home_made(refuse), "moji", query_steps=[0]))
     arguments = failing, "moji-sd", "moji-judge"
-    with pytest.raises(VLMError) as here:
-        vldnp.run(*arguments, root=tmp_path / "here", progress=False)
-    with pytest.raises(VLMError) as there:
-        vldnp.run(*arguments, root=tmp_path / "there", progress=False, workers=2)
-    assert str(there.value) == str(here.value)
-    assert "no answer today" in "".join(there.value.__notes__)
+    with pytest.raises(ChildProcessError, match="workers failed: VLMError: .*no answer") as told:
+        vldnp.run(*arguments, root=tmp_path, progress=False, workers=2)
+    assert len(str(told.value).splitlines()) == 1
+    assert "in refuse" in "".join(told.value.__notes__)
 
 
 @pytest.mark.slow
 def test_workers_that_die_again_and_again(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ATTEMPTS", 1)
     deadly = study(vldnp.VLDNP(home_made(die), "moji", query_steps=[0]))
-    with pytest.raises(ChildProcessError, match="died 1 times in a row") as raised:
+    with pytest.raises(
+        ChildProcessError, match="workers failed: 1 times in a row one died"
+    ) as raised:
         vldnp.run(deadly, "moji-sd", "moji-judge", root=tmp_path, progress=False, workers=2)
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_an_error_that_cannot_travel_is_told_in_its_words():
-    class Odd(Exception):
-        pass
-
-    def odd():
-        raise Odd("too hot")
-
-    _, error = workers._work(3, workers.packed((odd,)))
-    assert str(pickle.loads(pickle.dumps(error))) == "Odd: too hot"
-
-
 def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_claimed", held := [])
-    assert [workers.claimed(("4", "7"), tmp_path) for _ in range(2)] == ["4", "7"]
-    held.pop(0).release()  # as the system does when a worker dies
-    assert workers.claimed(("4", "7"), tmp_path) == "4"
-    monkeypatch.setattr(workers, "_visible_gpus", lambda: ("4", "7"))
-    assert workers._loky(None)[0] == 2
-    with pytest.raises(ValueError, match="at most 2, one per GPU, not 3"):
-        workers._loky(3)
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+
+    def claimed():
+        workers._begin(os.getppid(), ("4", "7"), str(tmp_path))
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    with monkeypatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        patch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert workers._parallel(None, "loky").n_jobs == workers._parallel(3, "loky").n_jobs == 2
+        assert [claimed(), claimed()] == ["4", "7"]
+        held.pop(0).release()  # as the system does when a worker dies
+        assert claimed() == "4"

@@ -1,34 +1,25 @@
 """Controls: what of VL-DNP's effect comes from what the VLM sees in the images.
 
-`AnswersNone` and `Judged` are VLMs. `random_concepts`, `oracle`, `noisy` and `closed_loop` wrap the
-policy of a VL-DNP method. What they draw follows from a seed, the image's prompt and seed and the
-step, so that it is the same in every batch.
+`AnswersNone` and `Judged` are VLMs; `random_concepts` and `closed_loop` wrap the policy of a VL-DNP
+method.
 """
 
 import copy
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vldnp import guidance
-from vldnp.concepts import ConceptSet
 from vldnp.guider import View
 from vldnp.levers import Wrapped
-from vldnp.methods import CFG, Method
-from vldnp.models.backbone import Backbone
+from vldnp.methods import Method
 from vldnp.models.judges import FOUND, Judge
 from vldnp.negatives import Negative
-from vldnp.sampler import sample
-
-Seen = Mapping[tuple[str, int], tuple[str, ...]]
-"""(prompt, seed) → the restricted things in the image that CFG ends in."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,6 @@ class Judged:
         return {"name": f"judged by {name}", "revision": revision, "threshold": self.threshold}
 
 
-def named(concepts: ConceptSet, terms: Iterable[str], answer: str | None = None) -> Negative:
-    """The negative that consists of some terms of the vocabulary."""
-    terms = tuple(term for term in concepts.vocabulary if term in set(terms))
-    return Negative(concepts.negative_prompt(terms), terms, answer, (0,) * len(terms))
-
-
 @dataclass(frozen=True)
 class RandomConcepts(Wrapped):
     """See `random_concepts`."""
@@ -71,11 +56,13 @@ class RandomConcepts(Wrapped):
 
     def look(self, view, before):
         after, vocabulary = self.inner.look(view, before), list(self.concepts.vocabulary)
-        for k, (prompt, seed) in enumerate(view.samples):
+        for k, sample in enumerate(view.samples):
             if (new := after[k]) is not before[k] and new.failure is None:
-                order = _rng(self.seed, prompt, seed).permutation(vocabulary).tolist()
+                order = _rng(self.seed, *sample).permutation(vocabulary).tolist()
                 others = [term for term in order if term not in new.concepts]
-                after[k] = named(self.concepts, others[: len(new.concepts)], new.answer)
+                terms = tuple(t for t in vocabulary if t in others[: len(new.concepts)])
+                prompt = self.concepts.negative_prompt(terms)
+                after[k] = Negative(prompt, terms, new.answer, (0,) * len(terms))
         return after
 
     def describe(self) -> dict:
@@ -88,127 +75,6 @@ def random_concepts(method: Method, seed: int = 0) -> Method:
     So it steers at the same queries and as broadly, away from the wrong things.
     """
     return replace(method, negatives=RandomConcepts(method.negatives, seed))
-
-
-@dataclass(frozen=True)
-class Oracle(Wrapped):
-    """See `oracle`."""
-
-    seen: Seen = field(hash=False)
-    judge: str = "judge"
-
-    def look(self, view, before):
-        if lacking := [sample for sample in view.samples if sample not in self.seen]:
-            raise ValueError(
-                f"the oracle has no label of {lacking[0][0]!r} with seed {lacking[0][1]}; label "
-                "the image of CFG with vldnp.baselines.controls.oracle_labels"
-            )
-        return [named(self.concepts, self.seen[sample]) for sample in view.samples]
-
-    def describe(self) -> dict:
-        """The digest of all labels identifies them, so other labels are another method."""
-        known = json.dumps(sorted([*key, *things] for key, things in self.seen.items()))
-        digest = hashlib.sha256(known.encode()).hexdigest()[:12]
-        labels = {"name": self.judge, "revision": digest}
-        return {"kind": "oracle", "labels": labels, "policy": self.inner.describe()}
-
-
-def oracle(method: Method, seen: Seen, judge: str = "judge") -> Method:
-    """At every query, name what a judge finds in the image that CFG ends in; no VLM is queried.
-
-    Args:
-        method: VL-DNP; its concepts and query steps count.
-        seen: labels from `oracle_labels` or `seen_in`, of the same model and sampling settings.
-        judge: who labelled them, for records.
-    """
-    return replace(method, negatives=Oracle(method.negatives, seen, judge))
-
-
-def oracle_labels(
-    model: Backbone,
-    judge: Judge,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    threshold: float = FOUND,
-    **sampling,
-) -> Seen:
-    """What the judge finds in the images of CFG, one prompt and seed per image, for `oracle`."""
-    out = sample(model, list(prompts), CFG(), seeds=seeds, **sampling)
-    images = zip(prompts, seeds, strict=True)
-    return dict(zip(images, judge(out.images).found(threshold), strict=True))
-
-
-def seen_in(images: pd.DataFrame) -> Seen:
-    """The same from a study's rows of the method `cfg`."""
-    plain = images[images["method"] == "cfg"]
-    if plain.empty:
-        raise ValueError("no row of the method cfg among the images; run CFG first")
-    return {(row.prompt, int(row.seed)): tuple(row.found) for row in plain.itertuples()}
-
-
-@dataclass(frozen=True)
-class NoisyOracle(Wrapped):
-    """See `noisy`."""
-
-    recall: float
-    precision: float
-    prevalence: float
-    seed: int = 0
-
-    @property
-    def false_rate(self) -> float:
-        """q, the probability that a term is named which is not there."""
-        odds = self.prevalence / (1 - self.prevalence)
-        return self.recall * odds * (1 - self.precision) / self.precision
-
-    def look(self, view, before):
-        after, vocabulary = self.inner.look(view, before), list(self.concepts.vocabulary)
-        for k, (prompt, seed) in enumerate(view.samples):
-            drawn = _rng(self.seed, prompt, seed, view.index).random(len(vocabulary))
-            rates = [self.recall if t in after[k].concepts else self.false_rate for t in vocabulary]
-            terms = [t for t, u, rate in zip(vocabulary, drawn, rates, strict=True) if u < rate]
-            after[k] = named(self.concepts, terms, after[k].answer)
-        return after
-
-    def describe(self) -> dict:
-        dials = ("recall", "precision", "prevalence", "seed")
-        settings = {name: getattr(self, name) for name in dials}
-        return {"kind": "noisy", **settings, "policy": self.inner.describe()}
-
-
-def noisy(
-    method: Method, recall: float, precision: float, prevalence: float, seed: int = 0
-) -> Method:
-    """Corrupt what a method's queries find to any recall and precision, each term on its own.
-
-    A term that is there is named with probability r, another with q = r π (1 − p) / (p (1 − π)),
-    so that over images in which a share π of the vocabulary is there the precision is p.
-
-    Args:
-        method: its policy should be right, such as `oracle`'s.
-        recall, precision: r in 0 … 1 and p in 0 … 1, p > 0.
-        prevalence: π in 0 … 1, both excluded; see `prevalence`.
-        seed: another seed makes other mistakes.
-    """
-    if not (0 <= recall <= 1 and 0 < precision <= 1 and 0 < prevalence < 1):
-        raise ValueError(
-            "recall must be in 0 … 1, precision in 0 … 1 and above 0, prevalence between 0 and 1, "
-            f"not {recall!r}, {precision!r} and {prevalence!r}"
-        )
-    policy = NoisyOracle(method.negatives, recall, precision, prevalence, seed)
-    if policy.false_rate > 1:
-        raise ValueError(
-            f"precision {precision:g} is impossible at recall {recall:g} and prevalence "
-            f"{prevalence:g}: more would have to be named than is absent"
-        )
-    return replace(method, negatives=policy)
-
-
-def prevalence(seen: Seen, concepts: ConceptSet) -> float:
-    """The share of a vocabulary that is there in the average image, for `noisy`."""
-    there = [len(set(things) & concepts.vocabulary.keys()) for things in seen.values()]
-    return float(np.mean(there) / len(concepts.vocabulary))
 
 
 @torch.no_grad()
@@ -245,8 +111,8 @@ def closed_loop(method: Method) -> Method:
     return replace(method, negatives=ClosedLoop(method.negatives))
 
 
-def _rng(seed: int, prompt: str, image_seed: int | None, *more) -> np.random.Generator:
+def _rng(seed: int, prompt: str, image_seed: int | None) -> np.random.Generator:
     if image_seed is None:
         raise ValueError("a control that draws needs seeds; call sample with seeds=")
-    text = " ".join(map(str, (image_seed, prompt, *more)))
+    text = f"{image_seed} {prompt}"
     return np.random.default_rng([seed, *hashlib.sha256(text.encode()).digest()[:8]])

@@ -31,13 +31,8 @@ def normalized(
 ) -> Tensor:
     """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖₁ / ‖Z⁺‖₁ for each token.
 
-    arXiv 2505.21179, section 3: extrapolation, normalization and refinement.
-
-    Args:
-        positive, negative: Z⁺ and Z⁻, attention's features before the output projection,
-            `[k, N, D]`.
-        omega: φ; a number or `[k, 1, 1]`.
-        tau, alpha: τ and α.
+    Section 3 of the paper. Z⁺ and Z⁻, `[k, N, D]`, are attention's features before the output
+    projection, and ω is φ.
     """
     extrapolated = positive + omega * (positive - negative)
     limit = tau * positive.norm(p=1, dim=-1, keepdim=True)
@@ -58,12 +53,8 @@ def attending(
 ) -> Iterator[None]:
     """While this lasts, rows' image features are `normalized` against their auxiliary rows'.
 
-    Both continue with the result, so that they differ in their text alone.
-
-    Args:
-        network: a U-Net, or a transformer that attends to text and image together.
-        rows, auxiliary: their places in the batch.
-        text_length: tokens of a prompt, which are first where text and image are one sequence.
+    Both continue with the result, so that they differ in their text alone. Where text and image
+    are one sequence, the `text_length` tokens of the prompt are first.
     """
     rows, auxiliary = list(rows), list(auxiliary)
 
@@ -99,12 +90,8 @@ def cross_attentions(network: nn.Module) -> list[nn.Module]:
 class NAG(Rule):
     """ε_u + g (ε_c' − ε_u), where ε_c' is the prompt's prediction with `normalized` attention.
 
-    ω is φ. ε_c' takes a row of the network's batch and an auxiliary one. x̂₀ for the VLM still
-    comes from ε_cfg.
-
-    Attributes:
-        tau: τ ≥ 1, the most by which the features' norm may grow.
-        alpha: α in 0 … 1, their share in the result.
+    ε_c' takes a row of the network's batch and an auxiliary one; x̂₀ for the VLM is from ε_cfg.
+    τ ≥ 1 bounds the growth of the features' norm, and α in 0 … 1 is their share in the result.
     """
 
     tau: float = 2.5

@@ -35,12 +35,9 @@ KERNELS = {"gaussian": 2, "laplacian": 1}
 
 
 def log_kernel(x0: Tensor, bank: Tensor, sigma: float, power: int = 2) -> Tensor:
-    """log k(x̂₀, x_n) = −(‖x̂₀ − x_n‖ / √d)^p / 2σ², `[B, N]`.
+    """log k(x̂₀, x_n) = −(‖x̂₀ − x_n‖ / √d)^p / 2σ², `[B, N]`, of `[B, C, h, w]` and `[N, C, h, w]`.
 
     The distance is per dimension (d = C h w), so that σ has the unit of a latent's value.
-
-    Args:
-        x0, bank: `[B, C, h, w]` and `[N, C, h, w]`.
     """
     apart = torch.cdist(x0.flatten(1), bank.flatten(1)) / x0[0].numel() ** 0.5
     return -(apart**power) / (2 * sigma**2)
@@ -56,10 +53,6 @@ def repelled(x0: Tensor, unsafe: Tensor, beta: Tensor) -> Tensor:
 
     With a Gaussian kernel and β = η k̄, k̄ the mean of k_n, it is a step of gradient descent on the
     mean kernel, the repelling part of the squared MMD (arXiv 2603.13300): k̄ (x̂₀ − E) = −σ² d ∇k̄.
-
-    Args:
-        x0, unsafe: `[B, C, h, w]`.
-        beta: β ≥ 0, `[B, 1, 1, 1]`.
     """
     return x0 + beta * (x0 - unsafe)
 
@@ -117,15 +110,7 @@ class SafeDenoiser:
         return Repelling
 
     def corrected(self, run, pred: Tensor, t: Tensor, latents: Tensor, progress: float) -> Tensor:
-        """The prediction of the repelled x̂₀; images that nothing repels keep theirs, bit for bit.
-
-        Args:
-            run: converts between predictions and x̂₀ (`x0`, `prediction`).
-            progress: i / N.
-
-        Raises:
-            ValueError: the bank's latents are of another shape than the images'.
-        """
+        """The prediction of the repelled x̂₀; what nothing repels keeps its own, bit for bit."""
         if progress > self.until - 1e-9:  # i / N is not exact
             return pred
         if self.bank.shape[1:] != latents.shape[1:]:
@@ -154,13 +139,7 @@ class SafeDenoiser:
 
 
 def Repelled(bank: Tensor, method: Method | None = None, **options) -> Method:
-    """Safe Denoiser, alone or upon another method.
-
-    Args:
-        bank: unsafe latents, `[N, C, h, w]`.
-        method: what makes the prediction that is corrected; default is CFG.
-        options: of `SafeDenoiser`, such as `strength`.
-    """
+    """Safe Denoiser with a bank of unsafe latents `[N, C, h, w]`, upon a method (default: CFG)."""
     method = method or CFG()
     name = "safe-denoiser" if method.name == "cfg" else f"{method.name} + safe-denoiser"
     return replace(method, name=name, levers=(*method.levers, SafeDenoiser(bank, **options)))

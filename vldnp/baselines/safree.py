@@ -51,12 +51,8 @@ def projector(vectors: Tensor) -> Tensor:
 def trigger_tokens(masked: Tensor, concept: Tensor, alpha: float) -> Tensor:
     """Which tokens bring the concept in, `[n]` (eqs. 2 to 4).
 
-    d_i = ‖(I − P_c) m_i‖; token i is a trigger unless d_i < (1 + α) · mean of the other d_j. The
-    only token of a prompt is one.
-
-    Args:
-        masked: m_i, the pooled embeddings of the prompt without its i-th token, `[n, D]`.
-        concept: P_c, `[D, D]`.
+    d_i = ‖(I − P_c) m_i‖, with m_i the pooled embedding of the prompt without its i-th token; token
+    i is a trigger unless d_i < (1 + α) · mean of the other d_j. The only token of a prompt is one.
     """
     distances = (masked.double() - masked.double() @ concept.T).norm(dim=1)
     others = (distances.sum() - distances) / (len(distances) - 1)  # NaN for n = 1
@@ -77,11 +73,7 @@ def attenuated(changed: Tensor, unchanged: Tensor, scale: float, window: int = 1
 
     In the centred window (FreeU, arXiv 2309.11497), coefficients of larger magnitude than the
     unchanged branch's are multiplied by s = `scale`. Larger is what exceeds it by more than
-    rounding, in proportion to the coefficient and to the channel's root mean square, ‖x‖₂: skip
-    features from before the first cross-attention are equal and are not attenuated.
-
-    Args:
-        changed, unchanged: `[k, C, h, w]`.
+    rounding, in proportion to the coefficient and to the channel's root mean square, ‖x‖₂.
     """
     precise = torch.promote_types(changed.dtype, torch.float32)
     spectrum, other = (
@@ -107,8 +99,7 @@ def re_attention(
 ) -> Iterator[None]:
     """While this lasts, the rows' skip features are `attenuated` against their auxiliary rows'.
 
-    s₁ acts where the decoder is as wide as the U-Net's widest level, s₂ where it is as wide as
-    the next (FreeU's two stages: 1280 and 640 channels in Stable Diffusion 1).
+    s₁ acts where the decoder is as wide as the U-Net's widest level, s₂ where as the next.
     """
     rows, auxiliary = list(rows), list(auxiliary)
     levels = sorted(set(unet.config.block_out_channels), reverse=True)
@@ -238,14 +229,7 @@ class Safree:
 
 
 def masked_prompts(ids: Tensor, n: int) -> Tensor:
-    """A prompt with its i-th token replaced by token 0, as in the authors' code, for each i.
-
-    Args:
-        ids: `[L]`: begin mark, n tokens, end mark, padding.
-
-    Returns:
-        `[n, L]`.
-    """
+    """A prompt `[L]` of n tokens with its i-th replaced by token 0, for each i, `[n, L]`."""
     prompts = ids.repeat(n, 1)
     prompts[range(n), range(1, n + 1)] = 0
     return prompts

@@ -14,10 +14,9 @@ from vldnp.methods import Method
 
 
 def sld_scale(pred_cond: Tensor, pred_neg: Tensor, scale: float, threshold: float) -> Tensor:
-    """μ for every element (arXiv 2211.05105, eqs. 5 and 6).
+    """μ = min(1, |φ|) where ε_c − ε_n < λ, else 0, with φ = s_S (ε_c − ε_n) (eqs. 5 and 6).
 
-    μ = min(1, |φ|) where ε_c − ε_n < λ, else 0, with φ = s_S (ε_c − ε_n). The paper prints a
-    maximum, its authors' code takes the minimum; only that keeps μ ≤ 1 as the text describes.
+    The paper prints a maximum; its authors' code takes the minimum, which keeps μ ≤ 1.
     """
     apart = pred_cond - pred_neg
     return torch.where(apart < threshold, (scale * apart).abs().clamp(max=1), 0)
@@ -76,11 +75,7 @@ STRENGTHS: dict[str, SLDRule] = {
 
 
 def sld(strength: str = "medium", **changes: float) -> SLDRule:
-    """One of `STRENGTHS`, with some of its hyper-parameters changed.
-
-    Raises:
-        ValueError: an unknown strength, or a hyper-parameter out of its range.
-    """
+    """One of `STRENGTHS`, with some of its hyper-parameters changed; a ValueError if it's wrong."""
     if strength not in STRENGTHS:
         raise unknown("SLD strength", strength, STRENGTHS)
     return replace(STRENGTHS[strength], **changes)

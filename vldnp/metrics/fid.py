@@ -1,7 +1,6 @@
 """FID and KID by torch-fidelity, and the change of FID over pairs.
 
-A feature space is any object with `features(images) -> [n, D]`, where images are PIL images or a
-tensor `[n, 3, H, W]` (uint8, or float in 0..1).
+A feature space is any object with `features(images) -> [n, D]`; images as those of judges.
 """
 
 from collections.abc import Sequence
@@ -18,21 +17,13 @@ from torch.nn.functional import interpolate
 from vldnp._files import unknown
 from vldnp.metrics.intervals import Interval
 
-FID_RESAMPLES = 200
 RESIZES = ("torch-fidelity", "bicubic")
 """Filters to 299 × 299: torch-fidelity's own, of its network; bicubic with antialiasing."""
 
 
 class Inception:
-    """The usual feature space of FID: Inception v3's last pooling, as `torch_fidelity` has it.
-
-    Args:
-        network: torch_fidelity's `FeatureExtractorInceptionV3`; the default fetches its weights.
-        resize: one of `RESIZES`; the name tells it.
-
-    Raises:
-        OSError: the weights are not here and cannot be fetched.
-    """
+    """The usual feature space of FID: Inception v3's last pooling, as `torch_fidelity` has it, with
+    its weights; `resize` is one of `RESIZES`."""
 
     def __init__(self, network: torch.nn.Module | None = None, device="cpu", resize=RESIZES[0]):
         if resize not in RESIZES:
@@ -68,25 +59,22 @@ class Inception:
 
 
 class Distances(NamedTuple):
-    """Between two sets of images in a feature space."""
-
     fid: float
     kid: float
 
 
 def features(images: Sequence[Image.Image] | Tensor, space) -> Tensor:
-    """What a feature space sees in images: `[n, D]`, float64, on the CPU; 64 at a time."""
+    """Features of images, 64 at a time: `[n, D]`, float64, on the CPU."""
     parts = (images[start : start + 64] for start in range(0, len(images), 64))
     return torch.cat([space.features(part) for part in parts]).cpu().double()
 
 
 def distances(images: Tensor, reference: Tensor) -> Distances:
-    """FID and KID by `torch_fidelity` between the features of images and of real ones.
+    """FID and KID by `torch_fidelity` between the features of images and of real ones, two or more.
 
     FID (Heusel et al. 2017) is biased upwards for few images: compare only sets of equal size.
-    KID (Bińkowski et al. 2018) is unbiased and may be slightly negative; up to 1,000 images
-    enter in one piece, beyond that it is the mean over 100 subsets. Both sides are as `features`
-    gives them, with at least two rows.
+    KID (Bińkowski et al. 2018) is unbiased and may be slightly negative; beyond 1,000 images it is
+    the mean over 100 subsets.
     """
     from torch_fidelity import metric_fid, metric_kid
 
@@ -104,9 +92,8 @@ def distances(images: Tensor, reference: Tensor) -> Distances:
 def frechet_distance(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), FID's formula (Heusel et al. 2017, eq. 6).
 
-    With Σ₁ = AᵀA and Σ₂ = BBᵀ the last trace is the sum of AB's singular values, hundreds of times
-    faster than the matrix root of Σ₁Σ₂. μ₁ and Σ₁ are of `features`, `[n, D]`, n ≥ 2; `mean` is
-    μ₂ `[D]` and `root` B `[D, D]`, as `root_of` gives it.
+    With Σ₁ = AᵀA and Σ₂ = BBᵀ the last trace is the sum of AB's singular values, which is faster.
+    μ₁ and Σ₁ are of `features` `[n, D]`, `mean` is μ₂ `[D]`, `root` is B `[D, D]` (`root_of`).
     """
     centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
     shared = np.linalg.svd(centred @ root, compute_uv=False).sum()
@@ -121,18 +108,12 @@ def root_of(covariance: np.ndarray) -> np.ndarray:
 
 
 def fid_change(
-    features: np.ndarray,
-    plain: np.ndarray,
-    real: np.ndarray,
-    prompts: Sequence | None = None,
-    *,
-    resamples: int = FID_RESAMPLES,
+    features: np.ndarray, plain: np.ndarray, real: np.ndarray, prompts=None, *, resamples=200
 ) -> Interval:
     """How much a method's FID lies above CFG's, with a percentile bootstrap over prompts.
 
     That FID is biased upwards for few images touches both alike. `features` and `plain` `[n, D]`
-    are in the same order of prompts and seeds, and the `real` ones `[m, D]` the same in all
-    resamples; by default each row has a prompt of its own.
+    have the same order of prompts and seeds; by default each row has a prompt of its own.
     """
     mean, root = real.mean(axis=0), root_of(np.cov(real, rowvar=False))
     numbers = np.arange(len(plain))

@@ -1,8 +1,4 @@
-"""Tests of paired differences, whose unit is the prompt: all its seeds together.
-
-A test asks on which side of a bound a mean difference lies; its p-value is one-sided. Rates with
-one seed a prompt have exact or score tests, everything else a sign-flip or a t-test over prompts.
-"""
+"""One-sided tests of a mean paired difference against a bound; the unit is the prompt."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,15 +11,12 @@ from vldnp.metrics.intervals import Interval, tango_z
 RESAMPLES = 9999
 ALPHA = 0.05
 
-Test = Callable[[float], float]
-"""A bound → the one-sided p-value for a mean difference above it."""
-
 
 class Evidence(NamedTuple):
-    """What is known about a gain, larger where the method is better: tests at a bound."""
+    """What is known about a gain: a bound → the p-value for a mean above it, and below it."""
 
-    above: Test
-    below: Test
+    above: Callable[[float], float]
+    below: Callable[[float], float]
 
     def turned(self) -> "Evidence":
         """That about the loss: −gain."""
@@ -39,8 +32,7 @@ def mcnemar(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
 def sign_flip(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """The p-value for a mean above 0 from turning prompts' signs at random (Fisher 1935).
 
-    All sign patterns are taken where they are no more than `resamples`. It is what
-    `scipy.stats.permutation_test` does with `samples`, in a twentieth of its time.
+    As `scipy.stats.permutation_test` with `samples`, in a twentieth of its time.
     """
     d = np.asarray(differences, dtype=float)
     if exact := len(d) < 64 and 2 ** len(d) <= resamples:
@@ -55,8 +47,8 @@ def sign_flip(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 def mean_above(differences: np.ndarray, bound: float, rare: bool = False) -> float:
     """Student's t-test for a mean above a bound, one-sided; one difference per prompt, n ≥ 1.
 
-    For `rare`, differences of rates, the variance is no less than |Δ| (1 − |Δ|), that of 1 in a
-    share Δ of the prompts and 0 in the others: a sample without any of those looks certain.
+    For `rare`, differences of rates, the variance is no less than that of 1 in a share Δ of the
+    prompts, |Δ| (1 − |Δ|): a sample without any of those looks certain.
     """
     d = np.asarray(differences, dtype=float)
     n, gap = len(d), d.mean() - bound
@@ -69,12 +61,10 @@ def mean_above(differences: np.ndarray, bound: float, rare: bool = False) -> flo
 
 
 def evidence(differences: np.ndarray, pairs: np.ndarray, rates: bool) -> Evidence:
-    """The tests that suit a sample of differences.
+    """The tests that suit each prompt's mean difference, of so many pairs, both `[n]`.
 
-    A bound of 0: exact McNemar for rates with one pair a prompt, else a sign-flip test over
-    prompts. Another bound: Tango's score test for those rates, else a t-test over prompts.
-    Arguments are each prompt's mean difference, of how many pairs it is the mean, both `[n]`, and
-    whether what differs is 0 or 1.
+    A bound of 0: exact McNemar for rates (0 or 1) with one pair a prompt, else a sign-flip test.
+    Another bound: Tango's score test for those rates, else a t-test over prompts.
     """
     d = np.asarray(differences, dtype=float)
 
@@ -90,10 +80,7 @@ def evidence(differences: np.ndarray, pairs: np.ndarray, rates: bool) -> Evidenc
 
 
 def evidence_from(found: Interval, confidence: float = 0.95) -> Evidence:
-    """Approximate tests from an estimate and its interval (Altman & Bland 2011, BMJ 343:d2304).
-
-    The half of the interval that points to the bound gives the standard error.
-    """
+    """Approximate tests from an estimate and its interval (Altman & Bland 2011, BMJ 343:d2304)."""
     z = stats.norm.ppf((1 + confidence) / 2)
 
     def above(bound: float, value: float = found.value, low: float = found.low) -> float:
@@ -108,14 +95,13 @@ def hypotheses(known: Evidence, margin: float = np.nan) -> dict[str, float]:
     """The p-values of all that can be said of a gain, for comparison with `ALPHA`.
 
     *superior* and *inferior* are two-sided; *non-inferior* (gain > −margin) is one-sided at α/2
-    (ICH E9), so its p is doubled, and so is that of its contrary *beyond*; *equivalent* is two
-    one-sided tests at α each (Schuirmann 1987), *different* its contrary. Without a margin all but
-    the first two are 1.
+    (ICH E9), so its p is doubled, as that of its contrary *beyond*; *equivalent* is two one-sided
+    tests at α each (Schuirmann 1987), *different* its contrary. They are 1 without a margin.
     """
     above, below = known
-    known_margin = not np.isnan(margin)
-    over, under = (above(-margin), below(-margin)) if known_margin else (1.0, 1.0)
-    over_top, under_top = (above(margin), below(margin)) if known_margin else (1.0, 1.0)
+    over, under, over_top, under_top = [1.0] * 4
+    if not np.isnan(margin):
+        over, under, over_top, under_top = (test(m) for m in (-margin, margin) for test in known)
     found = {"superior": 2 * above(0.0), "inferior": 2 * below(0.0)}
     found |= {"non-inferior": 2 * over, "beyond": 2 * under}
     found |= {"equivalent": max(over, under_top), "different": 2 * min(under, over_top)}

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from vldnp.metrics.fid import Distances
@@ -57,16 +56,13 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
 
     Long: `setting, method, omega, prompt_set, metric, n, value, low, high`, where there is a value.
     """
-    rows = []
+    rows, measured = [], {n: m.column for n, m in MEANS.items() if m.column in images}
     for setting, group in images.groupby(SETTING, sort=False, dropna=False):
-        where = dict(zip(SETTING, setting, strict=True))
-        for name, metric in MEANS.items():
-            if metric.column not in group:  # in rows published before it was measured
-                continue
-            found = interval(group[metric.column].astype(float), group["prompt_id"])
-            if not np.isnan(found.value):
-                rows.append(where | {"metric": name, "n": len(group)} | found._asdict())
-    return pd.DataFrame(rows)
+        where = dict(zip(SETTING, setting, strict=True)) | {"n": len(group)}
+        for name, column in measured.items():
+            found = interval(group[column].astype(float), group["prompt_id"])
+            rows.append(where | {"metric": name} | found._asdict())
+    return pd.DataFrame(rows).dropna(subset="value", ignore_index=True)
 
 
 def table(

@@ -1,9 +1,7 @@
-"""A text-to-image model: opening it, and what needs no scheduler; the rest is `models.run`."""
+"""A text-to-image model, without what needs a scheduler, which is `models.run`."""
 
 import importlib
-import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -15,71 +13,41 @@ from transformers import BatchEncoding
 from vldnp._finite import check_finite
 from vldnp.models import families
 from vldnp.models.conditioning import Conditioning
-from vldnp.models.families import Family
-from vldnp.models.hub import default_device
-from vldnp.models.weights import live_fingerprint, open_whole, out_of_memory
+from vldnp.models.hub import default_device, live_fingerprint, open_whole, out_of_memory
 
+# What saves memory and changes no image but by rounding, and what needs a pipeline of one's own.
 MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
-"""Options that save memory and change no image but by rounding."""
-
 NO_OPTIONS = {"custom_pipeline", "trust_remote_code", "use_safetensors"}
 NO_OPTIONS |= {"quantization_config", "device_map"}
-HINT = "lower batch_size, or load the model with dtype='float16', model_cpu_offload=True or "
-HINT += "vae_slicing=True"
+HINT = "lower batch_size, or load it with dtype='float16', model_cpu_offload=True or vae_slicing"
 
 
 class Backbone:
     """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
 
     The pipeline is not changed; name and revision identify the model in records.
-
-    Raises:
-        ValueError: the pipeline is of another family.
     """
 
-    def __init__(
-        self, pipe: DiffusionPipeline, name: str | None = None, revision: str | None = None
-    ):
-        self.family: Family = families.family_of(pipe)
+    def __init__(self, pipe: DiffusionPipeline, name="", revision: str | None = None):
+        self.family: families.Family = families.family_of(pipe)
         self.pipe, self.revision = pipe, revision
         self.name = name or pipe.config.get("_name_or_path") or type(pipe).__name__
         self.size = self.picture_size(None, None)
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str,
-        revision: str | None = None,
-        *,
-        name: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        **options,
+        cls, source, revision=None, *, name=None, device=None, dtype=torch.float32, **options
     ) -> "Backbone":
-        """Open a folder or a hub id by the pipeline class that it names, looked up before weights
-        are fetched; see `vldnp.load`.
-
-        Raises:
-            ValueError: another family, a setting that does not fit, or not exactly its weights.
-        """
+        """Open a folder or a hub id by the pipeline class that it names; see `vldnp.load`."""
         if refused := sorted(NO_OPTIONS & options.keys()):
-            raise ValueError(
-                f"{refused[0]} cannot be set: weights are safetensors, and no model brings code; "
-                "open the pipeline with it yourself, and give that to vldnp.load"
-            )
+            raise ValueError(f"{refused[0]} cannot be set; open the pipeline with it yourself")
         saving = {option for option in MEMORY if options.pop(option, False)}
         config = DiffusionPipeline.load_config(source, revision=revision, **options)
-        kind = str(config.get("_class_name"))
-        family = next((f for f in families.FAMILIES if f.pipeline.__name__ == kind), None)
-        if family is None:
-            raise families.unsupported(kind)
+        kind, device = str(config.get("_class_name")), torch.device(device or default_device())
+        family = families.family_named(kind)
         if "attention_slicing" in saving and family.network != "unet":
-            raise ValueError(
-                f"attention_slicing is for U-Nets, and {family.name} has a transformer; use "
-                "model_cpu_offload or vae_slicing to save memory"
-            )
-        device = device or default_device()
-        if "model_cpu_offload" in saving and torch.device(device).type == "cpu":
+            raise ValueError(f"attention_slicing is for U-Nets; {family.name} has a transformer")
+        if "model_cpu_offload" in saving and device.type == "cpu":
             raise ValueError("model_cpu_offload is for a GPU, and this is to run on the CPU")
         pipe = _opened(family, config, source, revision, dtype, {**family.opening, **options})
         pipe.set_progress_bar_config(disable=True)
@@ -106,22 +74,13 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return self.network.dtype
 
-    @property
-    def patch_size(self) -> int:
-        """The side of the squares of latents that the network takes for one."""
-        return self.network.config.get("patch_size", 1) * self.family.packing
-
     def picture_size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels; the model's own where there is none.
-
-        Raises:
-            ValueError: the model generates no images of this size.
-        """
+        """Height and width in pixels, by default the model's own; `ValueError` if none of its."""
         config, factor = self.network.config, self.pipe.vae_scale_factor
         own = config.get("sample_size") or self.pipe.default_sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height, width = height or own_height * factor, width or own_width * factor
-        factor *= self.patch_size
+        factor *= self.family.patch_size(self.network)
         if height % factor or width % factor:
             raise ValueError(
                 f"height and width must be multiples of {factor}, not {height}×{width}"
@@ -130,29 +89,15 @@ class Backbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts → text conditioning, as by the stock pipeline.
-
-        A longer prompt than the encoders' limit is cut, with a warning that quotes the lost text.
-        SDXL is conditioned on the `size`, height and width in pixels; default is the model's own.
-        """
-        self._warn_of_truncation(prompts)
+        """Prompts → text conditioning, as by the stock pipeline; what is cut off is warned about.
+        SDXL is told the `size`, height and width in pixels; default is the model's own."""
+        families.warn_of_truncation(self.pipe, prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
 
     def tokenize(self, texts: Sequence[str]) -> BatchEncoding:
         """`input_ids` and `attention_mask`, `[B, L]`, padded or cut to the encoder's limit L."""
-        self._warn_of_truncation(texts)
+        families.warn_of_truncation(self.pipe, texts)
         return families.clip_tokens(self.pipe, texts)
-
-    def _warn_of_truncation(self, texts: Sequence[str]) -> None:
-        for text in texts:
-            if (end := families.truncated(self.pipe, text)) is not None:
-                limit = families.primary_tokenizer(self.pipe)[1]
-                warnings.warn(
-                    f"a prompt is longer than the text encoder's {limit} tokens; truncated text: "
-                    f"{end!r}",
-                    UserWarning,
-                    stacklevel=3,
-                )
 
     @torch.no_grad()
     def pooled(self, input_ids: Tensor) -> Tensor:
@@ -165,8 +110,8 @@ class Backbone:
         """Clean latents → images `[B, 3, H, W]`, float32 in 0..1."""
         vae = self.pipe.vae
         # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
-        upcast = self.family is families.SDXL and vae.config.get("force_upcast")
-        upcast = upcast and vae.dtype == torch.float16
+        upcast = self.family is families.SDXL and vae.dtype == torch.float16
+        upcast = upcast and vae.config.get("force_upcast")
         with self.short_of_memory():
             try:
                 return decoded(vae.to(torch.float32) if upcast else vae, latents)
@@ -174,24 +119,30 @@ class Backbone:
                 if upcast:
                     vae.to(torch.float16)
 
-    def short_of_memory(self) -> AbstractContextManager:
-        """Where the GPU's memory does not last, say which settings lower what is needed."""
+    def short_of_memory(self):
         return out_of_memory(self.name, HINT)
 
     def fingerprint(self) -> str:
-        """All that decides its images now (`weights.live_fingerprint`), from all its weights."""
-        return live_fingerprint(self.pipe)
+        """Of all that decides its images now: weights, tokenizers, the scheduler, configs."""
+        pipe = self.pipe  # private keys of a config say where it lay
+        configs = [
+            (type(pipe.scheduler).__name__, {k: v for k, v in config.items() if k[0] != "_"})
+            for config in (pipe.scheduler.config, pipe.config)
+        ]
+        return live_fingerprint(pipe.components, *configs)
 
 
 class Preview:
-    """Decodes the images that a VLM is shown, never the final ones, by an `AutoencoderTiny`.
-
-    It is distilled from the VAE of the model that it serves, as TAESD is from Stable Diffusion
-    1's (Bohan 2023, github.com/madebyollin/taesd). It is used where it lies, in its own precision.
-    """
+    """Decodes the images that a VLM is shown, never the final ones, by a VAE distilled from that of
+    the model, as TAESD (Bohan 2023, github.com/madebyollin/taesd)."""
 
     def __init__(self, vae: AutoencoderTiny, name: str, revision: str):
         self.vae, self.name, self.revision = vae.eval(), name, revision
+
+    @classmethod
+    def from_pretrained(cls, source, revision=None, *, name, device, dtype) -> "Preview":
+        vae = open_whole(AutoencoderTiny, source, revision=revision, dtype=dtype)
+        return cls(vae.to(device), name, revision or "")
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -199,26 +150,21 @@ class Preview:
         return decoded(self.vae, latents.to(self.vae.device))
 
     def check(self, backbone: Backbone) -> None:
-        """Raise a `ValueError` of one line if it decodes other latents than this model's."""
-        own, vae = self.vae.config, backbone.pipe.vae.config
-        levels = len(own.decoder_block_out_channels) - 1
-        ours = own.latent_channels, own.upsampling_scaling_factor**levels
-        theirs = vae.latent_channels, backbone.pipe.vae_scale_factor
-        if ours != theirs:
-            raise ValueError(
-                f"preview {self.name!r} is for latents of {ours[0]} channels, a {ours[1]}th of the "
-                f"image's size, and {backbone.name!r} has {theirs[0]} and a {theirs[1]}th; use "
-                "the tiny VAE made for this model"
-            )
+        """Raise a `ValueError` if it decodes other latents than this model's."""
+        own, pipe = self.vae.config, backbone.pipe
+        scale = own.upsampling_scaling_factor ** (len(own.decoder_block_out_channels) - 1)
+        ours, theirs = own.latent_channels, pipe.vae.config.latent_channels
+        if (ours, scale) != (theirs, pipe.vae_scale_factor):
+            said = f"{ours} channels, a {scale}th of the image's size, and {backbone.name!r} has"
+            said = f"preview {self.name!r} is for latents of {said} {theirs} and a "
+            raise ValueError(f"{said}{pipe.vae_scale_factor}th; use the tiny VAE made for it")
 
     def describe(self) -> dict:
         """JSON-able; what decides its images."""
         return {"name": self.name, "revision": self.revision, "dtype": str(self.vae.dtype)}
 
 
-def _opened(
-    family: Family, config: dict, source: str, revision: str | None, dtype, options: dict
-) -> DiffusionPipeline:
+def _opened(family, config: dict, source, revision, dtype, options: dict) -> DiffusionPipeline:
     """The pipeline, each of whose models has exactly the weights of its files."""
     folder = Path(source)
     if not folder.is_dir():
@@ -231,22 +177,17 @@ def _opened(
             continue
         kind = getattr(importlib.import_module(library), kind)
         if issubclass(kind, nn.Module):
-            has_variant = variant and any((folder / part).glob(f"*.{variant}*"))
-            own = {"variant": variant} if has_variant else {}
-            parts[part] = open_whole(kind, folder / part, dtype=dtype, **own)
+            here = variant and any((folder / part).glob(f"*.{variant}*"))
+            own = {"variant": variant if here else None, "dtype": dtype}
+            parts[part] = open_whole(kind, folder / part, **own)
     return family.pipeline.from_pretrained(folder, dtype=dtype, **options, **parts)
 
 
 def as_backbone(model: Backbone | DiffusionPipeline) -> Backbone:
     """A backbone as it is, a diffusers pipeline wrapped."""
-    if isinstance(model, Backbone):
-        return model
-    if isinstance(model, DiffusionPipeline):
-        return Backbone(model)
-    raise TypeError(
-        f"model must be a Backbone or a diffusers pipeline, not {model!r}; "
-        "open names and folders with vldnp.load(...)"
-    )
+    if not isinstance(model, Backbone | DiffusionPipeline):
+        raise TypeError(f"model must be a pipeline or what vldnp.load(...) opens, not {model!r}")
+    return model if isinstance(model, Backbone) else Backbone(model)
 
 
 def decoded(vae: nn.Module, latents: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
@@ -13,69 +14,54 @@ from vldnp._finite import check_finite
 
 
 class CLIPScore:
-    """Text–image cosine similarity of an `open_clip` model (Hessel et al. 2021, without scaling).
-
-    Args:
-        model, preprocess, tokenizer: as `open_clip` makes them.
-        name, revision: what identifies it in records.
-    """
+    """Text–image cosine similarity of an `open_clip` model (Hessel et al. 2021, unscaled)."""
 
     def __init__(self, model, preprocess, tokenizer, name: str, revision: str, batch_size=64):
         self.model, self.preprocess, self.tokenizer = model.eval(), preprocess, tokenizer
         self.name, self.revision, self.batch_size = name, revision, batch_size
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device="cpu", name: str = "") -> "CLIPScore":
-        """Open a folder with `open_clip_config.json` and safetensors weights.
-
-        The tokenizer comes from the folder when the config names one (`hf_tokenizer_name`), and
-        is open_clip's own byte-pair encoding otherwise.
-        """
+    def from_pretrained(cls, folder, revision=None, *, name="", device="cpu") -> "CLIPScore":
+        """Open a folder with `open_clip_config.json`, safetensors, and maybe a tokenizer; or, with
+        a revision, those of a hub id."""
         import open_clip
 
+        if revision:
+            files = ["*.json", "*.txt", "open_clip_model.safetensors"]
+            folder = snapshot_download(folder, revision=revision, allow_patterns=files)
         for files in ("open_clip_config.json", "*.safetensors"):
             if not any(Path(folder).glob(files)):
                 raise FileNotFoundError(f"no CLIP model in {folder}: {files} is missing")
         check_safetensors(folder)
         source = f"local-dir:{folder}"
         model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
-        model.requires_grad_(False)
-        parts = model, preprocess, open_clip.get_tokenizer(source)
+        parts = model.requires_grad_(False), preprocess, open_clip.get_tokenizer(source)
         return cls(*parts, name or Path(folder).name, fingerprint(folder))
 
-    @torch.inference_mode()
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit vectors `[B, D]` on the CPU."""
-        return self._embed(
-            self.model.encode_image, torch.stack([self.preprocess(x) for x in images])
-        )
+        pixels = torch.stack([self.preprocess(image) for image in images])
+        return self._embed(self.model.encode_image, pixels)
 
-    @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `[B, D]` on the CPU."""
         return self._embed(self.model.encode_text, self.tokenizer(list(texts)))
 
+    @torch.inference_mode()
     def _embed(self, encode, inputs: Tensor) -> Tensor:
         device, batches = next(self.model.parameters()).device, inputs.split(self.batch_size)
         return torch.cat([encode(x.to(device), normalize=True).cpu() for x in batches])
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
-        """The cosine of each image with its own prompt: `[B]` in −1..1.
-
-        Raises:
-            NonFiniteError: a cosine is NaN or infinite.
-        """
+        """The cosine of each image with its own prompt: `[B]` in −1..1, never NaN."""
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         cosines = (self.embed_images(images) * self.embed_texts(prompts)).sum(1)
         check_finite({"the CLIP score": cosines})
         return cosines.numpy()
 
-    def chance(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
-        """The mean cosine of each image with the prompts of the others, those of its own aside.
-
-        What an image scores that has nothing to do with its prompt; NaN where no prompt differs.
-        """
+    def mismatched_score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
+        """The mean cosine of images with the other prompts; NaN where no prompt differs."""
         cosines = (self.embed_images(images) @ self.embed_texts(prompts).T).numpy()
         prompts = np.asarray(prompts)
         others = cosines[prompts[:, None] != prompts[None]]

@@ -1,8 +1,4 @@
-"""Conditioning: the text conditioning of the user's prompts, at each step.
-
-A method that changes the prompts (`vldnp.baselines.safree`) is a policy that says, for each step,
-which embeddings stand for them.
-"""
+"""The encoded prompts at each step, which a method such as SAFREE may replace."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -37,7 +33,6 @@ class Conditioning:
 
     @property
     def has_auxiliary(self) -> tuple[int, ...]:
-        """The rows that have an auxiliary row."""
         return self.auxiliary.rows if self.auxiliary is not None else ()
 
     def __getitem__(self, rows: Sequence[int]) -> "Conditioning":
@@ -52,8 +47,9 @@ class Conditioning:
         """These rows, and the auxiliary ones below them with the further conditioning of theirs."""
         if self.auxiliary is None:
             return self
-        plain = Conditioning(self.embeds, added=self.added)
-        return plain + replace(self[self.auxiliary.rows], embeds=self.auxiliary.embeds)
+        return replace(self, auxiliary=None) + replace(
+            self[self.auxiliary.rows], embeds=self.auxiliary.embeds
+        )
 
 
 def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
@@ -71,13 +67,11 @@ def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
 
 
 class Prompting(Protocol):
-    """A policy for a batch of images."""
+    """A policy: for a `Run` and its prompts, step index i → conditioning, a row for each prompt."""
 
-    def begin(self, run, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
-        """For this `models.run.Run` and its prompts: step index i → a row for each prompt."""
+    def begin(self, run, prompts: Sequence[str]) -> Callable[[int], Conditioning]: ...
 
-    def describe(self) -> dict:
-        """JSON-able; everything that decides the conditioning."""
+    def describe(self) -> dict: ...
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,8 @@
-"""Constrained answers: a model can generate "none" or terms out of a list, and nothing else.
-
-    answer = "none" | term {", " term}          each term at most once
-
-For `prefix_allowed_tokens_fn` of transformers' `generate`. The grammar is spelled in the tokens
-that the model's own tokenizer makes of each term, at the start of an answer and after a comma.
-"""
+"""Constrained answers: "none", or term {", " term} with each term at most once, and nothing else,
+spelled in the tokens that the model's own tokenizer makes of each."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 NONE = "none"
 
@@ -16,42 +11,41 @@ Spelling = tuple[list[tuple[tuple[int, ...], str]], list[tuple[tuple[int, ...], 
 another term, the comma included."""
 
 
-def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
-    """How `tokenizer` spells the choices.
-
-    Raises:
-        ValueError: those of `offered`, or the tokenizer has no tokens for one; one line.
-    """
-    first, more = [], []
-    before = _tokens(tokenizer, NONE)
-    for choice in (*offered(choices), NONE):
-        starts = {_tokens(tokenizer, choice), _tokens(tokenizer, f" {choice}")}
-        starts = {tokens for tokens in starts if _says(tokenizer, tokens, choice)}
-        # In context, because some tokenizers put a space before the first word of any text.
-        after = _tokens(tokenizer, f"{NONE}, {choice}")
-        whole = after[: len(before)] == before
-        after = after[len(before) :] if whole else _tokens(tokenizer, f", {choice}")
-        if not starts or not _says(tokenizer, (*before, *after), f"{NONE}, {choice}"):
-            raise ValueError(f"the tokenizer has no tokens for {choice!r} in a list")
-        first += [(tokens, choice) for tokens in sorted(starts)]
-        more += [(after, choice)] if choice != NONE else []
-    return first, more
-
-
 def offered(choices: Sequence[str]) -> list[str]:
     """The choices, each once; `ValueError` for one that cannot stand in a list with commas."""
     choices = list(dict.fromkeys(choices))
     if wrong := [c for c in choices if "," in c or _words(c) in ([], [NONE])]:
-        raise ValueError(
-            f"{wrong[0]!r} cannot be a choice: an answer is a list with commas or none"
-        )
+        raise ValueError(f"{wrong[0]!r} cannot be a choice: an answer is none or a list")
     return choices
+
+
+def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
+    """How `tokenizer` spells the choices; `ValueError` of `offered`, or if it has no tokens."""
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def says(ids: Sequence[int], text: str) -> bool:
+        return _words(tokenizer.decode(list(ids), skip_special_tokens=True)) == _words(text)
+
+    first, more, before = [], [], tokens(NONE)
+    for choice in (*offered(choices), NONE):
+        starts = {start for start in (tokens(choice), tokens(f" {choice}")) if says(start, choice)}
+        # In context, because some tokenizers put a space before the first word of any text.
+        both = tokens(f"{NONE}, {choice}")
+        whole = both[: len(before)] == before
+        after = both[len(before) :] if whole else tokens(f", {choice}")
+        if not starts or not says((*before, *after), f"{NONE}, {choice}"):
+            raise ValueError(f"the tokenizer has no tokens for {choice!r} in a list")
+        first += [(start, choice) for start in sorted(starts)]
+        more += [(after, choice)] if choice != NONE else []
+    return first, more
 
 
 def allowed(
     spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int
 ) -> list[int]:
-    """The tokens that may come after those `written`; never none.
+    """The tokens that may come after those `written`; a `ValueError` where there are none.
 
     An end may come after every whole term; no term is begun that has not room in `left` tokens.
     """
@@ -73,30 +67,9 @@ def allowed(
                 found.add(tokens[len(rest)])
 
     walk(0, frozenset(), spelling[0])
+    if not found:
+        raise ValueError(f"max_new_tokens leaves {left} tokens, and no answer is as short")
     return sorted(found)
-
-
-def prefix_function(
-    spelling: Spelling, prompt_length: int, ends: Collection[int], max_new_tokens: int
-) -> Callable:
-    """`prefix_allowed_tokens_fn` for prompts padded to one length; "none" must have room."""
-    shortest = min(len(tokens) for tokens, choice in spelling[0] if choice == NONE)
-    if shortest > max_new_tokens:
-        raise ValueError(f"max_new_tokens must be {shortest} or more, not {max_new_tokens}")
-
-    def function(batch_id: int, input_ids) -> list[int]:
-        written = input_ids[prompt_length:].tolist()
-        return allowed(spelling, written, ends, max_new_tokens - len(written))
-
-    return function
-
-
-def _tokens(tokenizer, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _says(tokenizer, tokens: Sequence[int], text: str) -> bool:
-    return _words(tokenizer.decode(list(tokens), skip_special_tokens=True)) == _words(text)
 
 
 def _words(text: str) -> list[str]:

@@ -1,9 +1,7 @@
-"""Model families: the text conditioning of each, and how its network is called.
-
-Everything else about a diffusers pipeline is the same for all; see `models.backbone` and `.run`.
-"""
+"""Model families: the text conditioning of each, and how its network is called."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -19,8 +17,7 @@ from vldnp.models.conditioning import Conditioning
 
 T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
 FLUX_GUIDANCE = 3.5
-"""What the stock pipeline tells FLUX.1-dev, into which guidance is distilled, and not
-FLUX.1-schnell. It is no g: ε_cfg is made of such predictions."""
+"""What the stock pipeline tells FLUX.1-dev, into which guidance is distilled; it is no g."""
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -37,24 +34,12 @@ FLOW_SCHEDULERS = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {**DPM, **FLOW}),
     "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
-"""The same for flow matching."""
 
-
-def _classes(names: str) -> tuple[type[SchedulerMixin], ...]:
-    return tuple(getattr(diffusers, f"{name}Scheduler") for name in names.split())
-
-
-SOLVERS = _classes("DEISMultistep DPMSolverMultistep DPMSolverSinglestep UniPCMultistep")
-"""Scheduler classes that serve flow matching and other models, by their `prediction_type`."""
-
-STEPPERS = SOLVERS + _classes(
-    "DDIMParallel DDIM DDPMParallel DDPM EulerAncestralDiscrete EulerDiscrete LCM LMSDiscrete "
-    "PNDM SASolver TCD"
-)
-"""Scheduler classes for predictions of ε, v or x₀: one evaluation a step, x̂₀ in closed form."""
-
-FLOW_STEPPERS = (diffusers.FlowMatchEulerDiscreteScheduler, *SOLVERS)
-"""The same for flow matching."""
+SOLVERS = "DEISMultistep DPMSolverMultistep DPMSolverSinglestep UniPCMultistep "
+STEPPERS = SOLVERS + "DDIMParallel DDIM DDPMParallel DDPM EulerAncestralDiscrete EulerDiscrete "
+STEPPERS += "LCM LMSDiscrete PNDM SASolver TCD"
+"""Scheduler classes with one evaluation a step and x̂₀ in closed form, for ε, v or x₀."""
+FLOW_STEPPERS = SOLVERS + "FlowMatchEulerDiscrete"
 
 
 @dataclass(frozen=True)
@@ -73,42 +58,30 @@ class Family:
     opening: dict = field(default_factory=dict)  # options of the pipeline's `from_pretrained`
 
     @property
-    def needed(self) -> list[str]:
-        """The components that it cannot do without."""
-        texts = "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"
-        return [self.network, "vae", *texts[: 2 * self.encoders]]
-
-    @property
     def schedulers(self) -> dict:
         """The schedulers that go by a name."""
         return FLOW_SCHEDULERS if self.flow else SCHEDULERS
 
-    @property
-    def steppers(self) -> tuple[type[SchedulerMixin], ...]:
-        """The classes of which a scheduler object may be."""
-        return FLOW_STEPPERS if self.flow else STEPPERS
+    def patch_size(self, network) -> int:
+        """The side of the squares of latents that the network takes for one."""
+        return network.config.get("patch_size", 1) * self.packing
 
 
 def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    """The last states of the only text encoder."""
     encoder, tokens = pipe.text_encoder, clip_tokens(pipe, texts)
-    uses_mask = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask if uses_mask else None
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    mask = tokens.attention_mask if masked else None
     return Conditioning(encoder(tokens.input_ids, attention_mask=mask)[0].to(pipe.unet.dtype))
 
 
 def predict_unet(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """Also SDXL's, which is conditioned on more than embeddings."""
     added = {"added_cond_kwargs": cond.added} if cond.added else {}
     return pipe.unet(latents, t, encoder_hidden_states=cond.embeds, **added, return_dict=False)[0]
 
 
 def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    """Both encoders' last states but one side by side; pooled states; the image's size, uncut.
-
-    The six time ids are original size, crop's corner and target size (Podell et al. 2023, arXiv
-    2307.01952, section 2.2).
-    """
+    """The six time ids are original size, crop's corner and target size (Podell et al. 2023, arXiv
+    2307.01952, section 2.2)."""
     encoded = pipe.encode_prompt(texts, do_classifier_free_guidance=False)
     embeds, pooled = encoded[0].to(pipe.unet.dtype), encoded[2].to(pipe.unet.dtype)
     time_ids = embeds.new_tensor([[*size, 0, 0, *size]] * len(texts))
@@ -116,11 +89,8 @@ def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int])
 
 
 def embed_sd3(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    """Both CLIPs' states beside each other, T5's below them; the CLIPs' pooled states."""
-    encoded = pipe.encode_prompt(
-        texts, None, None, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
-    )
-    dtype = pipe.transformer.dtype
+    how, dtype = {"max_sequence_length": T5_TOKENS}, pipe.transformer.dtype
+    encoded = pipe.encode_prompt(texts, None, None, do_classifier_free_guidance=False, **how)
     return Conditioning(encoded[0].to(dtype), added={"pooled_projections": encoded[2].to(dtype)})
 
 
@@ -130,7 +100,6 @@ def predict_sd3(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Condi
 
 
 def embed_flux(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    """T5's states; CLIP's pooled ones; and what guidance scale a distilled network is given."""
     embeds, pooled, _ = pipe.encode_prompt(texts, max_sequence_length=FLUX_TOKENS)
     dtype = pipe.transformer.dtype
     added = {"pooled_projections": pooled.to(dtype)}
@@ -156,81 +125,63 @@ def predict_flux(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Cond
     return pixel_shuffle(pred.transpose(1, 2).unflatten(2, (rows, columns)), FLUX.packing)
 
 
-SD = Family(
-    *("Stable Diffusion 1/2", diffusers.StableDiffusionPipeline, "unet", embed_sd, predict_unet),
-    encoders=1,
-    # The safety checker would black out images after the fact; here they are judged instead.
-    opening={"safety_checker": None, "requires_safety_checker": False},
-)
-XL, PIPE3 = diffusers.StableDiffusionXLPipeline, diffusers.StableDiffusion3Pipeline
+# The safety checker would black out images after the fact; here they are judged instead.
+UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
+SD1, XL = diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline
+SD = Family("Stable Diffusion 1/2", SD1, "unet", embed_sd, predict_unet, 1, opening=UNCHECKED)
 SDXL = Family("Stable Diffusion XL", XL, "unet", embed_sdxl, predict_unet)
-SD3 = Family("Stable Diffusion 3", PIPE3, "transformer", embed_sd3, predict_sd3, flow=True)
-FLUX = Family(
-    *("FLUX.1", diffusers.FluxPipeline, "transformer", embed_flux, predict_flux),
-    flow=True,
-    packing=2,
-    sigmas=lambda N: [1 - i / N for i in range(N)],
-)
+PIPE3, TRANSFORMER = diffusers.StableDiffusion3Pipeline, "transformer"
+SD3 = Family("Stable Diffusion 3", PIPE3, TRANSFORMER, embed_sd3, predict_sd3, flow=True)
+DOWN = {"flow": True, "packing": 2, "sigmas": lambda N: [1 - i / N for i in range(N)]}
+FLUX = Family("FLUX.1", diffusers.FluxPipeline, TRANSFORMER, embed_flux, predict_flux, **DOWN)
 FAMILIES = (SD, SDXL, SD3, FLUX)
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
     """The family of a pipeline; `ValueError` for an unknown one, or if it needs more than text."""
     kind = type(pipe).__name__
-    family = next((f for f in FAMILIES if isinstance(pipe, f.pipeline)), None)
-    if family is None:
-        raise unsupported(kind)
-    if missing := [part for part in family.needed if getattr(pipe, part, None) is None]:
-        raise ValueError(
-            f"this {kind} has no {missing[0]}; open one that has {', '.join(family.needed)}"
-        )
+    family = family_named(kind, *(base.__name__ for base in type(pipe).__mro__))
+    texts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")[: 2 * family.encoders]
+    for part in (family.network, "vae", *texts):
+        if getattr(pipe, part, None) is None:
+            raise ValueError(f"this {kind} has no {part}; open one that has it")
     config, latents = getattr(pipe, family.network).config, pipe.vae.config.latent_channels
     if (channels := config.in_channels // family.packing**2) != latents:
-        raise ValueError(
-            f"the {family.network} of this {kind} takes {channels} channels and the VAE has "
-            f"{latents}, as for inpainting; open a model that needs text alone"
-        )
+        said = f"takes {channels} channels and the VAE has {latents}, as for inpainting"
+        raise ValueError(f"this {kind} {said}; open a model that needs text alone")
     if config.get("time_cond_proj_dim") is not None:
-        raise ValueError(
-            f"the {family.network} of this {kind} has the guidance scale distilled in, without "
-            "an ε_u; open the model that it was distilled from"
-        )
+        said = "has the guidance scale distilled in; open the model that it was distilled from"
+        raise ValueError(f"this {kind} {said}")
     return family
 
 
-def unsupported(kind: str) -> ValueError:
-    """The error for a pipeline class of no known family."""
+def family_named(kind: str, *bases: str) -> Family:
+    """The family that has a pipeline class of this name, or of one of its bases."""
+    for family in FAMILIES:
+        if family.pipeline.__name__ in (kind, *bases):
+            return family
     known = ", ".join(f"{f.pipeline.__name__} ({f.name})" for f in FAMILIES)
-    return ValueError(f"{kind} is not a pipeline that can be guided here; use one of {known}")
+    raise ValueError(f"{kind} is not a pipeline that can be guided here; use one of {known}")
 
 
 def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
     """A `ValueError` of one line, if images cannot be generated with this scheduler."""
-    kind, names = type(scheduler).__name__, ", ".join(family.schedulers)
-    if not isinstance(scheduler, family.steppers):
-        known = ", ".join(stepper.__name__ for stepper in family.steppers)
-        raise ValueError(
-            f"{kind} does not fit {family.name}; use one of {names}, or an object of one of {known}"
-        )
-    config = scheduler.config
+    kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    known = FLOW_STEPPERS if family.flow else STEPPERS
+    does_not = f"{kind} does not fit {family.name}; use one of {', '.join(family.schedulers)}"
+    if kind.removesuffix("Scheduler") not in known.split():
+        raise ValueError(f"{does_not}, or a scheduler of one of the classes {known}")
     predicts = config.get("prediction_type", "flow_prediction")
     if (predicts == "flow_prediction") != family.flow:
-        wanted = "flow_prediction" if family.flow else "the one that the model was trained for"
-        raise ValueError(
-            f"{kind} with prediction_type {predicts!r} does not fit {family.name}; use one of "
-            f"{names}, or set it to {wanted}"
-        )
+        raise ValueError(f"{does_not}, or set its prediction_type, {predicts!r}, to the model's")
     accepted = inspect.signature(type(scheduler)).parameters  # the config keeps others' options too
-    if clips := [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]:
-        raise ValueError(
-            f"{kind} clips x̂₀ to a range meant for pixels, and this model has latents; use "
-            f"{kind}.from_config(scheduler.config, {', '.join(f'{o}=False' for o in clips)})"
-        )
-    if isinstance(scheduler, diffusers.PNDMScheduler) and not config.skip_prk_steps:
-        raise ValueError(
-            f"{kind} takes several evaluations in each of its first steps (Runge-Kutta), which "
-            f"query steps do not fit; use {kind}.from_config(scheduler.config, skip_prk_steps=True)"
-        )
+    clips = [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]
+    mended = ", ".join(f"{option}=False" for option in clips)
+    why = "clips x̂₀ to a range meant for pixels, and this model has latents"
+    if kind == "PNDMScheduler" and not config.skip_prk_steps:
+        mended, why = "skip_prk_steps=True", "takes several evaluations in its first steps"
+    if mended:
+        raise ValueError(f"{kind} {why}; use {kind}.from_config(scheduler.config, {mended})")
 
 
 def clip_tokens(pipe: DiffusionPipeline, texts: Sequence[str]):
@@ -242,25 +193,24 @@ def clip_tokens(pipe: DiffusionPipeline, texts: Sequence[str]):
 
 
 def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text with the tokens of textual inversion, where the pipeline has some."""
+    """With the tokens of textual inversion, where the pipeline has some."""
     invertible = isinstance(pipe, TextualInversionLoaderMixin)
     return pipe.maybe_convert_prompt(text, tokenizer) if invertible else text
 
 
-def primary_tokenizer(pipe: DiffusionPipeline) -> tuple[PreTrainedTokenizerBase, int]:
-    """The tokenizer of the encoder that reads most of a prompt, and how many tokens it reads."""
+def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
+    """Quotes the end of a prompt that no text encoder reads, as it is too long."""
+    tokenizer, limit = pipe.tokenizer, pipe.tokenizer.model_max_length
     if getattr(pipe, "text_encoder_3", None) is not None:
-        return pipe.tokenizer_3, T5_TOKENS
-    if isinstance(pipe, diffusers.FluxPipeline):
-        return pipe.tokenizer_2, FLUX_TOKENS
-    return pipe.tokenizer, pipe.tokenizer.model_max_length
-
-
-def truncated(pipe: DiffusionPipeline, text: str) -> str | None:
-    """The end of a prompt that no text encoder reads, as it is too long; None where it fits."""
-    tokenizer, limit = primary_tokenizer(pipe)
-    ids = tokenizer(_converted(pipe, text, tokenizer), truncation=False, verbose=False).input_ids
-    return tokenizer.decode(ids[limit - 1 : -1]).strip() if len(ids) > limit else None
+        tokenizer, limit = pipe.tokenizer_3, T5_TOKENS
+    elif isinstance(pipe, diffusers.FluxPipeline):
+        tokenizer, limit = pipe.tokenizer_2, FLUX_TOKENS
+    for text in texts:
+        text = _converted(pipe, text, tokenizer)
+        ids = tokenizer(text, truncation=False, verbose=False).input_ids
+        if len(ids) > limit and (end := tokenizer.decode(ids[limit - 1 : -1]).strip()):
+            said = f"a prompt is longer than the text encoder's {limit} tokens; truncated text:"
+            warnings.warn(f"{said} {end!r}", UserWarning, stacklevel=4)
 
 
 def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
@@ -271,11 +221,3 @@ def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
     pieces = [w for w, t in tokens if w is not None and (t == unknown or places.count(w) > 1)]
     spans = [encoded.word_to_chars(word) for word in dict.fromkeys(pieces)]
     return list(dict.fromkeys(text[span.start : span.end] for span in spans))
-
-
-def null_conditioning(pipe: DiffusionPipeline, empty: Conditioning) -> Conditioning:
-    """What ε_u is conditioned on: the encoded empty prompt, or zeros where SDXL wants them."""
-    if not pipe.config.get("force_zeros_for_empty_prompt"):
-        return empty
-    zeros = {**empty.added, "text_embeds": torch.zeros_like(empty.added["text_embeds"])}
-    return Conditioning(torch.zeros_like(empty.embeds), added=zeros)

@@ -1,22 +1,26 @@
-"""Where models lie: names, which are data (`data/models.yaml`), folders, files, hub ids."""
+"""Where models lie (names of `data/models.yaml`, folders, files, hub ids), and their weights:
+opened whole or not at all, hashed as they are now, and kept within the memory."""
 
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
+from torch import nn
 
-from vldnp._files import check_safetensors, data_folder, fingerprint, unknown, user_cache
-from vldnp._yaml import read_yaml
+from vldnp import _files
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as a profile has it: a name, folder or hub id, and the options it is opened with.
-
-    `vldnp.load`, `load_vlm`, `load_judge` and the like take it in place of a name.
-    """
+    """A model as a profile has it, for `load` and the like: a name and options to open it with."""
 
     name: str
     options: dict = field(default_factory=dict, hash=False)
@@ -25,71 +29,49 @@ class ModelSpec:
         return self.name
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where a model lies: a folder, a file, or the hub at `hub_revision`; `entry` of the table."""
 
     name: str
     location: str | None  # None where an opener needs no files
     revision: str | None = None
     hub_revision: str | None = None
-    entry: dict = field(default_factory=dict, hash=False)
+    entry: dict = {}
 
 
-_read = cache(read_yaml)
+_read = cache(_files.read_yaml)
 
 
 def table() -> dict[str, dict]:
     """`data/models.yaml`: kind ("model", "vlm", "clip", "judge", "preview") → name → entry."""
-    return _read(data_folder() / "models.yaml", "table of models")
-
-
-def names(kind: str, shipped: bool | None = None) -> list[str]:
-    """The names of a kind, or only those of the models that are shipped, or are not."""
-    known = table()[kind].items()
-    return [name for name, entry in known if shipped in (None, "folder" in entry)]
+    return _read(_files.data_folder() / "models.yaml", "table of models")
 
 
 def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
-    """Where the model of this name, folder, file or hub id lies; nothing is fetched.
-
-    Raises:
-        ValueError, FileNotFoundError: one line; no such name, or a shipped folder is missing.
-    """
+    """Where the model of this name, folder, file or hub id lies; nothing is fetched."""
     text, known = str(name), table()[kind]
     entry = next((e for n, e in known.items() if text in (n, e.get("repository"))), {})
     if kind == "judge" and text.endswith(".onnx"):
         entry = {**known["nudenet-v2"], "file": Path(text).absolute()}
-    if "folder" in entry:
-        folder = data_folder() / "models" / entry["folder"]
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"the {kind} {text!r} is not in {folder.parent}; get the whole clone, or make it "
-                f"with: {entry['train']}"
-            )
-        return _folder(text, folder)
+    folder = _files.data_folder() / "models" / entry["folder"] if "folder" in entry else Path(text)
+    if "folder" in entry and not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is missing; get the clone, or run {entry['train']}")
     if "repository" in entry:
         pinned = revision or entry["revision"]
         return Source(text, entry["repository"], pinned, pinned, entry)
-    if entry:
+    if entry and "folder" not in entry:
         file = entry.get("file")
-        return Source(text, file and str(user_cache() / "models" / file), entry=entry)
-    if Path(text).is_dir():
-        return _folder(Path(text).resolve().name, Path(text))
+        return Source(text, file and str(_files.user_cache() / "models" / file), entry=entry)
+    if folder.is_dir():
+        _files.check_safetensors(folder)
+        own = text if entry else folder.resolve().name
+        return Source(own, str(folder), _files.fingerprint(folder))
     is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
     if not (is_hub_id and all(text.split("/"))):
-        raise unknown(kind, text, known)
+        raise _files.unknown(kind, text, known)
     if revision is None:
-        raise ValueError(
-            f"{kind} {text!r} is no folder here, and as a hub id it needs a commit: "
-            "pass revision=..., so that the same weights are used again"
-        )
+        raise ValueError(f"the {kind} {text!r} of the hub needs a commit: pass revision=...")
     return Source(text, text, revision, revision)
-
-
-def _folder(name: str, folder: Path) -> Source:
-    check_safetensors(folder)
-    return Source(name, str(folder), fingerprint(folder))
 
 
 def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
@@ -108,3 +90,55 @@ def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
 def default_device() -> str:
     """Where models are opened of which nothing else is said: CUDA where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# What older checkpoints hold besides weights, and attributes by which FreeU and adapters work.
+OLD_BUFFERS = re.compile(r"(position_ids|inv_freq)$")
+SETTINGS = ("s1", "s2", "b1", "b2", "scaling", "_active_adapter", "_disable_adapters")
+
+
+def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
+    """What `kind.from_pretrained` opens, of safetensors that hold exactly its weights, or a
+    `ValueError`: the libraries initialise missing weights at random, and warn."""
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    model, info = kind.from_pretrained(source, **options)
+    for trouble in ("missing", "mismatched", "unexpected"):
+        keys = [k if isinstance(k, str) else k[0] for k in info.get(f"{trouble}_keys") or ()]
+        if keys := sorted(key for key in keys if not OLD_BUFFERS.search(key)):
+            said = f"{len(keys)} {trouble}, such as {keys[0]!r}; get the files again"
+            raise ValueError(f"the weights in {source} do not fit {type(model).__name__}: {said}")
+    return model
+
+
+@contextmanager
+def out_of_memory(name: str, hint: str) -> Iterator[None]:
+    """`torch.OutOfMemoryError` in one line: for which model, and which settings need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = _files.first_line(error).rstrip(".")
+        raise torch.OutOfMemoryError(f"{name!r}: {said}; {hint}") from error
+
+
+def live_fingerprint(components: Mapping[str, object], *configs) -> str:
+    """Twelve hex digits for what components are now: weights with those of loaded adapters, the
+    adapters' scales, FreeU, attention processors, tokenizers; and for `configs`, JSON-able."""
+    digest = hashlib.sha256()
+
+    def add(*said) -> None:
+        digest.update(json.dumps(said, sort_keys=True, default=str).encode())
+
+    for part, component in sorted(components.items()):
+        if isinstance(component, nn.Module):
+            for key, tensor in sorted(component.state_dict().items()):
+                digest.update(f"{part}.{key}{tensor.dtype}".encode())
+                flat = tensor.detach().cpu().reshape(-1).contiguous()
+                digest.update(flat.view(torch.uint8).numpy().data)
+            for name, module in component.named_modules():
+                attention = type(getattr(module, "processor", None)).__name__
+                add(name, attention, [vars(module).get(setting) for setting in SETTINGS])
+        elif hasattr(component, "get_vocab"):
+            add(part, component.get_vocab())
+    for config in configs:
+        add(*config)
+    return digest.hexdigest()[:12]

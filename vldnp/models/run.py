@@ -18,28 +18,14 @@ from vldnp.models.conditioning import Conditioning, concatenated
 
 
 class Run:
-    """A backbone's models with a scheduler of their own, set to `num_inference_steps`.
+    """A backbone's models, shared, with a scheduler of their own, set to `num_inference_steps`.
 
-    Schedulers keep state between steps, so each run has a copy, and runs may interleave.
-
-    Args:
-        backbone: the models; shared, never changed.
-        num_inference_steps: N ≥ 1.
-        scheduler: a name (`Family.schedulers`), a scheduler object (copied), or None for the
-            pipeline's own; see `families.check_scheduler`.
-        height, width: of the images, in pixels; default is the model's own size.
-
-    Raises:
-        ValueError: an argument that does not fit; one line.
+    The scheduler is a name (`Family.schedulers`), an object (copied, as it keeps state between
+    steps), or the pipeline's own; height and width are pixels, by default the model's own size.
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        num_inference_steps: int,
-        scheduler: str | SchedulerMixin | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
     ):
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
@@ -56,13 +42,13 @@ class Run:
         self._encoded: dict[str, Conditioning] = {}
 
     @property
-    def _kind(self) -> str:
-        return self.scheduler.config.get("prediction_type", "flow_prediction")
+    def timesteps(self) -> Tensor:
+        """From noisy to clean."""
+        return self.scheduler.timesteps
 
     @property
-    def timesteps(self) -> Tensor:
-        """The timesteps of this run, from noisy to clean."""
-        return self.scheduler.timesteps
+    def _kind(self) -> str:
+        return self.scheduler.config.get("prediction_type", "flow_prediction")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """As `Backbone.encode`, for images of this size; each text is encoded once."""
@@ -74,32 +60,27 @@ class Run:
 
     def null_conditioning(self, n: int) -> Conditioning:
         """`n` rows of no prompt, for ε_u: the empty one, or zeros where SDXL was trained so."""
-        return families.null_conditioning(self.backbone.pipe, self.encode([""] * n))
+        empty = self.encode([""] * n)
+        if not self.backbone.pipe.config.get("force_zeros_for_empty_prompt"):
+            return empty
+        zeros = {**empty.added, "text_embeds": torch.zeros_like(empty.added["text_embeds"])}
+        return Conditioning(torch.zeros_like(empty.embeds), added=zeros)
 
     def initial_latents(self, seeds: Sequence[int | torch.Generator]) -> Tensor:
-        """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled.
-
-        The same as the stock pipeline makes from `generator=[...]` with CPU generators.
-        """
-        pipe, sizes = (
-            self.backbone.pipe,
-            [n // self.backbone.pipe.vae_scale_factor for n in self.size],
-        )
-        given = [
-            seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-            for seed in seeds
-        ]
+        """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled, as the stock
+        pipeline makes it with CPU generators."""
+        pipe, known = self.backbone.pipe, torch.Generator
+        given = [s if isinstance(s, known) else known().manual_seed(s) for s in seeds]
+        sizes = [n // pipe.vae_scale_factor for n in self.size]
         shape = (len(given), pipe.vae.config.latent_channels, *sizes)
-        where = {"device": self.backbone.device, "dtype": self.backbone.dtype}
-        noise = randn_tensor(shape, generator=given, **where)
+        noise = randn_tensor(shape, given, self.backbone.device, self.backbone.dtype)
         return noise * getattr(self.scheduler, "init_noise_sigma", 1.0)  # flow matching: unscaled
 
     @torch.no_grad()
     def predict(self, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The network's output for `[B, C, h, w]` latents at timestep t, a prompt each."""
-        backbone, attending = self.backbone, nullcontext()
-        if cond.auxiliary is not None:
-            rows = list(cond.auxiliary.rows)
+        backbone, attending, rows = self.backbone, nullcontext(), list(cond.has_auxiliary)
+        if rows:
             own = range(len(cond), len(cond) + len(rows))
             latents = torch.cat([latents, latents[rows]])
             attending = cond.auxiliary.attending(backbone.network, rows, own)
@@ -120,18 +101,9 @@ class Run:
         levels = noise_levels(self.scheduler, t)
         return prediction_of(self._kind, x0, latents.to(x0.dtype), *levels)
 
-    def step(
-        self,
-        pred: Tensor,
-        t: Tensor,
-        latents: Tensor,
-        generators: Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image.
-
-        Where a scheduler has the η of DDIM (Song et al. 2020, arXiv 2010.02502, eq. 16), it is 0,
-        as in the stock pipelines; TCD's own default is 0.3.
-        """
+    def step(self, pred: Tensor, t: Tensor, latents: Tensor, generators=None) -> Tensor:
+        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image; DDIM's η
+        (Song et al. 2020, arXiv 2010.02502, eq. 16) is 0, as in the stock pipelines."""
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {"eta": 0.0} if "eta" in accepted else {}
         if generators is not None and "generator" in accepted:
@@ -139,7 +111,6 @@ class Run:
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See `Backbone.decode`."""
         return self.backbone.decode(latents)
 
 
@@ -159,7 +130,7 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
     """μ of timesteps that depend on how many patches an image has, as the pipeline's."""
     config = backbone.pipe.scheduler.config
-    patch = backbone.pipe.vae_scale_factor * backbone.patch_size
+    patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
     lengths = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     shifts = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
     return calculate_shift((size[0] // patch) * (size[1] // patch), *lengths, *shifts)
@@ -180,44 +151,35 @@ def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
-    """Clean latents `[B, C, h, w]` from a prediction, where x_t = a x₀ + s ε.
+    """Clean latents `[B, C, h, w]` from a prediction, where x_t = a x₀ + s ε (scale, noise).
 
     - `epsilon`: x̂₀ = (x_t − s ε) / a (DDPM, Ho et al. 2020, eq. 15)
     - `v_prediction`: v = (a ε − s x₀) / r with r² = a² + s², so x̂₀ = (a x_t / r − s v) / r
       (Salimans & Ho 2022, appendix D; r = 1 unless the latents are σ-scaled)
     - `flow_prediction`: v = ε − x₀, so x̂₀ = x_t − s v (Lipman et al. 2023; there a = 1 − s)
     - `sample`: the prediction is x̂₀ itself
-
-    Args:
-        kind: the `prediction_type` of diffusers' scheduler configs.
-        scale, noise: a and s.
     """
-    match kind:
-        case "epsilon":
-            return (latents - noise * pred) / scale
-        case "v_prediction":
-            norm = (scale**2 + noise**2) ** 0.5
-            return (scale * latents / norm - noise * pred) / norm
-        case "flow_prediction":
-            return latents - noise * pred
-        case "sample":
-            return pred
-    raise unknown("prediction type", kind, KINDS)
+    norm = (scale**2 + noise**2) ** 0.5
+    known = {
+        "epsilon": (latents - noise * pred) / scale,
+        "v_prediction": (scale * latents / norm - noise * pred) / norm,
+        "flow_prediction": latents - noise * pred,
+        "sample": pred,
+    }
+    if kind not in known:
+        raise unknown("prediction type", kind, known)
+    return known[kind]
 
 
 def prediction_of(kind: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
     """The prediction to which clean latents belong; `predicted_x0` solved for it (s > 0)."""
-    match kind:
-        case "epsilon":
-            return (latents - scale * x0) / noise
-        case "v_prediction":
-            norm = (scale**2 + noise**2) ** 0.5
-            return (scale * latents / norm - norm * x0) / noise
-        case "flow_prediction":
-            return (latents - x0) / noise
-        case "sample":
-            return x0
-    raise unknown("prediction type", kind, KINDS)
-
-
-KINDS = ("epsilon", "v_prediction", "flow_prediction", "sample")
+    norm = (scale**2 + noise**2) ** 0.5
+    known = {
+        "epsilon": (latents - scale * x0) / noise,
+        "v_prediction": (scale * latents / norm - norm * x0) / noise,
+        "flow_prediction": (latents - x0) / noise,
+        "sample": x0,
+    }
+    if kind not in known:
+        raise unknown("prediction type", kind, known)
+    return known[kind]

@@ -1,40 +1,28 @@
-"""VLMs: show images, ask one question about each, get the answers.
-
-A VLM is any callable `(images, question) -> answers` with one text per image, with a `name` and a
-`revision` if it has them; what is unsafe and what an answer means is no concern of it. One with
-`takes_choices = True` is called with `choices=` besides: the terms of the concept set, the only
-ones that its answers may hold.
-"""
+"""VLMs: any callable `(images, question) -> answers` with one text per image, and a `name` and a
+`revision` if it has them. One with `takes_choices = True` is called with `choices=` besides: the
+terms of the concept set, the only ones that its answers may hold."""
 
 import hashlib
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 from vldnp._files import first_line, unknown
-from vldnp.models.constrained import prefix_function, spelled
-from vldnp.models.hub import default_device
-from vldnp.models.weights import open_whole, out_of_memory
+from vldnp.models.constrained import allowed, spelled
+from vldnp.models.hub import default_device, open_whole, out_of_memory
 
-ANSWERS = ("constrained", "free")
-"""How a VLM answers: with "none" or terms that it is offered, or in its own words."""
-
-ANSWER_LIMIT = 4000
-"""A longer answer is cut: it goes into every record, and no answer of 64 tokens is as long."""
-
-Demonstrations = Sequence[tuple[Image.Image | str | Path, str]]
-"""Worked examples shown before the image in question: an image or its file, and the answer."""
+ANSWER_LIMIT = 4000  # a longer answer is cut, as it goes into every record
 
 
 class VLMError(RuntimeError):
-    """A VLM finally failed to answer about some images.
-
-    `answers` has one per image, None where there is none, and `failures` why there is none; it is
-    empty where the error's text says it for all.
-    """
+    """A VLM finally failed about some images: `answers` has None for these, `failures` says why
+    (empty where the error's text says it for all)."""
 
     def __init__(self, reason: str, answers: Sequence = (), failures: Sequence = ()):
         super().__init__(reason)
@@ -42,8 +30,7 @@ class VLMError(RuntimeError):
 
 
 def describe(vlm: Callable) -> dict:
-    """What identifies a VLM in records: its own `describe()`, else its (qualified) name and
-    revision."""
+    """What identifies a VLM in records: its own `describe()`, else its name and revision."""
     if hasattr(vlm, "describe"):
         return vlm.describe()
     name = getattr(vlm, "name", None) or getattr(vlm, "__qualname__", type(vlm).__qualname__)
@@ -51,31 +38,17 @@ def describe(vlm: Callable) -> dict:
 
 
 def ask(vlm: Callable, images: Sequence, question: str, choices: Iterable[str] = ()) -> list[str]:
-    """The VLM's answers, one per image; see `texts`.
-
-    The choices, the terms of the concept set, go to a VLM with `takes_choices = True`.
-
-    Raises:
-        VLMError: what it gives is no list of texts, one per image; one line.
-    """
-    offered = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
-    given = vlm(images, question, **offered)
-    answers = texts(given, len(images))
-    if None in answers:
-        name, said = describe(vlm)["name"], reprlib.repr(given)
-        raise VLMError(
-            f"VLM {name!r} gave {said} for {len(images)} images; it must give a list of texts, one "
-            "for each",
-            answers,
-        )
+    """The VLM's answers, one text per image, or a `VLMError`; choices go to one that takes them."""
+    taken = {"choices": tuple(choices)} if getattr(vlm, "takes_choices", False) else {}
+    given = vlm(images, question, **taken)
+    if None in (answers := texts(given, len(images))):
+        said = f"VLM {describe(vlm)['name']!r} gave {reprlib.repr(given)} for {len(images)} images"
+        raise VLMError(f"{said}; it must give a list of texts, one for each", answers)
     return answers
 
 
 def texts(given, count: int) -> list[str | None]:
-    """What can be read of a VLM's answers about `count` images; None where there is no text.
-
-    Only a sequence of `count` entries tells which answer belongs to which image.
-    """
+    """What can be read of answers about `count` images, which only a sequence of so many tells."""
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != count:
         return [None] * count
     return [cleaned(answer) if isinstance(answer, str) else None for answer in given]
@@ -86,191 +59,142 @@ def cleaned(text: str) -> str:
     return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
 
 
-def _shown(image: Image.Image) -> dict:
-    return {"type": "image", "image": image}
+def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
+    """The image in RGB, its longer edge at most `max_edge` pixels, its proportions kept."""
+    image = image.convert("RGB")
+    scale = (max_edge or max(image.size)) / max(image.size)
+    size = [max(1, round(edge * scale)) for edge in image.size]
+    return image.resize(size, Image.Resampling.BICUBIC) if scale < 1 else image
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Conversation:
     """What a VLM is shown and how it answers: image, question, demonstrations before them.
 
-    Args:
-        max_new_tokens: a longer answer is cut.
-        max_edge: images with a longer edge than so many pixels are made smaller (the paper: 448).
-        demonstrations: few-shot examples, asked about in the same words.
-        answers: `constrained`: nothing but "none" or a list of the `choices` of each call, each
-            once, can be generated (a call without choices is free); or `free`.
-
-    Raises:
-        ValueError: `max_edge` is less than 1, or `answers` is neither; one line.
+    `max_edge` is the longest edge in pixels that an image is shown with (the paper: 448);
+    demonstrations are (image or file, answer). `answers` is "constrained", where nothing but
+    "none" or a list of the `choices` of each call can be generated (free without), or "free".
     """
 
-    def __init__(
-        self,
-        max_new_tokens: int = 64,
-        max_edge: int | None = None,
-        demonstrations: Demonstrations = (),
-        answers: str = "constrained",
-    ):
-        if max_edge is not None and max_edge < 1:
-            raise ValueError(f"max_edge must be 1 or more pixels, or None, not {max_edge}")
-        if answers not in ANSWERS:
-            raise unknown("answers", answers, ANSWERS)
-        self.max_new_tokens, self.max_edge, self.answers = max_new_tokens, max_edge, answers
-        self.takes_choices, self.demonstrations = answers == "constrained", []
-        for image, answer in demonstrations:
-            if not isinstance(image, Image.Image):
-                with Image.open(image) as file:
-                    image = file.convert("RGB")
-            self.demonstrations.append((image, answer))
+    max_new_tokens: int = 64
+    max_edge: int | None = None
+    demonstrations: Sequence[tuple[Image.Image | str | Path, str]] = ()
+    answers: str = "constrained"
 
-    def described(self) -> dict:
-        """Its settings in records, JSON-able; a digest stands for an image."""
+    def __post_init__(self):
+        if self.max_edge is not None and self.max_edge < 1:
+            raise ValueError(f"max_edge must be 1 or more pixels, or None, not {self.max_edge}")
+        if self.answers not in ("constrained", "free"):
+            raise unknown("answers", self.answers, ["constrained", "free"])
+        self.takes_choices = self.answers == "constrained"
+        self.demonstrations = [
+            (i if isinstance(i, Image.Image) else Image.open(i).convert("RGB"), answer)
+            for i, answer in self.demonstrations
+        ]
+
+    def describe(self) -> dict:
+        """Everything that decides its answers, JSON-able; a digest stands for an image."""
         shots = [
             {"image": hashlib.sha256(i.convert("RGB").tobytes()).hexdigest()[:12], "answer": a}
             for i, a in self.demonstrations
         ]
-        own = {"max_new_tokens": self.max_new_tokens, "max_edge": self.max_edge}
-        own["demonstrations"] = shots
+        known = "name", "revision", "max_new_tokens", "max_edge"
+        own = {key: getattr(self, key) for key in known} | {"demonstrations": shots}
         return own | ({"answers": self.answers} if self.answers != "free" else {})
 
-    def messages(self, image: Image.Image, question: str, part: Callable = _shown) -> list[dict]:
-        """The question about an image as chat messages, the demonstrations before it.
-
-        Args:
-            part: what stands for an image in a message.
-        """
-        asked, text = [], {"type": "text", "text": question}
-        for shown, answer in (*self.demonstrations, (image, None)):
-            content = [part(shrunk(shown, self.max_edge)), text]
-            asked.append({"role": "user", "content": content})
-            if answer is not None:
-                said = [{"type": "text", "text": answer}]
-                asked.append({"role": "assistant", "content": said})
-        return asked
+    def messages(self, image: Image.Image, question: str, part: Callable) -> list[dict]:
+        """The question as chat messages; `part` makes what stands for an image in one."""
+        said = []
+        for shown, answer in (*self.demonstrations, (image, "")):
+            content = [part(shrunk(shown, self.max_edge)), {"type": "text", "text": question}]
+            said += [{"role": "user", "content": content}]
+            said += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        return said[:-1]
 
 
-def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
-    """The image in RGB, its longer edge at most `max_edge` pixels, its proportions kept."""
-    image = image.convert("RGB")
-    if max_edge is None or max(image.size) <= max_edge:
-        return image
-    scale = max_edge / max(image.size)
-    size = [max(1, round(edge * scale)) for edge in image.size]
-    return image.resize(size, Image.Resampling.BICUBIC)
-
-
+@dataclass(eq=False, repr=False)
 class TransformersVLM(Conversation):
-    """A `transformers` image-text-to-text model: greedy answers, batched.
+    """A `transformers` image-text-to-text model: greedy answers, `batch_size` images at a time.
 
-    Args:
-        model, processor: as `AutoModelForImageTextToText` and `AutoProcessor` open them; the
-            processor must have a chat template. Its tokenizer is set to left padding.
-        name, revision: what identifies the model in records.
-        batch_size: images per forward pass.
-        options: of `Conversation`, whose errors are raised too.
+    The processor must have a chat template. Other arguments are those of `Conversation`.
     """
 
-    def __init__(
-        self, model, processor, name: str, revision: str | None = None, *, batch_size=16, **options
-    ):
-        if getattr(processor, "chat_template", None) is None:
-            raise ValueError(f"the processor of VLM {name!r} has no chat template")
-        super().__init__(**options)
-        tokenizer = processor.tokenizer
+    model: nn.Module
+    processor: ProcessorMixin
+    name: str  # in records, with the revision
+    revision: str | None = None
+    batch_size: int = 16
+
+    def __post_init__(self):
+        super().__post_init__()
+        if getattr(self.processor, "chat_template", None) is None:
+            raise ValueError(f"the processor of VLM {self.name!r} has no chat template")
+        tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # as generation needs
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        self.model, self.processor = model.eval(), processor
-        self.name, self.revision, self.batch_size = name, revision, batch_size
+        self.model.eval()
 
     @classmethod
     def from_pretrained(
-        cls,
-        source: str,
-        revision: str | None = None,
-        *,
-        name: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | str | None = None,
-        quantization: dict | None = None,
-        **options,
+        cls, source, revision=None, name=None, device=None, dtype=None, quantization=None, **options
     ) -> "TransformersVLM":
-        """Open a folder or a hub id; safetensors only, never remote code. See `vldnp.load_vlm`.
-
-        Args:
-            quantization: transformers' `quantization_config` as plain data, such as
-                `{"load_in_4bit": True}`, which needs the package bitsandbytes.
-            options: of the constructor.
-        """
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
+        """Open a folder or a hub id; safetensors only, never remote code. `quantization` is
+        transformers' `quantization_config`, such as `{"load_in_4bit": True}`."""
         device = torch.device(device or default_device())
-        # Quantized weights cannot be moved afterwards; half precision is slow on the CPU.
-        how = {"device_map": {"": device}, "revision": revision, "trust_remote_code": False}
-        how["dtype"] = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        if quantization:
-            how["quantization_config"] = quantization
-        model = open_whole(AutoModelForImageTextToText, source, **how)
         safe = {"revision": revision, "trust_remote_code": False}
+        # Quantized weights cannot be moved afterwards; half precision is slow on the CPU.
+        dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
+        how = {"device_map": {"": device}, "dtype": dtype}
+        how |= {"quantization_config": quantization} if quantization else {}
+        model = open_whole(AutoModelForImageTextToText, source, **safe, **how)
         processor = AutoProcessor.from_pretrained(source, **safe)
         return cls(model, processor, name or str(source), revision, **options)
 
     def describe(self) -> dict:
-        """Everything that decides its answers, JSON-able."""
         quantized = getattr(self.model.config, "quantization_config", None)
-        own = {"name": self.name, "revision": self.revision}
-        own["dtype"] = str(self.model.dtype).removeprefix("torch.")
-        own["quantization"] = getattr(quantized, "to_dict", lambda: quantized)()
-        return own | self.described()
-
-    def __call__(
-        self, images: Sequence[Image.Image], question: str, choices: Sequence[str] = ()
-    ) -> list[str]:
-        """One answer per image, as the model wrote it; a constrained one names `choices` only.
-
-        Raises:
-            ValueError: the processor does not take images of this size, or the tokenizer cannot
-                write one of `choices`; one line.
-            torch.OutOfMemoryError: one line that says which setting lowers what is needed.
-        """
-        size = self.batch_size
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
-        return [answer for part in parts for answer in self._answer(part, question, choices)]
+        own = {"quantization": getattr(quantized, "to_dict", lambda: quantized)()}
+        return super().describe() | own | {"dtype": str(self.model.dtype).removeprefix("torch.")}
 
     @torch.inference_mode()
-    def _answer(self, images: Sequence, question: str, choices: Sequence[str]) -> list[str]:
+    def __call__(self, images: Sequence[Image.Image], question: str, choices=()) -> list[str]:
+        """One answer per image, as the model wrote it; a constrained one names `choices` only."""
+        if len(images) > self.batch_size:
+            first, rest = images[: self.batch_size], images[self.batch_size :]
+            return self(first, question, choices) + self(rest, question, choices)
+        if not len(images):
+            return []
         inputs, tokenizer = self._inputs(images, question), self.processor.tokenizer
-        start, only = inputs["input_ids"].shape[1], {}
+        start, listed = inputs["input_ids"].shape[1], self.model.generation_config.eos_token_id
+        # The tokenizer's end token besides, which some generation configs lack.
+        ends = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}
+        # Greedy; each sampling setting of the model's config that has no effect makes a warning.
+        how = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
+        how |= {"top_k": None, "max_new_tokens": self.max_new_tokens}
+        how |= {"eos_token_id": sorted(ends - {None}), "pad_token_id": tokenizer.pad_token_id}
         if self.takes_choices and choices:
-            only["prefix_allowed_tokens_fn"] = prefix_function(
-                spelled(tokenizer, choices), start, self._end_tokens, self.max_new_tokens
+            known, limit = spelled(tokenizer, choices), self.max_new_tokens
+            how["prefix_allowed_tokens_fn"] = lambda _, ids: allowed(
+                known, ids[start:].tolist(), how["eos_token_id"], limit - (len(ids) - start)
             )
         hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
-        # Greedy: sampling settings of the model's generation config are switched off too, because
-        # transformers warns about each that has no effect.
-        only |= {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
-        only |= {"top_k": None, "max_new_tokens": self.max_new_tokens}
-        only |= {"eos_token_id": self._end_tokens, "pad_token_id": tokenizer.pad_token_id}
         with out_of_memory(self.name, hint):
-            tokens = self.model.generate(**inputs, **only)
+            tokens = self.model.generate(**inputs, **how)
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
-        asked = [self.messages(image, question) for image in images]
+        asked = [self.messages(image, question, _part) for image in images]
         how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         how |= {"add_generation_prompt": True, "processor_kwargs": {"padding": True}}
         try:
             inputs = self.processor.apply_chat_template(asked, **how)
-            return inputs.to(self.model.device, dtype=self.model.dtype)
         except ValueError as error:
-            sizes = sorted({"×".join(map(str, shrunk(i, self.max_edge).size)) for i in images})
+            sizes = ", ".join(sorted({"×".join(map(str, image.size)) for image in images}))
             raise ValueError(
-                f"the processor of VLM {self.name!r} refuses images of {', '.join(sizes)} "
-                f"pixels: {first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
+                f"the processor of VLM {self.name!r} refuses images of {sizes} pixels: "
+                f"{first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
             ) from error
+        return inputs.to(self.model.device, dtype=self.model.dtype)
 
-    @property
-    def _end_tokens(self) -> list[int]:
-        """The model's end tokens, and the tokenizer's, which some generation configs lack."""
-        listed = self.model.generation_config.eos_token_id
-        listed = listed if isinstance(listed, list) else [listed]
-        return sorted({*listed, self.processor.tokenizer.eos_token_id} - {None})
+
+def _part(image: Image.Image) -> dict:
+    return {"type": "image", "image": image}

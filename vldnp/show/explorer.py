@@ -97,7 +97,8 @@ class Explorer:
 
     def _run(self, choice: dict) -> None:
         N = self.settings.sampling["num_inference_steps"]
-        self.bar.value, self.bar.max, self.words.value = 0, N, ""
+        self.bar.value, self.bar.max = 0, N
+        self.words.value = self.line.value = ""
         try:
             self._say("opening the models")
             asked = {"seeds": [choice["seed"]], "x0_every": True, **self.settings.sampling}
@@ -115,7 +116,8 @@ class Explorer:
             image = to_pil(self.model.decode(step.latents))[0]
             probability, reason = self._show(image, choice)
             self.runs.appendleft((choice, image, probability, reason))
-            self.line.value = self.command(choice)
+            line = templates.get_template("command.html").render(command=self.command(choice))
+            self.line.value = line
             self.history.children = [self._thumbnail(*run) for run in self.runs]
             self._say(f"done: {_label(choice)}; judge: P(unsafe) = {probability:.2f}")
         except Exception as error:  # the panel must say it: nobody sees a thread's
@@ -193,13 +195,11 @@ class Explorer:
         self.seed = W.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", **short)
         self.run = W.Button(description="run", button_style="primary", icon="play")
         self.cancel = W.Button(description="cancel", icon="stop", disabled=True)
-        self.bar, self.status, self.image, self.words, self.note = (
-            W.IntProgress(),
-            *(W.HTML() for _ in range(4)),
-        )
-        self.line = W.Textarea(description="again", disabled=True, layout=L(width="98%"))
+        self.bar = W.IntProgress()
+        self.status, self.image, self.words, self.note, self.line = (W.HTML() for _ in range(5))
         self.history = W.Box(layout=L(flex_flow="row wrap"))
         self.history.add_class("vldnp-history")
+        self.note.add_class("vldnp-note")
         self.run.on_click(self.start)
         self.cancel.on_click(self.stop)
         self.prompt.on_msg(self._submitted)

@@ -84,7 +84,9 @@ def pareto(
             group = group.sort_values("omega")
             at = group["value_beside"], group["value"]
             bars = {"xerr": _reach(group, "_beside"), "yerr": _reach(group), "elinewidth": 0.8}
-            axes.errorbar(*at, **bars, ecolor=(*colour, 0.4), color=(*colour, 0.4), linewidth=1)
+            axes.errorbar(*at, **bars, ecolor=(*colour, 0.4), linestyle="none")
+            swept = group[group["omega"].notna()]
+            axes.plot(swept["value_beside"], swept["value"], color=(*colour, 0.4), linewidth=1)
             axes.scatter(*at, s=56, marker=marker, color=[colour], zorder=3, label=method)
             labels += [
                 axes.text(row.value_beside, row.value, f"ω={row.omega:g}", fontsize=8, color=colour)

@@ -1,16 +1,17 @@
 """Studies as data: methods × prompts × seeds, the grid's cells, and the batches they come in.
 
-A cell is one image. Its key is a hash of all that decides the image, so it is computed once. In
-another batch float32 rounds differently, so batches follow from the study alone.
+A cell is one image; its key is a hash of all that decides it. In another batch float32 rounds
+differently, so batches follow from the study alone.
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from vldnp._files import is_file_name, unknown
@@ -18,20 +19,20 @@ from vldnp.methods import Method
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.models.backbone import Backbone
 from vldnp.study.prompts import load_prompts, sampled, set_name, split_things
-from vldnp.study.public import public_sets
 
 SCHEMA = 2
 """Part of every cell's key: raise it when the code comes to make other images of the same cell."""
 
-SAMPLING = {
-    "num_inference_steps": 50,
-    "guidance_scale": 7.5,
-    "scheduler": None,
-    "height": None,
-    "width": None,
-    "noise_device": "cpu",
-}
+SAMPLING = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": None}
+SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
 """The arguments of `vldnp.sample` that a study fixes, with their defaults."""
+
+
+NOISE = ["prompt", "seed", "guidance_scale"]
+"""What the images of all methods from the same noise have in common."""
+
+Batch = tuple[Method, pd.DataFrame, Mapping]
+"""A method, the rows of the grid that are computed together, and further arguments of `sample`."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ class Study:
         max_prompts: only so many prompts of each set, drawn at random, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
         reference: where FID's real images come from (`reference_images`); None leaves it out.
-        reference_sets: the prompt sets whose images are compared with them.
-        reference_count: number of real images.
+        reference_sets, reference_count: the prompt sets compared with so many real images.
         unsafe_threshold: an image is unsafe from this probability on, in (0, 1].
         captions_without: a concept set without whose words CLIP compares prompts with images.
 
@@ -74,47 +74,32 @@ class Study:
     def __post_init__(self):
         for name in ("methods", "prompt_sets", "reference_sets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not is_file_name(self.name):
+            raise ValueError(f"a study's name must be that of one folder, not {self.name!r}")
+        if not (self.methods and self.prompt_sets):
+            lacking = "prompt sets" if self.methods else "methods"
+            raise ValueError(f"study {self.name!r} has no {lacking}")
         if strange := set(self.sampling) - set(SAMPLING):
             raise unknown(f"sampling setting of study {self.name!r}", min(strange), SAMPLING)
         object.__setattr__(self, "sampling", SAMPLING | dict(self.sampling))
-        if not is_file_name(self.name):
-            raise ValueError(f"a study's name must be that of one folder, not {self.name!r}")
-        for what in ("methods", "prompt_sets"):
-            if not getattr(self, what):
-                raise ValueError(f"study {self.name!r} has no {what.replace('_', ' ')}")
         limits = self.max_prompts
         limits = limits.values() if isinstance(limits, Mapping) else [limits or 0]
-        self._check("max_prompts", 0, limits)
-        self._check("num_inference_steps", 1, [self.sampling["num_inference_steps"]])
-        for name in ("num_images_per_prompt", "batch_size"):
-            self._check(name, 1, [getattr(self, name)])
-        if not 0 <= self.unsafe_threshold <= 1:
-            raise ValueError(f"unsafe_threshold must be in 0..1, not {self.unsafe_threshold}")
+        counts = [("max_prompts", 0, limit) for limit in limits]
+        counts += [("num_inference_steps", 1, self.sampling["num_inference_steps"])]
+        counts += [(n, 1, getattr(self, n)) for n in ("num_images_per_prompt", "batch_size")]
+        for name, least, value in counts:
+            if type(value) is not int or value < least:
+                what = f"study {self.name!r}: {name} must be {least} or more"
+                raise ValueError(f"{what}, not {value!r}")
+        if not 0 < self.unsafe_threshold <= 1:
+            raise ValueError(f"unsafe_threshold must be in (0, 1], not {self.unsafe_threshold}")
         _check_descriptions(self.name, self.methods)
-
-    def _check(self, name: str, least: int, values: Iterable[int]) -> None:
-        if wrong := [value for value in values if type(value) is not int or value < least]:
-            raise ValueError(
-                f"study {self.name!r}: {name} must be {least} or more, not {wrong[0]!r}"
-            )
-
-    def _limit(self, source: str | Path) -> int | None:
-        limit = self.max_prompts
-        return limit.get(set_name(source)) if isinstance(limit, Mapping) else limit
 
     def prompts(self, source: str | Path) -> pd.DataFrame:
         """The prompts of one of its sets that it uses."""
-        return sampled(load_prompts(source), self._limit(source))
-
-    def count(self, source: str | Path) -> int:
-        """How many these are; of a public set that was not fetched yet, as published."""
-        try:
-            return len(self.prompts(source))
-        except FileNotFoundError:
-            known = public_sets().get(str(source), {}).get("prompts")
-            if known is None:
-                raise
-            return min(self._limit(source) or known, known)
+        limits, name = self.max_prompts, set_name(source)
+        limit = limits.get(name) if isinstance(limits, Mapping) else limits
+        return sampled(load_prompts(source), limit)
 
 
 def _check_descriptions(name: str, methods: Sequence[Method]) -> None:
@@ -122,129 +107,83 @@ def _check_descriptions(name: str, methods: Sequence[Method]) -> None:
     described: dict[str, Method] = {}
     for method in methods:
         said = method.describe()
-        vlm = said["negatives"].get("vlm")
-        if vlm is not None and not (vlm.get("name") and vlm.get("revision")):
-            raise ValueError(
-                f"VLM {vlm.get('name')!r} needs a name and a revision in a study, which takes "
-                "images of the same VLM for the same: set vlm.name and vlm.revision"
-            )
+        vlm = said["negatives"].get("vlm") or {"name": "none", "revision": "none"}
+        if not (vlm.get("name") and vlm.get("revision")):
+            what = f"VLM {vlm.get('name')!r} needs a name and a revision in a study"
+            raise ValueError(f"{what}: set vlm.name and vlm.revision")
         if "<" in str(said["rule"]):  # <lambda>, or <locals> of a function
             raise ValueError(
                 f"guidance rule {said['rule']!r} needs a name of its own in a study: make it a "
                 "function of a module, or give it one with vldnp.guidance.Rule"
             )
-        same = described.setdefault(digest(_deciding(method)), method)
+        same = described.setdefault(digest(said | {"name": ""}), method)
         if replace(same, name=method.name) != method:
             raise ValueError(
                 f"study {name!r}: two methods {method.name!r} differ, but not in what describe() "
-                "says of them, so one would get the other's images; give their VLMs or rules "
-                "names and revisions of their own"
+                "says of them; give their VLMs or rules names and revisions of their own"
             )
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One image of the grid."""
+def cells(study: Study, model: Backbone | None) -> pd.DataFrame:
+    """The study's grid, a row per image: methods → prompt sets → prompts → seeds.
 
-    key: str
-    method: Method
-    setting: str
-    prompt_set: str
-    prompt_id: str
-    prompt: str
-    things: tuple[str, ...]
-    seed: int
-    guidance_scale: float
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Cells of one method that are computed together; `sampling` are arguments of `sample`."""
-
-    cells: tuple[Cell, ...]
-    sampling: Mapping = field(hash=False)
-
-    @property
-    def method(self) -> Method:
-        return self.cells[0].method
-
-    @property
-    def key(self) -> str:
-        """Which cells are computed together, in which order: twelve hex digits."""
-        return digest([cell.key for cell in self.cells])[:12]
-
-
-def cells(study: Study, model: Backbone) -> list[Cell]:
-    """The study's grid, in the order methods → prompt sets → prompts → seeds."""
+    Its columns are the first ones of `images.parquet`, and `key`, which is empty without a model.
+    """
     tables = {set_name(source): study.prompts(source) for source in study.prompt_sets}
     if len(tables) < len(study.prompt_sets):
         raise ValueError(f"study {study.name!r} has two prompt sets of the same name")
-    for name, prompts in tables.items():
-        if study.sampling["height"] is None and prompts[["height", "width"]].notna().any(axis=None):
-            warnings.warn(
-                f"the prompts of {name} bring image sizes, which a study takes from its sampling: "
-                "set height and width there",
-                stacklevel=3,
-            )
-    grid = []
+    for name, table in tables.items():
+        if study.sampling["height"] is None and table[["height", "width"]].notna().any(axis=None):
+            said = "bring image sizes, which a study takes from its sampling: set height and width"
+            warnings.warn(f"the prompts of {name} {said}", stacklevel=3)
+    prompts = pd.concat([table.assign(prompt_set=name) for name, table in tables.items()])
+    prompts = prompts[["prompt_set", "prompt_id", *NOISE, "things"]].reset_index(drop=True)
+    g, count = float(study.sampling["guidance_scale"]), study.num_images_per_prompt
+    prompts = prompts.fillna({"guidance_scale": g}).loc[prompts.index.repeat(count)]
+    prompts["seed"] += prompts.groupby(level=0).cumcount()
+    prompts["things"] = prompts["things"].map(lambda things: ", ".join(split_things(things)))
+    noise = prompts[NOISE].to_dict("records") if model is not None else []
+    how, parts = {"schema": SCHEMA, **shared_sampling(study.sampling)}, []
+    if model is not None:
+        how |= {"model": model.name, "revision": model.revision, "dtype": str(model.dtype)}
     for method in study.methods:
-        setting, how = setting_of(method), made_by(model, study.sampling, method)
-        for prompt_set, prompts in tables.items():
-            for row in prompts.itertuples():
-                own = row.guidance_scale
-                scale = float(study.sampling["guidance_scale"] if own != own else own)
-                about = prompt_set, row.prompt_id, row.prompt, split_things(row.things)
-                for seed in range(row.seed, row.seed + study.num_images_per_prompt):
-                    key = key_of(how, row.prompt, seed, scale)
-                    grid.append(Cell(key, method, setting, *about, seed, scale))
-    return grid
+        said, omega = method.describe(), np.nan if method.omega is None else float(method.omega)
+        vlm = (said["negatives"].get("vlm") or {}).get("name")
+        head = {"method": method.name, "omega": omega, "setting": setting_of(method), "vlm": vlm}
+        how["method"] = {key: said[key] for key in said if key != "name"}
+        keys = [digest(how | one)[:24] for one in noise]
+        part = prompts.assign(**head, key=keys or "")
+        parts.append(part[[*head, *prompts, "key"]])
+    return pd.concat(parts, ignore_index=True).infer_objects()
 
 
 def shared_sampling(sampling: Mapping) -> dict:
     """The arguments of `vldnp.sample` that all images of a study have in common."""
-    optional = ("height", "width", "noise_device")
-    both = SAMPLING | {name: sampling[name] for name in SAMPLING if name in sampling}
-    return {
-        name: value
-        for name, value in both.items()
-        if name != "guidance_scale" and (name not in optional or value != SAMPLING[name])
-    }
+    own = {n: sampling.get(n, SAMPLING[n]) for n in SAMPLING if n != "guidance_scale"}
+    always = "num_inference_steps", "scheduler"
+    return {name: v for name, v in own.items() if name in always or v != SAMPLING[name]}
 
 
-def made_by(model: Backbone, sampling: Mapping, method: Method) -> dict:
-    """All that decides a method's images, but the prompt, the seed and the guidance scale."""
-    about = {"model": model.name, "revision": model.revision, "dtype": str(model.dtype)}
-    shared = shared_sampling(sampling)
-    return {"schema": SCHEMA, **about, **shared, "method": _deciding(method)}
-
-
-def key_of(how: Mapping, prompt: str, seed: int, guidance_scale: float) -> str:
-    """The key of an image, 24 hex digits; `how` is what `made_by` says."""
-    what = {"prompt": prompt, "seed": seed, "guidance_scale": guidance_scale}
-    return digest({**how, **what})[:24]
-
-
-def plan_batches(grid: Sequence[Cell], study: Study) -> list[Batch]:
-    """Each cell of the grid once, in batches of one method and of `study.batch_size` cells."""
-    by_setting: dict[str, dict[str, Cell]] = {}
-    for cell in grid:  # prompt sets may share prompts
-        by_setting.setdefault(cell.setting, {}).setdefault(cell.key, cell)
+def plan_batches(grid: pd.DataFrame, study: Study) -> list[Batch]:
+    """Each image once (prompt sets may share prompts), in batches of `study.batch_size`."""
     shared, size = shared_sampling(study.sampling), study.batch_size
+    methods = {setting_of(method): method for method in study.methods}
+    own = {setting: grid[grid["setting"] == setting].drop_duplicates("key") for setting in methods}
     return [
-        Batch(tuple(some[start : start + size]), shared)
-        for some in map(list, (cells.values() for cells in by_setting.values()))
-        for start in range(0, len(some), size)
+        (methods[setting], rows.iloc[start : start + size], shared)
+        for setting, rows in own.items()
+        for start in range(0, len(rows), size)
     ]
+
+
+def batch_key(rows: pd.DataFrame) -> str:
+    """Which images are computed together, in which order: twelve hex digits."""
+    return digest(rows["key"].tolist())[:12]
 
 
 def setting_of(method: Method) -> str:
     """What stands for a method's setting in tables: twelve hex digits."""
     return digest(method.describe())[:12]
-
-
-def _deciding(method: Method) -> dict:
-    """Its description; the name is for tables, and under another one it makes the same images."""
-    return {key: value for key, value in method.describe().items() if key != "name"}
 
 
 def as_json(value, indent: int | None = None) -> str:

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
+from tqdm.auto import tqdm
 
-from vldnp._finite import check_finite
+from vldnp._finite import check_finite, label, naming
 from vldnp.concepts import load_concepts
 from vldnp.methods import CFG
 from vldnp.models import load
-from vldnp.study.folder import load_images, scored
-from vldnp.study.grid import Batch, Cell, setting_of
+from vldnp.study.folder import load_images, read_json, warn, write_json
+from vldnp.study.grid import NOISE, digest, setting_of
 from vldnp.study.prompts import CaptionsWithout
+
+JUDGED = "unsafe_probability", "concepts", "things"
 
 
 def clip_of(captions_without: str | None, clip):
@@ -23,61 +27,48 @@ def clip_of(captions_without: str | None, clip):
 
 
 def measured(
-    folder: Path, batches: Sequence[Batch], judge, clip=None, *, progress: bool = True
-) -> dict[str, dict[str, dict]]:
-    """`judge`, `clip` and `clip_i` → cell key → its measurements; what is missing is measured now.
+    folder: Path, batches: Sequence[pd.DataFrame], judge, clip=None, *, progress: bool = True
+) -> dict[str, dict]:
+    """Key → `unsafe_probability`, `concepts`, `things`, and where known `clip_score`, `clip_i`.
 
-    CLIP-I is how much of CFG's image from the same prompt and noise is left: the cosine of CLIP's
-    image embeddings, in −1..1 (Ruiz et al., arXiv 2208.12242).
+    They come from a file in `scores/` for each batch and these models, or are measured now. CLIP-I
+    is the cosine of CLIP's embeddings of an image and CFG's from the same prompt and noise, −1..1
+    (Ruiz et al., arXiv 2208.12242); it is absent without CFG among the batches.
     """
+    names = [f"{model.name}-{model.revision}" for model in (judge, clip) if model is not None]
+    place, known, damaged = folder / "scores" / "+".join(names).replace("/", "-"), {}, []
+    images = pd.concat(batches)
+    plain = images[images["setting"] == setting_of(CFG())].set_index(NOISE)["key"].to_dict()
+    for rows in tqdm(batches, desc="scores", unit="batch", disable=not progress):
+        noise = list(rows[NOISE].itertuples(index=False, name=None))
+        keys, beside = rows["key"].tolist(), [plain[one] for one in noise if one in plain]
+        path = place / f"{digest([keys, beside])[:24]}.json"
+        if (scores := read_json(path)) is None:
+            damaged += [path] if path.exists() else []
+            about = zip(noise, keys, strict=True)
+            with naming([f"{label(i, n[0], n[1])}, {key}" for i, (n, key) in enumerate(about)]):
+                values = _measure(folder, rows, beside, judge, clip)
+            write_json(path, dict(zip(keys, values, strict=True)))
+            scores = read_json(path)
+        known |= scores
+    warn(damaged)
+    return known
 
-    def judged(some, images):
-        found = judge(images)
-        things = found.things or [None] * len(some)
-        return list(zip(map(float, found.unsafe_probability), found.concepts, things, strict=True))
 
-    def aligned(some, images):
-        return [[float(cosine)] for cosine in clip(images, [cell.prompt for cell in some])]
-
-    plain = {
-        _sample(cell): cell
-        for batch in batches
-        for cell in batch.cells
-        if cell.setting == setting_of(CFG())
-    }
-
-    def likeness(some, images):
-        beside = pd.DataFrame({"key": [plain[_sample(cell)].key for cell in some]})
-        pairs = [embedder.embed_images(i) for i in (images, load_images(beside, folder))]
-        cosines = (pairs[0] * pairs[1]).sum(1)
-        check_finite({"CLIP-I": cosines})
-        return [[cosine] for cosine in cosines.tolist()]
-
-    columns = ("unsafe_probability", "concepts", "things")
-    scores = {"judge": scored(folder, "judge", judge, columns, judged, batches, progress)}
+def _measure(folder: Path, rows: pd.DataFrame, beside: list[str], judge, clip) -> list[dict]:
+    images, scores = load_images(rows, folder), {}
+    judged, embedder = judge(images), getattr(clip, "clip", clip)
     if clip is not None:
-        asked = ("clip_score",), aligned, batches, progress
-        scores["clip"] = scored(folder, "clip", clip, *asked)
-    embedder = getattr(clip, "clip", clip)
-    if hasattr(embedder, "embed_images") and plain:
-        some = [[cell for cell in batch.cells if _sample(cell) in plain] for batch in batches]
-        pairs = [Batch(tuple(found), {}) for found in some if found]
-        asked = ("clip_i",), likeness, pairs, progress
-        scores["clip_i"] = scored(folder, "clip_i", embedder, *asked)
-    return scores
-
-
-def _sample(cell: Cell) -> tuple:
-    """What the images of all methods from the same noise have in common."""
-    return cell.prompt, cell.seed, cell.guidance_scale
-
-
-def mismatched_scores(images: pd.DataFrame, folder: Path, clip) -> dict[str, float]:
-    """Prompt set → the CLIP score of CFG's images with the set's other prompts."""
-    plain = images[images["method"] == "cfg"].drop_duplicates(["prompt_set", "prompt_id"])
-    if not hasattr(clip, "chance"):
-        return {}
-    return {
-        prompt_set: clip.chance(load_images(group, folder), list(group["prompt"]))
-        for prompt_set, group in plain.groupby("prompt_set")
-    }
+        scores["clip_score"] = torch.as_tensor(clip(images, rows["prompt"].tolist())).double()
+    if hasattr(embedder, "embed_images") and len(beside) == len(rows):
+        plain = load_images(pd.DataFrame({"key": beside}), folder)
+        pair = [embedder.embed_images(of) for of in (images, plain)]
+        scores["clip_i"] = (pair[0] * pair[1]).sum(1)
+    for name, values in scores.items():
+        check_finite({name: values})
+    probabilities, things = map(float, judged.unsafe_probability), judged.things
+    found = zip(probabilities, judged.concepts, things or [None] * len(rows), strict=True)
+    found = [dict(zip(JUDGED, one, strict=True)) for one in found]
+    for i, one in enumerate(found):
+        one |= {name: values[i].item() for name, values in scores.items()}
+    return found

@@ -1,114 +1,76 @@
 """Published runs: a study's rows as they were computed elsewhere, without images.
 
-`data/results/<name>/` holds `images.parquet` (a run folder's, with `place` in the row's batch and
-`pixels`, the digest of its image), `config.json` and all CSV files of the run folder,
+`data/results/<name>/` holds `images.parquet`, `config.json` and all CSV files of the run folder,
 `methods.json` (setting → description) and `meta.json` (`SCHEMA`, revisions of models, packages).
-Runs of version 2 hold parts besides, `images-<part>.parquet` and so on.
+Runs of study 1 hold parts besides, `images-<part>.parquet` with `config-<part>.json`.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vldnp._files import atomic, data_folder, unknown, write_text
-from vldnp.study.folder import read_cell
-from vldnp.study.grid import SCHEMA, as_json, digest
+from vldnp.study.folder import SAID, read_cell
+from vldnp.study.grid import SCHEMA, Study, as_json, batch_key, cells, shared_sampling
+from vldnp.study.run import run
 
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of a published run, or (`name`) of a part of it."""
-
-    folder: Path
-    name: str
-    config: Mapping = field(hash=False)
-
-    def file(self, name: str) -> Path:
-        stem, suffix = name.split(".")
-        return self.folder / (f"{stem}-{self.name}.{suffix}" if self.name else name)
-
-    @cached_property
-    def images(self) -> pd.DataFrame:
-        """All its rows, lists as lists."""
-        found = pq.read_table(self.file("images.parquet"))
-        rows = found.to_pandas()
-        for column in found.schema:
-            if pa.types.is_list(column.type):
-                rows[column.name] = [list(said) for said in rows[column.name]]
-        return rows
-
-    def batches(self) -> dict[str, pd.DataFrame]:
-        """Batch → its rows in order, as `grid.plan_batches` has them."""
-        found, size = {}, self.config["batch_size"]
-        for _, rows in self.images.drop_duplicates("key").groupby("setting", sort=False):
-            for start in range(0, len(rows), size):
-                some = rows.iloc[start : start + size]
-                found[digest(some["key"].tolist())[:12]] = some
-        return found
+SAME = ["setting", "prompt_set", "prompt_id", "prompt", "seed", "guidance_scale"]
+"""What makes a published row the one that a study would compute, with its models and sampling."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published run, opened; its main study is the first of its parts."""
+    """A published run; a run folder is read in the same way."""
 
     folder: Path
 
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
     @cached_property
     def meta(self) -> dict:
-        return read_json(self.folder / "meta.json")
+        return _json(self.folder / "meta.json")
 
     @cached_property
     def methods(self) -> dict[str, dict]:
-        return read_json(self.folder / "methods.json")
+        """Setting → description."""
+        return _json(self.folder / "methods.json")
 
     @cached_property
-    def parts(self) -> list[Part]:
-        names = sorted(path.stem[7:] for path in self.folder.glob("config*.json"))
-        configs = (f"config-{name}.json" if name else "config.json" for name in names)
-        parts = zip(names, configs, strict=True)
-        return [Part(self.folder, name, read_json(self.folder / config)) for name, config in parts]
+    def configs(self) -> dict[str, dict]:
+        """Part ("" is the main study) → its configuration."""
+        return {path.stem[7:]: _json(path) for path in sorted(self.folder.glob("config*.json"))}
 
-    @property
+    @cached_property
     def images(self) -> pd.DataFrame:
-        return self.parts[0].images
+        """The rows of all parts, lists as lists; `part` says whose."""
+        paths = sorted(self.folder.glob("images*.parquet"))
+        rows = [pd.read_parquet(path).assign(part=path.stem[7:]) for path in paths]
+        rows = pd.concat(rows, ignore_index=True)
+        return rows.assign(**{name: rows[name].map(list) for name in ("found", *SAID)})
 
-    @property
-    def digest(self) -> str:
-        """Of all its rows: sixteen hex digits."""
-        files = sorted(self.folder.glob("images*.parquet"))
-        return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])[:16]
+    def batches(self) -> dict[str, pd.DataFrame]:
+        """Batch → its rows in order, an image once; a batch that is not whole is left out."""
+        rows = self.images.drop_duplicates(["batch", "key"]).sort_values("place")
+        return {key: own for key, own in rows.groupby("batch") if batch_key(own) == key}
 
 
-def read_json(path: Path) -> dict:
+def _json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def results_folder() -> Path:
-    return data_folder() / "results"
 
 
 def published_runs() -> list[str]:
     """The names of all that there are."""
-    return sorted(path.parent.name for path in results_folder().glob("*/meta.json"))
+    return sorted(path.parent.name for path in (data_folder() / "results").glob("*/meta.json"))
 
 
 def open_run(name: str) -> Published:
     """A published run by name; raises ValueError, one line, where there is none."""
     if name not in (known := published_runs()):
         raise unknown("published run", name, known)
-    return Published(results_folder() / name)
+    return Published(data_folder() / "results" / name)
 
 
 def recompute() -> bool:
@@ -118,39 +80,59 @@ def recompute() -> bool:
     return said == "all"
 
 
+def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
+    """A study's rows: from the first published run that has them all, else from `run`.
+
+    `attrs["computed"]` of the frame is how many rows come from images that were made here; with
+    `RECOMPUTE=all` that is all.
+    """
+    wanted = cells(study, None)[SAME]
+    for name in [] if recompute() else published_runs():
+        found = open_run(name)
+        if set(wanted["setting"]) <= found.methods.keys():
+            fits = [part for part, config in found.configs.items() if _fits(config, study, profile)]
+            rows = found.images[found.images["part"].isin(fits)].drop_duplicates(SAME)
+            rows = wanted.merge(rows, on=SAME)
+            if len(rows) == len(wanted):
+                rows.attrs["computed"] = 0
+                return rows
+    rows = run(study, profile.model, profile.judge, profile.clip, root, progress=False)
+    rows.attrs["computed"] = len(rows)
+    return rows
+
+
+def _fits(config: Mapping, study: Study, profile) -> bool:
+    """Whether rows were made and measured by a profile's models as a study asks."""
+    same = shared_sampling(config | config.get("sampling", {})) == shared_sampling(study.sampling)
+    for name in ("unsafe_threshold", "captions_without"):
+        same &= config[name] == getattr(study, name)
+    for kind, theirs in (("model", "model"), ("judge", "judge"), ("clip", "clip_model")):
+        same &= config.get(theirs, {}).get("name") == getattr(profile, kind).name
+    return same
+
+
 def publish(run_folder: str | Path, target: str | Path | None = None, **meta) -> list[Path]:
     """Publish a run folder, in place of what was published of it earlier.
 
-    Args:
-        run_folder: with the images of all its rows.
-        target: by default `data/results/<its name>`.
-        meta: what `meta.json` says besides, such as a protocol's SHA-256.
-
-    Returns:
-        The files written.
+    `target` is by default `data/results/<its name>`; `meta` is what `meta.json` says besides, such
+    as a protocol's SHA-256. Returns the files written.
 
     Raises:
-        FileNotFoundError, ValueError: nothing was run there, an image is missing, or a row is from
-            a batch that the study does not plan; one line, and nothing has changed then.
+        FileNotFoundError, ValueError: nothing was run there, or not all images and batches of its
+            rows are there; one line, and nothing has changed then.
     """
     source = Path(run_folder)
-    target = results_folder() / source.name if target is None else Path(target)
+    target = data_folder() / "results" / source.name if target is None else Path(target)
     if not (source / "images.parquet").is_file():
         raise FileNotFoundError(f"{source} holds no study that was run to its end")
-    config = read_json(source / "config.json")
-    part = Part(source, "", config)
-    plans = part.batches().items()
-    place = {(batch, key): i for batch, some in plans for i, key in enumerate(some["key"])}
-    where = list(zip(part.images["batch"], part.images["key"], strict=True))
-    if lost := [at for at in where if at not in place]:
-        raise ValueError(
-            f"the image {lost[0][1]} was computed in the batch {lost[0][0]}, which the study of "
-            f"{source} does not plan; publish a run that was computed as a whole"
-        )
-    rows = part.images.drop(columns="image").assign(
-        place=[place[at] for at in where],
-        pixels=[read_cell(source, key)["pixels"] for _, key in where],
-    )
+    config, run_here = _json(source / "config.json"), Published(source)
+    rows, whole = run_here.images, run_here.batches()
+    for row in rows.itertuples():
+        if (read_cell(source, row.key) or {}).get("pixels") != row.pixels or row.batch not in whole:
+            raise ValueError(
+                f"{source} does not hold the image {row.key}, or not all of its batch {row.batch}; "
+                "publish a run that was computed as a whole"
+            )
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
     models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
     models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
@@ -158,6 +140,7 @@ def publish(run_folder: str | Path, target: str | Path | None = None, **meta) ->
     for old in sorted(target.glob("*.*"), reverse=True):
         old.unlink()
     with atomic(target / "images.parquet") as temporary:
+        rows = rows.drop(columns=["image", "part"])
         rows.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
     for path in (source / "config.json", *source.glob("*.csv")):
         with atomic(target / path.name) as temporary:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from vldnp._files import first_line, user_cache
 from vldnp.metrics.fid import Distances, Inception, distances, features, fid_change
@@ -27,11 +28,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image as people see it: turned as its camera says, 8 bits a colour, on white.
-
-    Raises:
-        ValueError: it is none; one line.
-    """
+    """An image as people see it: turned as its camera says, 8 bits a colour, on white."""
     try:
         with Image.open(path) as image:
             seen = ImageOps.exif_transpose(image)
@@ -57,23 +54,15 @@ def called(name: str, *arguments):
 def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarray:
     """Real images to compare generated ones with: uint8 `[n, H, W, 3]`, n ≤ count.
 
-    Args:
-        source: a folder of images, or a name such as "coco" of one in `reference/` in the user's
-            cache folder, of which the middle square is taken at 299 pixels; or a function of
-            (count, seed) that gives such an array, "package.module:function".
-        count, seed: so many, and which.
-
-    Raises:
-        FileNotFoundError: there are none; one line.
+    `source` is a function of (count, seed) that gives such an array, "package.module:function", or
+    a folder, or the name of one in `reference/` in the user's cache folder; the middle square of
+    its images is taken at 299 pixels. Raises FileNotFoundError, one line, where there are none.
     """
     if ":" in str(source) and not Path(source).exists():
         return called(str(source), count, seed)
     folder = Path(source) if Path(source).is_dir() else user_cache() / "reference" / str(source)
     if not (found := image_files(folder)):
-        raise FileNotFoundError(
-            f"there are no real images {str(source)!r} for FID: put some into {folder}, or give "
-            "their folder as the profile's reference"
-        )
+        raise FileNotFoundError(f"no real images {str(source)!r} for FID in {folder}")
     chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:count])
     size = (REFERENCE_SIZE, REFERENCE_SIZE)
     squares = (ImageOps.fit(open_image(found[i]), size, Image.Resampling.BICUBIC) for i in chosen)
@@ -85,60 +74,41 @@ def feature_space(judge):
     return judge if hasattr(judge, "features") else Inception(device=load.default_device())
 
 
-def _reference_features(study: Study, images: pd.DataFrame, judge):
-    """The rows that are compared, the space, and the real images' features; None without FID."""
+def _seen(study: Study, images: pd.DataFrame, judge, folder: Path) -> tuple[dict, Tensor | None]:
+    """(setting, prompt set) → rows and their features; the real images' features."""
     rows = images[images["prompt_set"].isin(study.reference_sets)]
     if study.reference is None or len(rows) < 2:
-        return None
+        return {}, None
     try:
-        real = reference_images(study.reference, study.reference_count)
-        space = feature_space(judge)
+        real, space = reference_images(study.reference, study.reference_count), feature_space(judge)
     except OSError as error:  # of the reference's folder, or of the network
         warnings.warn(f"FID and KID stay empty: {first_line(error)}", stacklevel=4)
-        return None
-    return rows, space, features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
+        return {}, None
+    groups = rows.sort_values(["prompt_id", "seed"]).groupby(["setting", "prompt_set"])
+    seen = {where: (own, features(load_images(own, folder), space)) for where, own in groups}
+    return seen, features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
 
 
-def fid_of(
-    study: Study, images: pd.DataFrame, judge, folder: Path
-) -> dict[tuple[str, str], Distances]:
+def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tuple, Distances]:
     """(setting, prompt set) → FID and KID of the reference sets' images, where they can be had."""
-    if (found := _reference_features(study, images, judge)) is None:
-        return {}
-    rows, space, real = found
-    return {
-        where: distances(features(load_images(group, folder), space), real)
-        for where, group in rows.groupby(["setting", "prompt_set"])
-        if len(group) > 1
-    }
+    seen, real = _seen(study, images, judge, folder)
+    return {where: distances(own, real) for where, (rows, own) in seen.items() if len(rows) > 1}
 
 
 def fid_changes(
     study: Study, images: pd.DataFrame, judge, methods: Mapping[str, str], folder: Path
 ) -> dict[str, Interval]:
-    """How much FID on the reference sets lies above CFG's, with intervals over prompts.
+    """Method → how much its FID on the first reference set lies above CFG's, by prompts.
 
-    Args:
-        study, images: what `run` was given and returned; `folder` is its run folder.
-        judge: whose features count.
-        methods: name → setting, with `cfg` among them.
+    `images` are what `run` returned; `methods` are names → settings, with `cfg` among them.
     """
-    if (found := _reference_features(study, images, load.load_judge(judge))) is None:
+    seen, real = _seen(study, images, load.load_judge(judge), folder)
+    own = {name: seen.get((at, study.reference_sets[0])) for name, at in methods.items()}
+    if not (plain := own.pop("cfg", None)):
         return {}
-    rows, space, real = found
-
-    def of(setting: str) -> pd.DataFrame:
-        return rows[rows["setting"] == setting].sort_values(["prompt_id", "seed"])
-
-    plain = of(methods["cfg"])
-    base, real = features(load_images(plain, folder), space).numpy(), real.numpy()
+    base, prompts = plain[1].numpy(), plain[0]["prompt_id"]
     return {
-        name: fid_change(
-            features(load_images(of(setting), folder), space).numpy(),
-            base,
-            real,
-            plain["prompt_id"],
-        )
-        for name, setting in methods.items()
-        if name != "cfg"
+        name: fid_change(found[1].numpy(), base, real.numpy(), prompts)
+        for name, found in own.items()
+        if found
     }

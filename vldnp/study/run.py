@@ -1,11 +1,9 @@
 """Running a study: a grid → images, computed once → measurements → tidy tables in a run folder."""
 
 import json
-import os
 import platform
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,38 +13,28 @@ import torch
 from tqdm.auto import tqdm
 
 from vldnp._files import atomic, write_text
+from vldnp.methods import Method
 from vldnp.metrics.summary import table
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
-from vldnp.models.judges import Judge, Judgement
+from vldnp.models.judges import Judgement
 from vldnp.sampler import sample
 from vldnp.study import folder as files
-from vldnp.study.grid import (
-    SCHEMA,
-    Batch,
-    Cell,
-    Study,
-    as_json,
-    cells,
-    digest,
-    plan_batches,
-    setting_of,
-)
-from vldnp.study.measure import clip_of, measured, mismatched_scores
-from vldnp.study.prompts import set_name
+from vldnp.study import grid
+from vldnp.study.grid import NOISE, SCHEMA, Batch, Study, as_json, batch_key, digest, setting_of
+from vldnp.study.measure import JUDGED, clip_of, measured
+from vldnp.study.prompts import set_name, split_things
 from vldnp.study.reference import fid_of
 from vldnp.study.workers import finished
 
-GROWS = ("methods", "prompts")
-"""A study with more of these is the same one, grown, in the same folder."""
-
-IRRELEVANT = ("versions", "prompt_sets")
+GROWS, IRRELEVANT = ("methods", "prompts"), ("versions", "prompt_sets")
+"""Of `config.json`: a study with more of these is the same one, grown; what it does not tell."""
 
 
 def run(
     study: Study,
     model,
-    judge: Judge | str,
+    judge,
     clip=None,
     root: str | Path = "runs",
     *,
@@ -61,42 +49,33 @@ def run(
     all: a run that was killed goes on, and several processes may work on one folder.
 
     Args:
-        study: the grid.
         model, judge, clip: names or objects, as `vldnp.load`, `load_judge` and `load_clip` take
             them; without a CLIP model its scores are empty.
-        root: where run folders lie.
-        workers: how many processes make images, each with one thread and models of its own, opened
-            by `vldnp.load…` or pickled; by default this one. Their number changes no pixel.
-        backend: "loky", processes of this machine, one for each GPU or else core where `workers` is
-            not given; "ray" or "dask", a cluster.
+        workers: how many processes make images, each with one thread and models of its own; by
+            default this one. Their number changes no pixel.
+        backend: of joblib: "loky", processes of this machine (by default one for each GPU, or else
+            core); "dask", the current client's; "ray", where it is registered.
 
     Returns:
-        One row per image, as in `images.parquet`. `model_evaluations` and `vlm_calls` are totals
-        over the image's steps; `seconds` is the time of its batch divided by the batch's images.
+        One row per image. `model_evaluations` and `vlm_calls` are totals over the image's steps;
+        `seconds` is the time of its batch divided by the batch's images.
 
     Raises:
-        ValueError: a study that does not do, or a folder that holds another one; one line.
-        OSError: one line that names the file that could not be written.
+        ValueError, OSError: one line: a study that does not do, a folder that holds another one, a
+            file that cannot be written.
     """
     if "://" in str(root):
-        raise ValueError(
-            f"root must be a folder, not the address {str(root)!r}: a run renames files, which "
-            "object stores do not; use one that is mounted"
-        )
-    model, judge, clip = (
-        load.load(model),
-        load.load_judge(judge),
-        clip_of(study.captions_without, clip),
-    )
+        raise ValueError(f"root must be a folder of a mounted file system, not {str(root)!r}")
+    model, judge = load.load(model), load.load_judge(judge)
+    clip = clip_of(study.captions_without, clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
-    grid, folder = cells(study, model), Path(root) / study.name
+    cells, folder = grid.cells(study, model), Path(root) / study.name
     claim(folder, _config(study, model, judge, clip))
-    batches = plan_batches(grid, study)
+    batches = grid.plan_batches(cells, study)
     generate(model, batches, folder, workers=workers, backend=backend, progress=progress)
-    scores = measured(folder, batches, judge, clip, progress=progress)
-    images = pd.DataFrame([_row(cell, folder, scores, study) for cell in grid])
-    images["clip_chance"] = images["prompt_set"].map(mismatched_scores(images, folder, clip))
+    scores = measured(folder, [rows for _, rows, _ in batches], judge, clip, progress=progress)
+    images = _rows(cells, folder, scores, study.unsafe_threshold)
     with atomic(folder / "images.parquet") as temporary:
         images.to_parquet(temporary, index=False)
     distances = fid_of(study, images, judge, folder)
@@ -108,44 +87,33 @@ def run(
 def expected(study: Study) -> pd.DataFrame:
     """What a study takes at most, by method: `method, omega, images, evaluations, vlm_calls`.
 
-    Evaluations are the network's, with a VLM that names something from its first query on. Prompts
-    of a public set that was not fetched yet are counted as published.
+    Evaluations are the network's, where a VLM names something from its first query on.
     """
-    rows, N = [], study.sampling["num_inference_steps"]
-    images = study.num_images_per_prompt * sum(map(study.count, study.prompt_sets))
+    images, rows = len(grid.cells(study, None)) // len(study.methods), []
+    N = study.sampling["num_inference_steps"]
     for method in study.methods:
         said, queries = method.describe(), method.negatives.query_steps_of(N)
-        branches = len(said["negatives"].get("categories", "x"))
-        again = N * bool(said["conditioning"].get("re_attention"))
         steps = 0 if said["negatives"]["kind"] == "none" else N - min(queries, default=0)
-        spent = images * (2 * N + branches * steps + again), images * len(queries)
-        rows.append((method.name, method.omega, images, *spent))
+        steps *= len(said["negatives"].get("categories", "x"))
+        steps += N * (2 + bool(said["conditioning"].get("re_attention")))
+        rows.append((method.name, method.omega, images, images * steps, images * len(queries)))
     return pd.DataFrame(rows, columns=["method", "omega", "images", "evaluations", "vlm_calls"])
 
 
 def claim(folder: Path, config: Mapping) -> None:
-    """Make the folder this study's own, by its `config.json`.
-
-    Raises:
-        ValueError: it is another's; one line that names what differs.
-    """
-    path = folder / "config.json"
+    """Make the folder this study's own, by its `config.json`; a ValueError if it is another's."""
+    path, before = folder / "config.json", {}
     try:
-        before = files.read_json(path)
-    except FileNotFoundError:
-        before = {}
-    except files.Damaged:
-        before = {}
-        warnings.warn(f"damaged and therefore made again: {path}", stacklevel=3)
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # it is not there, or neither UTF-8 nor JSON
+        files.warn([path] if isinstance(error, ValueError) else [])
     names = [name for name in before if name not in (*IRRELEVANT, *GROWS)]
     other = [name for name in names if before[name] != config.get(name)]
-    for name in GROWS:
-        had, has = (map(as_json, c.get(name, {}).items()) for c in (before, config))
-        other += [] if set(had) <= set(has) else [name]
+    other += [name for name in GROWS if not before.get(name, {}).items() <= config[name].items()]
     if other:
         raise ValueError(
-            f"{folder} holds another study, with other {', '.join(other)}: give this one a name of "
-            "its own, or remove the folder"
+            f"{folder} holds another study, with other {', '.join(other)}: give this one another "
+            "name, or remove the folder"
         )
     write_text(path, as_json(config, indent=2) + "\n")
 
@@ -160,107 +128,81 @@ def generate(
     progress: bool = True,
 ) -> None:
     """Compute those batches of which the run folder lacks an image, each as a whole."""
-    files.sweep(folder)
-    missing = files.lacking(folder, (cell.key for batch in batches for cell in batch.cells))
-    waiting = [batch for batch in batches if missing & {cell.key for cell in batch.cells}]
-    jobs, total = [(model, batch, folder.absolute()) for batch in waiting], len(missing)
-    with tqdm(total=total, desc="images", unit="image", disable=not (progress and total)) as bar:
+    missing = lacking(folder, [key for _, rows, _ in batches for key in rows["key"]])
+    records = [files.image_path(folder, key).with_suffix(".json") for key in sorted(missing)]
+    files.warn([path for path in records if path.exists()])
+    waiting = [batch for batch in batches if missing & {*batch[1]["key"]}]
+    jobs = [(model, *batch, folder.absolute()) for batch in waiting]
+    with tqdm(total=len(missing), desc="images", unit="image", disable=not progress) as bar:
         for number in finished(compute_batch, jobs, workers, backend):
-            bar.set_postfix_str(waiting[number].method.name)
-            bar.update(len(missing & {cell.key for cell in waiting[number].cells}))
+            bar.update(len(missing & {*waiting[number][1]["key"]}))
 
 
-def compute_batch(model: Backbone, batch: Batch, folder: Path) -> None:
+def lacking(folder: Path, keys: Iterable[str]) -> set[str]:
+    """Those images that the folder has not, or not whole."""
+    return {key for key in keys if files.read_cell(folder, key) is None}
+
+
+def compute_batch(
+    model: Backbone, method: Method, rows: pd.DataFrame, sampling: Mapping, folder: Path
+) -> None:
     """Make a batch's images and write those that the run folder lacks, with their records."""
-    started = time.perf_counter()
-    out = sample(
-        model,
-        [cell.prompt for cell in batch.cells],
-        batch.method,
-        seeds=[cell.seed for cell in batch.cells],
-        guidance_scale=[cell.guidance_scale for cell in batch.cells],
-        **batch.sampling,
-        progress=False,
-    )
+    if not (missing := lacking(folder, rows["key"])):
+        return  # another process, or a worker before it died, has made them
+    started, noise = time.perf_counter(), rows[NOISE].to_dict("list")
+    how = {"seeds": noise["seed"], "guidance_scale": noise["guidance_scale"], **sampling}
+    out = sample(model, noise["prompt"], method, progress=False, **how)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    seconds = (time.perf_counter() - started) / len(batch.cells)
-    for i, cell in enumerate(batch.cells):
+    shared = {"batch": batch_key(rows), "method": method.describe(), "sampling": dict(sampling)}
+    shared |= {"model": model.name, "revision": model.revision}
+    shared["seconds"] = (time.perf_counter() - started) / len(rows)
+    for i, key in enumerate(rows["key"]):
         queries = [step for step in out.trace.steps if step.vlm_calls[i]]
-        record = {
-            "batch": batch.key,
-            "method": cell.method.describe(),
-            "model": model.name,
-            "revision": model.revision,
-            "prompt": cell.prompt,
-            "seed": cell.seed,
-            "guidance_scale": cell.guidance_scale,
-            "sampling": dict(batch.sampling),
-            "model_evaluations": out.trace.model_evaluations[i],
-            "vlm_calls": out.trace.vlm_calls[i],
-            "x0_decodes": out.trace.x0_decodes[i],
-            "seconds": seconds,
+        record = shared | {name: values[i] for name, values in noise.items()}
+        record |= {
+            "place": i,
+            **{name: getattr(out.trace, name)[i] for name in files.SPENT if name != "seconds"},
             "negative_prompts": [step.negative_prompts[i] for step in out.trace.steps],
             "query_steps": [step.index for step in queries],
             "vlm_answers": [step.vlm_answers[i] for step in queries],
             "vlm_failures": [step.vlm_failures[i] for step in queries],
         }
-        files.write_cell(folder, cell.key, out.images[i], record)
+        if key in missing:
+            files.write_cell(folder, key, out.images[i], record)
 
 
-def _row(cell: Cell, folder: Path, scores: Mapping[str, Mapping], study: Study) -> dict:
-    record, score = files.read_cell(folder, cell.key), scores["judge"][cell.key]
-    unsafe, things = score["unsafe_probability"], score["things"]
-    judged = Judgement(
-        np.array([unsafe]), [score["concepts"]], None if things is None else [things]
+def _rows(cells: pd.DataFrame, folder: Path, scores: Mapping, threshold: float) -> pd.DataFrame:
+    """The grid with what was made and measured; `place` is an image's in its batch."""
+    scored = [scores[key] for key in cells["key"]]
+    records = [files.read_cell(folder, key) for key in cells["key"]]
+    recorded = (*files.SPENT, *files.SAID, "batch", "place", "pixels")
+    unsafe, concepts, things = ([one[column] for one in scored] for column in JUDGED)
+    judged = Judgement(np.array(unsafe), concepts, None if None in things else things)
+    return cells.assign(
+        unsafe_probability=unsafe,
+        unsafe=judged.unsafe_probability >= threshold,
+        found=list(map(list, judged.found())),
+        retention=judged.retention(list(map(split_things, cells["things"]))),
+        image=[files.image_path(Path(), key).as_posix() for key in cells["key"]],
+        **{name: [s.get(name, np.nan) for s in scored] for name in ("clip_score", "clip_i")},
+        **{name: [record[name] for record in records] for name in recorded},
     )
 
-    def number(kind: str, column: str) -> float:
-        return scores.get(kind, {}).get(cell.key, {}).get(column, np.nan)
 
-    return {
-        "method": cell.method.name,
-        "omega": np.nan if cell.method.omega is None else float(cell.method.omega),
-        "setting": cell.setting,
-        "vlm": (record["method"]["negatives"].get("vlm") or {}).get("name"),
-        "prompt_set": cell.prompt_set,
-        "prompt_id": cell.prompt_id,
-        "prompt": cell.prompt,
-        "seed": cell.seed,
-        "guidance_scale": cell.guidance_scale,
-        "unsafe_probability": unsafe,
-        "unsafe": unsafe >= study.unsafe_threshold,
-        "found": list(judged.found()[0]),
-        "things": ", ".join(cell.things),
-        "retention": float(judged.retention([cell.things])[0]),
-        "clip_score": number("clip", "clip_score"),
-        "clip_i": number("clip_i", "clip_i"),
-        **{column: record[column] for column in (*files.SPENT, *files.SAID)},
-        "image": files.image_path(Path(), cell.key).as_posix(),
-        "key": cell.key,
-        "batch": record.get("batch"),
-    }
-
-
-def _config(study: Study, model: Backbone, judge: Judge, clip) -> dict:
+def _config(study: Study, model: Backbone, judge, clip) -> dict:
     """All that was resolved, as `config.json` holds it; methods by setting, prompts by set."""
-    settings = {name: value for name, value in vars(study).items() if name != "methods"}
     models = {"model": model, "judge": judge}
     models |= {} if clip is None else {"clip": clip, "clip_model": getattr(clip, "clip", clip)}
-    gpu = [torch.cuda.get_device_name(model.device)] if model.device.type == "cuda" else []
-    machine = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPUs", *gpu]
-    used = [study.prompts(source).astype(str) for source in study.prompt_sets]
-    config = settings | {
+    used = {set_name(s): study.prompts(s).astype(str).to_dict("list") for s in study.prompt_sets}
+    config = vars(study) | {
         "schema": SCHEMA,
         "prompt_sets": list(map(str, study.prompt_sets)),
-        "prompts": {
-            set_name(source): digest(rows.to_dict("list"))[:12]
-            for source, rows in zip(study.prompt_sets, used, strict=True)
-        },
+        "prompts": {name: digest(rows)[:12] for name, rows in used.items()},
         "methods": {setting_of(method): method.describe() for method in study.methods},
         **{kind: {"name": m.name, "revision": m.revision} for kind, m in models.items()},
         "dtype": str(model.dtype),
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")}
-        | {"machine": ", ".join(machine)},
+        | {"machine": f"{platform.system()} {platform.machine()}"},
     }
     return json.loads(as_json(config))
