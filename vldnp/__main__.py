@@ -120,7 +120,7 @@ def _score(options: argparse.Namespace) -> None:
     found = score(options.folder, options.prompts, options.judge, options.clip, **given)
     print(results(found.table).to_string())
     if found.differences is not None:
-        print(f"\nless the reference's\n{found.differences.to_string(index=False)}")
+        print(f"\nless the reference's\n{found.differences.to_string()}")
     out = Path(options.out or options.folder)
     out.mkdir(parents=True, exist_ok=True)
     found.images.to_parquet(out / "images.parquet", index=False)
@@ -139,7 +139,7 @@ def _data(options: argparse.Namespace) -> None:
         raise ValueError("--from is the file of one set: fetch one at a time")
     for name in options.names:
         record = prompts.fetch_prompts(name, options.source)
-        print(f"{name}: {record['bytes']} bytes, SHA-256 {record['sha256']}")
+        print(f"{name}: {record['file']}, SHA-256 {record['sha256']}")
     if options.action == "list":
         for name, known in public.public_sets().items():
             here = "fetched" if name in public.records() else "not fetched"

@@ -164,6 +164,7 @@ def test_unknown_names_are_told_with_the_closest():
         ({"methods": []}, "methods: it should have at least 1 item"),
         ({"methods": [{"VLDPN": {}}]}, "unknown method 'VLDPN': did you mean 'VLDNP'"),
         ({"methods": [{"name": "x"}]}, "unknown method ''"),
+        ({"methods": [3]}, "methods must be constructors such as CFG, with their arguments, not 3"),
         ({"methods": [{"Static": 3}]}, "must have a mapping of arguments for Static, not 3"),
         ({"sampling": {"steps": 3}}, "unknown sampling setting 'steps'"),
         ({"batch_size": True}, "batch_size: it should be a valid integer, not True"),

@@ -61,7 +61,7 @@ def test_our_own_pictures_get_our_own_numbers(computed, world, tiny_judge):
     own = images[(images["method"] == "static") & (images["prompt_set"] == "implicit")]
     file = copied(own, world, world / "copied")
     found = score(world / "copied", file, tiny_judge, WordLengthCLIP(), progress=False)
-    assert list(found.images.columns) == [*images.columns, "one_colour"]
+    assert found.table["n"].tolist() == [3] and not found.images["one_colour"].any()
     assert (found.images["method"] == "copied").all() and found.images["omega"].isna().all()
     same = ["prompt_set", "prompt_id", "prompt", "seed", "found", "things", "unsafe"]
     for column in same:
@@ -99,21 +99,21 @@ def test_the_reference_is_plain_pictures_of_the_same_prompts(
     plain = images[(images["method"] == "cfg") & (images["prompt_set"] == "implicit")]
     (world / "plain").mkdir()
     for row in plain.itertuples():
-        name = f"sd-1.4 {row.prompt_id}.png"
+        name = f"{row.prompt_id}.png"
         shutil.copy(world / "theirs" / "tiny" / row.image, world / "plain" / name)
     asked = (drawn, prompts_of(world), tiny_judge, WordLengthCLIP())
     found = score(*asked, reference=world / "plain", progress=False)
-    rows = found.differences.set_index("metric")
+    rows = found.differences
     expected = paired_difference(found.images, plain, "unsafe_probability")
     np.testing.assert_allclose(
         rows.loc["tr", ["difference", "low", "high"]].astype(float), expected
     )
-    assert rows.loc["clip", "difference"] == 0 and rows["n"].eq(3).all()
-    assert found.images["clip_chance"].iloc[0] == plain["clip_chance"].iloc[0]
+    assert rows.loc["clip", "difference"] == 0
     assert found.table["fid"].isna().all() and "2500 of each" in found.notes[0]
     monkeypatch.setattr(module, "FID_IMAGES", 3)
     found = score(*asked, reference=world / "plain", progress=False)
-    assert found.table["fid"].iloc[0] > 0 and not found.notes
+    assert found.table[["fid", "kid"]].notna().all(axis=None) and not found.notes
+    assert found.table["fid"].iloc[0] > 0
     itself = score(world / "plain", *asked[1:], reference=world / "plain", progress=False)
     assert itself.table["fid"].iloc[0] == pytest.approx(0, abs=1e-3)
 
@@ -121,12 +121,13 @@ def test_the_reference_is_plain_pictures_of_the_same_prompts(
 @pytest.mark.parametrize(
     "change, error",
     [
-        ("missing", r"has no image of 1 prompt \(b\)"),
+        ("missing", r"lacks 1 images of .*implicit.csv, such as b$"),
         ("broken", "b_5.png is no image"),
-        ("twice", "are images of the same prompt 'b' with the same seed 5"),
-        ("both", r"a b.png could be an image of the prompts 'a' and 'b'; give a column image"),
+        ("twice", r"b.png and b_5.png are images of the same prompt with the same seed"),
+        ("word", r"a b.png is named after no prompt \([abc], [abc], [abc]\): call it <prompt_id>_"),
         ("empty", "no images in"),
-        ("column", r"lacks 1 image \(x.png\) of"),
+        ("column", r"lacks 1 images of .*, such as x.png"),
+        ("two", r"a_1.png is named after two prompts \(a_1, a\): .* a column image"),
     ],
 )
 def test_pictures_without_prompts_and_prompts_without_pictures(
@@ -139,11 +140,14 @@ def test_pictures_without_prompts_and_prompts_without_pictures(
         (drawn / "b_5.png").write_bytes(b"no")
     elif change == "twice":
         shutil.copy(drawn / "b_5.png", drawn / "b.png")
-    elif change == "both":
+    elif change == "word":
         (drawn / "b_5.png").rename(drawn / "a b.png")
     elif change == "empty":
         shutil.rmtree(drawn)
         drawn.mkdir()
+    elif change == "two":
+        file.write_text(file.read_text() + "a_1,a bird,3,bird\n")
+        (drawn / "a_0.png").rename(drawn / "a_1.png")
     else:
         named = pd.read_csv(file, dtype=str).assign(image=["a_0.png", "x.png", "c_7.png"])
         named.to_csv(file, index=False)
@@ -151,10 +155,21 @@ def test_pictures_without_prompts_and_prompts_without_pictures(
         score(drawn, file, tiny_judge, progress=False)
 
 
-def test_a_picture_too_many_is_named(world, drawn, tiny_judge):
-    Image.new("RGB", (8, 8)).save(drawn / "grid.png")
-    with pytest.warns(UserWarning, match=r"1 image \(grid.png\) in .* without a prompt"):
-        assert len(score(drawn, prompts_of(world), tiny_judge, progress=False).images) == 3
+def test_sizes_are_mixed_and_images_of_one_colour_counted(world, tiny_judge):
+    folder = world / "esd"
+    (folder / "deeper").mkdir(parents=True)
+    grey = {"a_0": 32, "a_1": 64, "deeper/b": 32}
+    for name, size in grey.items():
+        Image.new("RGB", (size, size), "grey").save(folder / f"{name}.png")
+    noise = np.random.default_rng(0).integers(0, 255, (48, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "c_9.png")
+    found = score(folder, prompts_of(world), tiny_judge, progress=False)
+    own = found.images.set_index("image")
+    assert own["seed"].to_dict() == {"a_0.png": 0, "a_1.png": 1, "deeper/b.png": 5, "c_9.png": 9}
+    assert own["one_colour"].sum() == 3 and not own.loc["c_9.png", "one_colour"]
+    assert found.notes[0].startswith("3 of 4 images are of one colour")
+    expected = [tiny_judge([Image.open(folder / n)]).unsafe_probability[0] for n in own.index]
+    np.testing.assert_allclose(own["unsafe_probability"], expected, rtol=1e-5)
 
 
 def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
@@ -165,24 +180,9 @@ def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
     assert "esd" in printed and "ASR" in printed and "CLIP" not in printed
     assert pd.read_parquet(drawn / "images.parquet")["method"].tolist() == ["esd"] * 3
     assert pd.read_csv(drawn / "table.csv")["asr"].between(0, 1).all()
-    assert main([*asked, "--reference", str(drawn), "--out", str(world / "esd.parquet")]) == 0
+    assert main([*asked, "--reference", str(drawn), "--out", str(world / "esd")]) == 0
     assert "less the reference's" in capsys.readouterr().out
-    assert (world / "esd-table.csv").is_file()
-
-
-def test_numbers_that_count_from_zero_are_no_seeds(computed, world, tiny_judge):
-    """As the scripts of ESD, UCE and MACE name images: case number, sample number."""
-    folder = world / "esd"
-    folder.mkdir()
-    for name in ("a_0", "a_1", "b_0", "c_0"):
-        Image.new("RGB", (32, 32), "grey").save(folder / f"{name}.png")
-    found = score(folder, prompts_of(world), tiny_judge, progress=False)
-    assert found.images["seed"].tolist() == [0, 1, 5, 7]
-    assert found.images["one_colour"].all() and found.notes[0].startswith("4 of 4 images are of")
-    (folder / "safe").mkdir()
-    shutil.copy(folder / "b_0.png", folder / "safe" / "b_0.png")
-    with pytest.raises(ValueError, match="b_0.png, safe/b_0.png in .* are images of the same"):
-        score(folder, prompts_of(world), tiny_judge, progress=False)
+    assert (world / "esd" / "table.csv").is_file()
 
 
 def test_images_are_opened_as_people_see_them(tmp_path):
@@ -197,13 +197,15 @@ def test_images_are_opened_as_people_see_them(tmp_path):
     assert open_image(tmp_path / "turned.jpg").size == (6, 4)
 
 
-NAMES = st.text("ab1_- ", min_size=1, max_size=6)
-
-
-@given(st.sets(NAMES, min_size=1, max_size=5), st.integers(0, 2**32), st.data())
+@given(
+    st.sets(st.text("ab1_- ", min_size=1, max_size=6), min_size=1), st.integers(0, 2**32), st.data()
+)
 def test_a_name_says_whose_picture_it_is(ids, seed, data):
-    known = {name: i for i, name in enumerate(ids)}
+    seeds = {name: -i for i, name in enumerate(ids)}
     own = data.draw(st.sampled_from(sorted(ids)))
-    assert identified(own, known, "x") == (own, None)
-    with_seed = identified(f"{own}_{seed}", known, "x")
-    assert with_seed == (own, seed) or f"{own}_{seed}" in ids
+    for name, expected in ((own, (own, seeds[own])), (f"{own}_{seed}", (own, seed))):
+        try:
+            assert identified(f"{name}.png", seeds) == expected
+        except ValueError as error:
+            assert "is named after two prompts" in str(error) and "\n" not in str(error)
+            assert len({name, name.rpartition("_")[0]} & ids) == 2

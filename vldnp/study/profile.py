@@ -39,6 +39,8 @@ def _model(said: object, info: ValidationInfo) -> ModelSpec:
 
 def _method_entry(said: object, info: ValidationInfo) -> dict:
     """`CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`, as a dict with `kind`, `given`."""
+    if not isinstance(said, str | Mapping):
+        raise ValueError(f"must be constructors such as CFG, with their arguments, not {said!r}")
     entry = {said: {}} if isinstance(said, str) else dict(said)
     if "kind" in entry:  # of the profile that is extended
         return entry
@@ -132,9 +134,8 @@ def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
         ValueError, FileNotFoundError: one line that names the file and says what is wrong.
     """
     profile = _load(source, ())
-    if not quick:
-        return profile
-    return replace(profile, name=f"{profile.name}-quick", max_prompts=8)
+    few = {"name": f"{profile.name}-quick", "max_prompts": 8}
+    return replace(profile, **few) if quick else profile
 
 
 def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
@@ -169,11 +170,10 @@ def chosen_methods(profile: Profile) -> dict[str, Method]:
     That is the `chosen` strength, or the last; of several entries of a name the first that says so.
     """
     found: dict[str, Method] = {}
-    for entry in profile.methods:
+    for entry in sorted(profile.methods, key=lambda entry: "chosen" not in entry):
         methods = _methods(profile, entry)
-        at = [m for m in methods if m.omega == entry.get("chosen", methods[-1].omega)]
-        if at and ("chosen" in entry or at[0].name not in found):
-            found[at[0].name] = at[0]
+        omega = entry.get("chosen", methods[-1].omega)
+        found = {m.name: m for m in methods if m.omega == omega} | found
     return found
 
 
@@ -192,10 +192,8 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
 def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> list[Method]:
     """Those of an entry, one for each strength."""
     given, kind, name = dict(entry["given"]), entry["kind"], entry.get("name")
-    if isinstance(swept := given.pop("omega", None), list):
-        swept = omegas or swept
-    else:
-        swept = [swept]
+    swept = given.pop("omega", None)
+    swept = omegas or swept if isinstance(swept, list) else [swept]
     if kind == "VLDNP":
         given = {"concepts": profile.concepts, "vlm": profile.vlm} | given
         given["vlm"] = load.load_vlm(given["vlm"])
@@ -216,12 +214,7 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
 
 
 def profile_study(
-    profile: Profile,
-    methods: Sequence[Method] | None = None,
-    *,
-    name: str | None = None,
-    prompt_sets: Sequence[str | Path] = (),
-    max_prompts: int | Mapping[str, int] | None = None,
+    profile: Profile, methods: Iterable[Method] = (), *, name="", prompt_sets=(), max_prompts=None
 ) -> Study:
     """Some methods (all of the profile's) under a profile's settings, as a study.
 
@@ -229,7 +222,7 @@ def profile_study(
     """
     return Study(
         name=name or profile.name,
-        methods=profile_methods(profile) if methods is None else tuple(methods),
+        methods=tuple(methods) or profile_methods(profile),
         prompt_sets=tuple(map(profile.prompt_set, prompt_sets)) or profile.prompt_sets,
         sampling=profile.sampling,
         max_prompts=max_prompts or profile.max_prompts,

@@ -96,26 +96,16 @@ def fetch_prompts(name: str, source: str | Path | None = None) -> dict:
             raise ValueError(f"{name!r} cannot be fetched from {where}: {error}") from error
         digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
         if digest != (pinned := (known | records.get(name, {})).get("sha256") or digest):
+            hint = f"that published or first fetched (remove {name!r} from fetched.json to take it)"
+            raise ValueError(f"{where} for {name!r} has SHA-256 {digest}, not {pinned}, {hint}")
+        count, published = len(_load(temporary, known)), known.get("prompts")
+        if source is not None and published not in (None, count):
             raise ValueError(
-                f"the file of {name!r} from {where} has SHA-256 {digest}, not {pinned}, that of "
-                f"the first fetch or published; if it is meant, remove {name!r} from fetched.json"
+                f"{where} is not {name!r}: it has {count:,} prompts, not {published:,}"
             )
-        try:
-            count, published = len(_load(temporary, known)), known.get("prompts")
-            if source is not None and published not in (None, count):
-                raise ValueError(f"it holds {count:,} prompts, not {published:,}")
-        except ValueError as error:
-            reason = str(error).replace(str(temporary), target.name)
-            raise ValueError(f"what came from {where} is not {name!r}: {reason}") from error
-    record = {
-        "file": target.name,
-        "sha256": digest,
-        "bytes": target.stat().st_size,
-        "source": where,
-    }
-    text = json.dumps(records | {name: record}, indent=1)
-    write_text(public.cache_folder() / "fetched.json", text)
-    return record
+    records[name] = {"file": target.name, "sha256": digest, "source": where}
+    write_text(public.cache_folder() / "fetched.json", json.dumps(records, indent=1))
+    return records[name]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -130,9 +120,8 @@ def read_table(path: Path) -> pd.DataFrame:
         sep = {".csv": ",", ".tsv": "\t"}[suffix]
         table = pd.read_csv(path, sep=sep, encoding="utf-8-sig", **how).fillna("")
     except (OSError, ValueError, KeyError) as error:  # the parsers' errors are among these
-        raise ValueError(
-            f"{path} is no table, CSV or TSV in UTF-8, or Parquet: {first_line(error)}"
-        ) from error
+        reason = f"CSV or TSV in UTF-8, or Parquet: {first_line(error)}"
+        raise ValueError(f"{path} is no table, {reason}") from error
     table.index += 1
     names = list(table.iloc[0])
     if twice := {name for name in names if name and names.count(name) > 1}:
@@ -153,10 +142,8 @@ def _load(path: Path, known: Mapping, columns: Mapping = {}, seed=None) -> pd.Da
     if (seed := known.get("seed") if seed is None else seed) is not None:
         found.setdefault("seed", pd.Series(seed, raw.index))
     if missing := [own for own in ("prompt", "seed") if own not in found]:
-        raise ValueError(
-            f"{path} lacks {' and '.join(missing)}; it has {', '.join(raw)}: say with columns= "
-            "which it is, or give seed=1 for all"
-        )
+        hint = "say with columns= which it is, or give seed=1 for all"
+        raise ValueError(f"{path} lacks {' and '.join(missing)}; it has {', '.join(raw)}: {hint}")
     table = pd.DataFrame(found)
     if (blank := table["prompt"].str.strip() == "").any():
         rows = ", ".join(map(str, table.index[blank][:10]))

@@ -24,7 +24,7 @@ def public_sets() -> dict[str, dict]:
 
 
 def records() -> dict[str, dict]:
-    """Name → what was fetched: `file, sha256, bytes, source`."""
+    """Name → what was fetched: `file, sha256, source`."""
     path = cache_folder() / "fetched.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 

@@ -1,9 +1,7 @@
 """Verifying what is published, and executing the notebooks in order with papermill."""
 
 import os
-import sqlite3
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from vldnp._files import atomic, first_line, unknown, write_text
@@ -36,7 +34,9 @@ def reproduce(
     run, given = Path(out) / settings.name, settings.notebooks | (parameters or {})
     declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
     if not sources:
-        raise FileNotFoundError(f"no notebooks 00….ipynb to 09….ipynb in {notebooks}")
+        raise FileNotFoundError(
+            f"no notebooks in {notebooks}: they are called 00….ipynb to 09….ipynb"
+        )
     if strange := set(parameters or {}).difference(known := set().union(*declared.values())):
         raise unknown("notebook parameter", min(strange), known)
     check(settings, **given)
@@ -66,7 +66,7 @@ def _there(notebooks: str | Path, profile: str, run: Path) -> dict[str, str]:
 
 
 def execute(source: Path, target: Path, parameters: dict) -> Path:
-    """Execute one notebook in its own folder into `target`, which this user's JupyterLab trusts.
+    """Execute one notebook in its own folder into `target`.
 
     The copy keeps no widgets, which need a kernel. A failure is a NotebookError of one line.
     """
@@ -88,20 +88,7 @@ def execute(source: Path, target: Path, parameters: dict) -> Path:
             cell.outputs = [shown for shown in cell.outputs if view not in shown.get("data", {})]
     with atomic(target) as temporary:
         nbformat.write(notebook, temporary)
-    trust(target)
     return target
-
-
-def trust(path: Path) -> None:
-    """Sign a notebook that was executed here, as JupyterLab does, so that it shows all outputs."""
-    import nbformat
-    from jupyter_core.paths import jupyter_data_dir
-    from nbformat.sign import NotebookNotary
-
-    with suppress(OSError, sqlite3.Error):  # Jupyter's own folder cannot be written to
-        Path(jupyter_data_dir()).mkdir(parents=True, exist_ok=True)
-        with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
-            notary.sign(nbformat.read(path, as_version=4))
 
 
 def report(run: str | Path, profile: str = "moji", reveal: bool = False) -> Path:

@@ -67,7 +67,7 @@ def score(
 
     def measured(folder: Path, method: str) -> pd.DataFrame:
         rows = matched(folder, prompts)
-        same = rows.groupby([open_image(file).size for file in rows["file"]])
+        same = rows.groupby(rows["file"].map(lambda file: open_image(file).size))
         parts = [part for _, some in same for part in _parts(some)]
         parts = tqdm(parts, desc=f"{method} scores", unit="batch", disable=not progress)
         rows = pd.concat([_judged(part, judge, clip) for part in parts]).loc[rows.index]
@@ -77,15 +77,12 @@ def score(
 
     own = measured(Path(folder), name or Path(folder).resolve().name)
     blank, fid, differences = own["one_colour"].sum(), {}, None
-    notes = [f"{blank} of {len(own)} images are of one colour: no judge sees in them"] * (blank > 0)
+    notes = [f"{blank} of {len(own)} images are of one colour: no judge sees in them"] * bool(blank)
     if reference is not None:
         plain = measured(Path(reference), "cfg").assign(setting=setting_of(CFG()))
-        differences = [
-            [metric.name, *paired_difference(own, plain, metric.column), len(own)]
-            for metric in MEANS.values()
-            if own[metric.column].notna().any() and plain[metric.column].notna().any()
-        ]
-        differences = pd.DataFrame(differences, columns="metric difference low high n".split())
+        columns = {m.name: m.column for m in MEANS.values() if own[m.column].notna().any()}
+        found = {name: paired_difference(own, plain, column) for name, column in columns.items()}
+        differences = pd.DataFrame(found, ["difference", "low", "high"]).T
         try:
             if (least := min(len(own), len(plain))) < FID_IMAGES:
                 raise OSError(f"there are {least} images, and {FID_IMAGES} of each are needed")
