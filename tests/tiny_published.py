@@ -21,9 +21,6 @@ class WordLengthCLIP:
     def __call__(self, images, prompts):
         return np.array([len(prompt) / 100 for prompt in prompts])
 
-    def mismatched_score(self, images, prompts):
-        return float(np.mean([np.asarray(image).mean() for image in images]))
-
 
 def tiny_study(**changes):
     dynamic = VLDNP(ScriptedVLM(by_brightness), "moji", omega=4, query_steps=[0, 1])

@@ -12,8 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import pandas as pd
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 
-from vldnp._files import atomic, data_folder, unknown
-from vldnp._yaml import checked, read_yaml
+from vldnp._files import atomic, checked, data_folder, read_yaml, unknown
 from vldnp.methods import Method
 from vldnp.study.grid import Study, setting_of
 from vldnp.study.profile import (

@@ -59,10 +59,3 @@ class CLIPScore:
         cosines = (self.embed_images(images) * self.embed_texts(prompts)).sum(1)
         check_finite({"the CLIP score": cosines})
         return cosines.numpy()
-
-    def mismatched_score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
-        """The mean cosine of images with the other prompts; NaN where no prompt differs."""
-        cosines = (self.embed_images(images) @ self.embed_texts(prompts).T).numpy()
-        prompts = np.asarray(prompts)
-        others = cosines[prompts[:, None] != prompts[None]]
-        return float(others.mean()) if others.size else np.nan
