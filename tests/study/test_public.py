@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vldnp.__main__ import main
 from vldnp._files import data_folder
@@ -134,20 +132,10 @@ def test_what_was_recorded_first_is_what_must_come_again(cache, public, tmp_path
     (cache / "cats.csv").write_text("prompt,seed\na bird,1\n")
     with pytest.raises(ValueError, match="was changed since it was fetched"):
         load_prompts("cats")
-
-
-def test_a_published_checksum_is_verified(cache, public, tmp_path):
-    file = tmp_path / "set.csv"
-    file.write_text("prompt,seed\na cat,1\n")
-    right = hashlib.sha256(file.read_bytes()).hexdigest()
-    public(cats={"url": file.as_uri(), "sha256": "0" * 64})
-    with pytest.raises(
-        ValueError, match=f"has SHA-256 {right}, not 0{{64}}, that published or first"
-    ):
-        fetch_prompts("cats")
-    assert not list(cache.glob("*"))
-    public(cats={"url": file.as_uri(), "sha256": right})
-    assert fetch_prompts("cats")["sha256"] == right
+    public(dogs={"url": file.as_uri(), "sha256": "0" * 64})
+    with pytest.raises(ValueError, match="has SHA-256 .*, not 0{64}, that published or first"):
+        fetch_prompts("dogs")
+    assert not (cache / "dogs.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -274,13 +262,6 @@ def test_what_the_hub_does_not_give_is_one_line(hub_cache, address, message):
     assert "\n" not in str(error.value)
 
 
-@given(st.text().map(lambda text: f"hub://{text}"))
-def test_any_address_that_names_no_commit_is_one_line(address):
-    with pytest.raises(ValueError, match="is no file of a hub's data set") as error:
-        load_prompts(address)
-    assert len(str(error.value).splitlines()) == 1
-
-
 def test_the_list_says_what_there_is(cache, tmp_path, capsys, any_number):
     (tmp_path / "given.csv").write_text(SAMPLES["mma"])
     fetch_prompts("mma", tmp_path / "given.csv")
@@ -290,8 +271,3 @@ def test_the_list_says_what_there_is(cache, tmp_path, capsys, any_number):
         assert f"{name} (" in listed and known["home"] in listed and known["licence"] in listed
     assert "mma (fetched)" in listed and "i2p (not fetched)" in listed
     assert str(cache) in listed
-
-
-def test_the_cache_is_the_platforms_and_not_in_the_project(monkeypatch):
-    monkeypatch.delenv("VLDNP_CACHE", raising=False)
-    assert data_folder().parent not in datasets.cache_folder().parents

@@ -8,7 +8,7 @@ from tiny_published import WordLengthCLIP
 import vldnp.study.run
 from vldnp.study import published, verify
 from vldnp.study.grid import setting_of
-from vldnp.study.profile import profile_methods
+from vldnp.study.profile import load_profile, profile_methods
 
 
 @pytest.fixture
@@ -126,7 +126,10 @@ MAIN = {"moji": "moji", "moji-full-attacks": "moji-full", "moji-full-others": "m
 @pytest.mark.parametrize("name, profile", MAIN.items())
 def test_the_shipped_profiles_make_the_published_settings(name, profile):
     rows = published.open_run(name).images
-    main, made = rows[rows["part"] == ""], {*map(setting_of, profile_methods(profile))}
+    main, made = (
+        rows[rows["part"] == ""],
+        {*map(setting_of, profile_methods(load_profile(profile)))},
+    )
     assert set(main["setting"]) <= made and (name != profile or set(main["setting"]) == made)
 
 
