@@ -139,6 +139,8 @@ def _report(options: argparse.Namespace) -> None:
 def _data(options: argparse.Namespace) -> None:
     from vldnp.study import prompts, public
 
+    if bool(options.names) == (options.action == "list"):
+        raise ValueError("data list takes no names; data fetch takes one or more")
     if options.source and len(options.names) != 1:
         raise ValueError("--from is the file of one set: fetch one at a time")
     for name in options.names:

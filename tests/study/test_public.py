@@ -182,6 +182,7 @@ def test_failures_are_one_line(cache, public, server, capsys):
         (["asked"], "from https://example.org and give it with --from"),
         (["gon"], "unknown public prompt set 'gon': did you mean 'gone'"),
         (["gone", "asked", "--from", "x.csv"], "fetch one at a time"),
+        ([], "data fetch takes one or more"),
         (["gone", "--from", "nowhere.csv"], "nowhere.csv"),
     ):
         assert main(["data", "fetch", *arguments]) == 2
@@ -254,6 +255,7 @@ def test_a_data_set_of_the_hub_is_read_with_a_column_map(hub_cache):
         (f"hub://someone/prompts/other.csv@{COMMIT}", f"cannot fetch .*other.csv@{COMMIT}: "),
         ("hub://someone/prompts/plain.csv", "write hub://owner/name/file@commit"),
         ("hub://someone/prompts/plain.csv@main", "the commit's 40 digits"),
+        ("hub://someone/prompts/plain.csv@newest", "the commit's 40 digits"),
     ],
 )
 def test_what_the_hub_does_not_give_is_one_line(hub_cache, address, message):

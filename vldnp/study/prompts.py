@@ -54,7 +54,7 @@ def load_prompts(
     """
     text, category, known = str(source), "", {}
     if text.startswith("hub://"):
-        path = public.hub_file(text)
+        path = public.hub_file(text.replace("@newest", "@"))  # a study needs a commit
     elif Path(text).suffix or Path(text).parent != Path():
         path = Path(text)
     else:

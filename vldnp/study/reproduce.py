@@ -43,7 +43,7 @@ def reproduce(
     for source in settings.prompt_sets:
         load_prompts(source)
     given = _there(notebooks, profile, run) | {"quick": quick} | given
-    if verified and not quick and not published.recompute():
+    if verified > 0 and not quick and not published.recompute():
         if settings.name in published.published_runs():
             workers = None if torch.cuda.is_available() else os.cpu_count()
             print(verify.verify(settings.name, verified, root=out, workers=workers).details())
