@@ -91,18 +91,22 @@ def _run(options: argparse.Namespace) -> None:
 
     profile = load_profile(options.profile, quick=options.quick)
     models = {kind: getattr(profile, kind) for kind in ("model", "judge", "clip")}
+    here = []
     for source in profile.prompt_sets:  # a misspelled one fails before models are opened
         try:
             load_prompts(source)
+            here.append(source)
         except FileNotFoundError as error:
             if not options.dry_run:
                 raise
             print(error)
     if options.dry_run:
-        takes = run.expected(profile_study(replace(profile, vlm=AnswersNone())))
-        print(takes.to_string(index=False))
-        images, evaluations, calls = takes.iloc[:, 2:].sum()
-        print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
+        if here:
+            study = profile_study(replace(profile, vlm=AnswersNone()), prompt_sets=here)
+            takes = run.expected(study)
+            print(takes.to_string(index=False))
+            images, evaluations, calls = takes.iloc[:, 2:].sum()
+            print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
         for kind, name in (models | {"vlm": profile.vlm}).items():
             place, here = whereabouts(kind, name)
             print(f"{kind} {name}: {place}{'' if here else ' (to be fetched)'}")

@@ -249,4 +249,4 @@ def test_data_lies_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
     assert profile_names() == ["mine"] and load_profile("mine").name == "mine"
     with pytest.raises(FileNotFoundError):
-        load.load_vlm(load_profile("mine").vlm)
+        load.load_judge(load_profile("mine").judge)

@@ -11,7 +11,6 @@ from tiny_published import WordLengthCLIP
 
 from vldnp.metrics.summary import summary, table
 from vldnp.study.run import run
-from vldnp.study.score import score
 
 
 class PixelCLIP(WordLengthCLIP):
@@ -61,26 +60,3 @@ def test_without_plain_guidance_or_embeddings_there_is_none(
     found = run(steered, tiny_model, tiny_judge, PixelCLIP(), world / "ours", progress=False)
     assert found["clip_i"].isna().all()
     assert "clip_i" not in set(summary(images.drop(columns="clip_i"))["metric"])
-
-
-def test_pictures_of_anything_else_beside_plain_ones(computed, world, tiny_judge):
-    _, images = computed
-    rows = images[images["prompt_set"] == "implicit"]
-    for method in ("cfg", "static"):
-        (world / method).mkdir()
-        for row in rows[rows["method"] == method].itertuples():
-            picture = Image.open(world / "theirs" / "tiny" / row.image)
-            picture.save(world / method / f"{row.prompt_id}_{row.seed}.png")
-    asked = world / "data" / "prompts" / "implicit.csv", tiny_judge, PixelCLIP()
-    # A folder may be called like the method that it is compared with.
-    (world / "other").mkdir()
-    (world / "static").rename(world / "other" / "cfg")
-    plain = world / "cfg"
-    found = score(world / "other" / "cfg", *asked, reference=plain, progress=False)
-    for row in found.images.itertuples():
-        pair = [Image.open(folder / row.image) for folder in (world / "other" / "cfg", plain)]
-        assert row.clip_i == pytest.approx(cosine(*pair), abs=1e-12)
-    mean = found.images["clip_i"].mean()
-    assert found.table["clip_i"].iloc[0] == pytest.approx(mean)
-    gap = found.differences.set_index("metric").loc["clip_i", "difference"]
-    assert gap == pytest.approx(mean - 1)

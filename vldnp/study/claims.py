@@ -23,18 +23,11 @@ def verdicts(
     chosen: Mapping[str, str],
     attack_sets: Sequence[str] = ("explicit", "implicit", "adversarial"),
 ) -> pd.DataFrame:
-    """A row with the columns `COLUMNS` for each comparison that the images hold; see `judged`.
+    """A row with the columns `COLUMNS` for each comparison that the `images.parquet` rows hold.
 
-    Args:
-        images: rows of `images.parquet`.
-        comparisons: claim, method, against, prompts, metric, what is asked (`asked_of`). Methods
-            are names in `chosen`, also with `*`; prompts are a set or `attacks`, each of
-            `attack_sets`; metrics those of images in `metrics.summary`, also `(relative)` to the
-            other method's mean.
-        chosen: method → the setting at which it enters.
-
-    Raises:
-        ValueError: a comparison names no such metric, or asks nothing that can be asked.
+    A comparison is claim, method, against, prompts, metric, what is asked (`asked_of`). Methods are
+    names in `chosen` (method → its setting), also with `*`; prompts are a set or `attacks`, each of
+    `attack_sets`; metrics are `summary.MEANS`, also `(relative)` to the other method's mean.
     """
     at = {name: images[images["setting"] == setting] for name, setting in chosen.items()}
     at = {name: rows for name, rows in at.items() if len(rows)}
@@ -67,19 +60,13 @@ def _compared(own, other, name: str, relative: bool) -> tuple[list[float], Evide
 
 
 def asked_of(text: str) -> tuple[str, float]:
-    """What is asked and the margin, in the unit of the difference: `non-inferior 0.01`, `superior`.
-
-    A ValueError for anything but these and `inferior`.
-    """
+    """`superior`, `inferior` or `non-inferior 0.01`: what is asked, and by which margin."""
     name, _, number = text.partition(" ")
     if name not in CONTRARY:
         raise unknown("what a comparison asks", name, CONTRARY)
-    try:
-        margin = float(number or "nan")
-    except ValueError:
-        margin = -1.0
+    margin = pd.to_numeric(number or "nan", errors="coerce")
     if margin > 0 if name == "non-inferior" else not number:
-        return name, margin
+        return name, float(margin)
     raise ValueError(f"a comparison asks for 'superior' or 'non-inferior 0.05', not {text!r}")
 
 
@@ -103,10 +90,7 @@ def judged(table: pd.DataFrame, known: Sequence[Evidence]) -> pd.DataFrame:
 
 
 def overall(table: pd.DataFrame) -> pd.Series:
-    """Claim → whether it holds: what is asked is shown in each of its comparisons.
-
-    It does not hold when the contrary is shown in one; otherwise it is undecided.
-    """
+    """Claim → whether it holds: all that is asked is shown; it does not: a contrary is shown."""
 
     def one(rows: pd.DataFrame) -> str:
         if (rows["p_contrary"] <= ALPHA).any():

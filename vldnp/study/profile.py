@@ -125,13 +125,10 @@ def profile_names() -> list[str]:
 
 
 def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
-    """A profile by name, or from a YAML file.
+    """A profile by name, or from a YAML file; a ValueError or FileNotFoundError of one line if not.
 
     A file that says `extends: <name or file>` has that profile's settings where it has none of its
     own. `quick` is for a smoke test: 8 prompts of each set, in `runs/<name>-quick`.
-
-    Raises:
-        ValueError, FileNotFoundError: one line that names the file and says what is wrong.
     """
     profile = _load(source, ())
     few = {"name": f"{profile.name}-quick", "max_prompts": 8}
@@ -156,10 +153,7 @@ def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
 def profile_methods(
     profile: Profile, omegas: Sequence[float] = (), names: Iterable[str] | None = None
 ) -> tuple[Method, ...]:
-    """The methods that a profile compares, at every strength, or only those of some names.
-
-    `omegas` are strengths instead of the profile's, for the methods that have several.
-    """
+    """The methods, or those of some names, at every strength, or at `omegas` where it sweeps ω."""
     found = [m for entry in profile.methods for m in _methods(profile, entry, omegas)]
     return tuple(method for method in found if names is None or method.name in names)
 
@@ -214,15 +208,17 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
 
 
 def profile_study(
-    profile: Profile, methods: Iterable[Method] = (), *, name="", prompt_sets=(), max_prompts=None
+    profile: Profile,
+    methods: Iterable[Method] | None = None,
+    *,
+    name: str = "",
+    prompt_sets: Iterable[str | Path] = (),
+    max_prompts: int | Mapping[str, int] | None = None,
 ) -> Study:
-    """Some methods (all of the profile's) under a profile's settings, as a study.
-
-    `name` (of the run folder), `prompt_sets` and `max_prompts` replace the profile's.
-    """
+    """Methods (all of the profile's) as a study; `name` and what follows replace the profile's."""
     return Study(
         name=name or profile.name,
-        methods=tuple(methods) or profile_methods(profile),
+        methods=profile_methods(profile) if methods is None else tuple(methods),
         prompt_sets=tuple(map(profile.prompt_set, prompt_sets)) or profile.prompt_sets,
         sampling=profile.sampling,
         max_prompts=max_prompts or profile.max_prompts,

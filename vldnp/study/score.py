@@ -53,15 +53,13 @@ def score(
     of the method in tables (by default the folder's), and `reference` a folder with CFG's images
     of the same prompts and seeds, named alike.
 
-    Returns:
-        `images`, rows with columns of `images.parquet`, where what generating takes is NaN, and
-        `one_colour` marks images of nothing else, such as a filter's black ones; `table`, as
-        `table.csv`, with FID and KID from the reference; `differences` from the reference, paired
-        by prompt and seed; and `notes`, what could not be measured.
+    `images` have columns of `images.parquet`, where what generating takes is NaN; `one_colour`
+    marks those of nothing else, such as a filter's black ones. `table` is as `table.csv`, with FID
+    and KID from the reference, and `differences` from it are paired by prompt and seed.
 
     Raises:
-        ValueError, FileNotFoundError: one line: a prompt has no image, a name fits no prompt or
-            two, a file is no image.
+        ValueError, FileNotFoundError: a prompt has no image, a name fits no prompt or two, a file
+            is no image; one line.
     """
     judge, clip = load.load_judge(judge), None if clip is None else load.load_clip(clip)
 
