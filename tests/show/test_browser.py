@@ -21,7 +21,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import tiny_world
 from jupyter_core.paths import jupyter_data_dir
 from nbformat.sign import NotebookNotary
 
@@ -56,23 +55,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, warm_kernels):
+def world(tiny_data):
     """Tiny models, and a profile whose judge finds every picture unsafe."""
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
     strict = CNNJudge(THINGS, tuple(RESTRICTED))
     strict.network.head.bias.data += 9
-    strict.save_pretrained(folder / "models" / "strict")
-    text = (folder / "profiles" / "tiny.yaml").read_text()
-    judge = str(folder / "models" / "strict")
-    text = text.replace("judge: moji-judge", f"judge: {judge}").replace("tiny", "strict")
-    (folder / "profiles" / "strict.yaml").write_text(text)
+    strict.save_pretrained(tiny_data / "models" / "strict")
+    profiles, judge = tiny_data / "profiles", f"judge: {tiny_data / 'models' / 'strict'}"
+    text = (profiles / "tiny.yaml").read_text().replace("judge: moji-judge", judge)
+    text = text.replace("name: tiny", "name: strict")
+    (profiles / "strict.yaml").write_text(text)
     text = re.sub("num_inference_steps: [0-9]+", f"num_inference_steps: {LONG}", text)
-    endless = text.replace("name: strict", "name: endless")
-    (folder / "profiles" / "endless.yaml").write_text(endless)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLDNP_DATA", str(folder))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield folder
+    (profiles / "endless.yaml").write_text(text.replace("name: strict", "name: endless"))
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +84,8 @@ def project(world, tmp_path_factory):
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
     for cell in notebook.cells:  # the explorer's, without what it runs by itself
         cell.source = cell.source.replace('"strict"', '"endless"')
-    kept = [
-        c
-        for c in notebook.cells
-        if not re.match(r"(print\(|)explorer\.(compare|command)", c.source)
-    ]
-    notebook.cells = kept
+    automatic = re.compile(r"(print\(|)explorer\.(compare|command)")
+    notebook.cells = [cell for cell in notebook.cells if not automatic.match(cell.source)]
     nbformat.write(notebook, folder / "notebooks" / "endless.ipynb")
     return folder
 
@@ -431,13 +420,9 @@ def test_without_a_kernel_and_trust(opened):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The address of the documentation, as `make docs` builds it."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    handler = partial(QuietHandler, directory=folder)
+def site(site_folder):
+    """The address of the documentation."""
+    handler = partial(QuietHandler, directory=site_folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
