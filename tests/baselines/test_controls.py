@@ -6,13 +6,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from tiny import ScriptedVLM, by_brightness
 
-from vldnp.baselines.controls import (
-    AnswersNone,
-    Judged,
-    closed_loop,
-    random_concepts,
-    rolled_out,
-)
+from vldnp.baselines.controls import AnswersNone, Judged, closed_loop, random_concepts, rolled_out
 from vldnp.baselines.sld import sld
 from vldnp.batch import batch_of
 from vldnp.concepts import load_concepts

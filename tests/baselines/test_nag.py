@@ -210,17 +210,15 @@ def test_nothing_is_left_on_the_network(model):
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-def in_flux():
-    with vldnp.guiding(flux_pipeline(), vldnp.Static("x")):
-        pass
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: NAG(tau=0.5), "tau must be a finite number, 1 or more, not 0.5"),
         (lambda: NAG(alpha=2), "alpha must be a number from 0 to 1, not 2"),
-        (in_flux, "FLUX evaluates ε_u in a call of its own"),
+        (
+            lambda: vldnp.guiding(flux_pipeline(), vldnp.Static("x")).__enter__(),
+            "FLUX evaluates ε_u in a call of its own",
+        ),
     ],
 )
 def test_what_it_does_not_fit(make, message):

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler
 from tiny import counted_rows, generators, sd_pipeline
 from tiny_models import sd3_pipeline, sdxl_pipeline
 
 import vldnp
 from vldnp.baselines.nag import NAG
 from vldnp.levers import adaptive, gate, window
+from vldnp.models.families import SCHEDULERS
 from vldnp.pipeline import guiding
 
 PROMPTS = ["a cat", "a dog", "a cat at the pirate cove"]
@@ -17,11 +18,6 @@ SCRIPT = [
     ["none", "none", "none"],
     ["a skull", "a knife and a dagger", "none"],
 ]
-SCHEDULERS = {
-    "ddim": (DDIMScheduler, {"clip_sample": False}),
-    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "euler": (EulerDiscreteScheduler, {}),
-}
 STEPS, G = 6, 5.0
 
 

@@ -18,7 +18,7 @@ from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
 from vldnp.negatives import Policy
 from vldnp.sampler import sample
-from vldnp.schedules import front_loaded
+from vldnp.schedules import front_loaded, uniform
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
 PHRASES = ("knife", "skull", "blood")
@@ -106,7 +106,7 @@ def glance(images, question):
 
 
 def every_setting():
-    """Methods of which no two generate the same images."""
+    """Methods, no two of which have the same settings."""
     dynamic = VLDNP(glance, "moji", omega=4.0)
     bank = noise(5, 4, 3, 3).float()
     negatives = ("accumulated", 2)
@@ -123,6 +123,7 @@ def every_setting():
         VLDNP(glance, concepts="nudity", omega=4.0),
         VLDNP(glance, "moji", omega=4.0, query_steps=[1, 2]),
         VLDNP(glance, "moji", omega=4.0, query_steps=front_loaded(6)),
+        VLDNP(glance, "moji", omega=4.0, query_steps=uniform(6)),
         VLDNP(glance, "moji", omega=4.0, on_failure="static"),
         VLDNP(glance, "moji", omega=4.0, static_prompt="weapons"),
         VLDNP(ScriptedVLM(by_brightness), "moji", omega=4.0),
@@ -166,8 +167,5 @@ def test_methods_describe_themselves():
     assert names >= {"cfg", "static", "safree", "safe-denoiser", "static + safe-denoiser"}
     assert VLDNP(glance, "moji").describe()["negatives"]["vlm"]["name"].endswith("glance")
     assert SAFREE("knife, skull , blood") == SAFREE(PHRASES)
-
-
-def test_the_same_sld_as_a_rule_and_by_constructor():
     made, named = SLD("knife", "strong").describe(), Static("knife", rule=sld("strong")).describe()
     assert made | {"name": ""} == named | {"name": ""}

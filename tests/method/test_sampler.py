@@ -39,25 +39,19 @@ def difference(a, b):
     return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()
 
 
-def with_scheduler(pipe, name):
-    kind, options = SCHEDULERS[name]
-    pipe.scheduler = kind.from_config(
-        pipe.scheduler.config, **{"use_karras_sigmas": False} | options
-    )
-    return pipe
-
-
 # Against the stock pipeline
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_plain_and_replaced_are_the_stock_pipeline(stock, name):
-    pipe = with_scheduler(stock, name)
+    kind, options = SCHEDULERS[name]
+    options = {"use_karras_sigmas": False} | options
+    stock.scheduler = kind.from_config(stock.scheduler.config, **options)
     asked = {"num_inference_steps": 9, "guidance_scale": 5.0}
     methods = {"": (CFG(), Static("")), "a knife": (Static("a knife", rule="replaced"),)}
     for negative, output_type in product(methods, ("pt", "latent")):
         asked["output_type"], words = output_type, [negative] * 2
-        expected = pipe(PROMPTS, negative_prompt=words, generator=generators(3, 4), **asked).images
+        expected = stock(PROMPTS, negative_prompt=words, generator=generators(3, 4), **asked).images
         for method in methods[negative]:
             out = sample(
                 stock, PROMPTS, method, seeds=[3, 4], scheduler=name, progress=False, **asked
@@ -376,6 +370,7 @@ def asking(query_steps):
         ({"scheduler": "dmp++"}, "did you mean 'dpm\\+\\+'"),
         ({"method": "cfg"}, "must be a Method"),
         ({"model": "moji-sd"}, "vldnp.load"),
+        ({"noise_device": "nonsense"}, "noise_device 'nonsense' is not here: .*'cpu' is"),
         ({"method": asking([6])}, "outside the 6 denoising steps"),
         ({"method": asking(front_loaded(7))}, "7 queries do not fit"),
     ],
@@ -457,10 +452,3 @@ def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):
     monkeypatch.setattr("vldnp.batch.Generator", Recorded)
     there = sample(model, "a cat", CFG(), seeds=[3], noise_device="cuda", **few)
     assert drawn == ["cuda"] and torch.equal(plain.latents, there.latents)
-
-
-def test_a_device_that_is_not_here_is_one_line():
-    message = "noise_device 'nonsense' is not here: .*'cpu' is"
-    with pytest.raises(ValueError, match=message) as error:
-        sample(sd_pipeline(), "a cat", noise_device="nonsense", progress=False)
-    assert "\n" not in str(error.value)

@@ -56,13 +56,7 @@ def test_a_number_of_queries_is_a_whole_number(make, n):
         make(n)
 
 
-@pytest.mark.parametrize("query_steps", [5, "5", [2.5], None])
-def test_neither_schedule_nor_steps(query_steps):
-    with pytest.raises(ValueError, match="step indices such as"):
-        as_schedule(query_steps)
-
-
-def test_describe_tells_schedules_apart():
-    schedules = [front_loaded(3), front_loaded(4), uniform(3), as_schedule([1, 2]), as_schedule([])]
-    described = [repr(schedule.describe()) for schedule in schedules]
-    assert len(set(described)) == len(schedules)
+def test_neither_schedule_nor_steps():
+    for wrong in (5, "5", [2.5], None):
+        with pytest.raises(ValueError, match="step indices such as"):
+            as_schedule(wrong)

@@ -20,7 +20,7 @@ def test_the_notebooks_are_a_gallery_with_their_outputs(site_folder):
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         assert f'href="notebooks/{notebook.stem}.html"' in front
         assert (site_folder / "notebooks" / f"{notebook.stem}.html").stat().st_size > 10_000
-    shown = (site_folder / "notebooks" / "03_pareto.html").read_text(encoding="utf-8")
+    shown = (site_folder / "notebooks" / "03_omega.html").read_text(encoding="utf-8")
     assert "data:image/png;base64" in shown
 
 

@@ -8,7 +8,6 @@ import pytest
 import tiny_world
 import yaml
 
-import vldnp
 import vldnp.__main__ as cli
 from vldnp.study.profile import load_profile
 
@@ -115,9 +114,3 @@ def test_commands_exist():
         assert f"\n{target}:" in makefile
     for line in re.findall(r"^python -m vldnp ([^#\n]*)", shown, re.MULTILINE):
         cli._parser().parse_args(shlex.split(line))
-
-
-def test_icons_and_paper_are_credited():
-    assert "OpenMoji" in README and "CC BY-SA 4.0" in README
-    assert "2510.26052" in README
-    assert vldnp.__version__

@@ -82,11 +82,13 @@ def test_packages_and_assets_are_found():
     assert listed == others
 
 
-def test_licence_and_citation():
+def test_licence_and_credits():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["license"] == "Apache-2.0"
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2510.26052"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "OpenMoji" in readme and "CC BY-SA 4.0" in readme and "2510.26052" in readme
 
 
 def test_ci_script_is_executable_bash():

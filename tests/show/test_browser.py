@@ -21,7 +21,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from jupyter_core.paths import jupyter_data_dir
 from nbformat.sign import NotebookNotary
 
 from moji.judge import CNNJudge
@@ -341,13 +340,6 @@ def test_exported_html(explored, project, page):
     check_viewer(page)
 
 
-def trust(path: Path) -> None:
-    """As `jupyter trust` does."""
-    Path(jupyter_data_dir()).mkdir(parents=True, exist_ok=True)
-    with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
-        notary.sign(nbformat.read(path, as_version=4))
-
-
 @pytest.fixture(scope="module")
 def kernelless(explored, project, tmp_path_factory):
     """A JupyterLab without any kernel to start, and papermill's notebook, trusted and not."""
@@ -358,9 +350,9 @@ def kernelless(explored, project, tmp_path_factory):
         nbformat.write(notebook, root / f"{name}.ipynb")
     source = project / "notebooks" / "08_explorer.ipynb"
     execute(source, root / "explorer.ipynb", {"quick": True, "prompt": "a cat"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_DATA_DIR", str(home / "data"))
-        trust(root / "trusted.ipynb")
+    (home / "data").mkdir()
+    with NotebookNotary(data_dir=str(home / "data")) as notary:  # as `jupyter trust` does
+        notary.sign(nbformat.read(root / "trusted.ipynb", as_version=4))
     manager = ("ensure_native_kernel=False", "allowed_kernelspecs={'none'}")
     options = [f"--KernelSpecManager.{option}" for option in manager]
     with jupyterlab(root, home, *options) as address:
@@ -462,7 +454,7 @@ def test_the_docs_gallery(site, page):
 def test_the_docs_on_a_narrow_screen(site, browser, scheme):
     context = browser.new_context(viewport={"width": 700, "height": 900}, color_scheme=scheme)
     page = context.new_page()
-    for address in ("", "/models/", "/rules/"):
+    for address in ("", "/models/", "/methods/"):
         page.goto(f"{site}{address}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 700, address
         assert contrast(page.locator("article p").first) >= 4.5, address
