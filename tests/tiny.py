@@ -159,10 +159,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def llava(seed: int = 0, more_words=()) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """32×32 pictures as 16 patches; a word is a token."""
     words = ["<pad>", "<s>", "</s>", "<unk>", "<image>", ":", "user", "assistant", "what", "?"]
     words += [*WORDS, ",", "none", "restricted", "things", "can", "be", "seen"]
+    words += [word for word in more_words if word not in words]
     vocabulary = {word: i for i, word in enumerate(words)}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.normalizer = Lowercase()
