@@ -1,11 +1,15 @@
 """Settings of the whole suite."""
 
-import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import warm_kernel
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any test imports torch
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -39,6 +43,27 @@ def warm_kernels(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def model():
+    """A tiny Stable Diffusion 1."""
+    import tiny
+
+    from vldnp.models.backbone import Backbone
+
+    return Backbone(tiny.sd_pipeline())
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The same in float64, where no threshold is passed by rounding."""
+    import tiny
+    import torch
+
+    from vldnp.models.backbone import Backbone
+
+    return Backbone(tiny.sd_pipeline().to(dtype=torch.float64))
+
+
+@pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory):
     """The Moji benchmark's names on tiny random models, for this process."""
     import tiny_world  # brings torch, which not every file of tests needs
@@ -50,18 +75,21 @@ def tiny_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny_profile(tiny_folder):
-    from vldnp.study.profile import load_profile
-
-    return load_profile("tiny")
-
-
-@pytest.fixture(scope="module")
 def tiny_data(warm_kernels, tiny_folder):
     """The folder of `tiny_folder`, for this process and its kernels."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         yield tiny_folder
+
+
+@pytest.fixture(scope="module")
+def site_folder(tmp_path_factory):
+    """The documentation, as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -93,26 +121,11 @@ def checker_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     """A tiny random CLIP in open_clip's folder format, with open_clip's own tokenizer."""
+    import tiny_world
     import torch
-    from open_clip import CLIP
-    from safetensors.torch import save_file
 
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {
-            "context_length": 16,
-            "vocab_size": 49408,
-            "width": 8,
-            "heads": 1,
-            "layers": 1,
-        },
-    }
     folder = tmp_path_factory.mktemp("clip") / "tiny-clip"
-    folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        weights = {key: value.contiguous() for key, value in CLIP(**config).state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors")
+        tiny_world.clip(folder)
     return folder

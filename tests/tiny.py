@@ -1,5 +1,7 @@
 """Tiny models with random weights, in the formats of the real ones; built in a second or two."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from diffusers import (
@@ -37,6 +39,8 @@ UNET = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     "norm_num_groups": 4,
 }
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -77,37 +81,53 @@ def text_encoder(width: int, projection: int | None = None, act: str = "quick_ge
     return model.eval()
 
 
+def vae(channels: int, **settings) -> AutoencoderKL:
+    """32×32 pictures from 8×8 latents."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+        **settings,
+    )
+
+
 def sd_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
     """32×32 pictures from 4×8×8 latents."""
     torch.manual_seed(seed)
     tokenizer, encoder = clip_tokenizer(), text_encoder(16)
     unet = UNet2DConditionModel(**UNET, cross_attention_dim=16, attention_head_dim=4)
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.5,
-    )
+    parts = {"vae": vae(4).eval(), "text_encoder": encoder, "tokenizer": tokenizer}
     scheduler = DPMSolverMultistepScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type=prediction_type,
-        steps_offset=1,
+        **NOISE, prediction_type=prediction_type, steps_offset=1
     )
-    return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    return StableDiffusionPipeline(**parts, unet=unet.eval(), scheduler=scheduler, **UNCHECKED)
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=generators(seed)[0], dtype=torch.float64)
+
+
+@contextmanager
+def counted_rows(network):
+    """The list of how many rows go through the network in each call, which grows."""
+    rows = []
+
+    def count(_, args, kwargs):
+        rows.append(len(args[0] if args else kwargs["hidden_states"]))
+
+    hook = network.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield rows
+    finally:
+        hook.remove()
 
 
 class ScriptedVLM:
@@ -139,10 +159,11 @@ CHAT_TEMPLATE = (
 )
 
 
-def llava(seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def llava(seed: int = 0, more_words=()) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """32×32 pictures as 16 patches; a word is a token."""
     words = ["<pad>", "<s>", "</s>", "<unk>", "<image>", ":", "user", "assistant", "what", "?"]
     words += [*WORDS, ",", "none", "restricted", "things", "can", "be", "seen"]
+    words += [word for word in more_words if word not in words]
     vocabulary = {word: i for i, word in enumerate(words)}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.normalizer = Lowercase()

@@ -2,7 +2,6 @@
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     AutoencoderTiny,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -15,11 +14,10 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tiny import UNET, WORDS, clip_tokenizer, sd_pipeline, text_encoder
+from tiny import NOISE, UNCHECKED, UNET, WORDS, clip_tokenizer, sd_pipeline, text_encoder, vae
 from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
-UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SHIFTED = {"shift_factor": 0.0609, "use_quant_conv": False, "use_post_quant_conv": False}
 
 
 def sd2_pipeline(seed: int = 0) -> StableDiffusionPipeline:
@@ -82,7 +80,7 @@ def sd3_pipeline(seed: int = 0, **scheduling) -> StableDiffusion3Pipeline:
         qk_norm="rms_norm",
     )
     return StableDiffusion3Pipeline(
-        vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
+        vae=vae(16, **SHIFTED).eval(),
         text_encoder=text_encoder(16, projection=12),
         text_encoder_2=text_encoder(24, projection=10, act="gelu"),
         text_encoder_3=t5(),
@@ -110,7 +108,7 @@ def flux_pipeline(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
         axes_dims_rope=(4, 4, 4),
     )
     pipe = FluxPipeline(
-        vae=vae(16, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False).eval(),
+        vae=vae(16, **SHIFTED).eval(),
         text_encoder=text_encoder(16),
         text_encoder_2=t5(),
         tokenizer=clip_tokenizer(),
@@ -122,20 +120,6 @@ def flux_pipeline(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     )
     pipe.default_sample_size = 8
     return pipe
-
-
-def vae(channels: int, **settings) -> AutoencoderKL:
-    """32×32 pictures from 8×8 latents."""
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.5,
-        **settings,
-    )
 
 
 def tiny_vae(channels: int = 4, seed: int = 0) -> AutoencoderTiny:

@@ -87,41 +87,32 @@ def tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
 
 
 def qwen2_5_vl():
-    tok = tokenizer("<|im_start|>", *QWEN_MARKS)
-    size = {"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=tok,
-        video_processor=Qwen2VLVideoProcessor(size=size),
-        chat_template=QWEN_TEMPLATE,
-    )
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1]}
-    text = {**TEXT, **HEADS, **IDS, "vocab_size": len(tok), "rope_parameters": rope}
-    vision = {**QWEN_VISION, "depth": 1, "fullatt_block_indexes": [0]}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_ids(tok))
-    return Qwen2_5_VLForConditionalGeneration(config), processor
+    kinds = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, Qwen2_5_VLProcessor
+    vision = {"depth": 1, "fullatt_block_indexes": [0]}
+    return _qwen(*kinds, Qwen2VLVideoProcessor, 14, vision)
 
 
 def qwen3_vl():
+    kinds = Qwen3VLForConditionalGeneration, Qwen3VLConfig, Qwen3VLProcessor
+    vision = {"depth": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    rope = {"mrope_interleaved": True}
+    return _qwen(*kinds, Qwen3VLVideoProcessor, 16, vision, rope, head_dim=8)
+
+
+def _qwen(model, config, processor, video_processor, patch, vision, rope=None, **text):
     tok = tokenizer("<|im_start|>", *QWEN_MARKS)
-    size = {"shortest_edge": 32 * 32, "longest_edge": 32 * 32 * 16}
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size, patch_size=16),
-        tokenizer=tok,
-        video_processor=Qwen3VLVideoProcessor(size=size, patch_size=16),
-        chat_template=QWEN_TEMPLATE,
-    )
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True}
-    text = {**TEXT, **HEADS, **IDS, "head_dim": 8, "vocab_size": len(tok), "rope_parameters": rope}
-    vision = {**QWEN_VISION, "depth": 2, "deepstack_visual_indexes": [0]}
-    vision |= {"num_position_embeddings": 16}
-    config = Qwen3VLConfig(text_config=text, vision_config=vision, **_qwen_ids(tok))
-    return Qwen3VLForConditionalGeneration(config), processor
-
-
-def _qwen_ids(tok) -> dict[str, int]:
+    edge = 2 * patch
+    size = {"shortest_edge": edge**2, "longest_edge": 16 * edge**2}
+    parts = {
+        "image_processor": Qwen2VLImageProcessor(size=size, patch_size=patch),
+        "video_processor": video_processor(size=size, patch_size=patch),
+    }
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], **(rope or {})}
+    text |= {**TEXT, **HEADS, **IDS, "vocab_size": len(tok), "rope_parameters": rope}
     names = "vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"
-    return dict(zip(names, tok.convert_tokens_to_ids(QWEN_MARKS), strict=True))
+    ids = dict(zip(names, tok.convert_tokens_to_ids(QWEN_MARKS), strict=True))
+    built = config(text_config=text, vision_config={**QWEN_VISION, **vision}, **ids)
+    return model(built), processor(**parts, tokenizer=tok, chat_template=QWEN_TEMPLATE)
 
 
 def idefics3():

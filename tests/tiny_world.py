@@ -53,7 +53,7 @@ def make(folder: Path) -> Path:
     with torch.random.fork_rng():
         models = folder / "models"
         sd_pipeline().save_pretrained(models / "moji-sd")
-        model, processor = llava()
+        model, processor = llava(more_words=RESTRICTED)
         for size in "sml":
             model.save_pretrained(models / f"moji-vlm-{size}")
             processor.save_pretrained(models / f"moji-vlm-{size}")

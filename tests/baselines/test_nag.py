@@ -1,56 +1,29 @@
 """Normalized Attention Guidance against its equations, and against attention written down anew."""
 
-from dataclasses import dataclass, replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
-from tiny import sd_pipeline
+from tiny import counted_rows, generators, sd_pipeline
 from tiny_models import PIPELINES, flux_pipeline, sdxl_pipeline
 
 import vldnp
-from vldnp.baselines.controls import AnswersNone
 from vldnp.baselines.nag import NAG, attending, cross_attentions, normalized
-from vldnp.levers import Wrapped, adaptive
+from vldnp.levers import adaptive
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
-from vldnp.negatives import Negative
 
 OMEGA, TAU, ALPHA = 4.0, 1.5, 0.4
 
 
-@dataclass(frozen=True)
-class Scripted(Wrapped):
-    """Finds, at every query, what is given for the image's seed."""
-
-    found: tuple
-
-    def look(self, view, before):
-        terms = [self.found[seed] for _, seed in view.samples]
-        return [Negative(self.concepts.negative_prompt(some), some) for some in terms]
-
-    def describe(self):
-        return {"kind": "scripted"}
-
-
-def scripted(*found):
-    """VL-DNP that finds the same in an image of a seed at every query."""
-    method = vldnp.VLDNP(AnswersNone(), "moji", OMEGA, (0, 2), NAG())
-    return replace(method, negatives=Scripted(method.negatives, found))
+def saying(answers):
+    """VL-DNP that is told the same about these images at every query."""
+    return vldnp.VLDNP(lambda images, question: answers, "moji", OMEGA, (0, 2), NAG())
 
 
 def ours(model, prompts=("a cat at the pirate cove", "a dog"), method=None, seeds=(3, 4), g=5.0):
-    return vldnp.sample(
-        model,
-        list(prompts),
-        method or vldnp.CFG(),
-        seeds=list(seeds),
-        guidance_scale=g,
-        num_inference_steps=4,
-        output_type="pt",
-        progress=False,
-    )
+    asked = {"num_inference_steps": 4, "guidance_scale": g, "output_type": "pt", "progress": False}
+    return vldnp.sample(model, list(prompts), method or vldnp.CFG(), seeds=list(seeds), **asked)
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
@@ -103,6 +76,14 @@ class TwiceCross:
         return attn.to_out[0](mixed)
 
 
+def twice_cross(network, negative):
+    """The network's attention processors, with that in place of each cross-attention's."""
+    return {
+        name: TwiceCross(negative.embeds) if ".attn2." in name else processor
+        for name, processor in network.attn_processors.items()
+    }
+
+
 @pytest.mark.parametrize("make", [sd_pipeline, PIPELINES["sd-2"], sdxl_pipeline])
 def test_a_unet_is_that_whose_cross_attention_is_computed_twice(make):
     model = Backbone(make())
@@ -112,12 +93,7 @@ def test_a_unet_is_that_whose_cross_attention_is_computed_twice(make):
     rule = NAG(tau=TAU, alpha=ALPHA)
     pred = run.predict(latents, t, rule.branch(negative, lambda: cond, OMEGA))
     plain = run.predict(latents, t, cond)
-    own = model.network.attn_processors
-    twice = {
-        name: TwiceCross(negative.embeds) if ".attn2." in name else processor
-        for name, processor in own.items()
-    }
-    model.network.set_attn_processor(dict(twice))
+    model.network.set_attn_processor(twice_cross(model.network, negative))
     expected = run.predict(latents, t, cond)
     assert torch.allclose(pred, expected, atol=1e-5)
     assert not torch.allclose(plain, expected, atol=1e-4)
@@ -170,15 +146,12 @@ def test_flux_is_that_whose_joint_attention_shares_its_image(guidance_embeds):
 
 
 def test_a_batch_is_its_images_alone_static_and_dynamic(model):
+    seeds, answers = [0, 1, 2, 3], ["none", "knife", "skull, dagger", "none"]
     for g in (1.0, 5.0):
-        for make in (
-            lambda: vldnp.Static("a knife", OMEGA, NAG()),
-            lambda: scripted((), ("knife",), ("skull", "dagger"), ()),
-        ):
-            seeds = [0, 1, 2, 3]
-            batch = ours(model, ["a cat"] * 4, make(), seeds, g=g)
+        for make in (lambda _: vldnp.Static("a knife", OMEGA, NAG()), saying):
+            batch = ours(model, ["a cat"] * 4, make(answers), seeds, g=g)
             for k, seed in enumerate(seeds):
-                alone = ours(model, ["a cat"], make(), [seed], g=g)
+                alone = ours(model, ["a cat"], make(answers[k : k + 1]), [seed], g=g)
                 assert torch.allclose(batch.images[k], alone.images[0], atol=1e-4)
             plain = ours(model, ["a cat"] * 4, None, seeds, g=g)
             assert not torch.allclose(batch.images, plain.images, atol=1e-4)
@@ -194,24 +167,17 @@ def test_what_does_nothing_is_plain(model):
 def test_one_evaluation_a_step_without_guidance(model):
     """As in few-step models: there ε_cfg is ε_c; a negative prompt takes the prompt's row again,
     and one beside it."""
-    rows = []
-    hook = model.network.register_forward_pre_hook(
-        lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])),
-        with_kwargs=True,
-    )
-    try:
+    with counted_rows(model.network) as rows:
         plain = ours(model, g=1.0)
         steered = ours(model, method=vldnp.Static("a knife", 4.0, NAG()), g=1.0)
         added = ours(model, method=vldnp.Static("a knife", 4.0), g=1.0)
-    finally:
-        hook.remove()
     assert rows == [2] * 4 + [6] * 4 + [6] * 4
     assert plain.trace.model_evaluations == [4, 4]
     assert steered.trace.model_evaluations == added.trace.model_evaluations == [12, 12]
     unguided = {"true_cfg_scale": 1.0} if model.name == "flux" else {"guidance_scale": 1.0}
     asked = {"num_inference_steps": 4, "output_type": "pt", **unguided}
-    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    expected = model.pipe(["a cat at the pirate cove", "a dog"], generator=generators, **asked)
+    asked["generator"] = generators(3, 4)
+    expected = model.pipe(["a cat at the pirate cove", "a dog"], **asked)
     assert torch.allclose(plain.images, expected.images, atol=1e-4)
 
 
@@ -221,26 +187,16 @@ def test_guidance_and_attention_together():
     run = Run(model, 3)
     latents, g = run.initial_latents([3]), 5.0
     cond, nothing, negative = (run.encode([text]) for text in ("a cat", "", "a knife"))
-    own = model.network.attn_processors
-    twice = {
-        name: TwiceCross(negative.embeds) if ".attn2." in name else processor
-        for name, processor in own.items()
-    }
+    own, twice = model.network.attn_processors, twice_cross(model.network, negative)
     for t in run.timesteps:
         uncond = run.predict(latents, t, nothing)
         model.network.set_attn_processor(dict(twice))
         steered = run.predict(latents, t, cond)
         model.network.set_attn_processor(dict(own))
         latents = run.step(uncond + g * (steered - uncond), t, latents)
-    out = vldnp.sample(
-        model,
-        "a cat",
-        vldnp.Static("a knife", OMEGA, NAG(TAU, ALPHA)),
-        seeds=[3],
-        guidance_scale=g,
-        num_inference_steps=3,
-        progress=False,
-    )
+    method = vldnp.Static("a knife", OMEGA, NAG(TAU, ALPHA))
+    asked = {"guidance_scale": g, "num_inference_steps": 3, "progress": False}
+    out = vldnp.sample(model, "a cat", method, seeds=[3], **asked)
     assert torch.allclose(out.latents, latents, atol=1e-4)
 
 
@@ -273,6 +229,6 @@ def test_what_it_does_not_fit(make, message):
 
 def test_adaptive_guidance_keeps_it(model):
     """Where ε_u is dropped for the others, a steered image keeps it, as g > 1 needs it."""
-    method = adaptive(vldnp.Static("a knife", OMEGA, NAG()), 0.0)
     same = vldnp.Static("a knife", OMEGA, NAG())
-    assert torch.allclose(ours(model, method=method).images, ours(model, method=same).images)
+    dropping = ours(model, method=adaptive(same, 0.0))
+    assert torch.allclose(dropping.images, ours(model, method=same).images)

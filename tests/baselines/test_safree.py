@@ -1,4 +1,3 @@
-import json
 import math
 from contextlib import contextmanager
 
@@ -7,39 +6,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import sd_pipeline
+from tiny import counted_rows, noise
 
 from vldnp.baselines.safree import (
     SAFREE,
     Safree,
     attenuated,
     last_step,
-    masked_prompts,
     projector,
     re_attention,
     trigger_tokens,
 )
-from vldnp.methods import CFG
 from vldnp.models import load
-from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
 from vldnp.sampler import denoise, sample
 
 PHRASES = ["knife", "skull", "blood"]
 PROMPTS = ["a cat on a skull", "pizza", "a dog and a pizza at the pirate cove", "cat"]
-SEEDS = [3, 4, 5, 6]
-QUICK = {"num_inference_steps": 6, "progress": False}
 LONG = {"upper": 34.0, "t0": 1.0}
 """The tiny text encoder's β is small; with these its embeddings serve some of the steps."""
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Backbone(sd_pipeline())
-
-
-def random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # The parts, against second implementations
@@ -48,9 +33,9 @@ def random(*shape, seed=0):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 6), st.integers(0, 3), st.integers(0, 99))
 def test_the_projector_is_least_squares(independent, copies, seed):
-    vectors = random(independent, 8, seed=seed)
+    vectors = noise(independent, 8, seed=seed)
     vectors = torch.cat([vectors, 2 * vectors[:copies]])  # dependent ones span nothing new
-    P, v = projector(vectors), random(8, seed=seed + 1)
+    P, v = projector(vectors), noise(8, seed=seed + 1)
     share, *_ = np.linalg.lstsq(vectors.T.numpy(), v.numpy(), rcond=None)
     assert np.allclose(P @ v, vectors.T.numpy() @ share, atol=1e-8)
     assert torch.allclose(P @ P, P, atol=1e-8) and torch.allclose(P, P.T, atol=1e-8)
@@ -60,17 +45,14 @@ def test_the_projector_is_least_squares(independent, copies, seed):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("alpha", [0.0, 0.01, 0.3])
 def test_triggers_one_by_one(seed, alpha):
-    masked, concept = random(7, 8, seed=seed), projector(random(2, 8, seed=seed + 50))
+    masked, concept = noise(7, 8, seed=seed), projector(noise(2, 8, seed=seed + 50))
     distances = [float(np.linalg.norm((np.eye(8) - concept.numpy()) @ m.numpy())) for m in masked]
     expected = []
     for i, distance in enumerate(distances):
         others = distances[:i] + distances[i + 1 :]
         expected.append(not distance < (1 + alpha) * sum(others) / len(others))
     assert trigger_tokens(masked, concept, alpha).tolist() == expected
-
-
-def test_a_token_without_others_is_a_trigger():
-    assert trigger_tokens(random(1, 8), projector(random(2, 8)), 0.01).tolist() == [True]
+    assert trigger_tokens(masked[:1], concept, alpha).tolist() == [True]  # there are no others
 
 
 @pytest.mark.parametrize(
@@ -101,17 +83,18 @@ def attenuated_by_numbers(changed, unchanged, scale, window):
 @pytest.mark.parametrize("size", [(8, 8), (4, 6), (5, 7), (1, 1), (2, 3)])
 @pytest.mark.parametrize("window", [1, 2])
 def test_attenuation_frequency_by_frequency(size, window):
-    changed, unchanged = random(2, 3, *size), random(2, 3, *size, seed=1)
+    changed, unchanged = noise(2, 3, *size), noise(2, 3, *size, seed=1)
     got = attenuated(changed, unchanged, 0.2, window)
+    assert got.dtype == torch.float64  # as precise as the features
     for k in range(2):
         for c in range(3):
             pair = changed[k, c].numpy(), unchanged[k, c].numpy()
             expected = attenuated_by_numbers(*pair, 0.2, window)
-            assert np.allclose(got[k, c], expected, atol=1e-5)
+            assert np.allclose(got[k, c], expected, atol=1e-12)
 
 
 def test_attenuation_leaves_what_does_not_exceed():
-    x = random(2, 3, 8, 8).float()
+    x = noise(2, 3, 8, 8).float()
     assert torch.allclose(attenuated(x, x, 0.2), x, atol=1e-6)
     assert torch.allclose(attenuated(x, 100 * x, 0.2), x, atol=1e-6)
     constant = torch.full((1, 1, 8, 8), 3.0)  # all of it at zero frequency
@@ -122,23 +105,14 @@ def test_attenuation_leaves_what_does_not_exceed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_attenuation_does_not_hang_on_rounding(dtype):
     """Equal features stay as they are where they differ by what rounding leaves."""
-    x = (random(2, 16, 8, 8) + 2).to(dtype)  # with a mean, as features have
+    x = (noise(2, 16, 8, 8) + 2).to(dtype)  # with a mean, as features have
     eps = max(torch.finfo(dtype).eps, 1e-6)
-    noisy = (x.double() * (1 + eps * (random(2, 16, 8, 8, seed=1).sigmoid() - 0.5))).to(dtype)
+    noisy = (x.double() * (1 + eps * (noise(2, 16, 8, 8, seed=1).sigmoid() - 0.5))).to(dtype)
     assert not torch.equal(noisy, x)
     assert torch.allclose(attenuated(x, noisy, 0.2), x, atol=4 * eps, rtol=4 * eps)
     assert torch.allclose(attenuated(noisy, x, 0.2), noisy, atol=4 * eps, rtol=4 * eps)
     exceeding = attenuated(1.1 * x, x, 0.2)  # by a tenth, and that is no rounding
     assert exceeding.float().mean() < 0.5 * x.float().mean()
-
-
-def test_attenuation_is_as_precise_as_the_features():
-    x, other = random(1, 3, 8, 8), random(1, 3, 8, 8, seed=1)
-    fine = attenuated(x, other, 0.2)
-    assert fine.dtype == torch.float64
-    for c in range(3):
-        expected = attenuated_by_numbers(x[0, c].numpy(), other[0, c].numpy(), 0.2, 1)
-        assert np.allclose(fine[0, c], expected, atol=1e-12)
 
 
 @pytest.fixture
@@ -189,7 +163,7 @@ def filtered_by_hand(pipe, prompt, alpha=0.01):
     distances = [np.linalg.norm(outside @ m) for m in masked]
     changed = embeds.copy()
     for i, d in enumerate(distances):
-        others = (sum(distances) - d) / (len(distances) - 1)
+        others = (sum(distances) - d) / max(len(distances) - 1, 1)
         if not d < (1 + alpha) * others:
             changed[i + 1] = outside @ onto(masked) @ embeds[i + 1]
     cosines = []
@@ -200,7 +174,7 @@ def filtered_by_hand(pipe, prompt, alpha=0.01):
 
 
 def test_a_batch_of_prompts_each_by_hand(model):
-    prompts = [PROMPTS[0], "", PROMPTS[2], "a dog on the cove", PROMPTS[0]]
+    prompts = [PROMPTS[0], "", PROMPTS[2], "a dog on the cove", PROMPTS[0], "cat"]
     run = Run(model, 40)
     found = Safree(PHRASES).filtered(run, prompts)
     plain = run.encode(prompts).embeds
@@ -217,18 +191,6 @@ def test_a_batch_of_prompts_each_by_hand(model):
         assert not changed[0] and not changed[len(ours.triggers) + 1 :].any()
     some = torch.cat([f.triggers for f in found])
     assert some.any() and not some.all()
-
-
-@pytest.mark.parametrize("n", [0, 1, 3])
-def test_each_token_is_masked_in_its_turn(n):
-    begin, end, pad = 90, 91, 92
-    tokens = [10, 11, 12][:n]
-    ids = torch.tensor([begin, *tokens, end, pad, pad])
-    expected = [
-        [begin, *tokens[:i], 0, *tokens[i + 1 :], end, pad, pad] for i in range(len(tokens))
-    ]
-    assert masked_prompts(ids, n).tolist() == expected
-    assert masked_prompts(ids, n).shape == (n, len(ids))
 
 
 def test_the_description_is_that_of_published_rows():
@@ -268,7 +230,7 @@ def features_written_out(unet, scales):
 @torch.no_grad()
 def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attention=True):
     pipe, run = model.pipe, Run(model, num_steps, "ddim")
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = noise(1, 4, 8, 8, seed=seed)
     plain = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
     empty = pipe.encode_prompt("", "cpu", 1, False)[0]
     changed, beta = filtered_by_hand(pipe, prompt)
@@ -288,39 +250,25 @@ def written_out(model, prompt, seed, g, num_steps, scales=(0.9, 0.2), re_attenti
 
 
 @pytest.mark.parametrize("re_attention", [True, False])
-def test_safree_is_the_papers_steps(re_attention):
+def test_safree_is_the_papers_steps(exact, re_attention):
     """In float64, where neither side's rounding decides which features exceed the others."""
-    model = Backbone(sd_pipeline().to(dtype=torch.float64))
     prompts, seeds = [PROMPTS[0], PROMPTS[2]], [3, 5]
     method = SAFREE(PHRASES, re_attention=re_attention, **LONG)
     asked = {"num_inference_steps": 9, "guidance_scale": 3.0, "scheduler": "ddim"}
-    out = sample(model, prompts, method, seeds=seeds, progress=False, **asked)
-    plain = sample(model, prompts, seeds=seeds, progress=False, **asked)
+    out = sample(exact, prompts, method, seeds=seeds, progress=False, **asked)
+    plain = sample(exact, prompts, seeds=seeds, progress=False, **asked)
     for k, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-        x, last = written_out(model, prompt, seed, 3.0, 9, re_attention=re_attention)
+        x, last = written_out(exact, prompt, seed, 3.0, 9, re_attention=re_attention)
         assert 0 <= last < 8  # the filter switches in the middle
         assert torch.allclose(out.latents[k], x[0], atol=1e-6)
         assert not torch.allclose(out.latents[k], plain.latents[k], atol=1e-2)
         assert out.trace.model_evaluations[k] == 18 + re_attention * (last + 1)
 
 
-def test_an_image_is_the_same_in_any_batch(model):
-    method = SAFREE(PHRASES, **LONG)
-    together = sample(model, PROMPTS, method, seeds=SEEDS, **QUICK)
-    for k, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
-        alone = sample(model, prompt, method, seeds=[seed], **QUICK)
-        assert torch.allclose(together.latents[k], alone.latents[0], atol=1e-4)
-        assert together.trace.model_evaluations[k] == alone.trace.model_evaluations[0]
-
-
 def test_counts_are_the_rows_that_go_through_the_unet(model):
-    rows = []
-    hook = model.pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     method = SAFREE(PHRASES, negative_prompt="a knife", **LONG)
-    try:
+    with counted_rows(model.network) as rows:
         steps = list(denoise(model, PROMPTS, method, num_inference_steps=6))
-    finally:
-        hook.remove()
     assert rows == [sum(step.model_evaluations) for step in steps]
     assert max(rows) > 12 and rows[-1] == 12  # 4 images: u, c, n, and at first unchanged ones
 
@@ -334,32 +282,7 @@ def test_hooks_are_gone_after_the_call_also_after_an_error(model):
     assert not any(block._forward_pre_hooks for block in unet.up_blocks)
 
 
-def test_half_precision():
-    half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
-    out = sample(half, PROMPTS, SAFREE(PHRASES, **LONG), **QUICK)
-    assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
-
-
-def test_safree_describes_itself():
-    methods = [
-        CFG(),
-        SAFREE(PHRASES),
-        SAFREE(PHRASES[:2]),
-        SAFREE(PHRASES, negative_prompt="knife"),
-        SAFREE(PHRASES, negative_prompt="knife", rule="added"),
-        SAFREE(PHRASES, re_attention=False),
-        SAFREE(PHRASES, alpha=0.02),
-        SAFREE(PHRASES, upper=20.0),
-        SAFREE(PHRASES, scales=(0.9, 0.3)),
-    ]
-    described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
-    assert len(set(described)) == len(methods)
-    assert {method.name for method in methods[1:]} == {"safree"}
-    assert SAFREE("knife, skull , blood") == SAFREE(PHRASES)
-    assert methods[3].omega is None and methods[4].omega == 7.5
-
-
-@pytest.mark.parametrize("phrases", [[], "", "knife,,skull"])
-def test_phrases_are_needed(phrases):
-    with pytest.raises(ValueError, match="SAFREE needs unsafe phrases"):
-        SAFREE(phrases)
+def test_phrases_are_needed():
+    for wrong in ([], "", "knife,,skull"):
+        with pytest.raises(ValueError, match="SAFREE needs unsafe phrases"):
+            SAFREE(wrong)

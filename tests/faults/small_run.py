@@ -9,11 +9,11 @@ import resource
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from joblib.externals.loky import get_reusable_executor
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
+from tiny_published import WordLengthCLIP
 
 from moji.judge import CNNJudge
 from vldnp.methods import CFG, VLDNP, Static
@@ -36,20 +36,8 @@ def study(folder: Path, count: int = PROMPTS) -> Study:
     return Study(NAME, methods, (prompts,), sampling={"num_inference_steps": 3}, batch_size=4)
 
 
-class LengthCLIP:
-    name, revision = "length", "1"
-
-    def __call__(self, images, prompts):
-        return np.array([len(prompt) / 100 for prompt in prompts])
-
-
 def main(
-    folder: Path,
-    root: str,
-    largest_file: int | None = None,
-    source: Path | None = None,
-    count: int = PROMPTS,
-    **workers,
+    folder: Path, root: str, largest_file: int | None = None, source=None, count=PROMPTS, **workers
 ) -> None:
     """Run it in `folder/root`; with no file larger than so many bytes, as on a full disk.
 
@@ -62,7 +50,7 @@ def main(
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     try:
-        run(small, model, judge, LengthCLIP(), root=folder / root, progress=False, **workers)
+        run(small, model, judge, WordLengthCLIP(), root=folder / root, progress=False, **workers)
     except OSError as error:
         (folder / "error.txt").write_text(str(error)[:largest_file])
         sys.exit(3)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import ScriptedVLM
 
 from vldnp.baselines.safree import SAFREE
 from vldnp.levers import adaptive, gate, window
@@ -17,18 +18,14 @@ PROMPTS = ["a cat at the pirate cove", "a robot in the kitchen", "a skull and a 
 SEEDS = [11, 12, 13]
 
 
-class ByBrightness:
+def reply(image, question):
     """Answers by thresholds, three grey levels apart, so that answers hang on the picture."""
-
-    name, revision = "brightness", "1"
-
-    def __call__(self, images, question):
-        bands = [int(np.asarray(image, dtype=float).mean() / 3) for image in images]
-        return [("none", "a knife", "a skull and a dagger")[band % 3] for band in bands]
+    band = int(np.asarray(image, dtype=float).mean() / 3)
+    return ("none", "a knife", "a skull and a dagger")[band % 3]
 
 
 def vl_dnp():
-    return VLDNP(ByBrightness(), "moji", omega=15.0, query_steps=front_loaded(5))
+    return VLDNP(ScriptedVLM(reply), "moji", omega=15.0, query_steps=front_loaded(5))
 
 
 METHODS = {

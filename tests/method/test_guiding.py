@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from tiny import sd_pipeline
+from diffusers import DDIMScheduler
+from tiny import counted_rows, generators, sd_pipeline
 from tiny_models import sd3_pipeline, sdxl_pipeline
 
 import vldnp
 from vldnp.baselines.nag import NAG
 from vldnp.levers import adaptive, gate, window
+from vldnp.models.families import SCHEDULERS
 from vldnp.pipeline import guiding
 
 PROMPTS = ["a cat", "a dog", "a cat at the pirate cove"]
@@ -17,11 +18,6 @@ SCRIPT = [
     ["none", "none", "none"],
     ["a skull", "a knife and a dagger", "none"],
 ]
-SCHEDULERS = {
-    "ddim": (DDIMScheduler, {"clip_sample": False}),
-    "dpm++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "euler": (EulerDiscreteScheduler, {}),
-}
 STEPS, G = 6, 5.0
 
 
@@ -30,31 +26,20 @@ def pipe():
     return sd_pipeline()
 
 
-def generators():
-    return [torch.Generator().manual_seed(seed) for seed in range(3)]
-
-
 def scripted(**options):
     answers = iter(SCRIPT)
     method = {"concepts": "moji", "omega": 4.0, "query_steps": (0, 2, 3), **options}
     return vldnp.VLDNP(lambda images, question: next(answers), **method)
 
 
-def called(pipe, **options):
+def called(pipe, prompt=PROMPTS, **options):
     asked = {"num_inference_steps": STEPS, "guidance_scale": G, "output_type": "latent"}
-    return pipe(PROMPTS, generator=generators(), **asked | options).images
+    return pipe(prompt, generator=generators(0, 1, 2), **asked | options).images
 
 
-def sampled(pipe, method):
-    return vldnp.sample(
-        pipe,
-        PROMPTS,
-        method,
-        generator=generators(),
-        num_inference_steps=STEPS,
-        guidance_scale=G,
-        progress=False,
-    )
+def sampled(pipe, method, prompt=PROMPTS, **options):
+    asked = {"num_inference_steps": STEPS, "guidance_scale": G, "progress": False, **options}
+    return vldnp.sample(pipe, prompt, method, generator=generators(0, 1, 2), **asked)
 
 
 def check(pipe, make):
@@ -108,14 +93,14 @@ def test_the_other_families(family):
 
 
 def test_nothing_stays_behind(pipe):
-    plain, rows = called(pipe), []
-    counting = pipe.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    with guiding(pipe, vldnp.Static("a knife", omega=4.0)):
-        first = called(pipe)
-        assert torch.equal(called(pipe), first)  # a second call starts afresh
-    assert rows == [6, 3] * 2 * STEPS and not torch.equal(first, plain)
-    rows.clear()
-    assert torch.equal(called(pipe), plain) and rows == [6] * STEPS
+    plain = called(pipe)
+    with counted_rows(pipe.unet) as rows:
+        with guiding(pipe, vldnp.Static("a knife", omega=4.0)):
+            first = called(pipe)
+            assert torch.equal(called(pipe), first)  # a second call starts afresh
+        assert rows == [6, 3] * 2 * STEPS and not torch.equal(first, plain)
+        rows.clear()
+        assert torch.equal(called(pipe), plain) and rows == [6] * STEPS
 
     def broken(images, question):
         raise RuntimeError("out of order")
@@ -123,7 +108,6 @@ def test_nothing_stays_behind(pipe):
     with pytest.raises(RuntimeError, match="out of order"):
         with guiding(pipe, vldnp.VLDNP(broken, "moji", query_steps=(2,))):
             called(pipe)
-    counting.remove()
     assert torch.equal(called(pipe), plain) and not pipe.unet._forward_hooks
 
 
@@ -133,26 +117,11 @@ def test_images_of_one_prompt_and_controlnets_inputs(pipe):
     hook = pipe.unet.register_forward_pre_hook(
         lambda _, args, given: seen.append(given["cross_attention_kwargs"]), with_kwargs=True
     )
-    with guiding(pipe, vldnp.Static("a knife", omega=4.0)):
-        latents = pipe(
-            "a cat",
-            num_images_per_prompt=3,
-            generator=generators(),
-            num_inference_steps=STEPS,
-            guidance_scale=G,
-            output_type="latent",
-            cross_attention_kwargs={},
-        ).images
+    method, three = vldnp.Static("a knife", omega=4.0), {"num_images_per_prompt": 3}
+    with guiding(pipe, method):
+        latents = called(pipe, "a cat", cross_attention_kwargs={}, **three)
     hook.remove()
-    expected = vldnp.sample(
-        pipe,
-        "a cat",
-        vldnp.Static("a knife", omega=4.0),
-        num_images_per_prompt=3,
-        generator=generators(),
-        num_inference_steps=STEPS,
-        guidance_scale=G,
-    )
+    expected = sampled(pipe, method, "a cat", **three)
     assert torch.allclose(latents, expected.latents, atol=1e-4)
     assert seen == [{}] * 2 * STEPS
 

@@ -4,36 +4,32 @@ import json
 
 import pytest
 import torch
-from tiny import ScriptedVLM, by_brightness, sd_pipeline
+from tiny import ScriptedVLM, by_brightness, noise, sd_pipeline
+from tiny_judges import EverythingUnsafe
 
 from vldnp import guidance
+from vldnp.baselines.categories import CASG, Summed
+from vldnp.baselines.controls import Judged, closed_loop, random_concepts
+from vldnp.baselines.safe_denoiser import Repelled
+from vldnp.baselines.safree import SAFREE
 from vldnp.baselines.sld import SLD, STRENGTHS, sld
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.models.backbone import Backbone
 from vldnp.models.run import Run
+from vldnp.negatives import Policy
 from vldnp.sampler import sample
+from vldnp.schedules import front_loaded, uniform
 
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
+PHRASES = ("knife", "skull", "blood")
 QUICK = {"num_inference_steps": 6, "progress": False}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return Backbone(sd_pipeline())
-
-
-@pytest.fixture(scope="module")
-def exact():
-    """In float64: SLD's threshold is a step, over which rounding errors of float32 may carry."""
-    return Backbone(sd_pipeline().to(dtype=torch.float64))
 
 
 @torch.no_grad()
 def sld_written_out(model, prompt, seed, g, num_steps, negatives):
     """SLD medium for one image with DDIM, with its own negative prompt (or none) at each step."""
     pipe, run = model.pipe, Run(model, num_steps, "ddim")
-    generator, nu = torch.Generator().manual_seed(seed), 0.0
-    x = torch.randn(1, 4, 8, 8, generator=generator, dtype=torch.float64)
+    x, nu = noise(1, 4, 8, 8, seed=seed), 0.0
 
     def eps(text, t):
         embeds = pipe.encode_prompt(text, "cpu", 1, False)[0]
@@ -70,11 +66,8 @@ def test_sld_with_dynamic_negatives_each_image_with_its_own_momentum(exact):
     out = sample(exact, PROMPTS, method, seeds=SEEDS, progress=False, **asked)
     for k, (prompt, seed) in enumerate(zip(PROMPTS, SEEDS, strict=True)):
         negatives = [step.negative_prompts[k] for step in out.trace.steps]
-        expected = [
-            [None, *["knife"] * 3, None, None, *["skull"] * 3],
-            [*[None] * 4, *["skull"] * 5],
-        ]
-        assert negatives == expected[k]
+        changing = [None, *["knife"] * 3, None, None, *["skull"] * 3]
+        assert negatives == [changing, [None] * 4 + ["skull"] * 5][k]
         x = sld_written_out(exact, prompt, seed, 3.0, 9, negatives)
         assert torch.allclose(out.latents[k], x, atol=1e-6)
 
@@ -86,58 +79,93 @@ def test_sld_with_scale_0_is_plain_cfg_bit_for_bit(model):
     assert out.trace.model_evaluations == plain.trace.model_evaluations
 
 
-@pytest.mark.parametrize("rule", guidance.RULES)
-def test_half_precision(rule):
+HALF = {rule: lambda rule=rule: Static("knife", 4.0, rule) for rule in guidance.RULES}
+HALF["safree"] = lambda: SAFREE(PHRASES, upper=34.0, t0=1.0)
+
+
+@pytest.mark.parametrize("method", HALF)
+def test_half_precision(method):
     half = Backbone(sd_pipeline().to(dtype=torch.bfloat16))
-    out = sample(half, PROMPTS, Static("knife", 4.0, rule), **QUICK)
+    out = sample(half, PROMPTS, HALF[method](), **QUICK)
     assert out.latents.dtype == torch.bfloat16 and out.latents.isfinite().all()
-
-
-def test_accumulated_negatives_in_the_sampler(model):
-    answers = ["knife", "skull", "none"]
-
-    def negatives(update_policy):
-        script = iter(answers)
-        vlm = ScriptedVLM(lambda image, question: next(script))
-        method = VLDNP(vlm, "moji", query_steps=[1, 2, 4], update_policy=update_policy)
-        return [step.concepts[0] for step in sample(model, "a cat", method, **QUICK).trace.steps]
-
-    both = ("knife", "skull")
-    assert negatives("replaced") == [(), ("knife",), ("skull",), ("skull",), (), ()]
-    assert negatives("accumulated") == [(), ("knife",), both, both, both, both]
-    assert negatives(1) == [(), ("knife",), both, both, ("skull",), ("skull",)]
 
 
 @pytest.mark.parametrize("rule", [name for name in guidance.RULES if name != "added"])
 def test_every_rule_takes_static_and_dynamic_negatives(exact, rule):
     seen = ScriptedVLM(lambda image, question: "knife")
+    seeing = VLDNP(seen, "moji", omega=4.0, rule=rule, query_steps=[0])
     plain = sample(exact, PROMPTS, **QUICK).latents
     static = sample(exact, PROMPTS, Static("knife", 4.0, rule), **QUICK).latents
-    dynamic = sample(
-        exact, PROMPTS, VLDNP(seen, "moji", omega=4.0, rule=rule, query_steps=[0]), **QUICK
-    ).latents
+    dynamic = sample(exact, PROMPTS, seeing, **QUICK).latents
     assert torch.allclose(static, dynamic, atol=1e-4)
     assert not torch.allclose(static, plain, atol=1e-3)
 
 
-def test_methods_describe_themselves():
-    vlm = ScriptedVLM(by_brightness)
-    methods = [
+def glance(images, question):
+    return ["none"] * len(images)
+
+
+def every_setting():
+    """Methods, no two of which have the same settings."""
+    dynamic = VLDNP(glance, "moji", omega=4.0)
+    bank = noise(5, 4, 3, 3).float()
+    negatives = ("accumulated", 2)
+    return [
         CFG(),
         *(Static("knife", 4.0, rule) for rule in guidance.RULES),
-        *(VLDNP(vlm, "moji", omega=4.0, rule=rule) for rule in guidance.RULES),
-        VLDNP(vlm, "moji", omega=4.0, update_policy="accumulated"),
-        VLDNP(vlm, "moji", omega=4.0, update_policy=2),
+        *(VLDNP(glance, "moji", omega=4.0, rule=rule) for rule in guidance.RULES),
+        *(VLDNP(glance, "moji", omega=4.0, update_policy=policy) for policy in negatives),
+        Static("knife", omega=8),
+        Static("skull", omega=4.0),
+        Static("knife", rule=guidance.replaced),
+        VLDNP(glance, "moji", omega=8),
+        VLDNP(glance, "moji", omega=4.0, lead="weapons"),
+        VLDNP(glance, concepts="nudity", omega=4.0),
+        VLDNP(glance, "moji", omega=4.0, query_steps=[1, 2]),
+        VLDNP(glance, "moji", omega=4.0, query_steps=front_loaded(6)),
+        VLDNP(glance, "moji", omega=4.0, query_steps=uniform(6)),
+        VLDNP(glance, "moji", omega=4.0, on_failure="static"),
+        VLDNP(glance, "moji", omega=4.0, static_prompt="weapons"),
+        VLDNP(ScriptedVLM(by_brightness), "moji", omega=4.0),
+        VLDNP(Judged(EverythingUnsafe()), "moji", omega=4.0),
+        random_concepts(dynamic),
+        random_concepts(dynamic, seed=1),
+        closed_loop(dynamic),
         SLD("skull"),
+        *(SLD("knife", strength) for strength in STRENGTHS),
         SLD("knife", warmup=5),
+        Summed(PHRASES),
+        Summed(PHRASES[:2]),
+        CASG(PHRASES),
+        CASG(PHRASES, sld("max")),
+        SAFREE(PHRASES),
+        SAFREE(PHRASES[:2]),
+        SAFREE(PHRASES, negative_prompt="knife"),
+        SAFREE(PHRASES, negative_prompt="knife", rule="added"),
+        SAFREE(PHRASES, re_attention=False),
+        SAFREE(PHRASES, alpha=0.02),
+        SAFREE(PHRASES, upper=20.0),
+        SAFREE(PHRASES, scales=(0.9, 0.3)),
+        Repelled(bank),
+        Repelled(bank + 1),
+        Repelled(bank, sigma=2),
+        Repelled(bank, kernel="laplacian"),
+        Repelled(bank, Static("knife")),
+        Repelled(bank, SAFREE("knife")),
     ]
+
+
+def test_methods_describe_themselves():
+    methods, again = every_setting(), every_setting()
     described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
     assert len(set(described)) == len(methods)
-    names = [SLD("knife", strength).name for strength in STRENGTHS]
-    assert names == ["sld-weak", "sld-medium", "sld-strong", "sld-max"]
-    assert all((m.omega is None) != m.rule.uses_omega for m in methods if m.name != "cfg")
-
-
-def test_the_same_sld_as_a_rule_and_by_constructor():
+    for method, same, text in zip(methods, again, described, strict=True):
+        assert json.dumps(same.describe(), sort_keys=True) == text
+        assert method.negatives == Policy() or (method.omega is None) != method.rule.uses_omega
+    names = {method.name for method in methods}
+    assert names >= {f"sld-{strength}" for strength in ("weak", "medium", "strong", "max")}
+    assert names >= {"cfg", "static", "safree", "safe-denoiser", "static + safe-denoiser"}
+    assert VLDNP(glance, "moji").describe()["negatives"]["vlm"]["name"].endswith("glance")
+    assert SAFREE("knife, skull , blood") == SAFREE(PHRASES)
     made, named = SLD("knife", "strong").describe(), Static("knife", rule=sld("strong")).describe()
     assert made | {"name": ""} == named | {"name": ""}

@@ -1,6 +1,5 @@
-import json
 import re
-from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,15 +7,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ScriptedVLM, by_brightness, sd_pipeline
+from tiny import ScriptedVLM, by_brightness, counted_rows, generators, sd_pipeline
 
-from vldnp import guidance
 from vldnp.concepts import load_concepts
 from vldnp.methods import CFG, VLDNP, Method, Static
 from vldnp.models.backbone import Backbone, to_pil
 from vldnp.models.families import SCHEDULERS
 from vldnp.models.run import Run
-from vldnp.models.vlm import VLMError
 from vldnp.negatives import Negative, Policy
 from vldnp.sampler import denoise, sample
 from vldnp.schedules import front_loaded
@@ -37,72 +34,32 @@ def stock(request, tmp_path_factory):
     return pipe
 
 
-@pytest.fixture(scope="module")
-def model():
-    return Backbone(sd_pipeline())
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 def difference(a, b):
     """The largest between two pictures, in steps of 1/255; 1 may come from rounding."""
     return np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max()
-
-
-def with_scheduler(pipe, name):
-    kind, options = SCHEDULERS[name]
-    pipe.scheduler = kind.from_config(
-        pipe.scheduler.config, **{"use_karras_sigmas": False} | options
-    )
-    return pipe
 
 
 # Against the stock pipeline
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_plain_cfg_is_the_stock_pipeline(stock, name):
-    pipe = with_scheduler(stock, name)
-    for output_type in ("latent", "pt"):
-        expected = pipe(
-            PROMPTS,
-            num_inference_steps=9,
-            guidance_scale=7.5,
-            generator=generators(3, 4),
-            output_type=output_type,
-        ).images
-        for method in (CFG(), Static("")):
+def test_plain_and_replaced_are_the_stock_pipeline(stock, name):
+    kind, options = SCHEDULERS[name]
+    options = {"use_karras_sigmas": False} | options
+    stock.scheduler = kind.from_config(stock.scheduler.config, **options)
+    asked = {"num_inference_steps": 9, "guidance_scale": 5.0}
+    methods = {"": (CFG(), Static("")), "a knife": (Static("a knife", rule="replaced"),)}
+    for negative, output_type in product(methods, ("pt", "latent")):
+        asked["output_type"], words = output_type, [negative] * 2
+        expected = stock(PROMPTS, negative_prompt=words, generator=generators(3, 4), **asked).images
+        for method in methods[negative]:
             out = sample(
-                stock,
-                PROMPTS,
-                method,
-                seeds=[3, 4],
-                num_inference_steps=9,
-                scheduler=name,
-                output_type=output_type,
-                progress=False,
+                stock, PROMPTS, method, seeds=[3, 4], scheduler=name, progress=False, **asked
             )
             assert torch.allclose(out.images, expected, atol=1e-4)
-            assert out.trace.model_evaluations == [18, 18]
-
-
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_replaced_is_the_stock_negative_prompt(stock, name):
-    expected = with_scheduler(stock, name)(
-        PROMPTS,
-        negative_prompt=["a knife"] * 2,
-        num_inference_steps=9,
-        guidance_scale=5.0,
-        generator=generators(3, 4),
-        output_type="latent",
-    ).images
-    method = Static("a knife", rule="replaced")
-    asked = {"seeds": [3, 4], "num_inference_steps": 9, "guidance_scale": 5.0}
-    out = sample(stock, PROMPTS, method, scheduler=name, progress=False, **asked)
-    assert torch.allclose(out.latents, expected, atol=1e-4)
-    assert not torch.allclose(sample(stock, PROMPTS, **asked).latents, expected, atol=1e-2)
+            assert out.trace.model_evaluations == [27 if negative else 18] * 2
+    plain = sample(stock, PROMPTS, seeds=[3, 4], scheduler=name, progress=False, **asked)
+    assert not torch.allclose(plain.latents, expected, atol=1e-2)
 
 
 def test_pil_images_are_the_stock_ones(stock):
@@ -178,11 +135,12 @@ def test_vldnp_is_the_papers_four_steps(model):
 
 @pytest.fixture(scope="module")
 def alone(model):
-    """Each of six images made on its own."""
-    return [
-        sample(model, **image(k), method=method(), num_inference_steps=8, progress=False)
-        for k in range(6)
-    ]
+    """Each of six images made on its own; they differ in their negatives."""
+    asked = {"num_inference_steps": 8, "progress": False}
+    made = [sample(model, **image(k), method=method(), **asked) for k in range(6)]
+    prompts = {step.negative_prompts[0] for out in made for step in out.trace.steps}
+    assert prompts >= {None, "knife", "dagger, skull"}
+    return made
 
 
 def image(k):
@@ -219,11 +177,6 @@ def test_an_image_is_the_same_in_any_batch(model, alone, members, batch_size):
         assert step.model_evaluations == [other.model_evaluations[0] for other in others]
 
 
-def test_the_images_above_differ_in_their_negatives(alone):
-    prompts = [out.trace.steps[k].negative_prompts[0] for out in alone for k in (0, 2, 3, 6)]
-    assert {None, "knife", "dagger, skull"} <= set(prompts)
-
-
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_runs_interleave(model, name):
     asked = {"num_inference_steps": 5, "scheduler": name}
@@ -237,40 +190,21 @@ def test_runs_interleave(model, name):
 
 
 def test_counts_are_the_rows_that_go_through_the_unet(model):
-    rows = []
-    hook = model.pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     answers = iter(["none", "knife", "a skull", "none", "none", "blood"])
     vlm = ScriptedVLM(lambda image, question: next(answers))
-    try:
-        steps = list(
-            denoise(
-                model, ["a cat"] * 3, VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
-            )
-        )
-    finally:
-        hook.remove()
+    method = VLDNP(vlm, "moji", query_steps=[1, 3])
+    with counted_rows(model.network) as rows:
+        steps = list(denoise(model, ["a cat"] * 3, method, num_inference_steps=5))
     # one call of 2B + k rows; at a query, k is known only after the call of 2B
     assert rows == [6, 6, 2, 6 + 2, 6, 1, 6 + 1]
-    assert [step.model_evaluations for step in steps] == [
-        [2, 2, 2],
-        [2, 3, 3],
-        [2, 3, 3],
-        [2, 2, 3],
-        [2, 2, 3],
-    ]
+    spent = [step.model_evaluations for step in steps]
+    assert spent == [[2, 2, 2], [2, 3, 3], [2, 3, 3], [2, 2, 3], [2, 2, 3]]
     assert sum(rows) == sum(sum(step.model_evaluations) for step in steps)
     assert [step.queried for step in steps] == [False, True, False, True, False]
     assert [step.vlm_calls for step in steps] == [[int(step.queried)] * 3 for step in steps]
     assert [step.x0_decodes for step in steps] == [[int(step.queried)] * 3 for step in steps]
     assert steps[2].concepts == [(), ("knife",), ("skull",)]
     assert steps[1].vlm_answers == ["none", "knife", "a skull"] and steps[2].vlm_answers is None
-
-
-def test_a_static_prompt_is_always_on(model):
-    out = sample(model, PROMPTS, Static("a knife"), **QUICK)
-    assert out.trace.model_evaluations == [18, 18]
-    assert {p for step in out.trace.steps for p in step.negative_prompts} == {"a knife"}
-    assert out.trace.vlm_calls == out.trace.x0_decodes == [0, 0]
 
 
 def test_no_negatives_no_difference(model):
@@ -308,15 +242,6 @@ def test_only_the_vocabulary_reaches_the_text_encoder(model, answer):
     assert {term for text in encoded for term in text.split(", ")} <= allowed
 
 
-@pytest.mark.parametrize("answers", [[], ["knife"], ["knife"] * 3])
-def test_a_vlm_answers_each_picture(model, answers):
-    def forgetful(images, question):
-        return answers
-
-    with pytest.raises(VLMError, match="forgetful' gave .* for 2 images; it must give"):
-        sample(model, PROMPTS, VLDNP(forgetful, "moji", query_steps=[0]), **QUICK)
-
-
 # The stream
 
 
@@ -335,11 +260,9 @@ def test_a_step_says_what_happened(model):
 
 def test_one_may_stop_early(model):
     vlm = ScriptedVLM(by_brightness)
-    for step in denoise(
-        model, "a cat", VLDNP(vlm, "moji", query_steps=[1, 3]), num_inference_steps=5
-    ):
-        if step.queried:
-            break
+    method = VLDNP(vlm, "moji", query_steps=[1, 3])
+    steps = denoise(model, "a cat", method, num_inference_steps=5)
+    step = next(step for step in steps if step.queried)
     assert (step.index, vlm.calls) == (1, [1])
     assert torch.is_grad_enabled()
 
@@ -359,9 +282,8 @@ def test_the_trace_as_a_table(model):
 
 
 def test_output_types(model):
-    outs = {
-        t: sample(model, PROMPTS, output_type=t, **QUICK) for t in ("pil", "pt", "np", "latent")
-    }
+    kinds = ("pil", "pt", "np", "latent")
+    outs = {kind: sample(model, PROMPTS, output_type=kind, **QUICK) for kind in kinds}
     pixels = outs["pt"].images
     assert pixels.shape == (2, 3, 32, 32) and 0 <= pixels.min() <= pixels.max() <= 1
     assert np.array_equal(outs["np"].images, pixels.permute(0, 2, 3, 1).numpy())
@@ -396,32 +318,6 @@ def test_a_stochastic_scheduler_draws_for_each_image(model):
 # Methods
 
 
-def test_methods_describe_themselves():
-    def glance(images, question):
-        return ["none"] * len(images)
-
-    methods = [
-        CFG(),
-        Static("a knife"),
-        Static("a knife", omega=8),
-        Static("a knife", rule="replaced"),
-        VLDNP(glance, "moji"),
-        VLDNP(glance, "moji", lead="weapons"),
-        VLDNP(glance, concepts="nudity"),
-        VLDNP(glance, "moji", omega=8),
-        VLDNP(glance, "moji", query_steps=[1, 2]),
-        VLDNP(glance, "moji", query_steps=front_loaded(6)),
-        VLDNP(ScriptedVLM(by_brightness), "moji"),
-        Static("a knife", rule=guidance.replaced),
-    ]
-    described = [json.dumps(method.describe(), sort_keys=True) for method in methods]
-    assert len(set(described)) == len(methods)
-    assert json.dumps(Static("a knife").describe(), sort_keys=True) == described[1]
-    assert [method.name for method in methods[:2]] == ["cfg", "static"]
-    assert methods[4].describe()["negatives"]["vlm"]["name"].endswith("glance")
-    assert Static("a knife", 3.0, "replaced").omega is None  # it has no part in that equation
-
-
 def test_a_custom_rule(model):
     def half(uncond, cond, neg, guidance_scale, omega):
         return (uncond + cond) / 2
@@ -449,44 +345,34 @@ def test_a_custom_policy(model):
 # Bad input
 
 
+def asking(query_steps):
+    return VLDNP(by_brightness, "moji", query_steps=query_steps)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         ({"prompt": []}, "no prompt"),
         ({"prompt": ["a cat", None]}, "must be texts, not None"),
         ({"prompt": ["a cat", " \n"]}, "must be texts, not ' .*; without one, guidance_scale=0"),
-        ({"prompt": ""}, "must be texts, not ''"),
         ({"seeds": [0, -1]}, "a seed must be a whole number, 0 or more, not -1"),
-        ({"seeds": [0, 1.0]}, "a seed must be a whole number, 0 or more, not 1.0"),
-        ({"seeds": [0, "1"]}, "a seed must be a whole number, 0 or more, not '1'"),
         ({"seeds": [0, 2**63]}, "a seed must be a whole number"),
         ({"seeds": [1]}, "seeds has 1 entries for 2 images"),
         ({"seeds": 1}, "seeds must be a sequence"),
         ({"seeds": [1, 2], "generator": generators(1, 2)}, "either seeds or generator"),
         ({"generator": generators(1)}, "generator has 1 entries for 2"),
         ({"guidance_scale": [1.0, 2.0, 3.0]}, "guidance_scale has 3 entries for 2"),
-        ({"guidance_scale": float("nan")}, "guidance_scale must be finite numbers, not nan"),
         ({"guidance_scale": [7.5, float("inf")]}, "guidance_scale must be finite numbers, not inf"),
         ({"guidance_scale": "7.5"}, "guidance_scale must be finite numbers, not '7.5'"),
-        ({"num_images_per_prompt": -2}, "num_images_per_prompt .* 1 or more, not -2"),
         ({"num_images_per_prompt": "2"}, "num_images_per_prompt .* 1 or more, not '2'"),
         ({"num_inference_steps": 0}, "num_inference_steps must be 1 or more"),
-        (
-            {"num_images_per_prompt": 0},
-            "num_images_per_prompt must be a whole number, 1 or more, not 0",
-        ),
         ({"height": 30}, "multiples of 4"),
         ({"scheduler": "dmp++"}, "did you mean 'dpm\\+\\+'"),
         ({"method": "cfg"}, "must be a Method"),
         ({"model": "moji-sd"}, "vldnp.load"),
-        (
-            {"method": VLDNP(by_brightness, "moji", query_steps=[6])},
-            "outside the 6 denoising steps",
-        ),
-        (
-            {"method": VLDNP(by_brightness, "moji", query_steps=front_loaded(7))},
-            "7 queries do not fit",
-        ),
+        ({"noise_device": "nonsense"}, "noise_device 'nonsense' is not here: .*'cpu' is"),
+        ({"method": asking([6])}, "outside the 6 denoising steps"),
+        ({"method": asking(front_loaded(7))}, "7 queries do not fit"),
     ],
 )
 def test_bad_input_is_one_clear_line_at_once(model, wrong, message):
@@ -512,27 +398,17 @@ def test_bad_omega(omega):
         Static("a knife", omega=omega)
     with pytest.raises(ValueError, match=message):
         VLDNP(by_brightness, "moji", omega=omega)
-
-
-@pytest.mark.parametrize("omega", [0, 8, np.float32(8), np.int64(8)])
-def test_good_omega(omega):
-    assert Static("a knife", omega=omega).omega == omega
-
-
-def test_no_concept_set_is_taken_for_granted():
-    """The package's method must not look for the benchmark's things by default."""
-    with pytest.raises(TypeError, match="concepts"):
-        VLDNP(by_brightness)
+    for good in (0, 8, np.float32(8), np.int64(8)):
+        assert Static("a knife", omega=good).omega == good
 
 
 def test_bad_methods():
+    with pytest.raises(TypeError, match="concepts"):  # no set is taken for granted
+        VLDNP(by_brightness)
     with pytest.raises(ValueError, match="rule 'replace'.*did you mean 'replaced'"):
         Static("a knife", rule="replace")
     with pytest.raises(TypeError, match="vlm must be a callable.*'moji-vlm-l'"):
         VLDNP("moji-vlm-l", "moji")
-    with pytest.raises(ValueError, match="concept set 'mojo'"):
-        VLDNP(by_brightness, "mojo")
-    assert replace(CFG(), name="plain").name == "plain"
 
 
 def test_a_vlm_that_fails_is_recorded_and_its_image_steered_all_the_same(model):
@@ -576,11 +452,3 @@ def test_noise_is_drawn_where_it_is_asked_for(monkeypatch):
     monkeypatch.setattr("vldnp.batch.Generator", Recorded)
     there = sample(model, "a cat", CFG(), seeds=[3], noise_device="cuda", **few)
     assert drawn == ["cuda"] and torch.equal(plain.latents, there.latents)
-
-
-def test_a_device_that_is_not_here_is_one_line():
-    with pytest.raises(
-        ValueError, match="noise_device 'nonsense' is not here: .*'cpu' is"
-    ) as error:
-        sample(sd_pipeline(), "a cat", CFG(), noise_device="nonsense", progress=False)
-    assert "\n" not in str(error.value)

@@ -1,6 +1,5 @@
 """The searches for adversarial prompts: their parts by hand, and that they can be interrupted."""
 
-import copy
 import re
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import WORDS, ScriptedVLM, sd_pipeline
+from tiny import WORDS, ScriptedVLM
 
 import vldnp
 from moji.__main__ import main
@@ -24,7 +23,6 @@ from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED
 from moji.world.scenes import PLACES
 from vldnp.methods import CFG, VLDNP
 from vldnp.models import load
-from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
 from vldnp.models.run import Run
 from vldnp.schedules import uniform
@@ -39,10 +37,9 @@ def rng(seed=0):
 
 
 @pytest.fixture(scope="module")
-def attack():
-    """On a tiny random model."""
+def attack(model):
     words = Forbidden([*RESTRICTED, "machete", "weapon"], in_pieces=["cove", "the"])
-    return Attack(Backbone(sd_pipeline()), words)
+    return Attack(model, words)
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +94,9 @@ def test_embeddings_and_concept_vectors_by_hand(attack):
     tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
     states = pipe.text_encoder(tokens).last_hidden_state.flatten(1)
     assert torch.allclose(embed(attack.model, prompts), states, atol=1e-5)
-    by_hand = [
-        embed(attack.model, [f"{p}, knife"])[0] - embed(attack.model, [p])[0] for p in prompts
-    ]
+    named = embed(attack.model, [f"{prompt}, knife" for prompt in prompts])
     got = concept_vector(attack.model, "knife", prompts)
-    assert torch.allclose(got, (by_hand[0] + by_hand[1]) / 2, atol=1e-5)
+    assert torch.allclose(got, (named - states).mean(dim=0), atol=1e-5)
 
 
 def test_ring_a_bell_finds_a_prompt_again(attack):
@@ -119,16 +114,15 @@ def test_ring_a_bell_comes_nearer_than_chance(attack):
     assert history[-1] == pytest.approx(distance, rel=1e-4)  # of the text as it is written
     assert history == sorted(history, reverse=True) and distance < 0.9 * history[0]
     assert len(words) == 8 and attack.allowed(words)
-    assert nearest(attack, target, 6, rng(1), Search(20, 5)) == nearest(
-        attack, target, 6, rng(1), Search(20, 5)
-    )
+    again = [nearest(attack, target, 6, rng(1), Search(20, 5)) for _ in range(2)]
+    assert again[0] == again[1]
 
 
 # White box
 
 
-def latents(count=5, seed=0):
-    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+def latents(count=5):
+    return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def test_the_denoising_loss_by_hand(attack):
@@ -148,16 +142,12 @@ def test_the_denoising_loss_by_hand(attack):
     ]
     by_hand = np.reshape(errors, (2, 3)).mean(axis=1)
     with torch.no_grad():
-        states = model.encode(prompts).embeds
-        assert whitebox.denoising_loss(model, states, draws).tolist() == pytest.approx(
-            by_hand, rel=1e-4
-        )
+        losses = whitebox.denoising_loss(model, model.encode(prompts).embeds, draws)
+    assert losses.tolist() == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_the_gradient_is_that_of_finite_differences():
-    pipe = copy.deepcopy(sd_pipeline())
-    pipe.unet.double(), pipe.text_encoder.double()
-    exact = Backbone(pipe)
+def test_the_gradient_is_that_of_finite_differences(exact):
+    pipe = exact.pipe
     draws = whitebox.draw(exact, latents().double(), SPAN, rng())
     ids = exact.tokenize(["a dog on cat"]).input_ids[0]
     gradient = whitebox.one_hot_gradient(exact, ids, draws)
@@ -183,10 +173,8 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 def test_candidates_come_from_the_tokens_of_least_gradient(attack):
-    (words,), draws = (
-        attack.random(1, 4, rng()),
-        whitebox.draw(attack.model, latents(), SPAN, rng()),
-    )
+    (words,) = attack.random(1, 4, rng())
+    draws = whitebox.draw(attack.model, latents(), SPAN, rng())
     ids = attack.model.tokenize([" ".join(words)]).input_ids[0]
     gradient = whitebox.one_hot_gradient(attack.model, ids, draws)[:, list(attack.tokens.values())]
     for child in whitebox.candidates(attack, words, draws, rng(1), Swaps(candidates=40, top=3)):

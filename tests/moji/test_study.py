@@ -2,7 +2,6 @@
 
 import pandas as pd
 import pytest
-from tiny_world import make
 
 from moji.__main__ import main
 from moji.study.protocol import load_protocol, study_of_part
@@ -24,12 +23,10 @@ comparisons:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
-    make(tmp_path / "data")
-    (tmp_path / "data" / "protocol.yaml").write_text(TEXT)
-    monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "data"))
+def world(tiny_folder, tmp_path, monkeypatch):
+    (tiny_folder / "protocol.yaml").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return tiny_folder
 
 
 def test_each_method_enters_at_its_chosen_strength_or_at_those_of_the_part(world):
@@ -58,7 +55,7 @@ def test_each_method_enters_at_its_chosen_strength_or_at_those_of_the_part(world
     ],
 )
 def test_a_wrong_protocol_is_an_error_of_one_line(world, old, new, message):
-    (world / "data" / "protocol.yaml").write_text(TEXT.replace(old, new))
+    (world / "protocol.yaml").write_text(TEXT.replace(old, new))
     with pytest.raises(ValueError, match=message) as raised:
         study_of_part(load_protocol(), "harmless")
     assert "\n" not in str(raised.value)

@@ -23,11 +23,6 @@ def pins(lines) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def constraints():
-    return pins((ROOT / "constraints.txt").read_text().splitlines())
-
-
-@pytest.fixture(scope="module")
 def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -38,13 +33,10 @@ def pip_section():
     return next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
 
 
-def test_every_line_of_the_constraints_is_a_pin(constraints):
+def test_constraints_are_pins_and_conda_has_the_same(pip_section):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
+    constraints, conda = pins(lines), pins(pip_section)
     assert len(constraints) == sum(bool(line) and not line.startswith("#") for line in lines)
-
-
-def test_conda_pins_equal_the_constraints(constraints, pip_section):
-    conda = pins(pip_section)
     assert conda == {name: constraints.get(name) for name in conda}
     assert "-c constraints.txt" in pip_section and "-e .[dev]" in pip_section
 
@@ -90,23 +82,19 @@ def test_packages_and_assets_are_found():
     assert listed == others
 
 
-def test_licence_and_citation():
+def test_licence_and_credits():
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["license"] == "Apache-2.0"
     assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2510.26052"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "OpenMoji" in readme and "CC BY-SA 4.0" in readme and "2510.26052" in readme
 
 
 def test_ci_script_is_executable_bash():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     subprocess.run(["bash", "-n", script], check=True)
-
-
-def test_weights_are_safetensors_only():
-    data = ROOT / "data"
-    pickled = [p.name for p in data.rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"}]
-    assert not pickled
 
 
 def test_models_do_not_say_where_they_were_trained():

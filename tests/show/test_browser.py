@@ -21,8 +21,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import tiny_world
-from jupyter_core.paths import jupyter_data_dir
 from nbformat.sign import NotebookNotary
 
 from moji.judge import CNNJudge
@@ -56,23 +54,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, warm_kernels):
+def world(tiny_data):
     """Tiny models, and a profile whose judge finds every picture unsafe."""
-    folder = tiny_world.make(tmp_path_factory.mktemp("world"))
     strict = CNNJudge(THINGS, tuple(RESTRICTED))
     strict.network.head.bias.data += 9
-    strict.save_pretrained(folder / "models" / "strict")
-    text = (folder / "profiles" / "tiny.yaml").read_text()
-    judge = str(folder / "models" / "strict")
-    text = text.replace("judge: moji-judge", f"judge: {judge}").replace("tiny", "strict")
-    (folder / "profiles" / "strict.yaml").write_text(text)
+    strict.save_pretrained(tiny_data / "models" / "strict")
+    profiles, judge = tiny_data / "profiles", f"judge: {tiny_data / 'models' / 'strict'}"
+    text = (profiles / "tiny.yaml").read_text().replace("judge: moji-judge", judge)
+    text = text.replace("name: tiny", "name: strict")
+    (profiles / "strict.yaml").write_text(text)
     text = re.sub("num_inference_steps: [0-9]+", f"num_inference_steps: {LONG}", text)
-    endless = text.replace("name: strict", "name: endless")
-    (folder / "profiles" / "endless.yaml").write_text(endless)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLDNP_DATA", str(folder))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield folder
+    (profiles / "endless.yaml").write_text(text.replace("name: strict", "name: endless"))
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +83,8 @@ def project(world, tmp_path_factory):
         nbformat.write(notebook, folder / "notebooks" / f"{name}.ipynb")
     for cell in notebook.cells:  # the explorer's, without what it runs by itself
         cell.source = cell.source.replace('"strict"', '"endless"')
-    kept = [
-        c
-        for c in notebook.cells
-        if not re.match(r"(print\(|)explorer\.(compare|command)", c.source)
-    ]
-    notebook.cells = kept
+    automatic = re.compile(r"(print\(|)explorer\.(compare|command)")
+    notebook.cells = [cell for cell in notebook.cells if not automatic.match(cell.source)]
     nbformat.write(notebook, folder / "notebooks" / "endless.ipynb")
     return folder
 
@@ -352,13 +340,6 @@ def test_exported_html(explored, project, page):
     check_viewer(page)
 
 
-def trust(path: Path) -> None:
-    """As `jupyter trust` does."""
-    Path(jupyter_data_dir()).mkdir(parents=True, exist_ok=True)
-    with NotebookNotary(data_dir=jupyter_data_dir()) as notary:
-        notary.sign(nbformat.read(path, as_version=4))
-
-
 @pytest.fixture(scope="module")
 def kernelless(explored, project, tmp_path_factory):
     """A JupyterLab without any kernel to start, and papermill's notebook, trusted and not."""
@@ -369,9 +350,9 @@ def kernelless(explored, project, tmp_path_factory):
         nbformat.write(notebook, root / f"{name}.ipynb")
     source = project / "notebooks" / "08_explorer.ipynb"
     execute(source, root / "explorer.ipynb", {"quick": True, "prompt": "a cat"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JUPYTER_DATA_DIR", str(home / "data"))
-        trust(root / "trusted.ipynb")
+    (home / "data").mkdir()
+    with NotebookNotary(data_dir=str(home / "data")) as notary:  # as `jupyter trust` does
+        notary.sign(nbformat.read(root / "trusted.ipynb", as_version=4))
     manager = ("ensure_native_kernel=False", "allowed_kernelspecs={'none'}")
     options = [f"--KernelSpecManager.{option}" for option in manager]
     with jupyterlab(root, home, *options) as address:
@@ -431,13 +412,9 @@ def test_without_a_kernel_and_trust(opened):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The address of the documentation, as `make docs` builds it."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    handler = partial(QuietHandler, directory=folder)
+def site(site_folder):
+    """The address of the documentation."""
+    handler = partial(QuietHandler, directory=site_folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -477,7 +454,7 @@ def test_the_docs_gallery(site, page):
 def test_the_docs_on_a_narrow_screen(site, browser, scheme):
     context = browser.new_context(viewport={"width": 700, "height": 900}, color_scheme=scheme)
     page = context.new_page()
-    for address in ("", "/models/", "/rules/"):
+    for address in ("", "/models/", "/methods/"):
         page.goto(f"{site}{address}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 700, address
         assert contrast(page.locator("article p").first) >= 4.5, address
