@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 def on_files(files, config):
     readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "index.md", content=readme))
     files.append(File.generated(config, "contributing.md", content=contributing))
     for path in sorted((ROOT / "notebooks" / "figures").iterdir()):
