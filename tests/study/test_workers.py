@@ -29,6 +29,7 @@ SPEC = ModelSpec("moji-vlm-l", {"max_new_tokens": 5, "answers": "free"})
 @pytest.fixture(scope="module", autouse=True)
 def world(tmp_path_factory):
     folder = tiny_world.make(tmp_path_factory.mktemp("world"))
+    get_reusable_executor().shutdown()  # processes of other tests have another data folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLDNP_DATA", str(folder))
         with workers.one_thread():
