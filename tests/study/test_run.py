@@ -275,7 +275,10 @@ def damage(folder, images, kind):
         "foreign record": b"{}",
         "truncated score": content[:50],
         "foreign score": b'{"a": 1}',
+        "altered record": content.replace(b'"seconds": ', b'"seconds": 1', 1),
+        "altered score": content.replace(b'probability": ', b'probability": 1', 1),
     }[kind]
+    assert broken != content
     path.unlink() if broken is None else path.write_bytes(broken)
     return path
 
@@ -291,6 +294,8 @@ def damage(folder, images, kind):
         "foreign record",
         "truncated score",
         "foreign score",
+        "altered record",
+        "altered score",
     ],
 )
 def test_what_is_damaged_is_made_again(strong, model, judge, tmp_path, kind):
