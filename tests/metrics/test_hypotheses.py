@@ -95,6 +95,12 @@ def simulated(n, seeds, gain, rng):
     return (first.astype(float) - second).mean(axis=1)
 
 
+def test_superior_is_two_sided_as_scipys_binomial_test():
+    differences = np.repeat([1.0, -1.0, 0.0], [12, 3, 25])
+    found = hypotheses(evidence(differences, np.ones(40), rates=True))
+    assert found["superior"] == pytest.approx(stats.binomtest(12, 15).pvalue)
+
+
 @pytest.mark.parametrize("seeds", [1, 8])
 @pytest.mark.parametrize("n", [24, 640])
 def test_no_more_is_said_in_error_than_the_level(n, seeds, monkeypatch):
