@@ -18,10 +18,6 @@ class Evidence(NamedTuple):
     above: Callable[[float], float]
     below: Callable[[float], float]
 
-    def turned(self) -> "Evidence":
-        """That about the loss: −gain."""
-        return Evidence(lambda bound: self.below(-bound), lambda bound: self.above(-bound))
-
 
 def mcnemar(better: np.ndarray, worse: np.ndarray) -> np.ndarray:
     """The exact p-value for more *better* pairs than *worse* ones (McNemar 1947), one-sided."""

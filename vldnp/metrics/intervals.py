@@ -159,8 +159,3 @@ def paired_difference(
     if not len(means):
         return Interval(np.nan, np.nan, np.nan)
     return _bootstrap(pairs.difference, pairs.unit)
-
-
-def signed(found: Interval, sign: int) -> Interval:
-    """The difference, turned around where smaller is better (`sign` −1)."""
-    return found if sign > 0 else Interval(-found.value, -found.high, -found.low)
