@@ -193,8 +193,9 @@ def clip_tokens(pipe: DiffusionPipeline, texts: Sequence[str]):
 
 
 def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """With the tokens of textual inversion, where the pipeline has some."""
-    invertible = isinstance(pipe, TextualInversionLoaderMixin)
+    """With all the tokens of a textual inversion in place of its first one."""
+    several = any(token.endswith("_1") for token in tokenizer.added_tokens_encoder)
+    invertible = several and isinstance(pipe, TextualInversionLoaderMixin)
     return pipe.maybe_convert_prompt(text, tokenizer) if invertible else text
 
 
