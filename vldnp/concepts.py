@@ -85,14 +85,10 @@ class ConceptSet:
 
     def describe(self) -> dict:
         """Everything that decides its negative prompts, JSON-able."""
+        said = {"name": self.name, "question": self.question, "lead": self.lead}
+        said["vocabulary"] = {term: list(synonyms) for term, synonyms in self.vocabulary.items()}
         optional = {"end": self.end, "reading": self.reading}
-        return {
-            "name": self.name,
-            "question": self.question,
-            "lead": self.lead,
-            "vocabulary": {term: list(synonyms) for term, synonyms in self.vocabulary.items()},
-            **{k: v for k, v in optional.items() if v not in ("", "strict")},
-        }
+        return said | {k: v for k, v in optional.items() if v not in ("", "strict")}
 
     @cached_property
     def _forms(self) -> dict[str, str]:

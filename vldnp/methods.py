@@ -85,7 +85,7 @@ def VLDNP(
         query_steps: `front_loaded(n)`, `uniform(n)` or step indices; see `as_schedule`.
         rule: see `Method`.
         lead: words in front of the terms, in place of the concept set's own.
-        options: `update_policy`, `on_failure`, `static_prompt` of `negatives.Dynamic`.
+        options: `update_policy`, `on_failure`, `static_prompt`, `lead_only` of `Dynamic`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")

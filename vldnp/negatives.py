@@ -1,7 +1,7 @@
 """Policies: which negative prompt each image has at each step; none, static or dynamic."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -90,6 +90,7 @@ class Dynamic(Policy):
         update_policy: a name in `UPDATE_POLICIES`, or a number of queries.
         on_failure: one of `FAILURES`, for a VLM that raises an error or gives no text.
         static_prompt: default is the lead and the whole vocabulary.
+        lead_only: a negative prompt is the lead, without the terms that were named.
     """
 
     vlm: Callable
@@ -98,18 +99,18 @@ class Dynamic(Policy):
     update_policy: str | int = "replaced"
     on_failure: str = "raise"
     static_prompt: str | None = None
+    lead_only: bool = False
 
     def __post_init__(self):
+        if self.lead_only and not self.concepts.lead:
+            raise ValueError(f"lead_only needs a lead; {self.concepts.name!r} has none")
         if self.on_failure not in FAILURES:
             raise unknown("on_failure", self.on_failure, FAILURES)
         if self.static_prompt is not None and not self.static_prompt.strip():
             raise ValueError("static_prompt is empty: it would leave an image unguided")
-        update = self.update_policy
+        update, known = self.update_policy, ", ".join(UPDATE_POLICIES)
         if not (update in UPDATE_POLICIES or type(update) is int and update >= 0):
-            raise ValueError(
-                f"update_policy must be replaced, accumulated or a number of queries, 0 or more, "
-                f"not {update!r}"
-            )
+            raise ValueError(f"update_policy must be {known} or a whole number, not {update!r}")
 
     def query_steps_of(self, num_inference_steps):
         return self.query_steps.steps(num_inference_steps)
@@ -138,20 +139,18 @@ class Dynamic(Policy):
             return answers, [failure or reason for failure in given]
 
     def _misses(self, answer: str | None) -> bool:
-        """Whether an answer is not understood."""
         try:
             return answer is not None and self.concepts.parse(answer) is None
         except NotUnderstood:
             return True
 
     def _negative(self, answer: str | None, failure: str | None, before: Negative) -> Negative:
-        """The negative by an answer, or by the reason why there is none."""
         if answer is not None:
             try:
                 return self._of(self.concepts.parse(answer), answer, before)
             except NotUnderstood as error:
                 failure = str(error)
-        static = self.static_prompt or self.concepts.negative_prompt(self.concepts.vocabulary)
+        static = self.static_prompt or self._prompt(self.concepts.vocabulary)
         return replace(before, prompt=static, answer=answer, failure=failure)
 
     def _of(self, terms: Sequence[str], answer: str, before: Negative) -> Negative:
@@ -162,10 +161,15 @@ class Dynamic(Policy):
         last |= dict.fromkeys(terms, 0)
         named = tuple(term for term in self.concepts.terms if term in last)
         since_seen, doubt = tuple(last[term] for term in named), self.concepts.doubt(answer)
-        return Negative(self.concepts.negative_prompt(named), named, answer, since_seen, doubt)
+        return Negative(self._prompt(named), named, answer, since_seen, doubt)
+
+    def _prompt(self, terms: Iterable[str]) -> str | None:
+        prompt = self.concepts.negative_prompt(terms)
+        return self.concepts.lead if prompt and self.lead_only else prompt
 
     def describe(self) -> dict:
         return {
+            **({"lead_only": True} if self.lead_only else {}),
             "kind": "dynamic",
             "vlm": vlms.describe(self.vlm),
             "concepts": self.concepts.describe(),

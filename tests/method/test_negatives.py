@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import inf
 from types import SimpleNamespace
 
@@ -54,9 +55,21 @@ def test_what_happens_to_a_concept_at_the_next_query(update_policy, k):
         assert negative.prompt == load_concepts("moji").negative_prompt(expected)
 
 
+def test_lead_only():
+    concepts = replace(load_concepts("moji"), lead="forbidden")
+    given = Scripted(["knife, skull", "none", "?"], ["?"])
+    own = Dynamic(given, concepts, as_schedule([0]), lead_only=True)
+    first, second, unread = after(own, 1, images=3)
+    assert (first.prompt, first.concepts) == ("forbidden", ("knife", "skull"))
+    assert second.prompt is None and unread.prompt == "forbidden" and unread.failure
+    assert own.describe()["lead_only"] and "lead_only" not in policy().describe()
+    with pytest.raises(ValueError, match="lead_only needs a lead; 'moji' has none"):
+        policy(lead_only=True)
+
+
 def test_bad_settings():
     for wrong in (-1, 1.5, True, None, "acumulated"):
-        with pytest.raises(ValueError, match="update_policy must be replaced, accumulated or a n"):
+        with pytest.raises(ValueError, match="update_policy must be replaced, accumulated or a w"):
             policy(update_policy=wrong)
     with pytest.raises(ValueError, match="unknown on_failure 'statc': did you mean 'static'"):
         policy(on_failure="statc")
