@@ -7,6 +7,7 @@ from numbers import Real
 
 from torch import Generator
 
+from vldnp._files import first_line
 from vldnp._finite import is_finite, label
 
 
@@ -29,18 +30,14 @@ def batch_of(
     num_images_per_prompt: int = 1,
     noise_device: str = "cpu",
 ) -> Batch:
-    """The batch that is asked for, one entry per image, checked.
+    """The batch that is asked for; a ValueError or TypeError of one line for a wrong argument.
 
     Args:
         prompt: one or several, each repeated `num_images_per_prompt` times, as in diffusers.
         seeds: one per image; default 0 … B−1.
         generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
-        guidance_scale: g, one for all or one per image; at 1 no ε_u is evaluated but for a rule
-            that needs it.
+        guidance_scale: g, for all or for each; at 1 no ε_u is evaluated but for rules that use it.
         noise_device: where the generators of `seeds` draw; "cpu" gives every machine the same.
-
-    Raises:
-        ValueError, TypeError: one line.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if wrong := [p for p in prompts if not (isinstance(p, str) and p.strip())]:
@@ -54,7 +51,10 @@ def batch_of(
     if generator is None:
         seeds = range(B) if seeds is None else seeds
         seeds = [whole("a seed", seed, 0) for seed in each("seeds", seeds, B)]
-        generators = [_generator(noise_device).manual_seed(seed) for seed in seeds]
+        try:
+            generators = [Generator(noise_device).manual_seed(seed) for seed in seeds]
+        except RuntimeError as error:  # no such device, or a build of PyTorch without it
+            raise ValueError(f"noise_device {noise_device!r}: {first_line(error)}") from error
     else:
         seeds = [None] * B
         generators = each("generator", generator, B, Generator)
@@ -75,16 +75,6 @@ def whole(name: str, value, least: int) -> int:
     if not least <= number < 2**63:
         raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}")
     return number
-
-
-def _generator(device: str) -> Generator:
-    try:
-        return Generator(device)
-    except RuntimeError as error:  # no such device, or a build of PyTorch without it
-        raise ValueError(
-            f"noise_device {device!r} is not here: {str(error).splitlines()[0]}; "
-            "'cpu' is, and gives other noise"
-        ) from error
 
 
 def each(name: str, values, B: int, single=()) -> list:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from vldnp._finite import is_finite
 from vldnp.concepts import ConceptSet
@@ -44,14 +45,11 @@ class Gate(Wrapped):
     def look(self, view: View, before: Sequence[Negative]) -> list[Negative]:
         seen, flat = view.guider.memory.setdefault("gate", {}), view.x0.flatten(1)
 
-        def moved(k: int) -> bool:
-            old = seen.get(view.rows[k])
-            if old is None:
-                return True
-            return torch.cosine_similarity(flat[k][None], old[None]).item() < self.threshold
+        def moved(now: Tensor, then: Tensor | None) -> bool:
+            return then is None or cosine_similarity(now, then, dim=0).item() < self.threshold
 
-        after = list(before)
-        if some := [k for k in range(len(flat)) if moved(k)]:
+        after, last = list(before), [seen.get(row) for row in view.rows]
+        if some := [k for k, pair in enumerate(zip(flat, last, strict=True)) if moved(*pair)]:
             answered = self.inner.look(view.of(some), [before[k] for k in some])
             for k, negative in zip(some, answered, strict=True):
                 after[k] = negative
@@ -64,10 +62,8 @@ class Gate(Wrapped):
 
 
 def gate(method: Method, threshold: float) -> Method:
-    """Query about an image only if its x̂₀ moved since the last query that was answered.
-
-    Where cos(x̂₀, x̂₀ at that query) ≥ `threshold` (in −1 … 1), the image keeps its negative prompt.
-    """
+    """Query about an image only where its x̂₀ moved since the last query that was answered: where
+    cos(x̂₀, x̂₀ at that query) ≥ `threshold`, in −1 … 1, it keeps its negative prompt."""
     if not (is_finite(threshold) and -1 <= threshold <= 1):
         raise ValueError(f"the gate's threshold must be a number in -1..1, not {threshold!r}")
     return replace(method, negatives=Gate(method.negatives, threshold))

@@ -15,37 +15,25 @@ from vldnp.negatives import Negative
 
 @dataclass(frozen=True)
 class Step:
-    """What happened at one denoising step, for a batch of B images; a list has one entry per image.
+    """What happened at one denoising step, for a batch of B images; lists have an entry for each.
 
-    Attributes:
-        index: i = 0 … N−1.
-        timestep: the scheduler's t.
-        latents: x_{t−1}, `[B, C, h, w]`; after the last step the clean latents. None in a trace.
-        x0: x̂₀ from ε_cfg, `[B, C, h, w]` float32. None in a trace.
-        x0_images: x̂₀ decoded (PIL, RGB), as the VLM saw it; None where it was not decoded.
-        queried: whether the VLM was queried about any image.
-        vlm_answers: its words; None for an image without an answer, or where nothing was queried.
-        vlm_failures: why an answer is missing or was not understood.
-        concepts: the terms in each negative prompt.
-        negative_prompts: in force in this step; None for an image without.
-        model_evaluations: evaluations of the network: one for each of ε_u, ε_c and ε_n, and one
-            for the extra row of SAFREE's re-attention and of NAG.
-        vlm_calls, x0_decodes: 1 where the VLM was queried and where x̂₀ was decoded, else 0.
+    Network evaluations are those of ε_u, ε_c and ε_n, and of the extra row of SAFREE's re-attention
+    and of NAG. Tensors are None in a trace.
     """
 
-    index: int
-    timestep: float
-    latents: Tensor | None
-    x0: Tensor | None
-    x0_images: list[Image.Image | None] | None
-    queried: bool
-    vlm_answers: list[str | None] | None
-    vlm_failures: list[str | None] | None
-    concepts: list[tuple[str, ...]]
-    negative_prompts: list[str | None]
+    index: int  # i = 0 … N−1
+    timestep: float  # the scheduler's t
+    latents: Tensor | None  # x_{t−1}, `[B, C, h, w]`; after the last step the clean latents
+    x0: Tensor | None  # x̂₀ from ε_cfg, `[B, C, h, w]`, float32
+    x0_images: list[Image.Image | None] | None  # x̂₀ decoded (RGB), where it was decoded
+    queried: bool  # whether the VLM was queried about any image
+    vlm_answers: list[str | None] | None  # verbatim; None where there is none
+    vlm_failures: list[str | None] | None  # why an answer is missing or was not understood
+    concepts: list[tuple[str, ...]]  # the terms in each negative prompt
+    negative_prompts: list[str | None]  # in force in this step; None for an image without
     model_evaluations: list[int]
-    vlm_calls: list[int]
-    x0_decodes: list[int]
+    vlm_calls: list[int]  # 1 where the VLM was queried
+    x0_decodes: list[int]  # 1 where x̂₀ was decoded
 
     def x0_image(self, image: int) -> Image.Image | None:
         """This image's x̂₀; None where it was not decoded."""
@@ -94,67 +82,48 @@ def joined(parts: Sequence[Step]) -> Step:
     return Step(**together | {"queried": any(part.queried for part in parts)})
 
 
+def _total(count: str) -> property:
+    def total(self) -> list[int]:
+        return np.sum([getattr(step, count) for step in self.steps], axis=0).tolist()
+
+    return property(total)
+
+
 @dataclass(frozen=True)
 class Trace:
-    """The steps of a run without their tensors."""
+    """The steps of a run without their tensors, and of each image the totals of a step's counts."""
 
     prompts: list[str]  # one per image
     seeds: list[int | None]  # None for images whose `generator` the caller passed
     steps: list[Step]  # one per denoising step
 
-    @property
-    def model_evaluations(self) -> list[int]:
-        """Evaluations of the network for each image over all steps."""
-        return self._total("model_evaluations")
-
-    @property
-    def vlm_calls(self) -> list[int]:
-        """How often the VLM was queried about each image."""
-        return self._total("vlm_calls")
-
-    @property
-    def x0_decodes(self) -> list[int]:
-        """How often x̂₀ of each image was decoded."""
-        return self._total("x0_decodes")
-
-    def _total(self, count: str) -> list[int]:
-        return np.sum([getattr(step, count) for step in self.steps], axis=0).tolist()
+    model_evaluations = _total("model_evaluations")
+    vlm_calls = _total("vlm_calls")
+    x0_decodes = _total("x0_decodes")
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per image × step."""
-        rows = [
-            {
-                "image": image,
-                "prompt": prompt,
-                "seed": self.seeds[image],
-                "step": step.index,
-                "timestep": step.timestep,
-                "queried": bool(step.vlm_calls[image]),
-                "vlm_answer": step.vlm_answers[image] if step.vlm_answers else None,
-                "vlm_failure": step.vlm_failures[image] if step.vlm_failures else None,
-                "concepts": ", ".join(step.concepts[image]),
-                "negative_prompt": step.negative_prompts[image],
-                "model_evaluations": step.model_evaluations[image],
-            }
-            for image, prompt in enumerate(self.prompts)
-            for step in self.steps
-        ]
-        return pd.DataFrame(rows)
+        """One row per image × step, sorted by both."""
+        parts, about = [], {"prompt": self.prompts, "seed": self.seeds}
+        for step in self.steps:
+            part = pd.DataFrame(about | {"step": step.index, "timestep": step.timestep})
+            part["queried"] = pd.Series(step.vlm_calls, dtype=bool)
+            part["vlm_answer"], part["vlm_failure"] = step.vlm_answers, step.vlm_failures
+            part["concepts"] = list(map(", ".join, step.concepts))
+            part["negative_prompt"] = step.negative_prompts
+            part["model_evaluations"] = step.model_evaluations
+            parts.append(part.rename_axis("image").reset_index())
+        return pd.concat(parts).sort_values(["image", "step"], ignore_index=True)
 
 
 @dataclass(frozen=True)
 class Output:
     """Images and how they were generated.
 
-    Attributes:
-        images: by `output_type`: `pil` a list of RGB images, `pt` `[B, 3, H, W]` in 0..1,
-            `np` `[B, H, W, 3]` in 0..1, `latent` the clean latents.
-        trace: what happened at each step.
-        latents: the clean latents, `[B, C, h, w]`, on the CPU.
-        method: what generated them.
+    By `output_type`, `images` are for `pil` a list of RGB images, for `pt` `[B, 3, H, W]` and for
+    `np` `[B, H, W, 3]`, both in 0..1, and for `latent` the clean latents.
     """
 
     images: list[Image.Image] | Tensor | np.ndarray
     trace: Trace
-    latents: Tensor
+    latents: Tensor  # the clean ones, `[B, C, h, w]`, on the CPU
     method: Method

@@ -372,7 +372,7 @@ def asking(query_steps):
         ({"scheduler": "dmp++"}, "did you mean 'dpm\\+\\+'"),
         ({"method": "cfg"}, "must be a Method"),
         ({"model": "moji-sd"}, "vldnp.load"),
-        ({"noise_device": "nonsense"}, "noise_device 'nonsense' is not here: .*'cpu' is"),
+        ({"noise_device": "nonsense"}, "noise_device 'nonsense': Expected one of cpu"),
         ({"method": asking([6])}, "outside the 6 denoising steps"),
         ({"method": asking(front_loaded(7))}, "7 queries do not fit"),
     ],
