@@ -5,6 +5,7 @@ Guider, and returns ε in place of both: the pipeline's own ε + g (ε − ε) i
 the network's inputs stays in force.
 """
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 
 from vldnp._finite import check_finite, naming
 from vldnp.batch import Batch
-from vldnp.guider import View, guider
+from vldnp.guider import Guider, View, guider
 from vldnp.methods import Method
 from vldnp.models.backbone import as_backbone
 from vldnp.models.conditioning import AsWritten, Conditioning
-from vldnp.models.families import FLUX, check_scheduler
+from vldnp.models.families import FAMILIES, FLUX, check_scheduler
 from vldnp.models.run import Run
 from vldnp.negatives import Negative
+
+REFUSED = ("negative_", "clip_skip", "guidance_rescale", "skip_guidance_layers")
+"""Arguments of a call, or their first letters, that change ε_u or ε beside the method."""
 
 
 @contextmanager
@@ -32,18 +36,33 @@ def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
             images = pipe("…", guidance_scale=7.5).images
 
     Args:
-        pipe: a Stable Diffusion 1, 2, XL or 3 pipeline; its guidance scale must be above 1.
+        pipe: a Stable Diffusion 1, 2, XL or 3 pipeline, also from image to image or with a
+            ControlNet; its guidance scale must be above 1. Other pipelines of the same network are
+            not guided. Query steps are those of all N steps, of which image to image skips some.
 
     Raises:
         ValueError, TypeError: a pipeline or method that a hook cannot serve; in the block, a call
-            without CFG or with a scheduler that clips; one line.
+            without CFG, with an argument of `REFUSED`, or with a scheduler that clips; one line.
     """
-    guide = Guide(pipe, method)
-    handle = guide.run.backbone.network.register_forward_hook(guide.guided, with_kwargs=True)
+    guide, kind = Guide(pipe, method), type(pipe)
+
+    def call(self, *args, **kwargs):
+        given = inspect.signature(kind.__call__).bind(self, *args, **kwargs).arguments
+        for name, value in given.items():
+            if name.startswith(REFUSED) and (isinstance(value, Tensor) or value):
+                raise ValueError(f"{name} changes ε_u or ε beside the method; leave it out")
+        guide.guider, guide.negatives = None, []
+        hook = guide.run.backbone.network.register_forward_hook(guide.guided, with_kwargs=True)
+        try:
+            return kind.__call__(self, *args, **kwargs)
+        finally:
+            hook.remove()
+
+    pipe.__class__ = type(kind.__name__, (kind,), {"__call__": call, "guided": True})
     try:
         yield guide
     finally:
-        handle.remove()
+        pipe.__class__ = kind
 
 
 class Guide:
@@ -54,9 +73,12 @@ class Guide:
             raise TypeError(f"method must be a Method such as VLDNP(vlm, …), not {method!r}")
         if method.conditioning != AsWritten():
             raise _unservable(method)
+        if getattr(pipe, "guided", False):
+            raise ValueError("this pipeline is guided already; leave that block first")
         self.pipe, self.method, self.run = pipe, method, _Running(pipe)
         if self.run.backbone.family is FLUX:
             raise ValueError("FLUX evaluates ε_u in a call of its own; use vldnp.sample")
+        self.guider: Guider | None = None  # of the call
         self.negatives: list[list[Negative]] = []
         self._evaluating = False
 
@@ -64,14 +86,16 @@ class Guide:
         """The network's output, with ε in place of ε_u and ε_c."""
         if self._evaluating:
             return None
-        if getattr(self.pipe, "guidance_rescale", 0) or kwargs.get("skip_layers"):
-            raise ValueError("guidance_rescale and skipped layers change ε once more; leave them")
+        if not self.pipe.do_classifier_free_guidance:
+            g = self.pipe.guidance_scale
+            raise ValueError(f"guidance_scale {g} leaves no ε_u to steer with; use one above 1")
         inputs = args or (kwargs["hidden_states"], kwargs["timestep"])
         run, B, t = self.run, len(inputs[0]) // 2, inputs[1].flatten()[0]
         latents = run.unscaled(inputs[0][:B], t)
-        if t == run.timesteps[0]:
-            self._begin(B)
-        own, i = self.guider, len(self.negatives)
+        if self.guider is None:
+            self._begin(B, t)
+        own, i = self.guider, self._first + len(self.negatives)
+        own.g.fill_(self.pipe.guidance_scale)  # a callback may change it
 
         pred_uncond, pred_cond = output[0].chunk(2)
         rows = own.unconditional = own.guided(i)
@@ -90,16 +114,14 @@ class Guide:
             check_finite({"the prediction": pred})
         return (torch.cat([pred, pred]), *output[1:])
 
-    def _begin(self, B: int) -> None:
-        """At the first step of a call."""
-        if not self.pipe.do_classifier_free_guidance:
-            g = self.pipe.guidance_scale
-            raise ValueError(f"guidance_scale {g} leaves no ε_u to steer with; use one above 1")
+    def _begin(self, B: int, t: Tensor) -> None:
+        """At the first step of a call, at timestep t."""
         check_scheduler(self.pipe.scheduler, self.run.backbone.family)
         labels = [f"image {row}" for row in range(B)]
         batch = Batch([""] * B, [None] * B, [], [float(self.pipe.guidance_scale)] * B, labels)
-        self.guider, self.negatives = guider(self.method, self.run, batch), []
+        self.guider = guider(self.method, self.run, batch)
         self.guider.prompted = self._prompted
+        self._first = (self.run.timesteps == t).nonzero()[0].item()
 
     def _prompted(self, i: int) -> Conditioning:
         raise _unservable(self.method)
@@ -124,12 +146,12 @@ class _Running(Run):
     """A run that the pipeline itself is in, with its own scheduler at the step it is at."""
 
     def __init__(self, pipe: DiffusionPipeline):
-        self.backbone = as_backbone(pipe)
+        self.pipe, self.backbone = pipe, as_backbone(_from_text(pipe))
         self.size, self._encoded = self.backbone.size, {}
 
     @property
     def scheduler(self):
-        return self.backbone.pipe.scheduler
+        return self.pipe.scheduler
 
     @property
     def num_inference_steps(self) -> int:
@@ -140,6 +162,15 @@ class _Running(Run):
         if not hasattr(self.scheduler, "scale_model_input"):  # flow matching
             return sample
         return sample / self.scheduler.scale_model_input(torch.ones_like(sample), t)
+
+
+def _from_text(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    """A pipeline of the same models that takes text alone, no image and no ControlNet."""
+    kinds = {f.pipeline.__name__.removesuffix("Pipeline"): f.pipeline for f in FAMILIES}
+    stem = max((s for s in kinds if type(pipe).__name__.startswith(s)), key=len, default="")
+    if not stem or isinstance(pipe, kinds[stem]):
+        return pipe
+    return kinds[stem].from_pipe(pipe, dtype=pipe.dtype)
 
 
 def _unservable(method: Method) -> ValueError:

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+)
 from tiny import counted_rows, generators, sd_pipeline
 from tiny_models import sd3_pipeline, sdxl_pipeline
 
@@ -81,12 +86,6 @@ def test_a_lever_that_drops_uncond(pipe):
     assert expected.trace.model_evaluations == [17, 15, 9]  # one image is never steered
 
 
-def test_skipped_layers_are_refused():
-    with guiding(sd3 := sd3_pipeline(), vldnp.Static("a knife")):
-        with pytest.raises(ValueError, match="skipped layers change ε once more"):
-            called(sd3, skip_guidance_layers=[0], skip_layer_guidance_start=0.0)
-
-
 @pytest.mark.parametrize("family", [sdxl_pipeline, sd3_pipeline], ids=["sdxl", "sd3"])
 def test_the_other_families(family):
     check(family(), scripted)
@@ -109,6 +108,98 @@ def test_nothing_stays_behind(pipe):
         with guiding(pipe, vldnp.VLDNP(broken, "moji", query_steps=(2,))):
             called(pipe)
     assert torch.equal(called(pipe), plain) and not pipe.unet._forward_hooks
+
+
+CHANGED = {
+    "negative_prompt": "a knife",
+    "negative_prompt_embeds": torch.zeros(1, 16, 32),
+    "clip_skip": 1,
+    "guidance_rescale": 0.5,
+    "skip_guidance_layers": [0],
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_arguments_that_change_uncond_are_refused(pipe, name):
+    with guiding(pipe := sd3_pipeline() if name[:4] == "skip" else pipe, vldnp.Static("a knife")):
+        with pytest.raises(ValueError, match=f"{name} changes ε_u or ε beside the method; leave"):
+            pipe("a cat", **{name: CHANGED[name]})
+        pipe("a cat", num_inference_steps=1, negative_prompt="", output_type="latent")
+
+
+def test_a_callback_changes_g_or_switches_cfg_off(pipe):
+    def at_3(g: float) -> dict:
+        def changed(pipe, i: int, t, tensors: dict) -> dict:
+            if i == 3:
+                pipe._guidance_scale = g
+                cond = tensors["prompt_embeds"]
+                tensors["prompt_embeds"] = cond if g > 1 else cond.chunk(2)[1]
+            return tensors
+
+        inputs = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+        return inputs | {"callback_on_step_end": changed}
+
+    with guiding(pipe, vldnp.Static("a knife", omega=0.0)):  # CFG
+        latents = called(pipe, **at_3(2.0))
+        with pytest.raises(ValueError, match="guidance_scale 0 leaves no ε_u"):
+            called(pipe, **at_3(0))
+    assert torch.allclose(latents, called(pipe, **at_3(2.0)), atol=1e-4)
+    assert not torch.allclose(latents, called(pipe), atol=1e-2)
+
+
+@pytest.mark.parametrize(("begin", "skipped"), [(1.0, 0), (0.67, 2)])
+def test_image_to_image(pipe, begin, skipped):
+    """From noise it is the text-to-image pipeline; later it skips steps, and their queries."""
+    given = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    image = torch.zeros(3, 3, 32, 32)
+    asked = []
+
+    def answer(images, question):
+        asked.append(len(images))
+        return ["a knife", "none", "none"]
+
+    method = vldnp.VLDNP(answer, "moji", omega=4.0, query_steps=(0, 2, 3))
+    plain, alone = called(given, image=image, strength=begin), called(pipe)
+    with guiding(given, method) as guide:
+        latents = called(given, image=image, strength=begin)
+        count = len(guide.negatives)
+        assert torch.equal(called(pipe), alone)  # of the same network: not guided
+        assert len(guide.negatives) == count
+    assert count == STEPS - skipped and asked == [3] * (3 - (skipped > 0))
+    moved = (latents - plain).flatten(1).abs().amax(1) > 1e-3
+    assert moved.tolist() == [True, False, False]
+
+
+def test_a_controlnet(pipe):
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32, 32))
+    with torch.no_grad():
+        for block in net.controlnet_down_blocks:
+            block.weight.normal_(generator=torch.Generator().manual_seed(0))
+    given = StableDiffusionControlNetPipeline(**pipe.components, controlnet=net)
+    plain, image = called(pipe), torch.ones(3, 3, 32, 32)
+    without = called(given, image=image)
+    assert not torch.allclose(without, plain, atol=1e-2)
+    with guiding(given, vldnp.Static("a knife", omega=0.0)):  # CFG
+        assert torch.allclose(called(given, image=image), without, atol=1e-4)
+    with guiding(given, vldnp.Static("a knife", omega=4.0)):
+        steered = called(given, image=image)
+    net.controlnet_mid_block.weight.data.zero_()
+    for block in net.controlnet_down_blocks:
+        block.weight.data.zero_()
+    with guiding(given, vldnp.Static("a knife", omega=4.0)):  # what the ControlNet adds is 0
+        assert torch.allclose(
+            called(given, image=image),
+            sampled(pipe, vldnp.Static("a knife", omega=4.0)).latents,
+            atol=1e-4,
+        )
+    assert not torch.allclose(steered, without, atol=1e-2)
+
+
+def test_nested(pipe):
+    with guiding(pipe, vldnp.CFG()):
+        with pytest.raises(ValueError, match="this pipeline is guided already"):
+            with guiding(pipe, vldnp.CFG()):
+                pass
 
 
 def test_images_of_one_prompt_and_controlnets_inputs(pipe):
@@ -140,8 +231,6 @@ def test_what_no_hook_can_serve(pipe):
     with guiding(pipe, vldnp.Static("a knife")):
         with pytest.raises(ValueError, match="guidance_scale 1.0 leaves no ε_u"):
             called(pipe, guidance_scale=1.0)
-        with pytest.raises(ValueError, match="guidance_rescale"):
-            called(pipe, guidance_rescale=0.5)
         own = pipe.scheduler
         pipe.scheduler = DDIMScheduler.from_config(own.config, clip_sample=True)
         with pytest.raises(ValueError, match="DDIMScheduler clips"):
