@@ -36,12 +36,13 @@ def batch_of(
         prompt: one or several, each repeated `num_images_per_prompt` times, as in diffusers.
         seeds: one per image; default 0 … B−1.
         generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
-        guidance_scale: g, for all or for each; at 1 no ε_u is evaluated but for rules that use it.
+        guidance_scale: g, for all or for each; g ≤ 1 is no CFG (g = 1), as in diffusers, and ε_u
+            is evaluated only for rules that use it.
         noise_device: where the generators of `seeds` draw; "cpu" gives every machine the same.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if wrong := [p for p in prompts if not (isinstance(p, str) and p.strip())]:
-        raise ValueError(f"prompts must be texts, not {wrong[0]!r}; without one, guidance_scale=0")
+        raise ValueError(f"prompts must be texts, none of them empty, not {wrong[0]!r}")
     count = whole("num_images_per_prompt", num_images_per_prompt, 1)
     prompts = [p for p in prompts for _ in range(count)]
     if not (B := len(prompts)):
@@ -63,7 +64,7 @@ def batch_of(
         raise ValueError(f"guidance_scale must be finite numbers, not {wrong[0]!r}")
     images = enumerate(zip(prompts, seeds, strict=True))
     labels = [label(i, *image) for i, image in images]
-    return Batch(prompts, seeds, generators, list(map(float, scales)), labels)
+    return Batch(prompts, seeds, generators, [max(float(g), 1.0) for g in scales], labels)
 
 
 def whole(name: str, value, least: int) -> int:

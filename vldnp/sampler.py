@@ -142,5 +142,6 @@ def _started(run: Run, batch: Batch, method: Method, x0_every: bool) -> Iterator
     """The loop, ready to run: what is wrong with a method is an error before its first step."""
     if not isinstance(method, Method):
         raise TypeError(f"method must be a Method such as CFG() or VLDNP(vlm), not {method!r}")
+    run.warn_of_distillation(max(batch.guidance_scales))
     own, latents = guider(method, run, batch), run.initial_latents(batch.generators)
     return _denoise(run, own, latents, x0_every)

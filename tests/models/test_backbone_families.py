@@ -112,6 +112,15 @@ def test_the_conditioning_of_sdxl(sdxl):
     assert torch.equal(chosen.added["text_embeds"], pooled)
 
 
+def test_cfg_besides_distilled_guidance_is_said(recwarn):
+    quick = {"num_inference_steps": 1, "progress": False}
+    sample(flux_pipeline(), "a cat", guidance_scale=1, **quick)
+    sample(flux_pipeline(guidance_embeds=False), "a cat", guidance_scale=3.5, **quick)
+    assert not [w for w in recwarn if "distilled" in str(w.message)]
+    with pytest.warns(UserWarning, match="distilled in, 3.5; guidance_scale 3.5 is CFG besides"):
+        sample(flux_pipeline(), "a cat", guidance_scale=3.5, **quick)
+
+
 @pytest.mark.parametrize("made", [sd3_pipeline, flux_pipeline])
 @pytest.mark.parametrize("name", ["dpm++", "euler"])
 def test_schedulers_of_flow_matching(made, name):

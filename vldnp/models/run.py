@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -109,6 +110,12 @@ class Run:
         if generators is not None and "generator" in accepted:
             options["generator"] = list(generators)
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
+
+    def warn_of_distillation(self, g: float) -> None:
+        """Says that g > 1 is CFG besides the guidance that is distilled into FLUX.1-dev."""
+        if g > 1 and self.backbone.network.config.get("guidance_embeds"):
+            own = f"{self.backbone.name!r} has guidance distilled in, {families.FLUX_GUIDANCE}"
+            warnings.warn(f"{own}; guidance_scale {g:g} is CFG besides, 1 is none", stacklevel=4)
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.backbone.decode(latents)
