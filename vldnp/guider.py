@@ -100,7 +100,7 @@ class Guider:
             self.g[rows],
             self.omega(i),
             self.state[rows],
-            i / self.N,
+            i / self.run.num_inference_steps,  # PNDM has more timesteps
         )
         return pred
 

@@ -1,12 +1,15 @@
 import math
 
+import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny import noise
+from tiny import noise, sd_pipeline
 
 from vldnp import guidance
-from vldnp.baselines.sld import STRENGTHS, sld
+from vldnp.baselines.sld import SLD, STRENGTHS, sld
+from vldnp.methods import CFG
+from vldnp.sampler import denoise
 
 U = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
 C = torch.tensor([3.0, -1.0]).view(2, 1, 1, 1)
@@ -126,3 +129,16 @@ def test_which_rules_have_an_omega():
     with_omega = {name for name, rule in guidance.RULES.items() if rule.uses_omega}
     assert with_omega == {"added", "perp-neg"} and not sld().uses_omega
     assert guidance.rule(guidance.perp_neg).uses_omega
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "DDIMScheduler"])
+def test_slds_warm_up_counts_steps_and_not_timesteps(name):
+    """PNDM has 11 timesteps for 10 steps; the stock pipeline counted from 0 in both."""
+    pipe = sd_pipeline()
+    kind = getattr(diffusers, name)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, clip_sample=False, skip_prk_steps=True)
+    quick = {"num_inference_steps": 10, "guidance_scale": 5.0}
+    methods = SLD("a knife", "strong", warmup=15.0), CFG()  # 15 of 50: 3 of 10
+    pairs = zip(*(denoise(pipe, "a cat", method, **quick) for method in methods), strict=True)
+    moved = [not torch.equal(own.latents, plain.latents) for own, plain in pairs]
+    assert moved.index(True) == 3
