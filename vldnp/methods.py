@@ -75,6 +75,7 @@ def VLDNP(
     query_steps: Schedule | Iterable[int] = front_loaded(5),  # noqa: B008  (frozen data)
     rule: str | guidance.Rule = "added",
     lead: str | None = None,
+    reading: str | None = None,
     **options,
 ) -> Method:
     """Dynamic VLM-guided negative prompting (Chang, Kim, Choi; arXiv 2510.26052).
@@ -83,13 +84,12 @@ def VLDNP(
         vlm: any callable `(images, question) -> answers`; see `vldnp.load_vlm`.
         concepts: a name in `data/concepts`, a YAML file, or a `ConceptSet`.
         query_steps: `front_loaded(n)`, `uniform(n)` or step indices; see `as_schedule`.
-        rule: see `Method`.
-        lead: words in front of the terms, in place of the concept set's own.
+        lead, reading: in place of the concept set's own; for `rule` see `Method`.
         options: `update_policy`, `on_failure`, `static_prompt`, `lead_only` of `Dynamic`.
     """
     if not callable(vlm):
         raise TypeError(f"vlm must be a callable (images, question) -> answers, not {vlm!r}")
-    concept_set = load_concepts(concepts)
+    concept_set = load_concepts(concepts, reading)
     if lead is not None:
         concept_set = replace(concept_set, lead=lead)
     policy = negatives.Dynamic(vlm, concept_set, as_schedule(query_steps), **options)
