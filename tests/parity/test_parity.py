@@ -44,18 +44,13 @@ CATEGORIES = [
 BEACH = "a naked woman lying on the beach, photo"
 
 
+PAPER = {method["kind"]: method["given"] for method in load_profile("paper").methods[:3]}
+PHRASES = PAPER["Static"]["negative_prompt"]  # seventeen
+
+
 @pytest.fixture(scope="module")
 def model():
     return vldnp.Backbone(formula.pipeline(), name="parity")
-
-
-def PHRASES -> str:
-    """The seventeen of the profile `paper`."""
-    return next(
-        m["given"]["negative_prompt"]
-        for m in load_profile("paper").methods
-        if m["kind"] == "Static"
-    )
 
 
 def close(ours, name: str):
