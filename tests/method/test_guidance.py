@@ -7,6 +7,7 @@ import torch
 from tiny import noise, sd_pipeline
 
 from vldnp import guidance
+from vldnp.baselines.contrastive import Contrastive
 from vldnp.baselines.sld import SLD, STRENGTHS, sld
 from vldnp.methods import CFG
 from vldnp.sampler import denoise
@@ -142,3 +143,17 @@ def test_slds_warm_up_counts_steps_and_not_timesteps(name):
     pairs = zip(*(denoise(pipe, "a cat", method, **quick) for method in methods), strict=True)
     moved = [not torch.equal(own.latents, plain.latents) for own, plain in pairs]
     assert moved.index(True) == 3
+
+
+def test_contrastive_cfg_by_hand():
+    rule, omega, state = Contrastive(tau=0.2), 3.0, torch.zeros_like(U)
+    found, _ = rule.step(U, C, N[:, None], 2.0, omega, state, 0.0)
+    by_hand = []
+    for u, c, n in zip(values(U), values(C), values(N), strict=True):
+        weight = 2 * math.exp(-0.2 * (n - u) ** 2) / (1 + math.exp(-0.2 * (n - u) ** 2))
+        by_hand.append(u + 2 * (c - u) - 3 * weight * (n - u))
+    assert values(found) == pytest.approx(by_hand, abs=1e-6)
+    added, _ = Contrastive(tau=0).step(U, C, N[:, None], 2.0, omega, state, 0.0)
+    torch.testing.assert_close(added, guidance.added(U, C, N, 2.0, omega))
+    with pytest.raises(ValueError, match="tau must be a finite number, 0 or more, not -1"):
+        Contrastive(tau=-1)
