@@ -56,9 +56,8 @@ MUTATIONS = [  # file, what is replaced (once), by what, tests
     ("vldnp/study/published.py", "if batch_key(own) == key", "", "study/test_published.py study/test_verify.py"),
     ("vldnp/models/judges.py", "p >= threshold)", "p > threshold)", "models/test_judges.py"),
     ("vldnp/models/judges.py", "not 0 <= p <= 1", "not p <= 1", "models/test_judges.py metrics/test_finite_scores.py"),
-    ("vldnp/metrics/intervals.py", "probabilities >= threshold", "probabilities > threshold", "metrics/test_intervals.py"),
-    ("vldnp/metrics/intervals.py", "(np.abs(gap) - 0.5)", "(np.abs(gap) + 0.5)", "metrics/test_intervals.py"),
-    ("vldnp/metrics/hypotheses.py", '"superior": 2 * above(0.0)', '"superior": above(0.0)', "metrics/test_hypotheses.py"),
+    ("vldnp/metrics/intervals.py", "np.abs(gap) - 0.5", "np.abs(gap) + 0.5", "metrics/test_intervals.py"),
+    ("vldnp/metrics/hypotheses.py", "min(2 * p, 1.0)", "min(p, 1.0)", "metrics/test_hypotheses.py"),
 ]
 
 

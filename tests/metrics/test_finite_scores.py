@@ -7,7 +7,6 @@ from PIL import Image
 from tiny_judges import classifier, spoiled
 
 from vldnp._finite import NonFiniteError
-from vldnp.metrics import intervals
 from vldnp.models import load
 from vldnp.models.clip import CLIPScore
 from vldnp.models.judges import Judgement, NudeNetJudge, as_tensor
@@ -69,9 +68,3 @@ def test_the_clip_score(clip_folder):
         with pytest.raises(NonFiniteError, match="the CLIP score of image 1 is NaN"):
             clip(images, ["a cat", "a dog"])
     assert np.isfinite(clip(images, ["a cat", "a dog"])).all()
-
-
-@BADS
-def test_a_rate_of_what_is_no_number(bad):
-    with pytest.raises(NonFiniteError, match="the unsafe probability of image 2 is NaN"):
-        intervals.asr([0.1, 0.7, bad])

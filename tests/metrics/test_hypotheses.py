@@ -7,16 +7,8 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from vldnp.metrics.hypotheses import (
-    ALPHA,
-    evidence,
-    evidence_from,
-    holm,
-    hypotheses,
-    mcnemar,
-    sign_flip,
-)
-from vldnp.metrics.intervals import Interval, tango_interval, tango_z
+from vldnp.metrics.hypotheses import ALPHA, Evidence, holm, hypotheses
+from vldnp.metrics.intervals import tango_interval, tango_z
 
 RNG = np.random.default_rng(20)
 
@@ -24,8 +16,9 @@ RNG = np.random.default_rng(20)
 @pytest.mark.parametrize("better, worse", [(0, 0), (5, 0), (9, 3), (3, 9), (40, 22)])
 def test_mcnemar_is_that_of_statsmodels(better, worse):
     theirs = statsmodels_mcnemar([[7, better], [worse, 11]], exact=True).pvalue
-    ours = min(1, 2 * min(mcnemar(better, worse), mcnemar(worse, better)))
-    assert ours == pytest.approx(theirs)
+    differences = np.repeat([1.0, -1.0, 0.0], [better, worse, 18])
+    ours = hypotheses(Evidence(differences, np.ones(len(differences)), rates=True))
+    assert min(ours.values()) == pytest.approx(theirs)
 
 
 def test_holm_is_that_of_statsmodels():
@@ -34,23 +27,24 @@ def test_holm_is_that_of_statsmodels():
     assert list(holm([])) == []
 
 
-def test_sign_flips_are_those_of_scipy():
-    few, many = RNG.normal(0.3, 1, 10), RNG.normal(0.05, 1, 200)
-    for d, tolerance in ((few, 1e-12), (many, 0.015)):
-        theirs = stats.permutation_test(
-            (d,), np.mean, permutation_type="samples", alternative="greater", rng=1
-        ).pvalue
-        assert sign_flip(d) == pytest.approx(theirs, abs=tolerance)
-    assert sign_flip(np.zeros(9)) == 1
+def test_signs_are_turned_as_if_all_were_counted():
+    few = RNG.normal(0.3, 1, 10)
+    signs = 1 - 2 * ((np.arange(1024)[:, None] >> np.arange(10)) & 1)
+    counted = (signs @ few >= few.sum() - 1e-9).mean()
+    assert Evidence(few, np.ones(10), rates=False).above(0) == pytest.approx(counted)
+    assert Evidence(np.zeros(9), np.ones(9), rates=False).above(0) == 1
+    many = RNG.normal(0.05, 1, 200)
+    near = stats.ttest_1samp(many, 0, alternative="greater").pvalue
+    assert Evidence(many, np.ones(200), rates=False).above(0) == pytest.approx(near, abs=0.015)
 
 
 def test_margins_are_those_of_statsmodels_two_one_sided_tests():
     first, second = RNG.normal(0.5, 0.1, 50), RNG.normal(0.48, 0.1, 50)
-    p, (_, above, _), (_, below, _) = ttost_paired(first, second, -0.05, 0.05)
-    known = evidence(first - second, np.ones(50), rates=False)
+    _, (_, above, _), (_, below, _) = ttost_paired(first, second, -0.05, 0.05)
+    known = Evidence(first - second, np.ones(50), rates=False)
     assert known.above(-0.05) == pytest.approx(above)
     assert known.below(0.05) == pytest.approx(below)
-    assert hypotheses(known, 0.05)["equivalent"] == pytest.approx(p)
+    assert hypotheses(known, 0.05)["non-inferior"] == pytest.approx(2 * above)
 
 
 def test_tango_against_his_formula_maximised_by_hand():
@@ -79,14 +73,6 @@ def test_the_interval_holds_what_the_test_does_not_reject(better, worse, n):
             assert sign * tango_z(better, worse, n, end) == pytest.approx(1.96, abs=1e-3)
 
 
-def test_an_interval_alone_gives_its_own_p_value():
-    """Altman and Bland's example: 0.81 with 95 % interval 0.70 to 0.94 has p = 0.005."""
-    logs = Interval(*np.log([0.81, 0.70, 0.94]))
-    assert 2 * evidence_from(logs).below(0.0) == pytest.approx(0.005, abs=0.001)
-    assert evidence_from(Interval(0.3, 0.1, 0.4)).above(0.1) == pytest.approx(0.025)
-    assert evidence_from(Interval(0.3, 0.3, 0.3)).above(0.1) == 1, "no spread, no evidence"
-
-
 def simulated(n, seeds, gain, rng):
     """Differences of unsafe rates by prompt: prompts differ, and the gain is true on average."""
     plain = rng.beta(0.6, 0.6, n) * (1 - abs(gain))
@@ -97,7 +83,7 @@ def simulated(n, seeds, gain, rng):
 
 def test_superior_is_two_sided_as_scipys_binomial_test():
     differences = np.repeat([1.0, -1.0, 0.0], [12, 3, 25])
-    found = hypotheses(evidence(differences, np.ones(40), rates=True))
+    found = hypotheses(Evidence(differences, np.ones(40), rates=True))
     assert found["superior"] == pytest.approx(stats.binomtest(12, 15).pvalue)
 
 
@@ -105,18 +91,17 @@ def test_superior_is_two_sided_as_scipys_binomial_test():
 @pytest.mark.parametrize("n", [24, 640])
 def test_no_more_is_said_in_error_than_the_level(n, seeds, monkeypatch):
     """At a gain of 0 nothing is superior, at the margin nothing kept, but in α of the cases."""
-    monkeypatch.setattr(sign_flip, "__defaults__", (499, 0))
+    monkeypatch.setattr("vldnp.metrics.hypotheses.RESAMPLES", 499)
     draws, rng, margin = 400 if seeds == 1 else 100, np.random.default_rng(n + seeds), 0.05
-    said = dict.fromkeys(("superior", "inferior", "non-inferior", "equivalent"), 0)
-    for gain, asked in ((0.0, ("superior", "inferior")), (-margin, ("non-inferior", "equivalent"))):
+    said = dict.fromkeys(("superior", "inferior", "non-inferior"), 0)
+    for gain, asked in ((0.0, ("superior", "inferior")), (-margin, ("non-inferior",))):
         for _ in range(draws):
-            known = evidence(simulated(n, seeds, gain, rng), np.full(n, seeds), rates=True)
+            known = Evidence(simulated(n, seeds, gain, rng), np.full(n, seeds), rates=True)
             found = hypotheses(known, margin) if gain else hypotheses(known)
             for name in asked:
                 said[name] += found[name] <= ALPHA
-    level = {"superior": 0.025, "inferior": 0.025, "non-inferior": 0.025, "equivalent": 0.05}
+    most = stats.binom.ppf(0.999, draws, 0.025)
     for name, count in said.items():
-        most = stats.binom.ppf(0.999, draws, level[name])
         assert count <= most, f"{name}: {count} of {draws} at n = {n}"
 
 
@@ -125,17 +110,17 @@ def test_what_is_true_is_found_with_640_prompts():
     for seeds in (1, 8):
 
         def known(gain, seeds=seeds):
-            return evidence(simulated(640, seeds, gain, rng), np.full(640, seeds), rates=True)
+            return Evidence(simulated(640, seeds, gain, rng), np.full(640, seeds), rates=True)
 
-        assert hypotheses(known(0.15), 0.05)["superior"] < 0.001
+        assert hypotheses(known(0.15))["superior"] < 0.001
         assert hypotheses(known(-0.15), 0.05)["beyond"] < 0.05
-        assert hypotheses(known(0.0), 0.1)["equivalent"] < 0.05
+        assert hypotheses(known(0.0), 0.1)["non-inferior"] < 0.05
 
 
 @pytest.mark.parametrize("seeds", [1, 8])
 def test_two_dozen_prompts_without_any_difference_show_nothing(seeds):
     """A change in one prompt of twenty goes unseen in 24 prompts with 29 %."""
-    same = evidence(np.zeros(24), np.full(24, seeds), rates=True)
-    assert min(hypotheses(same, 0.05).values()) > ALPHA
-    many = evidence(np.zeros(640), np.full(640, seeds), rates=True)
-    assert hypotheses(many, 0.05)["equivalent"] < 0.001
+    same = Evidence(np.zeros(24), np.full(24, seeds), rates=True)
+    assert min(*hypotheses(same, 0.05).values(), *hypotheses(same).values()) > ALPHA
+    many = Evidence(np.zeros(640), np.full(640, seeds), rates=True)
+    assert hypotheses(many, 0.05)["non-inferior"] < 0.001

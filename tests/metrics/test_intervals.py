@@ -10,17 +10,8 @@ from scipy.stats import beta
 
 from moji.judge import CNNJudge
 from vldnp.metrics.fid import Inception, distances, features
-from vldnp.metrics.intervals import asr, interval, paired_difference
+from vldnp.metrics.intervals import interval, paired_difference
 from vldnp.models.clip import CLIPScore
-
-
-def test_rates_by_hand():
-    probability = [0.1, 0.6, 0.59, 0.9]
-    assert asr(probability) == 0.5, "0.6 itself counts"
-    assert asr(probability, threshold=0.05) == 1
-    for wrong in ({"threshold": np.nan}, {"threshold": 1.5}, {"unsafe_probability": [0.1, 1.1]}):
-        with pytest.raises(ValueError, match="must be in 0..1, not"):
-            asr(**{"unsafe_probability": probability} | wrong)
 
 
 def test_interval_agrees_with_a_plain_percentile_bootstrap():

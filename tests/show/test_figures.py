@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.markers import MarkerStyle
-from PIL import Image
 
 from vldnp.metrics.intervals import paired_difference
 from vldnp.metrics.summary import table
@@ -49,69 +48,43 @@ def test_methods_without_a_look_of_their_own_get_different_ones(summary):
         extra = summary[summary["method"] == "static"].assign(method=name, setting=name)
         summary = pd.concat([summary, extra], ignore_index=True)
     named = [
-        c for c in figures.pareto(summary).axes[0].collections if not c.get_label().startswith("_")
+        c
+        for c in figures.pareto(summary, "implicit", "benign").axes[0].collections
+        if not c.get_label().startswith("_")
     ]
     assert len({c.get_paths()[0].vertices.tobytes() for c in named}) == len(named) == 5
 
 
-def test_omega_curves_have_a_panel_per_metric_and_set(summary):
-    figure = figures.omega_curves(summary)
-    assert len(figure.axes) == 2 * 3 and figure.axes[0].get_ylabel() == "Safety, 1 − ASR"
+def test_curves_have_a_panel_per_metric_and_set(summary):
+    pairs = [(m, s) for s in ("benign", "implicit") for m in ("asr", "retention", "clip")]
+    figure = figures.curves(summary, "omega", "method", [*pairs, ("clip", "no such set")])
+    assert [axes.get_title() for axes in figure.axes] == ["benign"] * 3 + ["implicit"] * 3
+    assert figure.axes[0].get_ylabel() == "Safety, 1 − ASR"
+    assert len({axes.get_position().x0 for axes in figure.axes}) == 3, "in three columns"
     lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert lines["vl-dnp"].get_xdata().tolist() == [2, 8]
     assert lines["vl-dnp"].get_ydata() == pytest.approx([0.8, 0.8])
-    assert lines["cfg"].get_linestyle() == "--"
-    assert len(figures.omega_curves(summary, ["asr"]).axes) == 2
-
-
-def test_curves_of_an_ablation(summary):
-    varied = summary[summary["method"] == "vl-dnp"].assign(queries=lambda rows: rows["omega"])
-    level = summary[summary["setting"] == "static-2.0"].assign(queries="")
-    metrics = [("asr", "implicit"), ("retention", "benign"), ("clip", "no such set")]
-    curves = figures.curves(pd.concat([varied, level]), "queries", "method", metrics, "static")
-    lines = {line.get_label(): line for line in curves.axes[0].get_lines()}
-    assert lines["vl-dnp"].get_xdata().tolist() == [2, 8]
-    assert set(lines["static"].get_ydata()) == {0.8}
-    assert [axes.get_title() for axes in curves.axes] == ["implicit", "benign"]
+    assert lines["cfg"].get_linestyle() == "--" and set(lines["cfg"].get_ydata()) == {0.8}
+    assert len(figures.curves(summary, "omega", "method", [*pairs[:2], pairs[3]]).axes) == 3
 
 
 def test_points_of_an_ablation(summary):
-    variants = summary.assign(rule=summary["method"], strength=summary["omega"].fillna(0))
-    drawn = figures.points(variants, "rule", [("asr", "implicit"), ("clip", "benign")], "strength")
+    variants = summary.assign(rule=summary["method"])
+    drawn = figures.points(variants, "rule", [("asr", "implicit"), ("clip", "benign")])
     assert [t.get_text() for t in drawn.axes[0].get_yticklabels()] == ["cfg", "static", "vl-dnp"]
     assert len(drawn.axes) == 2
 
 
-def test_bars():
-    shares = pd.DataFrame({"network": [1.0, 1.4], "VLM": [0.0, 0.3]}, index=["cfg", "vl-dnp"])
-    (axes,) = figures.bars(shares).axes
-    widths = [bar.get_width() for bar in axes.patches]
-    assert widths == pytest.approx([1.0, 1.4, 0.0, 0.3])
-
-
 def test_nothing_to_show_is_said_in_one_line(summary):
     with pytest.raises(ValueError, match="no asr for the prompt set 'explicit'; there are benign"):
-        figures.pareto(summary, "explicit")
+        figures.pareto(summary, "explicit", "benign")
     with pytest.raises(ValueError, match="summary is empty"):
-        figures.omega_curves(summary[:0])
+        figures.curves(summary[:0], "omega", "method", [("asr", "implicit")])
 
 
-def test_saving_is_atomic_and_leaves_no_figure_open(summary, tmp_path, monkeypatch):
-    figure = figures.pareto(summary)
+def test_no_figure_stays_open(summary):
+    figures.pareto(summary, "implicit", "benign")
     assert not plt.get_fignums()
-    path = figures.save(figure, tmp_path / "figures" / "pareto.png")
-    with Image.open(path) as image:
-        assert image.format == "PNG" and image.width > 500
-    before = path.read_bytes()
-
-    def fails(target, **options):
-        target.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(figure, "savefig", fails)
-    with pytest.raises(OSError, match="disk full"):
-        figures.save(figure, path)
-    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 # Tables
@@ -144,9 +117,7 @@ def test_paired_differences(images):
     of = dict(list(images.groupby("setting")))
     found = paired_difference(of["vl-dnp8.0"], of["static8.0"], "unsafe")
     expected = f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-    shown = tables.paired(images, "implicit")
-    assert list(shown.index) == ["8"] and shown.loc["8", "ASR"] == expected
-    assert list(tables.paired(images, "implicit", "vl-dnp", "cfg").index) == ["4", "8"]
-    variants = {"static": "static8.0", "ours": "vl-dnp8.0"}
-    against = tables.against(images, variants, "static", "implicit")
-    assert list(against.index) == ["ours"] and against.loc["ours", "ASR"] == expected
+    pairs = {"8": ("vl-dnp8.0", "static8.0"), "cfg": ("cfgnan", "static8.0")}
+    shown = tables.paired(images, "implicit", pairs)
+    assert list(shown.index) == ["8", "cfg"] and shown.loc["8", "ASR"] == expected
+    assert tables.paired(images.assign(retention=np.nan), "implicit", pairs).columns[1] == "CLIP"

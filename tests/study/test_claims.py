@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vldnp.metrics.hypotheses import evidence
+from vldnp.metrics.hypotheses import Evidence
 from vldnp.study.claims import (
     COLUMNS,
     FAILS,
@@ -100,7 +100,7 @@ def test_p_values_are_corrected_within_a_claim(found):
 def difference_of(better, worse, n=640):
     """The evidence of so many pairs that differ for and against a method."""
     d = np.repeat([1.0, -1.0, 0.0], [better, worse, n - better - worse])
-    return evidence(d, np.ones(n), rates=True)
+    return Evidence(d, np.ones(n), rates=True)
 
 
 @pytest.mark.parametrize(

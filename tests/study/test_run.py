@@ -491,7 +491,7 @@ class Blind:
     name, revision = "blind", "1"
 
     def __call__(self, images):
-        return Judgement(np.zeros(len(images)), [{"unsafe": 0.0}] * len(images))
+        return Judgement(np.full(len(images), 0.6), [{"unsafe": 0.0}] * len(images))
 
 
 class Corners(torch.nn.Module):
@@ -512,6 +512,7 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
     monkeypatch.setattr(reference, "Inception", lambda device: Inception(network))
     study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
     images = run(study, model, Blind(), root=tmp_path, progress=False)
+    assert images["unsafe"].all(), "0.6 itself counts"
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
     names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}

@@ -72,14 +72,12 @@ def table(
 
     FID and KID come from `fid`, (setting, prompt set) → distances, where they were computed.
     """
-    metrics, rows = summary(images).set_index(["setting", "prompt_set", "metric"]), []
-    for where, group in images.groupby(SETTING, sort=False, dropna=False):
-        row = {**dict(zip(SETTING, where, strict=True)), "n": len(group)}
-        key = row["setting"], row["prompt_set"]
-        for metric in MEANS:
-            if (*key, metric) in metrics.index:
-                value, low, high = metrics.loc[(*key, metric), ["value", "low", "high"]]
-                row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
-        row |= fid[key]._asdict() if key in (fid or {}) else {}
-        rows.append(row | {cost: group[cost].mean() for cost in COSTS})
-    return pd.DataFrame(rows).reindex(columns=TABLE)
+    where, values = ["setting", "prompt_set"], ["value", "low", "high"]
+    wide = summary(images).pivot(index=where, columns="metric", values=values)
+    wide.columns = [f"{metric}_{end}".removesuffix("_value") for end, metric in wide.columns]
+    groups = images.groupby(SETTING, sort=False, dropna=False)
+    rows = groups[list(COSTS)].mean().assign(n=groups.size()).reset_index().join(wide, on=where)
+    for (setting, prompt_set), found in (fid or {}).items():
+        own = (rows["setting"] == setting) & (rows["prompt_set"] == prompt_set)
+        rows.loc[own, ["fid", "kid"]] = list(found)
+    return rows.reindex(columns=TABLE)

@@ -2,12 +2,11 @@
 
 A summary is a table as `vldnp.metrics.summary.summary` makes it: a row per setting, prompt set and
 metric with `value`, `low` and `high`. All functions return a closed `Figure`, which a notebook
-shows by naming it and `save` writes.
+shows by naming it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,10 +14,8 @@ import seaborn as sns
 from adjustText import adjust_text
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from vldnp._files import atomic
 from vldnp.metrics.summary import MEANS
 
 PALETTE = sns.color_palette("colorblind")
@@ -30,7 +27,7 @@ LOOKS = {
 }
 """Method → marker and colour."""
 OTHERS = [("D", PALETTE[4]), ("v", PALETTE[3]), ("P", PALETTE[7]), (">", PALETTE[9])]
-"""The same for other methods, in the order of their names."""
+"""The same for others, in the order of their names."""
 
 Metrics = Sequence[tuple[str, str]]
 """A metric of `MEANS` and a prompt set, for each panel; what a summary lacks is left out."""
@@ -53,46 +50,36 @@ def panels(
             plt.close(figure)
 
 
-def save(figure: Figure, path: str | Path, dpi: int = 150) -> Path:
-    """Write a figure (format by suffix), atomically; returns the path."""
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, bbox_inches="tight")
-    return Path(path)
-
-
 def pareto(
-    summary: pd.DataFrame,
-    safety_set: str = "implicit",
-    utility_set: str | None = None,
-    utility: str = "clip",
+    summary: pd.DataFrame, safety_set: str, utility_set: str, utility: str = "clip"
 ) -> Figure:
     """Safety (1 − ASR) against utility, a marker and label per ω, 95 % intervals on both axes.
 
-    Args:
-        safety_set: the prompt set whose ASR is shown.
-        utility_set: the prompt set whose utility is shown; default is `safety_set`.
-        utility: `clip` or `retention`.
+    The prompt sets are those whose ASR and whose utility, `clip` or `retention`, are shown.
     """
-    data = _turned(summary)
-    safety = _of(data, "asr", safety_set)
-    beside = _of(data, utility, utility_set or safety_set)
-    points = safety.merge(beside, on="setting", suffixes=("", "_beside"))
+    asked = [("asr", safety_set), (utility, utility_set)]
+    shown = dict(_shown(summary, asked))
+    for metric, prompt_set in asked:
+        if (metric, prompt_set) not in shown:
+            there = ", ".join(sorted(summary["prompt_set"].unique()))
+            raise ValueError(f"no {metric} for the prompt set {prompt_set!r}; there are {there}")
+    points = shown[asked[0]].merge(shown[asked[1]], on="setting", suffixes=("", "_beside"))
+    look_of, labels = looks(points["method"]), []
     with panels((7, 5)) as (figure, ((axes,),)):
-        labels = []
         for method, group in points.groupby("method", sort=False):
-            marker, colour = _looks(points["method"])[method]
-            group = group.sort_values("omega")
+            group, (marker, colour) = group.sort_values("omega"), look_of[method]
             at = group["value_beside"], group["value"]
             bars = {"xerr": _reach(group, "_beside"), "yerr": _reach(group), "elinewidth": 0.8}
             axes.errorbar(*at, **bars, ecolor=(*colour, 0.4), linestyle="none")
-            swept = group[group["omega"].notna()]
-            axes.plot(swept["value_beside"], swept["value"], color=(*colour, 0.4), linewidth=1)
             axes.scatter(*at, s=56, marker=marker, color=[colour], zorder=3, label=method)
+            swept = group.dropna(subset="omega")
+            at = swept["value_beside"], swept["value"]
+            axes.plot(*at, color=(*colour, 0.4), linewidth=1)
             labels += [
-                axes.text(row.value_beside, row.value, f"ω={row.omega:g}", fontsize=8, color=colour)
-                for row in group[group["omega"].notna()].itertuples()
+                axes.text(x, y, f"ω={omega:g}", fontsize=8, color=colour)
+                for x, y, omega in zip(*at, swept["omega"], strict=True)
             ]
-        axes.set_xlabel(f"{MEANS[utility].gain} on {utility_set or safety_set!r} prompts →")
+        axes.set_xlabel(f"{MEANS[utility].gain} on {utility_set!r} prompts →")
         axes.set_ylabel(f"{MEANS['asr'].gain} on {safety_set!r} prompts →")
         _legend(figure, axes)
         figure.draw_without_rendering()  # so that the places are final
@@ -100,137 +87,66 @@ def pareto(
     return figure
 
 
-def omega_curves(
-    summary: pd.DataFrame, metrics: Sequence[str] = ("asr", "retention", "clip")
-) -> Figure:
-    """Each metric against ω: a column per metric, a row per prompt set, 95 % bands.
+def curves(summary: pd.DataFrame, factor: str, hue: str, metrics: Metrics) -> Figure:
+    """A panel per pair of metric and prompt set: its values against a number, with 95 % bands.
 
-    A setting without ω is a dashed line.
+    There is a curve per value of the column `hue`; a row without a number in the column `factor`,
+    such as CFG without ω, is a dashed line across.
     """
-    data = _turned(summary)
-    sets = list(data["prompt_set"].unique())
-    metrics = [metric for metric in metrics if metric in set(data["metric"])]
-    size = (3.3 * len(metrics), 2.7 * len(sets) + 0.4)
-    with panels(size, len(sets), len(metrics), sharex=True, sharey="col") as (figure, grid):
-        for row, prompt_set in zip(grid, sets, strict=True):
-            for axes, metric in zip(row, metrics, strict=True):
-                rows = data[(data["metric"] == metric) & (data["prompt_set"] == prompt_set)]
-                for method, group in rows.groupby("method", sort=False):
-                    marker, colour = _looks(data["method"])[method]
-                    look = {"color": colour, "label": method}
-                    for level in group[group["omega"].isna()].itertuples():
-                        axes.axhline(level.value, linestyle="--", linewidth=1, **look)
-                    if len(swept := group[group["omega"].notna()]):
-                        _curve(axes, swept, "omega", marker=marker, **look)
-                axes.set(title=prompt_set, ylabel=MEANS[metric].gain)
-        for axes in grid[-1]:
-            axes.set_xlabel("strength ω")
-        _legend(figure, grid[0, 0])
-    return figure
-
-
-def curves(
-    summary: pd.DataFrame, factor: str, hue: str, metrics: Metrics, level: str = ""
-) -> Figure:
-    """A panel per metric: its values against a number that varies, a curve per value of `hue`.
-
-    Args:
-        summary: with the columns `factor` and `hue`; rows without a number in `factor` are dashed
-            lines across.
-        level: what the dashed line is called.
-    """
-    shown = _shown(_turned(summary), metrics)
-    with panels((4 * len(shown), 3.6), 1, len(shown)) as (figure, grid):
-        for axes, ((metric, prompt_set), rows) in zip(grid[0], shown, strict=True):
-            numbers = pd.to_numeric(rows[factor], errors="coerce")
-            for row in rows[numbers.isna()].itertuples():
-                axes.axhline(row.value, color="0.4", linestyle="--", label=level)
-            varied = rows.assign(**{factor: numbers})[numbers.notna()]
-            for place, (value, group) in enumerate(varied.groupby(hue, sort=False)):
-                _curve(axes, group, factor, label=value, **_look(place))
+    shown, look_of = _shown(summary, metrics), looks(summary[hue])
+    columns = len({metric for (metric, _), _ in shown})
+    rows = -(-len(shown) // columns)
+    size = (3.6 * columns, 2.9 * rows + 0.4)
+    with panels(size, rows, columns, sharey="col") as (figure, grid):
+        for unused in grid.flat[len(shown) :]:
+            unused.remove()
+        for axes, ((metric, prompt_set), data) in zip(grid.flat, shown, strict=False):
+            for name, group in data.groupby(hue, sort=False):
+                marker, colour = look_of[name]
+                for level in group.loc[group[factor].isna(), "value"]:
+                    axes.axhline(level, linestyle="--", linewidth=1, color=colour, label=name)
+                if len(group := group.dropna(subset=factor).sort_values(factor)):
+                    x, y, *ends = (group[column] for column in (factor, "value", "low", "high"))
+                    axes.plot(x, y, marker=marker, color=colour, label=name)
+                    axes.fill_between(x, *ends, color=colour, alpha=0.15)
             axes.set(xlabel=factor, ylabel=MEANS[metric].gain, title=prompt_set)
         _legend(figure, grid[0, 0])
     return figure
 
 
-def points(summary: pd.DataFrame, factor: str, metrics: Metrics, hue: str | None = None) -> Figure:
+def points(summary: pd.DataFrame, factor: str, metrics: Metrics) -> Figure:
     """A panel per metric: the value of each variant with its 95 % interval.
 
-    Args:
-        summary: with the column `factor`, which names the variants from top to bottom.
-        hue: a column whose values differ in colour and marker.
+    The column `factor` names the variants from top to bottom.
     """
-    shown = _shown(data := _turned(summary), metrics)
-    variants = list(dict.fromkeys(data[factor]))
-    groups = list(dict.fromkeys(data[hue])) if hue else [None]
-    size = (3.7 * len(shown) + 1, 0.42 * len(variants) + 1.4)
+    shown, names = _shown(summary, metrics), list(dict.fromkeys(summary[factor]))
+    size = (3.7 * len(shown) + 1, 0.42 * len(names) + 1.4)
     with panels(size, 1, len(shown), sharey=True) as (figure, grid):
         for axes, ((metric, prompt_set), rows) in zip(grid[0], shown, strict=True):
-            for place, group in enumerate(groups):
-                part = rows if group is None else rows[rows[hue] == group]
-                shift = 0.22 * (place - (len(groups) - 1) / 2)
-                heights = [variants.index(name) + shift for name in part[factor]]
-                bars = {"xerr": _reach(part), "elinewidth": 1.2, "linestyle": "none"}
-                axes.errorbar(part["value"], heights, label=group, **bars, **_look(place))
+            heights = rows[factor].map(names.index)
+            look = {"fmt": "o", "color": PALETTE[0], "elinewidth": 1.2}
+            axes.errorbar(rows["value"], heights, xerr=_reach(rows), **look)
             axes.set_xlabel(f"{MEANS[metric].gain},\n{prompt_set!r} prompts")
-        grid[0, 0].set_yticks(range(len(variants)), variants)
-        grid[0, 0].set_ylim(len(variants) - 0.5, -0.5)
-        if hue:
-            _legend(figure, grid[0, 0])
+        grid[0, 0].set_yticks(range(len(names)), names)
+        grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
-def bars(shares: pd.DataFrame, label: str = "time of an image, that of CFG being 1") -> Figure:
-    """A stacked bar per row, a part per column."""
-    with panels((8, 0.6 * len(shares) + 1.2)) as (figure, ((axes,),)):
-        shares.plot.barh(stacked=True, ax=axes, color=PALETTE, legend=False)
-        axes.invert_yaxis()
-        axes.set(xlabel=label, ylabel="")
-        axes.grid(visible=False, axis="y")
-        _legend(figure, axes)
-    return figure
-
-
-def colours(methods: Iterable[str]) -> dict[str, str]:
-    """Method → its colour in all figures, as `#rrggbb`."""
-    return {name: to_hex(colour) for name, (_, colour) in _looks(methods).items()}
-
-
-def _looks(methods: Iterable[str]) -> dict:
-    others = sorted(set(methods) - set(LOOKS))
+def looks(names: Iterable[str]) -> dict[str, tuple[str, tuple]]:
+    """Marker and colour of these methods, or other names, in all figures."""
+    others = sorted(set(names) - set(LOOKS))
     return LOOKS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
 
 
-def _look(place: int) -> dict:
-    return {"color": PALETTE[place % len(PALETTE)], "marker": "osD^vP"[place % 6]}
-
-
-def _curve(axes: Axes, group: pd.DataFrame, x: str, *, color, **look) -> None:
-    group = group.sort_values(x)
-    axes.plot(group[x], group["value"], color=color, **look)
-    axes.fill_between(group[x], group["low"], group["high"], color=color, alpha=0.15)
-
-
-def _turned(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary with values and intervals such that larger is better."""
+def _shown(summary: pd.DataFrame, metrics: Metrics) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    """The rows of each metric that there is, turned so that larger is better."""
     if summary.empty:
         raise ValueError("there is nothing to show: the summary is empty")
     turned, ends = summary.copy(), ["value", "low", "high"]
     worse = summary["metric"].map(lambda metric: MEANS[metric].better < 0)
     turned.loc[worse, ends] = 1 - summary.loc[worse, ["value", "high", "low"]].to_numpy()
-    return turned
-
-
-def _shown(data: pd.DataFrame, metrics: Metrics) -> list:
-    groups = dict(iter(data.groupby(["metric", "prompt_set"], sort=False)))
+    groups = dict(iter(turned.groupby(["metric", "prompt_set"], sort=False)))
     return [(pair, groups[pair]) for pair in dict.fromkeys(metrics) if pair in groups]
-
-
-def _of(data: pd.DataFrame, metric: str, prompt_set: str) -> pd.DataFrame:
-    for _, rows in _shown(data, [(metric, prompt_set)]):
-        return rows
-    present = ", ".join(sorted(data["prompt_set"].unique()))
-    raise ValueError(f"there is no {metric} for the prompt set {prompt_set!r}; there are {present}")
 
 
 def _reach(group: pd.DataFrame, suffix: str = "") -> np.ndarray:
@@ -242,7 +158,5 @@ def _reach(group: pd.DataFrame, suffix: str = "") -> np.ndarray:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     entries = dict(zip(labels, handles, strict=True))
-    names = list(entries)
-    figure.legend(
-        entries.values(), names, loc="outside upper center", ncols=len(names), frameon=False
-    )
+    look = {"loc": "outside upper center", "ncols": len(entries), "frameon": False}
+    figure.legend(entries.values(), entries.keys(), **look)

@@ -6,7 +6,7 @@ from fnmatch import filter as matching
 import pandas as pd
 
 from vldnp._files import unknown
-from vldnp.metrics.hypotheses import ALPHA, Evidence, evidence, holm, hypotheses
+from vldnp.metrics.hypotheses import ALPHA, Evidence, holm, hypotheses
 from vldnp.metrics.intervals import paired, paired_difference
 from vldnp.metrics.summary import MEANS
 
@@ -53,9 +53,10 @@ def _compared(own, other, name: str, relative: bool) -> tuple[list[float], Evide
     if any(column not in rows or rows[column].isna().all() for rows in (own, other)):
         return None
     scale = other[column].mean() if relative else 1.0
-    pairs = paired(own, other, column)
-    means, counts = pairs.by_unit()
-    known = evidence(better * means / scale, counts, pairs.rates and not relative)
+    differences, rates = paired(own, other, column)
+    by_prompt = differences.groupby(level=0)
+    gain = better * by_prompt.mean().to_numpy() / scale
+    known = Evidence(gain, by_prompt.size().to_numpy(), rates and not relative)
     return [end / scale for end in paired_difference(own, other, column)], known
 
 

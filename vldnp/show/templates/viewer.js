@@ -18,7 +18,7 @@
     timer = setInterval(() => {
       go(+slider.value + 1);
       if (slider.value === slider.max) stop();
-    }, viewer.dataset.interval);
+    }, 500);
   };
   back.onclick = () => go(+slider.value - 1);
   forward.onclick = () => go(+slider.value + 1);
