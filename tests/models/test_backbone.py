@@ -188,8 +188,8 @@ def test_a_preview_decodes_in_its_own_precision_and_fits_its_model():
     pictures = tiny.decode(noise(0))
     assert pictures.dtype == torch.float32 and pictures.shape == (2, 3, 32, 32)
     assert tiny.describe()["dtype"] == "torch.bfloat16"
-    with pytest.raises(ValueError, match="'tiny' is for latents of 4 channels.*'tiny-3' has 16"):
+    with pytest.raises(ValueError, match="'tiny' is for 4 channels .*'tiny-3' has 16 at 1/4"):
         tiny.check(Backbone(sd3_pipeline(), "tiny-3"))
     eighths = Preview(AutoencoderTiny(num_encoder_blocks=(1,) * 4), "taesd", "1")
-    with pytest.raises(ValueError, match="a 8th of the image's size.*a 4th; use the tiny VAE"):
+    with pytest.raises(ValueError, match="at 1/8 of the size, and 'tiny-1' has 4 at 1/4"):
         eighths.check(Backbone(sd_pipeline(), "tiny-1"))

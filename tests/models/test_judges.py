@@ -32,7 +32,7 @@ def test_what_is_found_and_its_retention():
 @pytest.mark.parametrize("wrong", [-0.1, 1.1])
 def test_what_decides_a_label_is_in_its_range(wrong):
     for judgement in ([wrong], [{"skull": 0.1}]), ([0.1], [{"skull": wrong}]):
-        with pytest.raises(ValueError, match="probability of image 0 is .*; it must be in 0..1"):
+        with pytest.raises(ValueError, match="probability of image 0 is .*, not in 0..1"):
             Judgement(np.array(judgement[0]), judgement[1])
     for threshold in (wrong, np.nan):
         with pytest.raises(ValueError, match="threshold must be in 0..1"):

@@ -1,5 +1,5 @@
 """Where models lie (names of `data/models.yaml`, folders, files, hub ids), and their weights:
-opened whole or not at all, hashed as they are now, and kept within the memory."""
+opened whole or not at all, and hashed as they are now."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from vldnp import _files
@@ -53,42 +52,30 @@ def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
     entry = next((e for n, e in known.items() if text in (n, e.get("repository"))), {})
     if kind == "judge" and text.endswith(".onnx"):
         entry = {**known["nudenet-v2"], "file": Path(text).absolute()}
-    folder = _files.data_folder() / "models" / entry["folder"] if "folder" in entry else Path(text)
-    if "folder" in entry and not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing; get the clone, or run {entry['train']}")
+    if kind == "vlm" and text.startswith(("http://", "https://")):
+        return Source(text, text)
     if "repository" in entry:
         pinned = revision or entry["revision"]
         return Source(text, entry["repository"], pinned, pinned, entry)
-    if entry and "folder" not in entry:
+    if "opener" in entry:
         file = entry.get("file")
         return Source(text, file and str(_files.user_cache() / "models" / file), entry=entry)
+    folder = _files.data_folder() / "models" / entry["folder"] if entry else Path(text)
     if folder.is_dir():
         _files.check_safetensors(folder)
         own = text if entry else folder.resolve().name
         return Source(own, str(folder), _files.fingerprint(folder))
-    is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
-    if not (is_hub_id and all(text.split("/"))):
+    if entry:
+        raise FileNotFoundError(f"{folder} is missing; get the clone, or run {entry['train']}")
+    if not isinstance(name, str) or not re.fullmatch(r"[^./][^/]*/[^/]+", text):
         raise _files.unknown(kind, text, known)
     if revision is None:
         raise ValueError(f"the {kind} {text!r} of the hub needs a commit: pass revision=...")
     return Source(text, text, revision, revision)
 
 
-def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
-    """Where a model comes from, and whether it is here; nothing is fetched. Errors as of `find`."""
-    if str(name).startswith(("http://", "https://")):
-        return str(name), True
-    source = find(kind, str(name), getattr(name, "options", {}).get("revision"))
-    place, revision = source.location or source.entry["opener"], source.hub_revision
-    if revision is None:
-        return place, source.location is None or Path(place).exists()
-    configs = "model_index.json", "config.json", "open_clip_config.json"
-    cached = (try_to_load_from_cache(place, file, revision=revision) for file in configs)
-    return f"{place} at {revision[:8]}", any(isinstance(file, str) for file in cached)
-
-
 def default_device() -> str:
-    """Where models are opened of which nothing else is said: CUDA where there is one."""
+    """CUDA where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -121,8 +108,8 @@ def out_of_memory(name: str, hint: str) -> Iterator[None]:
 
 
 def live_fingerprint(components: Mapping[str, object], *configs) -> str:
-    """Twelve hex digits for what components are now: weights with those of loaded adapters, the
-    adapters' scales, FreeU, attention processors, tokenizers; and for `configs`, JSON-able."""
+    """Twelve hex digits of what components are now: weights with those of adapters, adapters'
+    scales, FreeU, attention processors, tokenizers; and of `configs`, JSON-able."""
     digest = hashlib.sha256()
 
     def add(*said) -> None:

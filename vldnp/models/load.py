@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
-from functools import reduce, wraps
-from importlib import import_module
+from functools import wraps
 from pathlib import Path
+from pkgutil import resolve_name
 from weakref import WeakValueDictionary
 
 import torch
@@ -23,8 +23,7 @@ _open: WeakValueDictionary = WeakValueDictionary()
 
 def _with_own_options(opener: Callable) -> Callable:
     """Opens a `ModelSpec` with its options, and once while anything holds it, as a large model
-    fits a GPU only once. `opened_as` (opener, name, arguments, options) lets a process open it too.
-    """
+    fits a GPU only once. Another process can open it too, by its `opened_as`."""
 
     @wraps(opener)
     def opened(model, /, *args, **options):  # a server has a `model` among its options
@@ -63,7 +62,7 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
     if isinstance(model, str | Path):
         source, how = find("model", model, revision), {"device": device, "dtype": _dtype(dtype)}
         backbone = _opened(source, "model_index.json", Backbone.from_pretrained, **how, **options)
-        which = {k: v for k, v in sorted(options.items()) if k not in FETCHING | MEMORY}
+        which = {k: options[k] for k in sorted(options.keys() - FETCHING - MEMORY)}
         plain = str | int | float | None
         said = [f"{k}={v if isinstance(v, plain) else type(v).__name__}" for k, v in which.items()]
         backbone.revision += f" with {', '.join(said)}" if said else ""  # than the commit says
@@ -83,7 +82,7 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
             ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
             `(images, question) -> answers` (returned as it is); revision as in `load`.
         options: of `TransformersVLM.from_pretrained` (`dtype` is by default float32 on the CPU,
-            else the weights' own) or `RemoteVLM`; `answers` is "constrained" or "free".
+            else the weights' own) or `RemoteVLM`.
     """
     from vldnp.models.vlm import TransformersVLM
     from vldnp.models.vlm_server import RemoteVLM
@@ -102,11 +101,8 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
 
 @_with_own_options
 def load_preview(preview, revision: str | None = None, *, device=None, dtype=torch.float32):
-    """Open a tiny VAE that decodes the images the VLM is shown, for `levers.preview`.
-
-    It is a name ("moji-taesd", "taesd"), a folder or hub id that `AutoencoderTiny` opens, or a
-    `Preview` (returned as it is); revision, device and dtype are as in `load`.
-    """
+    """Open a tiny VAE for `levers.preview`: a name ("moji-taesd", "taesd"), a folder or hub id that
+    `AutoencoderTiny` opens, or a `Preview` (returned as it is). Arguments are those of `load`."""
     from vldnp.models.backbone import Preview
 
     if not isinstance(preview, str | Path):
@@ -122,7 +118,8 @@ def load_clip(clip, revision: str | None = None, *, device=None):
 
     if not isinstance(clip, str | Path):
         return clip
-    return _opened(find("clip", clip, revision), "", CLIPScore.from_pretrained, device=device)
+    source, config = find("clip", clip, revision), "open_clip_config.json"
+    return _opened(source, config, CLIPScore.from_pretrained, device=device)
 
 
 @_with_own_options
@@ -141,19 +138,14 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options):
     if "opener" in source.entry:
         if source.location and not Path(source.location).is_file():
             raise FileNotFoundError(f"get {source.entry['url']} and save it as {source.location}")
-        return _resolved(source.entry["opener"])(*filter(None, [source.location]), **options)
+        return resolve_name(source.entry["opener"])(*filter(None, [source.location]), **options)
     folder = Path(source.location)
     if folder.is_dir() and not (folder / "safety_checker").is_dir():
         config = json.loads((folder / "config.json").read_text("utf-8"))
         kind = config.get("_class_name") or config.get("architectures", [None])[0]
     if kind not in openers:
         raise unknown("kind of judge", kind, openers)
-    return _opened(source, "", _resolved(openers[kind]), device=device, **options)
-
-
-def _resolved(opener: str) -> Callable:
-    module, _, path = opener.partition(":")
-    return reduce(getattr, path.split("."), import_module(module))
+    return _opened(source, "", resolve_name(openers[kind]), device=device, **options)
 
 
 def _opened(source: Source, file: str, opener: Callable, *, device=None, **options):
@@ -167,9 +159,11 @@ def _opened(source: Source, file: str, opener: Callable, *, device=None, **optio
     except Exception as error:  # libraries raise all kinds
         if type(error) in (ValueError, FileNotFoundError) and "\n" not in str(error):
             raise  # in our own words
-        hint = LESS if isinstance(error, torch.OutOfMemoryError) else ""
-        if source.hub_revision and not isinstance(error, ImportError) and not hint:
-            hint = HUB.format(int(constants.HF_HUB_OFFLINE), constants.ENDPOINT, source.location)
+        hint = HUB.format(int(constants.HF_HUB_OFFLINE), constants.ENDPOINT, source.location)
+        if isinstance(error, torch.OutOfMemoryError):
+            hint = LESS
+        elif isinstance(error, ImportError) or not source.hub_revision:
+            hint = ""
         said = f"{source.location} at revision {source.revision}: {first_line(error).rstrip('.')}"
         raise ValueError(f"{source.name!r} cannot be opened from {said}{hint}") from error
     model.revision = source.revision
