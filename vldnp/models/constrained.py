@@ -1,5 +1,5 @@
 """Constrained answers: "none", or term {", " term} with each term at most once, and nothing else,
-spelled in the tokens that the model's own tokenizer makes of each."""
+in the tokens of the model's own tokenizer."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ another term, the comma included."""
 
 
 def offered(choices: Sequence[str]) -> list[str]:
-    """The choices, each once; `ValueError` for one that cannot stand in a list with commas."""
+    """The choices, each once; `ValueError` for one that cannot stand in a list."""
     choices = list(dict.fromkeys(choices))
     if wrong := [c for c in choices if "," in c or _words(c) in ([], [NONE])]:
         raise ValueError(f"{wrong[0]!r} cannot be a choice: an answer is none or a list")

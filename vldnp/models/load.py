@@ -159,11 +159,9 @@ def _opened(source: Source, file: str, opener: Callable, *, device=None, **optio
     except Exception as error:  # libraries raise all kinds
         if type(error) in (ValueError, FileNotFoundError) and "\n" not in str(error):
             raise  # in our own words
-        hint = HUB.format(int(constants.HF_HUB_OFFLINE), constants.ENDPOINT, source.location)
-        if isinstance(error, torch.OutOfMemoryError):
-            hint = LESS
-        elif isinstance(error, ImportError) or not source.hub_revision:
-            hint = ""
+        hint = LESS if isinstance(error, torch.OutOfMemoryError) else ""
+        if source.hub_revision and not isinstance(error, ImportError) and not hint:
+            hint = HUB.format(int(constants.HF_HUB_OFFLINE), constants.ENDPOINT, source.location)
         said = f"{source.location} at revision {source.revision}: {first_line(error).rstrip('.')}"
         raise ValueError(f"{source.name!r} cannot be opened from {said}{hint}") from error
     model.revision = source.revision
