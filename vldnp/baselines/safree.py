@@ -166,8 +166,8 @@ class Safree:
         model, texts = run.backbone, list(dict.fromkeys(prompts))
         concept = projector(model.pooled(model.tokenize(self.phrases).input_ids))
         tokens, embeds = model.tokenize(texts), run.encode(texts).embeds
-        lengths = (tokens.attention_mask.sum(dim=1) - 2).tolist()  # without begin and end marks
-        masked = torch.cat([i.repeat(n, 1) for i, n in zip(tokens.input_ids, lengths, strict=True)])
+        counts = tokens.attention_mask.sum(dim=1) - 2  # without begin and end marks
+        masked, lengths = tokens.input_ids.repeat_interleave(counts, dim=0), counts.tolist()
         places = [place for n in lengths for place in range(1, n + 1)]
         masked[range(len(masked)), places] = 0  # each prompt without its i-th token, for each i
         pooled = model.pooled(masked) if len(masked) else concept.new_zeros(0, 0)
