@@ -17,7 +17,6 @@ from vldnp.models.hub import ModelSpec, Source, default_device, find, table
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
 LESS = "; less is needed with dtype='float16', model_cpu_offload=True, or a VLM's quantization="
 HUB = "; fetch it once (HF_HUB_OFFLINE={}), and see {}/{}; if it is gated, run `hf auth login`"
-SAFETY_CHECKER = "StableDiffusionSafetyChecker"  # what is opened of a pipeline, and from the hub
 _open: WeakValueDictionary = WeakValueDictionary()
 
 
@@ -54,8 +53,7 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
         device, dtype: default is CUDA where there is one; of weights and latents, also by name.
         options: `model_cpu_offload` (only the model at work is on the GPU), `attention_slicing`
             (of U-Nets), `vae_slicing`, `vae_tiling` (decode one image at a time, or by tiles); all
-            others go to the pipeline's `from_pretrained`, as `variant="fp16"`, or
-            `text_encoder_3=None, tokenizer_3=None` for Stable Diffusion 3 without T5.
+            others go to the pipeline's `from_pretrained`, as `variant="fp16"`.
     """
     from vldnp.models.backbone import MEMORY, Backbone, as_backbone
 
@@ -81,8 +79,7 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
             `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
             ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
             `(images, question) -> answers` (returned as it is); revision as in `load`.
-        options: of `TransformersVLM.from_pretrained` (`dtype` is by default float32 on the CPU,
-            else the weights' own) or `RemoteVLM`.
+        options: of `TransformersVLM.from_pretrained` or `RemoteVLM`.
     """
     from vldnp.models.vlm import TransformersVLM
     from vldnp.models.vlm_server import RemoteVLM
@@ -124,25 +121,20 @@ def load_clip(clip, revision: str | None = None, *, device=None):
 
 @_with_own_options
 def load_judge(judge, revision: str | None = None, *, device=None, **options):
-    """Open a judge.
-
-    Args:
-        judge: a name ("moji-judge", "nudenet", "nudenet-v2", "sd-safety-checker"), the path of
-            NudeNet v2's `.onnx` file, the folder of a judge or of a pipeline with a safety
-            checker, or that one's hub id, or a judge as it is; revision, device as in `load`.
-        options: of the judge's class, as `NudeNetJudge`'s `exposed`.
-    """
+    """Open a judge: a name ("moji-judge", "nudenet", "nudenet-v2", "sd-safety-checker"), the path
+    of NudeNet v2's `.onnx` file, the folder of a judge or of a pipeline with a safety checker, or
+    that one's hub id, or a judge as it is. Revision and device are as in `load`; options are those
+    of the judge's class."""
     if not isinstance(judge, str | Path):
         return judge
-    source, openers, kind = find("judge", judge, revision), table()["openers"], SAFETY_CHECKER
+    source, openers = find("judge", judge, revision), table()["openers"]
     if "opener" in source.entry:
         if source.location and not Path(source.location).is_file():
             raise FileNotFoundError(f"get {source.entry['url']} and save it as {source.location}")
         return resolve_name(source.entry["opener"])(*filter(None, [source.location]), **options)
-    folder = Path(source.location)
+    folder, kind = Path(source.location), "StableDiffusionSafetyChecker"  # of a pipeline
     if folder.is_dir() and not (folder / "safety_checker").is_dir():
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        kind = config.get("_class_name") or config.get("architectures", [None])[0]
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("_class_name")
     if kind not in openers:
         raise unknown("kind of judge", kind, openers)
     return _opened(source, "", resolve_name(openers[kind]), device=device, **options)
