@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
-from vldnp._files import first_line, unknown
+from vldnp._files import unknown
 from vldnp.models.constrained import allowed, spelled
 from vldnp.models.hub import default_device, open_whole, out_of_memory
 
@@ -23,8 +23,7 @@ GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None
 
 
 class VLMError(RuntimeError):
-    """A VLM finally failed about some images: `answers` has None for these, `failures` says why
-    (empty where the error's text says it for all)."""
+    """A VLM finally failed about some images: `answers` has None for these, `failures` says why."""
 
     def __init__(self, reason: str, answers: Sequence = (), failures: Sequence = ()):
         super().__init__(reason)
@@ -74,8 +73,8 @@ class Conversation:
     """What a VLM is shown and how it answers: image, question, demonstrations before them.
 
     `max_edge` is the longest edge in pixels that an image is shown with (the paper: 448);
-    demonstrations are (image or file, answer). `answers` is "constrained", where nothing but
-    "none" or a list of the `choices` of each call can be generated (free without), or "free".
+    demonstrations are (image or file, answer). Where `answers` is "constrained" and not "free",
+    nothing but "none" or a list of the `choices` of a call can be generated.
     """
 
     max_new_tokens: int = 64
@@ -127,8 +126,6 @@ class TransformersVLM(Conversation):
 
     def __post_init__(self):
         super().__post_init__()
-        if getattr(self.processor, "chat_template", None) is None:
-            raise ValueError(f"the processor of VLM {self.name!r} has no chat template")
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # as generation needs
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -142,10 +139,10 @@ class TransformersVLM(Conversation):
         transformers' `quantization_config`, such as `{"load_in_4bit": True}`."""
         device = torch.device(device or default_device())
         safe = {"revision": revision, "trust_remote_code": False}
-        how = {"quantization_config": quantization} if quantization else {}
         # Quantized weights cannot be moved afterwards; half precision is slow on the CPU.
-        how |= {"dtype": dtype or (torch.float32 if device.type == "cpu" else "auto")}
-        how |= safe | {"device_map": {"": device}}
+        dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
+        how = safe | {"device_map": {"": device}, "dtype": dtype}
+        how |= {"quantization_config": quantization} if quantization else {}
         model = open_whole(AutoModelForImageTextToText, source, **how)
         processor = AutoProcessor.from_pretrained(source, **safe)
         return cls(model, processor, name or str(source), revision, **options)
@@ -186,10 +183,5 @@ class TransformersVLM(Conversation):
         asked = [self.messages(image, question, part) for image in images]
         how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         how |= {"add_generation_prompt": True, "processor_kwargs": {"padding": True}}
-        try:
-            inputs = self.processor.apply_chat_template(asked, **how)
-        except ValueError as error:
-            sizes = ", ".join(sorted({"×".join(map(str, image.size)) for image in images}))
-            said = f"refuses images of {sizes} pixels: {first_line(error)}; lower max_edge"
-            raise ValueError(f"the processor of VLM {self.name!r} {said}") from error
+        inputs = self.processor.apply_chat_template(asked, **how)
         return inputs.to(self.model.device, dtype=self.model.dtype)

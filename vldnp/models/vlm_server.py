@@ -111,11 +111,12 @@ class RemoteVLM(Conversation):
                 warnings.warn(f"VLM {self.name!r} takes no {' and '.join(others)}", stacklevel=2)
                 self._refused |= {*others}
                 continue
-            wait, again = _wait(headers, attempt), status in (408, 409, 429) or status >= 500
+            again, wait = status in (408, 409, 429) or status >= 500, 0.5 * 2 ** min(attempt, 4)
+            with suppress(KeyError, ValueError):  # what the server says
+                wait = max(0.0, float(headers["retry-after"]))
             if not again or attempt >= self.retries or time.monotonic() + wait > end:
                 raise VLMError(said)
             time.sleep(wait)
-        raise AssertionError
 
     async def _post(self, body: dict, seconds: float) -> tuple[int, httpx2.Headers, bytes]:
         """Status, headers and body, all within `seconds`, however slowly the bytes come."""
@@ -130,14 +131,6 @@ class RemoteVLM(Conversation):
         return response.status_code, response.headers, bytes(whole)
 
 
-def _wait(headers, attempt: int) -> float:
-    """Seconds until the next try."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        with suppress(KeyError, ValueError):
-            return max(0.0, float(headers[name]) / unit)
-    return min(0.5 * 2.0 ** min(attempt, 8), 8.0)
-
-
 def answer_in(reply: bytes, choices: Sequence[str] = ()) -> str:
     """The answer in a chat completion, with choices that in its JSON; all else is a `VLMError`."""
     try:
@@ -147,8 +140,6 @@ def answer_in(reply: bytes, choices: Sequence[str] = ()) -> str:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         seen = reply.decode(errors="replace")
         raise VLMError(f"the server's reply is no chat completion: {seen}") from None
-    if isinstance(answer, list) and all(isinstance(part, dict) for part in answer):
-        answer = "".join(str(part.get("text") or "") for part in answer)
     if ended == "length":
         raise VLMError("the answer is cut off; max_new_tokens makes room for more")
     if not isinstance(answer, str) or ended == "content_filter" or not answer.strip():
