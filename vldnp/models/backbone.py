@@ -18,13 +18,12 @@ from vldnp.models.hub import default_device, live_fingerprint, open_whole, out_o
 # What saves memory and changes no image but by rounding; what would run code or act on nothing.
 MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
 REFUSED = {"custom_pipeline", "trust_remote_code", "quantization_config"}
+HINT = "lower batch_size, or load it with dtype='float16' or model_cpu_offload=True"
 
 
 class Backbone:
-    """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
-
-    The pipeline is not changed; name and revision identify the model in records.
-    """
+    """A diffusers pipeline, unchanged: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1. Name and
+    revision identify the model in records."""
 
     def __init__(self, pipe: DiffusionPipeline, name="", revision: str | None = None):
         self.family: families.Family = families.family_of(pipe)
@@ -53,13 +52,11 @@ class Backbone:
 
     @property
     def network(self) -> nn.Module:
-        """The U-Net or the transformer."""
         return getattr(self.pipe, self.family.network)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; weights may wait elsewhere."""
-        return self.pipe._execution_device
+        return self.pipe._execution_device  # weights may wait elsewhere
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,9 +70,8 @@ class Backbone:
         height, width = height or own_height * factor, width or own_width * factor
         factor *= self.family.patch_size(self.network)
         if height % factor or width % factor:
-            raise ValueError(
-                f"height and width must be multiples of {factor}, not {height}×{width}"
-            )
+            said = f"multiples of {factor}, not {height}×{width}"
+            raise ValueError(f"height and width must be {said}")
         return height, width
 
     @torch.no_grad()
@@ -102,7 +98,7 @@ class Backbone:
         vae, dtype = self.pipe.vae, self.pipe.vae.dtype
         # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
         overflows = self.family is families.SDXL and vae.config.get("force_upcast")
-        with self.short_of_memory():
+        with out_of_memory(self.name, HINT):
             if dtype != torch.float16 or not overflows:
                 return decoded(vae, latents)
             try:
@@ -110,18 +106,12 @@ class Backbone:
             finally:
                 vae.to(dtype)
 
-    def short_of_memory(self):
-        hint = "lower batch_size, or load it with dtype='float16' or model_cpu_offload=True"
-        return out_of_memory(self.name, hint)
-
     def fingerprint(self) -> str:
         """Of all that decides its images now: weights, tokenizers, the scheduler, configs."""
-        pipe = self.pipe  # private keys of a config say where it lay
-        configs = [
-            (type(pipe.scheduler).__name__, {k: v for k, v in config.items() if k[0] != "_"})
-            for config in (pipe.scheduler.config, pipe.config)
-        ]
-        return live_fingerprint(pipe.components, *configs)
+        configs = self.pipe.scheduler.config, self.pipe.config
+        # Private keys of a config say where it lay.
+        public = [{k: v for k, v in config.items() if k[0] != "_"} for config in configs]
+        return live_fingerprint(self.pipe.components, type(self.pipe.scheduler).__name__, *public)
 
 
 class Preview:
@@ -152,7 +142,6 @@ class Preview:
             raise ValueError(said.format(self.name, *ours, backbone.name, *theirs))
 
     def describe(self) -> dict:
-        """JSON-able; what decides its images."""
         return {"name": self.name, "revision": self.revision, "dtype": str(self.vae.dtype)}
 
 
@@ -160,8 +149,8 @@ def _opened(family, config: dict, source, revision, dtype, options: dict) -> Dif
     """The pipeline, each of whose models has exactly the weights of its files."""
     folder = Path(source)
     if not folder.is_dir():
-        pinned = {"revision": revision, "use_safetensors": True}
-        folder = Path(family.pipeline.download(source, **pinned, **options))
+        how = {"revision": revision, "use_safetensors": True, **options}
+        folder = Path(family.pipeline.download(source, **how))
     variant, parts = options.get("variant"), {}
     for part, said in config.items():
         library, kind = said if isinstance(said, list | tuple) and len(said) == 2 else ("", "")

@@ -22,8 +22,7 @@ class CLIPScore:
 
     @classmethod
     def from_pretrained(cls, folder, revision=None, *, name="", device="cpu") -> "CLIPScore":
-        """Open a folder with `open_clip_config.json`, safetensors, and maybe a tokenizer; or, with
-        a revision, those of a hub id."""
+        """Open a folder in open_clip's format, or, with a revision, a hub id; safetensors only."""
         import open_clip
 
         if revision:
@@ -48,8 +47,7 @@ class CLIPScore:
     @torch.inference_mode()
     def _embed(self, encode, inputs: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
-        parts = [encode(x.to(device), normalize=True).cpu() for x in inputs.split(64)]
-        return torch.cat(parts)
+        return torch.cat([encode(x.to(device), normalize=True).cpu() for x in inputs.split(64)])
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """The cosine of each image with its own prompt: `[B]` in −1..1, never NaN."""

@@ -6,9 +6,8 @@ from collections.abc import Collection, Sequence
 
 NONE = "none"
 
+# (tokens, choice) at the start of an answer, also of "none"; and after a term, with the comma.
 Spelling = tuple[list[tuple[tuple[int, ...], str]], list[tuple[tuple[int, ...], str]]]
-"""(tokens, choice) at the start of an answer, with and without a space, also of "none"; and after
-another term, the comma included."""
 
 
 def offered(choices: Sequence[str]) -> list[str]:
@@ -45,10 +44,8 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
 def allowed(
     spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int
 ) -> list[int]:
-    """The tokens that may come after those `written`; a `ValueError` where there are none.
-
-    An end may come after every whole term; no term is begun that has not room in `left` tokens.
-    """
+    """The tokens that may come after those `written`; a `ValueError` where there are none. An end
+    may come after every whole term; no term is begun that has not room in `left` tokens."""
     written, found = tuple(written), set()
     if set(ends) & set(written):
         return sorted(ends)

@@ -19,24 +19,22 @@ FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, into which guidance is dis
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-
+# name → scheduler class and settings; the rest comes from the pipeline's own scheduler config
 SCHEDULERS = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, DPM),
     "dpm++-karras": (diffusers.DPMSolverMultistepScheduler, {**DPM, "use_karras_sigmas": True}),
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "thresholding": False}),
     "euler": (diffusers.EulerDiscreteScheduler, {}),
 }
-"""name → scheduler class and settings; the rest comes from the pipeline's own scheduler config."""
-
 FLOW_SCHEDULERS = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {**DPM, **FLOW}),
     "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
 
+# Scheduler classes with one evaluation a step and x̂₀ in closed form, for ε, v or x₀.
 SOLVERS = "DEISMultistep DPMSolverMultistep DPMSolverSinglestep UniPCMultistep "
 STEPPERS = SOLVERS + "DDIMParallel DDIM DDPMParallel DDPM EulerAncestralDiscrete EulerDiscrete "
 STEPPERS += "LCM LMSDiscrete PNDM SASolver TCD"
-"""Scheduler classes with one evaluation a step and x̂₀ in closed form, for ε, v or x₀."""
 FLOW_STEPPERS = SOLVERS + "FlowMatchEulerDiscrete"
 
 
@@ -66,8 +64,7 @@ class Family:
 
 def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
     encoder, tokens = pipe.text_encoder, clip_tokens(pipe, texts)
-    masked = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask if masked else None
+    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     return Conditioning(encoder(tokens.input_ids, attention_mask=mask)[0].to(pipe.unet.dtype))
 
 

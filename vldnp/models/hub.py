@@ -19,7 +19,7 @@ from vldnp import _files
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as a profile has it, for `load` and the like: a name and options to open it with."""
+    """A model as a profile has it: a name and options to open it with."""
 
     name: str
     options: dict = field(default_factory=dict, hash=False)
@@ -29,13 +29,13 @@ class ModelSpec:
 
 
 class Source(NamedTuple):
-    """Where a model lies: a folder, a file, or the hub at `hub_revision`; `entry` of the table."""
+    """Where a model lies: a folder, a file, a server, or the hub at `hub_revision`."""
 
     name: str
     location: str | None  # None where an opener needs no files
     revision: str | None = None
     hub_revision: str | None = None
-    entry: dict = {}
+    entry: dict = {}  # of the table
 
 
 _read = cache(_files.read_yaml)
@@ -107,9 +107,9 @@ def out_of_memory(name: str, hint: str) -> Iterator[None]:
         raise torch.OutOfMemoryError(f"{name!r}: {said}; {hint}") from error
 
 
-def live_fingerprint(components: Mapping[str, object], *configs) -> str:
+def live_fingerprint(components: Mapping[str, object], scheduler: str, *configs: dict) -> str:
     """Twelve hex digits of what components are now: weights with those of adapters, adapters'
-    scales, FreeU, attention processors, tokenizers; and of `configs`, JSON-able."""
+    scales, FreeU, attention processors, tokenizers, the scheduler's class, and `configs`."""
     digest = hashlib.sha256()
 
     def add(*said) -> None:
@@ -127,5 +127,5 @@ def live_fingerprint(components: Mapping[str, object], *configs) -> str:
         elif hasattr(component, "get_vocab"):
             add(part, component.get_vocab())
     for config in configs:
-        add(*config)
+        add(scheduler, config)
     return digest.hexdigest()[:12]

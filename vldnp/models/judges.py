@@ -128,11 +128,8 @@ class Rater:
 
 
 class NudeNetClassifier(Rater):
-    """NudeNet v2's classifier, the paper's judge: an image's probability of being unsafe.
-
-    As in its authors' code, images are resized to 256×256 by the nearest pixel, RGB in 0..1,
-    `[B, 256, 256, 3]`; `classifier_model.onnx` of NudeNet's release v0 gives (unsafe, safe).
-    """
+    """NudeNet v2's classifier, the paper's judge: `classifier_model.onnx` of release v0. As in its
+    authors' code, images are resized to 256×256 by the nearest pixel, RGB in 0..1."""
 
     name = "nudenet-v2"
 
@@ -147,7 +144,7 @@ class NudeNetClassifier(Rater):
         batch = np.stack(small).astype(np.float32) / 255
         given = self.session.run(None, {self.session.get_inputs()[0].name: batch})[0]
         if given.shape != (len(batch), 2):
-            raise ValueError(f"the network gives {list(given.shape)}, and not (unsafe, safe) each")
+            raise ValueError(f"the network gives {list(given.shape)}, not (unsafe, safe) each")
         return given[:, 0]
 
 

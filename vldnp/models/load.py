@@ -33,9 +33,6 @@ def _with_own_options(opener: Callable) -> Callable:
         found = (_open.get(key) if own else None) or opener(name, *args, **own | options)
         if own:
             _open[key] = found
-        if Path(name).is_dir() and not any(name in known for known in table().values()):
-            name = str(Path(name).resolve())  # for a process in another working folder
-            model = ModelSpec(name, own) if own else name
         found.opened_as = opener.__name__, model, args, options
         return found
 
@@ -51,9 +48,8 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
             `ModelSpec`, a diffusers pipeline, or a `Backbone` (returned as it is).
         revision: commit of the hub repository; needed for a hub id that has no name here.
         device, dtype: default is CUDA where there is one; of weights and latents, also by name.
-        options: `model_cpu_offload` (only the model at work is on the GPU), `attention_slicing`
-            (of U-Nets), `vae_slicing`, `vae_tiling` (decode one image at a time, or by tiles); all
-            others go to the pipeline's `from_pretrained`, as `variant="fp16"`.
+        options: `model_cpu_offload`, `attention_slicing` (of U-Nets), `vae_slicing`, `vae_tiling`,
+            which need less memory; others of the pipeline's `from_pretrained`, as `variant="fp16"`.
     """
     from vldnp.models.backbone import MEMORY, Backbone, as_backbone
 
@@ -72,15 +68,11 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
 
 @_with_own_options
 def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
-    """Open a vision-language model.
-
-    Args:
-        vlm: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
-            `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
-            ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
-            `(images, question) -> answers` (returned as it is); revision as in `load`.
-        options: of `TransformersVLM.from_pretrained` or `RemoteVLM`.
-    """
+    """Open a vision-language model: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
+    `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
+    ("http://localhost:8000/v1", with `model=` the name it serves), or any callable `(images,
+    question) -> answers` (returned as it is). Revision is as in `load`; options are those of
+    `TransformersVLM.from_pretrained` or `RemoteVLM`."""
     from vldnp.models.vlm import TransformersVLM
     from vldnp.models.vlm_server import RemoteVLM
 

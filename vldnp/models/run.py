@@ -14,16 +14,15 @@ from torch import Tensor
 
 from vldnp._files import unknown
 from vldnp.models import families
-from vldnp.models.backbone import Backbone
+from vldnp.models.backbone import HINT, Backbone
 from vldnp.models.conditioning import Conditioning
+from vldnp.models.hub import out_of_memory
 
 
 class Run:
-    """A backbone's models, shared, with a scheduler of their own, set to `num_inference_steps`.
-
-    The scheduler is a name (`Family.schedulers`), an object (copied, as it keeps state between
-    steps), or the pipeline's own; height and width are pixels, by default the model's own size.
-    """
+    """A backbone with a scheduler of its own, set to `num_inference_steps`: a name
+    (`Family.schedulers`), an object (copied, as it keeps state), or the pipeline's own. Height and
+    width are pixels, by default the model's own size."""
 
     def __init__(
         self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
@@ -84,7 +83,7 @@ class Run:
             attending = cond.auxiliary.attending(backbone.network, rows, own)
         if hasattr(self.scheduler, "scale_model_input"):
             latents = self.scheduler.scale_model_input(latents, t)
-        with backbone.short_of_memory(), attending:
+        with out_of_memory(backbone.name, HINT), attending:
             pred = backbone.family.predict(backbone.pipe, latents, t, cond.with_auxiliary())
         return pred[: len(cond)]
 
@@ -130,11 +129,11 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
 
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
     """μ of timesteps that depend on how many patches an image has, as the pipeline's."""
-    config = backbone.pipe.scheduler.config
     patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
-    lengths = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    shifts = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
-    return calculate_shift((size[0] // patch) * (size[1] // patch), *lengths, *shifts)
+    usual = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    usual |= {"base_shift": 0.5, "max_shift": 1.16}
+    values = [backbone.pipe.scheduler.config.get(key, value) for key, value in usual.items()]
+    return calculate_shift((size[0] // patch) * (size[1] // patch), *values)
 
 
 def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:

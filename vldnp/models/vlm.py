@@ -70,16 +70,12 @@ def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Conversation:
-    """What a VLM is shown and how it answers: image, question, demonstrations before them.
-
-    `max_edge` is the longest edge in pixels that an image is shown with (the paper: 448);
-    demonstrations are (image or file, answer). Where `answers` is "constrained" and not "free",
-    nothing but "none" or a list of the `choices` of a call can be generated.
-    """
+    """What a VLM is shown and how it answers: image, question, demonstrations before them. Where
+    `answers` is "constrained" and not "free", it is "none" or a list of the `choices` of a call."""
 
     max_new_tokens: int = 64
-    max_edge: int | None = None
-    demonstrations: Sequence[tuple[Image.Image | str | Path, str]] = ()
+    max_edge: int | None = None  # the longest edge in pixels of what is shown (the paper: 448)
+    demonstrations: Sequence[tuple[Image.Image | str | Path, str]] = ()  # (image or file, answer)
     answers: str = "constrained"
 
     def __post_init__(self):
