@@ -147,7 +147,7 @@ class _Running(Run):
 
     def __init__(self, pipe: DiffusionPipeline):
         self.pipe, self.backbone = pipe, as_backbone(_from_text(pipe))
-        self.size, self._encoded = self.backbone.size, {}
+        self.size = self.backbone.size
 
     @property
     def scheduler(self):

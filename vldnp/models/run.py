@@ -24,6 +24,9 @@ class Run:
     (`Family.schedulers`), an object (copied, as it keeps state), or the pipeline's own. Height and
     width are pixels, by default the model's own size."""
 
+    _texts: tuple[str, ...] = ()  # what is encoded, a row each
+    _encoded: Conditioning | None = None
+
     def __init__(
         self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
     ):
@@ -39,20 +42,21 @@ class Run:
         if own and not config.get("use_flow_sigmas"):
             options["sigmas"] = own(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
-        self._kind = config.get("prediction_type", "flow_prediction")
-        self._texts: list[str] = []  # that are encoded, a row each
-        self._encoded: Conditioning | None = None
 
     @property
     def timesteps(self) -> Tensor:
         return self.scheduler.timesteps  # from noisy to clean
+
+    @property
+    def _kind(self) -> str:
+        return self.scheduler.config.get("prediction_type", "flow_prediction")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """As `Backbone.encode`, for images of this size, and each text once."""
         if new := [text for text in dict.fromkeys(prompts) if text not in self._texts]:
             encoded = self.backbone.encode(new, self.size)
             self._encoded = self._encoded + encoded if self._encoded else encoded
-            self._texts += new
+            self._texts += tuple(new)
         return self._encoded[[self._texts.index(text) for text in prompts]]
 
     def null_conditioning(self, n: int) -> Conditioning:
