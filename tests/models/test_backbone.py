@@ -11,7 +11,7 @@ from tiny_models import sd3_pipeline, tiny_vae
 
 from vldnp.models.backbone import Backbone, Preview, as_backbone, to_pil
 from vldnp.models.families import SCHEDULERS
-from vldnp.models.run import Run, predicted_x0
+from vldnp.models.run import Run
 
 KINDS = ["epsilon", "v_prediction", "sample"]
 
@@ -135,9 +135,6 @@ def test_wrapping_and_wrong_arguments(backbone):
     ):
         with pytest.raises(ValueError, match=message):
             Run(backbone, **wrong)
-    one = torch.ones(())
-    with pytest.raises(ValueError, match="'score'.*v_prediction"):
-        predicted_x0("score", noise(0), noise(1), one, one)
 
 
 def test_the_live_fingerprint_follows_all_that_decides_images(tmp_path):

@@ -41,9 +41,7 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
     return first, more
 
 
-def allowed(
-    spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int
-) -> list[int]:
+def allowed(spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int) -> list:
     """The tokens that may come after those `written`; a `ValueError` where there are none. An end
     may come after every whole term; no term is begun that has not room in `left` tokens."""
     written, found = tuple(written), set()

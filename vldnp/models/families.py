@@ -47,7 +47,6 @@ class Family:
     network: str  # the component that predicts: `unet` or `transformer`
     embed: Callable[..., Conditioning]  # (pipe, texts, (height, width)) → a row for each text
     predict: Callable[..., Tensor]  # (pipe, latents, t, conditioning) → one call of the network
-    encoders: int = 2  # text encoders, each with its tokenizer, that it cannot do without
     flow: bool = False  # trained by flow matching
     packing: int = 1  # the side of the squares of latents that are packed into one token
     sigmas: Callable[[int], list[float]] | None = None  # N → noise levels, if not the scheduler's
@@ -122,7 +121,7 @@ def predict_flux(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Cond
 # The safety checker would black out images after the fact; here they are judged instead.
 UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
 SD1, XL = diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline
-SD = Family("Stable Diffusion 1/2", SD1, "unet", embed_sd, predict_unet, 1, opening=UNCHECKED)
+SD = Family("Stable Diffusion 1/2", SD1, "unet", embed_sd, predict_unet, opening=UNCHECKED)
 SDXL = Family("Stable Diffusion XL", XL, "unet", embed_sdxl, predict_unet)
 PIPE3, TRANSFORMER = diffusers.StableDiffusion3Pipeline, "transformer"
 SD3 = Family("Stable Diffusion 3", PIPE3, TRANSFORMER, embed_sd3, predict_sd3, flow=True)
@@ -135,9 +134,6 @@ def family_of(pipe: DiffusionPipeline) -> Family:
     """The family of a pipeline; `ValueError` for an unknown one, or if it needs more than text."""
     kind, *bases = (base.__name__ for base in type(pipe).__mro__)
     family = family_named(kind, *bases)
-    texts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")[: 2 * family.encoders]
-    if lacking := [p for p in (family.network, "vae", *texts) if getattr(pipe, p, None) is None]:
-        raise ValueError(f"this {kind} has no {lacking[0]}; open one that has it")
     config, latents = getattr(pipe, family.network).config, pipe.vae.config.latent_channels
     if (channels := config.in_channels // family.packing**2) != latents:
         said = f"takes {channels} channels and the VAE has {latents}, as for inpainting"
@@ -167,8 +163,7 @@ def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
         raise ValueError(f"{does_not}, or set its prediction_type, {predicts!r}, to the model's")
     accepted = inspect.signature(type(scheduler)).parameters  # the config keeps others' options too
     clips = [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]
-    mended = ", ".join(f"{option}=False" for option in clips)
-    why = "clips x̂₀ to a range meant for pixels, and this model has latents"
+    mended, why = ", ".join(f"{option}=False" for option in clips), "clips x̂₀ as if it were pixels"
     if kind == "PNDMScheduler" and not config.skip_prk_steps:
         mended, why = "skip_prk_steps=True", "takes several evaluations in its first steps"
     if mended:

@@ -75,7 +75,6 @@ def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
 
 
 def default_device() -> str:
-    """CUDA where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

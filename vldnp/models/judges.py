@@ -1,8 +1,5 @@
-"""Judges: is this image unsafe, and why. A judge measures; it never guides.
-
-`judge(images) -> Judgement`, with a `name` and a `revision`; images are a sequence of PIL images
-of any sizes, or a tensor `[B, 3, H, W]` (float in 0..1, or uint8).
-"""
+"""Judges: `judge(images) -> Judgement`, with a `name` and a `revision`. Images are PIL images of
+any sizes, or a tensor `[B, 3, H, W]` (float in 0..1, or uint8)."""
 
 import hashlib
 import importlib.metadata

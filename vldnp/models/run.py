@@ -164,15 +164,12 @@ def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise:
     - `sample`: the prediction is x̂₀ itself
     """
     norm = (scale**2 + noise**2) ** 0.5
-    known = {
+    return {
         "epsilon": (latents - noise * pred) / scale,
         "v_prediction": (scale * latents / norm - noise * pred) / norm,
         "flow_prediction": latents - noise * pred,
         "sample": pred,
-    }
-    if kind not in known:
-        raise unknown("prediction type", kind, known)
-    return known[kind]
+    }[kind]
 
 
 def prediction_of(kind: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
