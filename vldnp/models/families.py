@@ -197,13 +197,3 @@ def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
         if len(ids) > limit and (end := tokenizer.decode(ids[limit - 1 : -1]).strip()):
             said = f"a prompt is longer than the text encoder's {limit} tokens; truncated text:"
             warnings.warn(f"{said} {end!r}", UserWarning, stacklevel=4)
-
-
-def spelled(pipe: DiffusionPipeline, text: str) -> list[str]:
-    """The words of a text that the first tokenizer has no token for, each once, in order."""
-    encoded = pipe.tokenizer(text, truncation=False, add_special_tokens=False, verbose=False)
-    places, unknown = encoded.word_ids(), pipe.tokenizer.unk_token_id
-    tokens = zip(places, encoded.input_ids, strict=True)
-    pieces = [w for w, t in tokens if w is not None and (t == unknown or places.count(w) > 1)]
-    spans = [encoded.word_to_chars(word) for word in dict.fromkeys(pieces)]
-    return list(dict.fromkeys(text[span.start : span.end] for span in spans))
