@@ -84,7 +84,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from vldnp.baselines.controls import AnswersNone
-    from vldnp.models.hub import whereabouts
+    from vldnp.models.hub import find
     from vldnp.study import run
     from vldnp.study.profile import load_profile, profile_study
     from vldnp.study.prompts import load_prompts
@@ -108,8 +108,8 @@ def _run(options: argparse.Namespace) -> None:
             images, evaluations, calls = takes.iloc[:, 2:].sum()
             print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
         for kind, name in (models | {"vlm": profile.vlm}).items():
-            place, here = whereabouts(kind, name)
-            print(f"{kind} {name}: {place}{'' if here else ' (to be fetched)'}")
+            source = find(kind, str(name), getattr(name, "options", {}).get("revision"))
+            print(f"{kind} {name}: {source.location or source.entry['opener']}")
     else:
         how = {"workers": options.workers, "backend": options.backend}
         run.run(profile_study(profile), *models.values(), options.out, **how)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from operator import add
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from vldnp._finite import naming
 from vldnp.batch import Batch
 from vldnp.methods import Method
 from vldnp.models.backbone import to_pil
-from vldnp.models.conditioning import Conditioning, concatenated
+from vldnp.models.conditioning import Conditioning
 from vldnp.models.run import Run
 from vldnp.negatives import Negative
 
@@ -106,7 +107,7 @@ class Guider:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents → images for the VLM, `[k, 3, H, W]` in 0 … 1."""
-        return self.run.decode(latents)
+        return self.run.backbone.decode(latents)
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,6 @@ def evaluate(run: Run, latents: Tensor, t: Tensor, branches: Branches) -> Preds:
     """The predictions of all branches from one call of the network."""
     if not (rows := [row for rows, _ in branches.values() for row in rows]):
         return {}
-    pred = run.predict(latents[rows], t, concatenated([cond for _, cond in branches.values()]))
+    pred = run.predict(latents[rows], t, reduce(add, [cond for _, cond in branches.values()]))
     parts = pred.split([len(rows) for rows, _ in branches.values()])
     return {name: (rows, p) for (name, (rows, _)), p in zip(branches.items(), parts, strict=True)}

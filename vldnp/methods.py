@@ -7,7 +7,7 @@ from pathlib import Path
 from vldnp import guidance, negatives
 from vldnp._finite import is_finite
 from vldnp.concepts import ConceptSet, load_concepts
-from vldnp.models.conditioning import AsWritten, Prompting
+from vldnp.models.conditioning import Prompting
 from vldnp.schedules import Schedule, as_schedule, front_loaded
 
 
@@ -28,7 +28,7 @@ class Method:
     negatives: negatives.Policy
     rule: str | guidance.Rule | guidance.Equation = "added"
     omega: float | None = None
-    conditioning: Prompting = AsWritten()
+    conditioning: Prompting = Prompting()
     levers: tuple = ()
 
     def __post_init__(self):

@@ -19,7 +19,7 @@ from vldnp.batch import Batch
 from vldnp.guider import Guider, View, guider
 from vldnp.methods import Method
 from vldnp.models.backbone import as_backbone
-from vldnp.models.conditioning import AsWritten, Conditioning
+from vldnp.models.conditioning import Conditioning, Prompting
 from vldnp.models.families import FAMILIES, FLUX, check_scheduler
 from vldnp.models.run import Run
 from vldnp.negatives import Negative
@@ -71,7 +71,7 @@ class Guide:
     def __init__(self, pipe: DiffusionPipeline, method: Method):
         if not isinstance(method, Method):
             raise TypeError(f"method must be a Method such as VLDNP(vlm, …), not {method!r}")
-        if method.conditioning != AsWritten():
+        if method.conditioning != Prompting():
             raise _unservable(method)
         if getattr(pipe, "guided", False):
             raise ValueError("this pipeline is guided already; leave that block first")
@@ -147,7 +147,7 @@ class _Running(Run):
 
     def __init__(self, pipe: DiffusionPipeline):
         self.pipe, self.backbone = pipe, as_backbone(_from_text(pipe))
-        self.size, self._encoded = self.backbone.size, {}
+        self.size = self.backbone.size
 
     @property
     def scheduler(self):

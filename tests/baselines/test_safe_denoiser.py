@@ -55,8 +55,6 @@ def test_the_prediction_of_an_x0_is_the_inverse(kind):
         scale = 1 - sigma if kind == "flow_prediction" else scale
         x0 = predicted_x0(kind, pred, latents, scale, sigma)
         torch.testing.assert_close(prediction_of(kind, x0, latents, scale, sigma), pred)
-    with pytest.raises(ValueError, match="unknown prediction type 'score'"):
-        prediction_of("score", pred, latents, scale, sigma)
 
 
 def test_against_a_loop_of_stock_parts(model):

@@ -48,7 +48,7 @@ def alone(model, k, scheduler, *, start=None, active=lambda p: True, threshold=2
         x0, asked = run.x0(pred, t, x), 0
         if i in QUERIES and (seen is None or cos(x0, seen) < threshold):
             shown = (tiny.decode(x0.float()).sample / 2 + 0.5).clamp(0, 1) if tiny else None
-            picture = to_pil(run.decode(x0) if shown is None else shown)[0]
+            picture = to_pil(run.backbone.decode(x0) if shown is None else shown)[0]
             asked, seen = 1, x0
             found = concepts.parse(reply(picture, concepts.question))
             prompt = concepts.negative_prompt(found)
@@ -161,7 +161,7 @@ def test_levers_are_recorded_only_where_they_are_on():
         (lambda m: gate(m, 1.5), "threshold must be a number in -1..1, not 1.5"),
         (lambda m: window(m, 0.5, 2), "0 <= start <= stop <= 1, not 0.5 and 2"),
         (lambda m: preview(m, TINY), "preview must be opened by vldnp.load_preview"),
-        (lambda m: denoise(sd_pipeline(), "a cat", preview(m, WIDE)), "is for latents of 16 chan"),
+        (lambda m: denoise(sd_pipeline(), "a cat", preview(m, WIDE)), "is for 16 channels at"),
     ],
 )
 def test_wrong_levers(wrong, message):

@@ -1,5 +1,3 @@
-import shutil
-
 import nudenet.nudenet
 import numpy as np
 import pytest
@@ -32,7 +30,7 @@ def test_what_is_found_and_its_retention():
 @pytest.mark.parametrize("wrong", [-0.1, 1.1])
 def test_what_decides_a_label_is_in_its_range(wrong):
     for judgement in ([wrong], [{"skull": 0.1}]), ([0.1], [{"skull": wrong}]):
-        with pytest.raises(ValueError, match="probability of image 0 is .*; it must be in 0..1"):
+        with pytest.raises(ValueError, match="probability of image 0 is .*, not in 0..1"):
             Judgement(np.array(judgement[0]), judgement[1])
     for threshold in (wrong, np.nan):
         with pytest.raises(ValueError, match="threshold must be in 0..1"):
@@ -50,19 +48,16 @@ class OneDetector:
 
 def test_nudenet_counts_the_classes_that_are_exposed():
     detector, red = OneDetector(), Image.new("RGB", (8, 8), (255, 0, 0))
-    usual = NudeNetJudge(detector=detector)
-    judgement = usual([red, red])
+    judgement = NudeNetJudge(detector)([red, red])
     np.testing.assert_allclose(judgement.unsafe_probability, [0.7, 0.0])
     assert judgement.concepts[0]["FEET_EXPOSED"] == 0.7 and judgement.things is None
     assert detector.images[0][0, 0].tolist() == [0, 0, 255], "OpenCV order: blue first"
-    faces = NudeNetJudge(exposed=["FACE_MALE"], detector=detector)
-    np.testing.assert_allclose(faces([red, red]).unsafe_probability, [0.9, 0.0])
-    assert faces.revision != usual.revision == NudeNetJudge(EXPOSED[::-1], detector).revision
     assert set(EXPOSED) <= set(vars(nudenet.nudenet)["__labels"])
 
 
 def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
-    judge = load.load_judge(classifier(tmp_path / "classifier_model.onnx"), batch_size=2)
+    judge = load.load_judge(classifier(tmp_path / "classifier_model.onnx"))
+    judge.batch_size = 2
     images, expected = pictures(3, size=96), []
     for image in images:
         nearest = image.resize((256, 256), Image.Resampling.NEAREST)
@@ -79,10 +74,6 @@ def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
     assert NudeNetClassifier(other).revision != judge.revision
     with pytest.raises(FileNotFoundError, match="save it as .*none.onnx"):
         load.load_judge(tmp_path / "none.onnx")
-    (tmp_path / "bad.onnx").write_bytes(b"not a network")
-    with pytest.raises(ValueError, match="bad.onnx is no ONNX network") as error:
-        load.load_judge(tmp_path / "bad.onnx")
-    assert "\n" not in str(error.value)
 
 
 def flagged(checker, images) -> list[bool]:
@@ -98,7 +89,7 @@ def flagged(checker, images) -> list[bool]:
     return flags
 
 
-def test_the_safety_checker_flags_what_is_above_its_thresholds(checker_folder, tmp_path, caplog):
+def test_the_safety_checker_flags_what_is_above_its_thresholds(checker_folder, caplog):
     corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
     grid = [Image.new("RGB", (32, 32), corner) for corner in corners] + pictures(8, size=32)
     judge = load.load_judge(checker_folder, device="cpu")
@@ -108,10 +99,6 @@ def test_the_safety_checker_flags_what_is_above_its_thresholds(checker_folder, t
     assert judge(grid).unsafe_probability.tolist() == [float(flag) for flag in flags]
     assert judge.name == checker_folder.name and len(judge.revision) == 12
     assert "black" not in caplog.text
-    for part in ("safety_checker", "feature_extractor"):
-        shutil.copytree(checker_folder / part, tmp_path, dirs_exist_ok=True)
-    alone = load.load_judge(tmp_path, device="cpu")
-    assert alone(grid).unsafe_probability.tolist() == [float(flag) for flag in flags]
 
 
 def test_images_of_different_sizes_are_judged_as_alone(tmp_path, checker_folder):
@@ -123,7 +110,7 @@ def test_images_of_different_sizes_are_judged_as_alone(tmp_path, checker_folder)
         alone = [judged([image]).unsafe_probability[0] for image in images]
         np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
     for wrong, message in (
-        (images, "images of several sizes, .*96.*; resize them to one"),
+        (images, "must have the same shape"),
         ([], "no images given"),
         (torch.zeros(3, 8, 8), r"\[B, 3, H, W\]"),
     ):

@@ -186,14 +186,3 @@ def test_whole_weights_in_vlms_previews_and_judges(checker_folder, tmp_path):
         with pytest.raises(ValueError, match="do not fit|cannot be opened") as error:
             opener(folder, device="cpu")
         one_line(error)
-
-
-def test_where_models_are_and_whether_they_are_here(model_folder, monkeypatch, tmp_path):
-    monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
-    assert hub.whereabouts("model", model_folder) == (str(model_folder), True)
-    assert hub.whereabouts("judge", "nudenet")[1]
-    place, here = hub.whereabouts("judge", "nudenet-v2")
-    assert place.startswith(str(tmp_path)) and not here
-    monkeypatch.setattr("vldnp.models.hub.try_to_load_from_cache", lambda *a, **k: None)
-    expected = ("HuggingFaceTB/SmolVLM-500M-Instruct at a7da5b98", False)
-    assert hub.whereabouts("vlm", "smolvlm-500m") == expected

@@ -81,7 +81,7 @@ def in_turn(*replies):
 def http(body, status="200 OK", **headers):
     body = body.encode() if isinstance(body, str) else body
     headers = {"content-type": "application/json", "content-length": len(body)} | headers
-    headers = {"retry-after-ms": 1} | headers  # the usual waits are not what is tested
+    headers = {"retry-after": 0.001} | headers  # the usual waits are not what is tested
     lines = "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in headers.items())
     return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode() + body
 
@@ -331,8 +331,6 @@ def test_what_is_read_of_other_shapes():
         ("<think>a knife?</think>\n\nnone", "none"),
         ("a knife? no</think> none", "none"),
         ("[THINK]a[/THINK]b<thinking>c</thinking>a knife", "a knife"),
-        ([{"type": "text", "text": "a "}, {"type": "text", "text": "knife"}], "a knife"),
-        ([{"type": "thinking", "thinking": "no"}, {"type": "text", "text": "a knife"}], "a knife"),
     ):
         assert answer_in(completion(content).encode()) == answer
 
@@ -397,7 +395,7 @@ def test_what_a_server_asks_to_wait_stays_within_the_deadline():
 
     def script(number, body):
         tried.append(time.monotonic())
-        return refusal(429, "later", retry_after_ms="", retry_after=3600 if number == 0 else 0.4)
+        return refusal(429, "later", **{"retry-after": 3600 if number == 0 else 0.4})
 
     with serving(script) as (address, _):
         assert "429" in refused(address, retries=5, deadline=5) and len(tried) == 1

@@ -99,14 +99,14 @@ def test_the_grid_runs(profile, tmp_path, capfd):
     assert any(images["vlm"].dropna().str.contains("7B"))
 
 
-def test_a_dry_run_says_what_it_takes_and_what_is_not_here(profile, capsys, monkeypatch, tmp_path):
+def test_a_dry_run_says_what_it_takes_and_where_models_are(profile, capsys, monkeypatch, tmp_path):
     assert cli.main(["run", "--dry-run", "--profile", str(profile)]) == 0
     told = capsys.readouterr().out
-    assert "to be fetched" not in told and "78 images" in told
+    assert f"model {profile.parent}" in told and "78 images" in told
     monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
     assert cli.main(["run", "--dry-run", "--profile", "paper"]) == 0
     told = capsys.readouterr().out
-    assert "model sd-1.4: CompVis/stable-diffusion-v1-4 at 133a221b (to be fetched)" in told
+    assert "model sd-1.4: CompVis/stable-diffusion-v1-4\n" in told
     assert "python -m vldnp data fetch coco-100" in told
 
 

@@ -1,7 +1,5 @@
-"""Several negative prompts at a time, one per category of harm: all summed, or the nearest one.
-
-They query no VLM and evaluate ε_n once for each of K categories.
-"""
+"""Several static negative prompts, one for each of K categories of harm: all summed, or the nearest
+one. ε_n is evaluated K times a step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +21,8 @@ class Categories(Policy):
 
     def __post_init__(self):
         if not self.categories or not all(text.strip() for text in self.categories):
-            raise ValueError(
-                f"categories must be negative prompts, none of them empty, not "
-                f"{list(self.categories)}"
-            )
+            named = list(self.categories)
+            raise ValueError(f"categories must be negative prompts, none empty, not {named}")
 
     def initial(self, prompts, seeds):
         named = " | ".join(self.categories)
@@ -40,27 +36,19 @@ def summed(
     pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: float
 ) -> Tensor:
     """ε_cfg − ω Σ_k (ε_k − ε_u): the composition of K concept negations of equal weight
-    (Liu et al. 2022, arXiv 2206.01714, section NOT).
-
-    Args:
-        pred_neg: ε_k, `[B, K, C, h, w]`; `[B, C, h, w]` for one category.
-    """
-    pos, each = pred_cond - pred_uncond, _each(pred_neg, pred_uncond) - pred_uncond[:, None]
-    return pred_uncond + guidance_scale * pos - omega * each.sum(dim=1)
+    (Liu et al. 2022, arXiv 2206.01714, section NOT). ε_k are `[B, K, C, h, w]`, or `[B, C, h, w]`
+    for one category."""
+    pos, each = pred_cond - pred_uncond, pred_neg.view(len(pred_neg), -1, *pred_cond.shape[1:])
+    return pred_uncond + guidance_scale * pos - omega * (each - pred_uncond[:, None]).sum(dim=1)
 
 
 SUMMED = EquationRule("summed", summed)
 
 
 def projections(pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor) -> Tensor:
-    """s_k = ⟨ε_c − ε_u, ε_k − ε_u⟩ / ‖ε_k − ε_u‖, `[B, K]`.
-
-    The Conflict-aware Category Identification of CASG (Xiang et al., CVPR 2026, arXiv 2602.20880;
-    github.com/tmllab/2026_CVPR_CASG, with 1e-12 added to the norm).
-
-    Args:
-        pred_neg: ε_k, `[B, K, C, h, w]`.
-    """
+    """s_k = ⟨ε_c − ε_u, ε_k − ε_u⟩ / ‖ε_k − ε_u‖, `[B, K]`, of ε_k `[B, K, C, h, w]`: the
+    Conflict-aware Category Identification of CASG (Xiang et al., CVPR 2026, arXiv 2602.20880;
+    github.com/tmllab/2026_CVPR_CASG, with 1e-12 added to the norm)."""
     direction = (pred_cond - pred_uncond).flatten(1)[:, None]
     harmful = (pred_neg - pred_uncond[:, None]).flatten(2)
     return (harmful * direction).sum(-1) / (harmful.norm(dim=-1) + 1e-12)
@@ -87,10 +75,6 @@ class NearestCategory(Rule):
         return {"kind": "casg", "rule": self.rule.describe()}
 
 
-def _each(pred_neg: Tensor, like: Tensor) -> Tensor:
-    return pred_neg if pred_neg.ndim > like.ndim else pred_neg[:, None]
-
-
 def Summed(negative_prompts: Sequence[str], omega: float = 7.5) -> Method:
     """One negative prompt per category, always on, their differences `summed`."""
     return Method("summed", Categories(tuple(negative_prompts)), SUMMED, omega)
@@ -99,12 +83,7 @@ def Summed(negative_prompts: Sequence[str], omega: float = 7.5) -> Method:
 def CASG(
     negative_prompts: Sequence[str], rule: str | guidance.Rule = "added", omega: float = 7.5
 ) -> Method:
-    """CASG (Xiang et al., CVPR 2026, arXiv 2602.20880): the nearest category at each step.
-
-    Args:
-        negative_prompts: one per category.
-        rule: how the chosen one enters; the paper's is `vldnp.baselines.sld.sld("max")`.
-        omega: strength; rules without ω ignore it.
-    """
+    """CASG (Xiang et al., CVPR 2026, arXiv 2602.20880): of one negative prompt per category, the
+    nearest one at each step enters by `rule`; the paper's is `vldnp.baselines.sld.sld("max")`."""
     rule = NearestCategory(guidance.rule(rule))
     return Method("casg", Categories(tuple(negative_prompts)), rule, omega)

@@ -1,7 +1,6 @@
-"""Controls: what of VL-DNP's effect comes from what the VLM sees in the images.
+"""Controls: what of VL-DNP's effect comes from what the VLM detects in the images.
 
-`AnswersNone` and `Judged` are VLMs; `random_concepts` and `closed_loop` wrap the policy of a VL-DNP
-method.
+`AnswersNone` and `Judged` are VLMs; `random_concepts` and `closed_loop` wrap a method's policy.
 """
 
 import copy
@@ -50,8 +49,6 @@ class Judged:
 
 @dataclass(frozen=True)
 class RandomConcepts(Wrapped):
-    """See `random_concepts`."""
-
     seed: int = 0
 
     def look(self, view, before):
@@ -70,10 +67,8 @@ class RandomConcepts(Wrapped):
 
 
 def random_concepts(method: Method, seed: int = 0) -> Method:
-    """Name as many other terms of the vocabulary in place of those that the VLM found.
-
-    So it steers at the same queries and as broadly, away from the wrong things.
-    """
+    """Name as many other terms of the vocabulary in place of those that the VLM found: it steers at
+    the same queries and as broadly, away from the wrong things."""
     return replace(method, negatives=RandomConcepts(method.negatives, seed))
 
 
@@ -94,8 +89,6 @@ def rolled_out(view: View) -> Tensor:
 
 @dataclass(frozen=True)
 class ClosedLoop(Wrapped):
-    """See `closed_loop`."""
-
     def look(self, view, before):
         return self.inner.look(replace(view, x0=rolled_out(view), decoded={}), before)
 
@@ -104,10 +97,8 @@ class ClosedLoop(Wrapped):
 
 
 def closed_loop(method: Method) -> Method:
-    """Show the VLM the image in which CFG would end from x_t, in place of x̂₀.
-
-    With `Judged` as the VLM no VLM can know more. The evaluations ahead are not counted.
-    """
+    """Show the VLM the image in which CFG would end from x_t, in place of x̂₀: with `Judged` as the
+    VLM no VLM can know more. The evaluations ahead are not counted."""
     return replace(method, negatives=ClosedLoop(method.negatives))
 
 

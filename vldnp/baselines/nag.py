@@ -1,8 +1,7 @@
 """Normalized Attention Guidance (Chen et al. 2025, arXiv 2505.21179) as a guidance rule.
 
-A negative prompt acts inside the network: image features that attend to the prompt are moved away
-from those that attend to the negative prompt. That needs no ε_u, so it acts in few-step models and
-in those with distilled guidance, such as FLUX.
+Image features that attend to the prompt are moved away from those that attend to the negative
+prompt. That needs no ε_u, so it acts in few-step models and in those with distilled guidance.
 
 Differences from its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
 69159ca): ω is the paper's φ, which is `nag_scale − 1` there; the norm is the paper's L1, and L2
@@ -12,7 +11,7 @@ compute the attention twice and nothing else.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -29,11 +28,8 @@ from vldnp.models.conditioning import AuxiliaryRows
 def normalized(
     positive: Tensor, negative: Tensor, omega: Scale, tau: float, alpha: float
 ) -> Tensor:
-    """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖₁ / ‖Z⁺‖₁ for each token.
-
-    Section 3 of the paper. Z⁺ and Z⁻, `[k, N, D]`, are attention's features before the output
-    projection, and ω is φ.
-    """
+    """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖₁ / ‖Z⁺‖₁ for each token
+    (section 3). Z⁺ and Z⁻, `[k, N, D]`, are attention's features before the output projection."""
     extrapolated = positive + omega * (positive - negative)
     limit = tau * positive.norm(p=1, dim=-1, keepdim=True)
     norm = extrapolated.norm(p=1, dim=-1, keepdim=True)
@@ -51,11 +47,9 @@ def attending(
     alpha: float,
     text_length: int,
 ) -> Iterator[None]:
-    """While this lasts, rows' image features are `normalized` against their auxiliary rows'.
-
-    Both continue with the result, so that they differ in their text alone. Where text and image
-    are one sequence, the `text_length` tokens of the prompt are first.
-    """
+    """While this lasts, rows' image features are `normalized` against their auxiliary rows'; both
+    continue with the result. Where text and image are one sequence, `text_length` tokens of text
+    are first."""
     rows, auxiliary = list(rows), list(auxiliary)
 
     def mixed(features: Tensor, first: int = 0) -> Tensor:
@@ -64,20 +58,14 @@ def attending(
         features[rows, first:] = features[auxiliary, first:] = normalized(*both, omega, tau, alpha)
         return features
 
-    hooks = []
-    for attention in cross_attentions(network):
-        if hasattr(attention, "to_out"):  # its input is the image's alone
-            project = attention.to_out[0]
-            hooks.append(project.register_forward_pre_hook(lambda _, args: (mixed(args[0]),)))
-        else:  # FLUX's blocks of one stream
-            hooks.append(
-                attention.register_forward_hook(lambda _, args, out: mixed(out, text_length))
-            )
-    try:
+    with ExitStack() as hooks:
+        for attention in cross_attentions(network):
+            if hasattr(attention, "to_out"):  # its input is the image's alone
+                hook = attention.to_out[0].register_forward_pre_hook(lambda _, args: mixed(args[0]))
+            else:  # FLUX's blocks of one stream
+                hook = attention.register_forward_hook(lambda _, args, out: mixed(out, text_length))
+            hooks.enter_context(hook)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def cross_attentions(network: nn.Module) -> list[nn.Module]:
@@ -88,11 +76,9 @@ def cross_attentions(network: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class NAG(Rule):
-    """ε_u + g (ε_c' − ε_u), where ε_c' is the prompt's prediction with `normalized` attention.
-
-    ε_c' takes a row of the network's batch and an auxiliary one; x̂₀ for the VLM is from ε_cfg.
-    τ ≥ 1 bounds the growth of the features' norm, and α in 0 … 1 is their share in the result.
-    """
+    """ε_u + g (ε_c' − ε_u), where ε_c' is the prompt's prediction with `normalized` attention, from
+    a row of the network's batch and an auxiliary one. τ ≥ 1 bounds the growth of the features'
+    norm, and α in 0 … 1 is their share in the result."""
 
     tau: float = 2.5
     alpha: float = 0.25

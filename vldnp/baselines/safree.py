@@ -3,20 +3,19 @@
 Yoon et al., ICLR 2025, arXiv 2410.12761. Where the paper and its authors' code
 (github.com/jaehong31/SAFREE, commit b8b2c3f) differ, or this from both:
 
-- The paper prints P_m (I − P_c) e for a trigger's embedding, the code has (I − P_c) P_m e, which
-  is free of the concept for certain; so has this.
-- The paper *attenuates* low-frequency features by a factor, the code *assigns* the factor and
-  compares real parts; here they are multiplied, and magnitudes are compared.
+- A trigger's embedding is (I − P_c) P_m e, as in the code, and free of the concept for certain;
+  the paper prints P_m (I − P_c) e.
+- Low-frequency features are multiplied by a factor (the paper) where their magnitudes are larger;
+  the code assigns the factor and compares real parts.
 - The released script never switches re-attention on (`-lra` installs `safree=None`). Its third
   branch is evaluated at every step and dropped; here only while the embedding is changed.
-- A prompt longer than the text encoder's limit loses its end mark in the code, so that the masked
-  prompts' pooled states are not the end mark's. Here the end mark stays.
+- The end mark of a prompt that is longer than the text encoder's limit stays; the code loses it.
 - The script gives the phrases in place of ε_u's empty prompt: `SAFREE(phrases,
   negative_prompt=", ".join(phrases))`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -32,18 +31,14 @@ from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.families import SD
 from vldnp.models.run import Run
 
-STEPS = 50  # to which the paper's U refers
-
+# In units of the last place, for `attenuated`: 1.2e-5 in float32. With two threads the spectra of
+# equal features differ by up to 2.5e-6 (moji-sd), of different ones mostly by more than 2e-4.
 ROUNDING = 100
-"""In units of the last place, for `attenuated`: 1.2e-5 in float32. With two threads the spectra of
-equal features differ by up to 2.5e-6 (moji-sd), of different ones mostly by more than 2e-4."""
 
 
 def projector(vectors: Tensor) -> Tensor:
-    """P = E (EᵀE)⁺ Eᵀ (eq. 1), `[D, D]`, onto the span of E's columns, given as rows `[n, D]`.
-
-    It is in float64, which the inverse of nearly parallel vectors needs.
-    """
+    """P = E (EᵀE)⁺ Eᵀ (eq. 1), `[D, D]`, onto the span of E's columns, given as rows `[n, D]`; in
+    float64, which the inverse of nearly parallel vectors needs."""
     E = vectors.double().T
     return E @ torch.linalg.pinv(E.T @ E, hermitian=True) @ E.T
 
@@ -65,32 +60,25 @@ def last_step(beta: float, num_inference_steps: int, upper: float, k: float, t0:
     β is 1 − the mean cosine between the embeddings before and after; U is for N = 50.
     """
     share = torch.sigmoid(torch.tensor(2 * k * (10 * beta - t0), dtype=torch.float64))
-    return round(upper * num_inference_steps / STEPS * share.item())
+    return round(upper * num_inference_steps / 50 * share.item())
 
 
-def attenuated(changed: Tensor, unchanged: Tensor, scale: float, window: int = 1) -> Tensor:
+def attenuated(changed: Tensor, unchanged: Tensor, scale: float) -> Tensor:
     """The changed branch's features, weaker where its low frequencies exceed the other's (eq. 8).
 
-    In the centred window (FreeU, arXiv 2309.11497), coefficients of larger magnitude than the
+    At the frequencies −1 and 0 (FreeU, arXiv 2309.11497), coefficients of larger magnitude than the
     unchanged branch's are multiplied by s = `scale`. Larger is what exceeds it by more than
     rounding, in proportion to the coefficient and to the channel's root mean square, ‖x‖₂.
     """
     precise = torch.promote_types(changed.dtype, torch.float32)
-    spectrum, other = (
-        torch.fft.fftshift(torch.fft.fft2(x.to(precise)), dim=(-2, -1))
-        for x in (changed, unchanged)
-    )
+    spectrum, other = (torch.fft.fft2(x.to(precise)) for x in (changed, unchanged))
     tolerance = max(ROUNDING * torch.finfo(precise).eps, torch.finfo(changed.dtype).eps)
     norm = torch.linalg.vector_norm(unchanged.to(precise), dim=(-2, -1), keepdim=True)
     exceeds = spectrum.abs() - other.abs() > tolerance * (other.abs() + norm)
-    middle_y, middle_x = changed.shape[-2] // 2, changed.shape[-1] // 2
-    low = torch.zeros(changed.shape[-2:], dtype=torch.bool, device=changed.device)
-    low[
-        max(middle_y - window, 0) : middle_y + window, max(middle_x - window, 0) : middle_x + window
-    ] = True
+    low = torch.zeros_like(exceeds)
+    low[..., [[-1], [0]], [-1, 0]] = True
     spectrum = torch.where(low & exceeds, scale * spectrum, spectrum)
-    filtered = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real
-    return filtered.to(changed.dtype)
+    return torch.fft.ifft2(spectrum).real.to(changed.dtype)
 
 
 @contextmanager
@@ -115,12 +103,10 @@ def re_attention(
                 skips[-1 - place] = skip
         return args, kwargs | {"res_hidden_states_tuple": tuple(skips)}
 
-    hooks = [b.register_forward_pre_hook(attend, with_kwargs=True) for b in unet.up_blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in unet.up_blocks:
+            hooks.enter_context(block.register_forward_pre_hook(attend, with_kwargs=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -135,47 +121,29 @@ class Filtered:
 
 @dataclass(frozen=True)
 class Safree:
-    """SAFREE as a conditioning policy.
-
-    Attributes:
-        phrases: the unsafe phrases.
-        re_attention: attenuate features against an unchanged branch while the embedding is
-            changed; it costs the image one evaluation a step.
-        alpha: α of `trigger_tokens`.
-        upper, k, t0: of `last_step`.
-        scales: s₁, s₂ of `re_attention`.
-
-    Raises:
-        ValueError: a wrong setting; one line.
-    """
+    """SAFREE as a conditioning policy."""
 
     phrases: tuple[str, ...]
-    re_attention: bool = True
-    alpha: float = 0.01
-    upper: float = 10.0
+    re_attention: bool = True  # while the embedding is changed, for one evaluation a step
+    alpha: float = 0.01  # of `trigger_tokens`
+    upper: float = 10.0  # U of `last_step`
     k: float = 2.5
     t0: float = 5.333
-    scales: tuple[float, float] = (0.9, 0.2)
+    scales: tuple[float, float] = (0.9, 0.2)  # s₁, s₂ of `re_attention`
 
     def __post_init__(self):
         object.__setattr__(self, "phrases", tuple(phrase.strip() for phrase in self.phrases))
         if not self.phrases or not all(self.phrases):
-            raise ValueError(
-                f"SAFREE needs unsafe phrases, none of them empty, not {list(self.phrases)}"
-            )
-        numbers = {"alpha": self.alpha, "upper": self.upper, "k": self.k, "t0": self.t0}
-        numbers |= {f"scales[{i}]": scale for i, scale in enumerate(self.scales)}
-        for name, value in numbers.items():
-            if not is_finite(value):
-                raise ValueError(f"SAFREE's {name} must be a finite number, not {value!r}")
+            raise ValueError(f"SAFREE needs unsafe phrases, none empty, not {list(self.phrases)}")
+        numbers = [self.alpha, self.upper, self.k, self.t0, *self.scales]
+        if wrong := [value for value in numbers if not is_finite(value)]:
+            raise ValueError(f"SAFREE's settings must be finite numbers, not {wrong[0]!r}")
 
     def begin(self, run: Run, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
         """Step index → the conditioning of the prompts."""
         if run.backbone.family is not SD:
-            raise ValueError(
-                f"SAFREE is defined for one text encoder and a U-Net, which {SD.name} has; "
-                f"{run.backbone.name!r} is {run.backbone.family.name}: use another method with it"
-            )
+            own = f"{run.backbone.name!r} is {run.backbone.family.name}"
+            raise ValueError(f"SAFREE is defined for {SD.name} only, and {own}")
         plain, found = run.encode(prompts), self.filtered(run, prompts)
         safe = torch.stack([f.embeds for f in found])
 
@@ -198,9 +166,11 @@ class Safree:
         model, texts = run.backbone, list(dict.fromkeys(prompts))
         concept = projector(model.pooled(model.tokenize(self.phrases).input_ids))
         tokens, embeds = model.tokenize(texts), run.encode(texts).embeds
-        lengths = (tokens.attention_mask.sum(dim=1) - 2).tolist()  # without begin and end marks
-        masked = [masked_prompts(*one) for one in zip(tokens.input_ids, lengths, strict=True)]
-        pooled = model.pooled(torch.cat(masked)) if sum(lengths) else concept.new_zeros(0, 0)
+        counts = tokens.attention_mask.sum(dim=1) - 2  # without begin and end marks
+        masked, lengths = tokens.input_ids.repeat_interleave(counts, dim=0), counts.tolist()
+        places = [place for n in lengths for place in range(1, n + 1)]
+        masked[range(len(masked)), places] = 0  # each prompt without its i-th token, for each i
+        pooled = model.pooled(masked) if len(masked) else concept.new_zeros(0, 0)
         found = {
             text: self._filtered(e, m, concept, len(run.timesteps))
             for text, e, m in zip(texts, embeds, pooled.split(lengths), strict=True)
@@ -228,13 +198,6 @@ class Safree:
         return {"kind": "safree", **parts, **options}
 
 
-def masked_prompts(ids: Tensor, n: int) -> Tensor:
-    """A prompt `[L]` of n tokens with its i-th replaced by token 0, for each i, `[n, L]`."""
-    prompts = ids.repeat(n, 1)
-    prompts[range(n), range(1, n + 1)] = 0
-    return prompts
-
-
 def SAFREE(
     phrases: str | Sequence[str],
     negative_prompt: str = "",
@@ -246,9 +209,7 @@ def SAFREE(
 
     Args:
         phrases: the unsafe phrases; one text is split at its commas.
-        negative_prompt: a static negative prompt besides. The authors' script gives the phrases,
-            joined by commas, in place of ε_u; empty means none.
-        rule, omega: how it enters; see `Method`.
+        negative_prompt: a static negative prompt besides, which enters by `rule` and `omega`.
         options: of `Safree`, such as `re_attention=False`.
     """
     phrases = tuple(phrases.split(",") if isinstance(phrases, str) else phrases)

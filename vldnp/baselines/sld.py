@@ -28,18 +28,12 @@ class SLDRule(Rule):
 
     The momentum goes on as ν_{t+1} = β_m ν_t + (1 − β_m) γ_t. In the first δ steps γ_t only builds
     up the momentum. The threshold λ was chosen for noise predictions.
-
-    Attributes:
-        scale: s_S ≥ 0; at 0 this is CFG.
-        warmup: δ, in steps of 50; scaled to the run's number of steps.
-        threshold: λ.
-        momentum_scale, momentum_beta: s_m and β_m, in 0..1.
     """
 
-    scale: float = 1000.0
-    warmup: float = 10.0
-    threshold: float = 0.01
-    momentum_scale: float = 0.3
+    scale: float = 1000.0  # s_S ≥ 0; at 0 this is CFG
+    warmup: float = 10.0  # δ, in steps of 50; scaled to the run's number of steps
+    threshold: float = 0.01  # λ
+    momentum_scale: float = 0.3  # s_m and β_m, in 0..1
     momentum_beta: float = 0.4
     uses_omega: ClassVar[bool] = False
 
@@ -47,9 +41,8 @@ class SLDRule(Rule):
         for name, value in asdict(self).items():
             limit = 1 if name.startswith("momentum") else float("inf")
             if not (is_finite(value) and 0 <= value <= limit):
-                raise ValueError(
-                    f"SLD's {name} must be a finite number from 0 to {limit}, not {value!r}"
-                )
+                said = f"must be a finite number from 0 to {limit}, not {value!r}"
+                raise ValueError(f"SLD's {name} {said}")
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, momentum, progress):
         neg = pred_neg.squeeze(1)
@@ -75,7 +68,7 @@ STRENGTHS: dict[str, SLDRule] = {
 
 
 def sld(strength: str = "medium", **changes: float) -> SLDRule:
-    """One of `STRENGTHS`, with some of its hyper-parameters changed; a ValueError if it's wrong."""
+    """One of `STRENGTHS`, with some of its hyper-parameters changed."""
     if strength not in STRENGTHS:
         raise unknown("SLD strength", strength, STRENGTHS)
     return replace(STRENGTHS[strength], **changes)

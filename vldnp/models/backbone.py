@@ -15,18 +15,15 @@ from vldnp.models import families
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.hub import default_device, live_fingerprint, open_whole, out_of_memory
 
-# What saves memory and changes no image but by rounding, and what needs a pipeline of one's own.
+# What saves memory and changes no image but by rounding; what would run code or act on nothing.
 MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
-NO_OPTIONS = {"custom_pipeline", "trust_remote_code", "use_safetensors"}
-NO_OPTIONS |= {"quantization_config", "device_map"}
-HINT = "lower batch_size, or load it with dtype='float16', model_cpu_offload=True or vae_slicing"
+REFUSED = {"custom_pipeline", "trust_remote_code", "quantization_config"}
+HINT = "lower batch_size, or load it with dtype='float16' or model_cpu_offload=True"
 
 
 class Backbone:
-    """A diffusers pipeline for the sampler: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
-
-    The pipeline is not changed; name and revision identify the model in records.
-    """
+    """A diffusers pipeline, unchanged: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1. Name and
+    revision identify the model in records."""
 
     def __init__(self, pipe: DiffusionPipeline, name="", revision: str | None = None):
         self.family: families.Family = families.family_of(pipe)
@@ -39,36 +36,27 @@ class Backbone:
         cls, source, revision=None, *, name=None, device=None, dtype=torch.float32, **options
     ) -> "Backbone":
         """Open a folder or a hub id by the pipeline class that it names; see `vldnp.load`."""
-        if refused := sorted(NO_OPTIONS & options.keys()):
-            raise ValueError(f"{refused[0]} cannot be set; open the pipeline with it yourself")
+        if refused := REFUSED & options.keys():
+            raise ValueError(f"{min(refused)} cannot be set; open the pipeline with it yourself")
         saving = {option for option in MEMORY if options.pop(option, False)}
         config = DiffusionPipeline.load_config(source, revision=revision, **options)
-        kind, device = str(config.get("_class_name")), torch.device(device or default_device())
-        family = families.family_named(kind)
-        if "attention_slicing" in saving and family.network != "unet":
-            raise ValueError(f"attention_slicing is for U-Nets; {family.name} has a transformer")
-        if "model_cpu_offload" in saving and device.type == "cpu":
-            raise ValueError("model_cpu_offload is for a GPU, and this is to run on the CPU")
-        pipe = _opened(family, config, source, revision, dtype, {**family.opening, **options})
+        family = families.family_named(str(config.get("_class_name")))
+        pipe = _opened(family, config, source, revision, dtype, family.opening | options)
         pipe.set_progress_bar_config(disable=True)
         if "attention_slicing" in saving:
             pipe.enable_attention_slicing()
         pipe.vae.use_slicing, pipe.vae.use_tiling = "vae_slicing" in saving, "vae_tiling" in saving
-        if "model_cpu_offload" in saving:
-            pipe.enable_model_cpu_offload(device=device)
-        else:
-            pipe.to(device)
+        move = pipe.enable_model_cpu_offload if "model_cpu_offload" in saving else pipe.to
+        move(device=torch.device(device or default_device()))
         return cls(pipe, name or str(source), revision)
 
     @property
     def network(self) -> nn.Module:
-        """What predicts: the U-Net or the transformer."""
         return getattr(self.pipe, self.family.network)
 
     @property
     def device(self) -> torch.device:
-        """Where it computes; weights may wait elsewhere."""
-        return self.pipe._execution_device
+        return self.pipe._execution_device  # weights may wait elsewhere
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,15 +70,14 @@ class Backbone:
         height, width = height or own_height * factor, width or own_width * factor
         factor *= self.family.patch_size(self.network)
         if height % factor or width % factor:
-            raise ValueError(
-                f"height and width must be multiples of {factor}, not {height}×{width}"
-            )
+            said = f"multiples of {factor}, not {height}×{width}"
+            raise ValueError(f"height and width must be {said}")
         return height, width
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
         """Prompts → text conditioning, as by the stock pipeline; what is cut off is warned about.
-        SDXL is told the `size`, height and width in pixels; default is the model's own."""
+        SDXL is conditioned on `size`, height and width in pixels (default: the model's own)."""
         families.warn_of_truncation(self.pipe, prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
 
@@ -108,28 +95,23 @@ class Backbone:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents → images `[B, 3, H, W]`, float32 in 0..1."""
-        vae = self.pipe.vae
+        vae, dtype = self.pipe.vae, self.pipe.vae.dtype
         # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
-        upcast = self.family is families.SDXL and vae.dtype == torch.float16
-        upcast = upcast and vae.config.get("force_upcast")
-        with self.short_of_memory():
+        overflows = self.family is families.SDXL and vae.config.get("force_upcast")
+        with out_of_memory(self.name, HINT):
+            if dtype != torch.float16 or not overflows:
+                return decoded(vae, latents)
             try:
-                return decoded(vae.to(torch.float32) if upcast else vae, latents)
+                return decoded(vae.to(torch.float32), latents)
             finally:
-                if upcast:
-                    vae.to(torch.float16)
-
-    def short_of_memory(self):
-        return out_of_memory(self.name, HINT)
+                vae.to(dtype)
 
     def fingerprint(self) -> str:
         """Of all that decides its images now: weights, tokenizers, the scheduler, configs."""
-        pipe = self.pipe  # private keys of a config say where it lay
-        configs = [
-            (type(pipe.scheduler).__name__, {k: v for k, v in config.items() if k[0] != "_"})
-            for config in (pipe.scheduler.config, pipe.config)
-        ]
-        return live_fingerprint(pipe.components, *configs)
+        configs = self.pipe.scheduler.config, self.pipe.config
+        # Private keys of a config say where it lay.
+        public = [{k: v for k, v in config.items() if k[0] != "_"} for config in configs]
+        return live_fingerprint(self.pipe.components, type(self.pipe.scheduler).__name__, *public)
 
 
 class Preview:
@@ -153,14 +135,13 @@ class Preview:
         """Raise a `ValueError` if it decodes other latents than this model's."""
         own, pipe = self.vae.config, backbone.pipe
         scale = own.upsampling_scaling_factor ** (len(own.decoder_block_out_channels) - 1)
-        ours, theirs = own.latent_channels, pipe.vae.config.latent_channels
-        if (ours, scale) != (theirs, pipe.vae_scale_factor):
-            said = f"{ours} channels, a {scale}th of the image's size, and {backbone.name!r} has"
-            said = f"preview {self.name!r} is for latents of {said} {theirs} and a "
-            raise ValueError(f"{said}{pipe.vae_scale_factor}th; use the tiny VAE made for it")
+        ours = own.latent_channels, scale
+        theirs = pipe.vae.config.latent_channels, pipe.vae_scale_factor
+        if ours != theirs:
+            said = "preview {!r} is for {} channels at 1/{} of the size, and {!r} has {} at 1/{}"
+            raise ValueError(said.format(self.name, *ours, backbone.name, *theirs))
 
     def describe(self) -> dict:
-        """JSON-able; what decides its images."""
         return {"name": self.name, "revision": self.revision, "dtype": str(self.vae.dtype)}
 
 
@@ -168,8 +149,8 @@ def _opened(family, config: dict, source, revision, dtype, options: dict) -> Dif
     """The pipeline, each of whose models has exactly the weights of its files."""
     folder = Path(source)
     if not folder.is_dir():
-        how = {"revision": revision, "use_safetensors": True}
-        folder = Path(family.pipeline.download(source, **how, **options))
+        how = {"revision": revision, "use_safetensors": True, **options}
+        folder = Path(family.pipeline.download(source, **how))
     variant, parts = options.get("variant"), {}
     for part, said in config.items():
         library, kind = said if isinstance(said, list | tuple) and len(said) == 2 else ("", "")
@@ -178,8 +159,8 @@ def _opened(family, config: dict, source, revision, dtype, options: dict) -> Dif
         kind = getattr(importlib.import_module(library), kind)
         if issubclass(kind, nn.Module):
             here = variant and any((folder / part).glob(f"*.{variant}*"))
-            own = {"variant": variant if here else None, "dtype": dtype}
-            parts[part] = open_whole(kind, folder / part, **own)
+            variants = {"variant": variant} if here else {}
+            parts[part] = open_whole(kind, folder / part, dtype=dtype, **variants)
     return family.pipeline.from_pretrained(folder, dtype=dtype, **options, **parts)
 
 

@@ -9,30 +9,27 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor
 
-from vldnp._files import check_safetensors, fingerprint
+from vldnp._files import fingerprint
 from vldnp._finite import check_finite
 
 
 class CLIPScore:
     """Text–image cosine similarity of an `open_clip` model (Hessel et al. 2021, unscaled)."""
 
-    def __init__(self, model, preprocess, tokenizer, name: str, revision: str, batch_size=64):
+    def __init__(self, model, preprocess, tokenizer, name: str, revision: str):
         self.model, self.preprocess, self.tokenizer = model.eval(), preprocess, tokenizer
-        self.name, self.revision, self.batch_size = name, revision, batch_size
+        self.name, self.revision = name, revision
 
     @classmethod
     def from_pretrained(cls, folder, revision=None, *, name="", device="cpu") -> "CLIPScore":
-        """Open a folder with `open_clip_config.json`, safetensors, and maybe a tokenizer; or, with
-        a revision, those of a hub id."""
+        """Open a folder in open_clip's format, or, with a revision, a hub id; safetensors only."""
         import open_clip
 
         if revision:
             files = ["*.json", "*.txt", "open_clip_model.safetensors"]
             folder = snapshot_download(folder, revision=revision, allow_patterns=files)
-        for files in ("open_clip_config.json", "*.safetensors"):
-            if not any(Path(folder).glob(files)):
-                raise FileNotFoundError(f"no CLIP model in {folder}: {files} is missing")
-        check_safetensors(folder)
+        if not any(Path(folder).glob("*.safetensors")):
+            raise FileNotFoundError(f"no CLIP model in {folder}: *.safetensors is missing")
         source = f"local-dir:{folder}"
         model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
         parts = model.requires_grad_(False), preprocess, open_clip.get_tokenizer(source)
@@ -49,8 +46,8 @@ class CLIPScore:
 
     @torch.inference_mode()
     def _embed(self, encode, inputs: Tensor) -> Tensor:
-        device, batches = next(self.model.parameters()).device, inputs.split(self.batch_size)
-        return torch.cat([encode(x.to(device), normalize=True).cpu() for x in batches])
+        device = next(self.model.parameters()).device
+        return torch.cat([encode(x.to(device), normalize=True).cpu() for x in inputs.split(64)])
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         """The cosine of each image with its own prompt: `[B]` in −1..1, never NaN."""

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -15,9 +14,9 @@ class AuxiliaryRows:
 
     rows: tuple[int, ...]  # of the conditioning, `k` of them, that have an auxiliary row
     embeds: Tensor  # the auxiliary rows' prompts, `[k, L, D]`
-    # (unet, rows, auxiliary) → a context in which the U-Net lets the features of the auxiliary
+    # (network, rows, auxiliary) → a context in which the network lets the features of the auxiliary
     # rows (their places in the batch) act on those of the rows
-    attending: Callable[[torch.nn.Module, Sequence[int], Sequence[int]], AbstractContextManager]
+    attending: Callable[[nn.Module, Sequence[int], Sequence[int]], AbstractContextManager]
 
 
 @dataclass(frozen=True)
@@ -41,44 +40,30 @@ class Conditioning:
         return Conditioning(self.embeds[rows], added={k: v[rows] for k, v in self.added.items()})
 
     def __add__(self, below: "Conditioning") -> "Conditioning":
-        return concatenated([self, below])
+        """At most one of the two may have auxiliary rows."""
+        if self.auxiliary and below.auxiliary:
+            raise ValueError("only one of several conditionings may have auxiliary rows")
+        auxiliary = self.auxiliary or below.auxiliary
+        if below.auxiliary:
+            rows = tuple(len(self) + row for row in auxiliary.rows)
+            auxiliary = replace(auxiliary, rows=rows)
+        added = {name: torch.cat([own, below.added[name]]) for name, own in self.added.items()}
+        return Conditioning(torch.cat([self.embeds, below.embeds]), auxiliary, added)
 
     def with_auxiliary(self) -> "Conditioning":
         """These rows, and the auxiliary ones below them with the further conditioning of theirs."""
         if self.auxiliary is None:
             return self
-        return replace(self, auxiliary=None) + replace(
-            self[self.auxiliary.rows], embeds=self.auxiliary.embeds
-        )
-
-
-def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
-    """The rows of all parts, one below the other; at most one part has auxiliary rows."""
-    if sum(part.auxiliary is not None for part in parts) > 1:
-        raise ValueError("only one of several conditionings may have auxiliary rows")
-    auxiliary, start = None, 0
-    for part in parts:
-        if part.auxiliary is not None:
-            rows = tuple(start + row for row in part.auxiliary.rows)
-            auxiliary = replace(part.auxiliary, rows=rows)
-        start += len(part)
-    added = {name: torch.cat([part.added[name] for part in parts]) for name in parts[0].added}
-    return Conditioning(torch.cat([part.embeds for part in parts]), auxiliary, added)
-
-
-class Prompting(Protocol):
-    """A policy: for a `Run` and its prompts, step index i → conditioning, a row for each prompt."""
-
-    def begin(self, run, prompts: Sequence[str]) -> Callable[[int], Conditioning]: ...
-
-    def describe(self) -> dict: ...
+        auxiliary = replace(self[self.auxiliary.rows], embeds=self.auxiliary.embeds)
+        return replace(self, auxiliary=None) + auxiliary
 
 
 @dataclass(frozen=True)
-class AsWritten:
-    """The prompts themselves, at every step."""
+class Prompting:
+    """Which conditioning the prompts have at each step; by default their own."""
 
     def begin(self, run, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
+        """For a `Run`: step index i → conditioning, a row for each prompt."""
         encoded = run.encode(prompts)
         return lambda i: encoded
 

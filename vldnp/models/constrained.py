@@ -1,18 +1,17 @@
 """Constrained answers: "none", or term {", " term} with each term at most once, and nothing else,
-spelled in the tokens that the model's own tokenizer makes of each."""
+in the tokens of the model's own tokenizer."""
 
 import re
 from collections.abc import Collection, Sequence
 
 NONE = "none"
 
+# (tokens, choice) at the start of an answer, also of "none"; and after a term, with the comma.
 Spelling = tuple[list[tuple[tuple[int, ...], str]], list[tuple[tuple[int, ...], str]]]
-"""(tokens, choice) at the start of an answer, with and without a space, also of "none"; and after
-another term, the comma included."""
 
 
 def offered(choices: Sequence[str]) -> list[str]:
-    """The choices, each once; `ValueError` for one that cannot stand in a list with commas."""
+    """The choices, each once; `ValueError` for one that cannot stand in a list."""
     choices = list(dict.fromkeys(choices))
     if wrong := [c for c in choices if "," in c or _words(c) in ([], [NONE])]:
         raise ValueError(f"{wrong[0]!r} cannot be a choice: an answer is none or a list")
@@ -42,13 +41,9 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
     return first, more
 
 
-def allowed(
-    spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int
-) -> list[int]:
-    """The tokens that may come after those `written`; a `ValueError` where there are none.
-
-    An end may come after every whole term; no term is begun that has not room in `left` tokens.
-    """
+def allowed(spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int) -> list:
+    """The tokens that may come after those `written`; a `ValueError` where there are none. An end
+    may come after every whole term; no term is begun that has not room in `left` tokens."""
     written, found = tuple(written), set()
     if set(ends) & set(written):
         return sorted(ends)

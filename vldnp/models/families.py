@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
-from diffusers.loaders import TextualInversionLoaderMixin
 from torch import Tensor
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 from transformers import PreTrainedTokenizerBase
@@ -16,29 +15,26 @@ from transformers import PreTrainedTokenizerBase
 from vldnp.models.conditioning import Conditioning
 
 T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
-FLUX_GUIDANCE = 3.5
-"""What the stock pipeline tells FLUX.1-dev, into which guidance is distilled; it is no g."""
+FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, into which guidance is distilled; it is no g
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-
+# name → scheduler class and settings; the rest comes from the pipeline's own scheduler config
 SCHEDULERS = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, DPM),
     "dpm++-karras": (diffusers.DPMSolverMultistepScheduler, {**DPM, "use_karras_sigmas": True}),
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "thresholding": False}),
     "euler": (diffusers.EulerDiscreteScheduler, {}),
 }
-"""name → scheduler class and settings; the rest comes from the pipeline's own scheduler config."""
-
 FLOW_SCHEDULERS = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {**DPM, **FLOW}),
     "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
 
+# Scheduler classes with one evaluation a step and x̂₀ in closed form, for ε, v or x₀.
 SOLVERS = "DEISMultistep DPMSolverMultistep DPMSolverSinglestep UniPCMultistep "
 STEPPERS = SOLVERS + "DDIMParallel DDIM DDPMParallel DDPM EulerAncestralDiscrete EulerDiscrete "
 STEPPERS += "LCM LMSDiscrete PNDM SASolver TCD"
-"""Scheduler classes with one evaluation a step and x̂₀ in closed form, for ε, v or x₀."""
 FLOW_STEPPERS = SOLVERS + "FlowMatchEulerDiscrete"
 
 
@@ -51,7 +47,6 @@ class Family:
     network: str  # the component that predicts: `unet` or `transformer`
     embed: Callable[..., Conditioning]  # (pipe, texts, (height, width)) → a row for each text
     predict: Callable[..., Tensor]  # (pipe, latents, t, conditioning) → one call of the network
-    encoders: int = 2  # text encoders, each with its tokenizer, that it cannot do without
     flow: bool = False  # trained by flow matching
     packing: int = 1  # the side of the squares of latents that are packed into one token
     sigmas: Callable[[int], list[float]] | None = None  # N → noise levels, if not the scheduler's
@@ -59,7 +54,6 @@ class Family:
 
     @property
     def schedulers(self) -> dict:
-        """The schedulers that go by a name."""
         return FLOW_SCHEDULERS if self.flow else SCHEDULERS
 
     def patch_size(self, network) -> int:
@@ -69,8 +63,7 @@ class Family:
 
 def embed_sd(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
     encoder, tokens = pipe.text_encoder, clip_tokens(pipe, texts)
-    masked = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask if masked else None
+    mask = tokens.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
     return Conditioning(encoder(tokens.input_ids, attention_mask=mask)[0].to(pipe.unet.dtype))
 
 
@@ -128,44 +121,38 @@ def predict_flux(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Cond
 # The safety checker would black out images after the fact; here they are judged instead.
 UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
 SD1, XL = diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline
-SD = Family("Stable Diffusion 1/2", SD1, "unet", embed_sd, predict_unet, 1, opening=UNCHECKED)
+SD = Family("Stable Diffusion 1/2", SD1, "unet", embed_sd, predict_unet, opening=UNCHECKED)
 SDXL = Family("Stable Diffusion XL", XL, "unet", embed_sdxl, predict_unet)
 PIPE3, TRANSFORMER = diffusers.StableDiffusion3Pipeline, "transformer"
 SD3 = Family("Stable Diffusion 3", PIPE3, TRANSFORMER, embed_sd3, predict_sd3, flow=True)
 DOWN = {"flow": True, "packing": 2, "sigmas": lambda N: [1 - i / N for i in range(N)]}
 FLUX = Family("FLUX.1", diffusers.FluxPipeline, TRANSFORMER, embed_flux, predict_flux, **DOWN)
-FAMILIES = (SD, SDXL, SD3, FLUX)
+FAMILIES = SD, SDXL, SD3, FLUX
 
 
 def family_of(pipe: DiffusionPipeline) -> Family:
     """The family of a pipeline; `ValueError` for an unknown one, or if it needs more than text."""
-    kind = type(pipe).__name__
-    family = family_named(kind, *(base.__name__ for base in type(pipe).__mro__))
-    texts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")[: 2 * family.encoders]
-    for part in (family.network, "vae", *texts):
-        if getattr(pipe, part, None) is None:
-            raise ValueError(f"this {kind} has no {part}; open one that has it")
+    kind, *bases = (base.__name__ for base in type(pipe).__mro__)
+    family = family_named(kind, *bases)
     config, latents = getattr(pipe, family.network).config, pipe.vae.config.latent_channels
     if (channels := config.in_channels // family.packing**2) != latents:
         said = f"takes {channels} channels and the VAE has {latents}, as for inpainting"
         raise ValueError(f"this {kind} {said}; open a model that needs text alone")
     if config.get("time_cond_proj_dim") is not None:
-        said = "has the guidance scale distilled in; open the model that it was distilled from"
-        raise ValueError(f"this {kind} {said}")
+        raise ValueError(f"this {kind} has the guidance scale distilled in; open the original")
     return family
 
 
 def family_named(kind: str, *bases: str) -> Family:
     """The family that has a pipeline class of this name, or of one of its bases."""
-    for family in FAMILIES:
-        if family.pipeline.__name__ in (kind, *bases):
-            return family
-    known = ", ".join(f"{f.pipeline.__name__} ({f.name})" for f in FAMILIES)
-    raise ValueError(f"{kind} is not a pipeline that can be guided here; use one of {known}")
+    known = {family.pipeline.__name__: family for family in FAMILIES}
+    if found := [known[name] for name in (kind, *bases) if name in known]:
+        return found[0]
+    raise ValueError(f"{kind} is not a pipeline that can be guided; use one of {', '.join(known)}")
 
 
 def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
-    """A `ValueError` of one line, if images cannot be generated with this scheduler."""
+    """A `ValueError` if images cannot be generated with this scheduler."""
     kind, config = type(scheduler).__name__, getattr(scheduler, "config", {})
     known = FLOW_STEPPERS if family.flow else STEPPERS
     does_not = f"{kind} does not fit {family.name}; use one of {', '.join(family.schedulers)}"
@@ -176,8 +163,7 @@ def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
         raise ValueError(f"{does_not}, or set its prediction_type, {predicts!r}, to the model's")
     accepted = inspect.signature(type(scheduler)).parameters  # the config keeps others' options too
     clips = [o for o in ("clip_sample", "thresholding") if o in accepted and config.get(o)]
-    mended = ", ".join(f"{option}=False" for option in clips)
-    why = "clips x̂₀ to a range meant for pixels, and this model has latents"
+    mended, why = ", ".join(f"{option}=False" for option in clips), "clips x̂₀ as if it were pixels"
     if kind == "PNDMScheduler" and not config.skip_prk_steps:
         mended, why = "skip_prk_steps=True", "takes several evaluations in its first steps"
     if mended:
@@ -186,17 +172,16 @@ def check_scheduler(scheduler: SchedulerMixin, family: Family) -> None:
 
 def clip_tokens(pipe: DiffusionPipeline, texts: Sequence[str]):
     """`input_ids` and `attention_mask`, `[B, L]`, padded or cut to the first encoder's limit L."""
-    tokenizer, texts = pipe.tokenizer, [_converted(pipe, text, pipe.tokenizer) for text in texts]
-    limit = {"max_length": tokenizer.model_max_length, "truncation": True}
-    tokens = tokenizer(texts, padding="max_length", **limit, return_tensors="pt")
-    return tokens.to(pipe._execution_device)
+    texts = [_converted(pipe, text, pipe.tokenizer) for text in texts]
+    how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return pipe.tokenizer(texts, **how).to(pipe._execution_device)
 
 
 def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """With all the tokens of a textual inversion in place of its first one."""
     several = any(token.endswith("_1") for token in tokenizer.added_tokens_encoder)
-    invertible = several and isinstance(pipe, TextualInversionLoaderMixin)
-    return pipe.maybe_convert_prompt(text, tokenizer) if invertible else text
+    convert = several and getattr(pipe, "maybe_convert_prompt", None)
+    return convert(text, tokenizer) if convert else text
 
 
 def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:

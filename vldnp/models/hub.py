@@ -1,5 +1,5 @@
 """Where models lie (names of `data/models.yaml`, folders, files, hub ids), and their weights:
-opened whole or not at all, hashed as they are now, and kept within the memory."""
+opened whole or not at all, and hashed as they are now."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 
 from vldnp import _files
@@ -20,7 +19,7 @@ from vldnp import _files
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as a profile has it, for `load` and the like: a name and options to open it with."""
+    """A model as a profile has it: a name and options to open it with."""
 
     name: str
     options: dict = field(default_factory=dict, hash=False)
@@ -30,13 +29,13 @@ class ModelSpec:
 
 
 class Source(NamedTuple):
-    """Where a model lies: a folder, a file, or the hub at `hub_revision`; `entry` of the table."""
+    """Where a model lies: a folder, a file, a server, or the hub at `hub_revision`."""
 
     name: str
     location: str | None  # None where an opener needs no files
     revision: str | None = None
     hub_revision: str | None = None
-    entry: dict = {}
+    entry: dict = {}  # of the table
 
 
 _read = cache(_files.read_yaml)
@@ -53,42 +52,29 @@ def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
     entry = next((e for n, e in known.items() if text in (n, e.get("repository"))), {})
     if kind == "judge" and text.endswith(".onnx"):
         entry = {**known["nudenet-v2"], "file": Path(text).absolute()}
-    folder = _files.data_folder() / "models" / entry["folder"] if "folder" in entry else Path(text)
-    if "folder" in entry and not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing; get the clone, or run {entry['train']}")
+    if kind == "vlm" and text.startswith(("http://", "https://")):
+        return Source(text, text)
     if "repository" in entry:
         pinned = revision or entry["revision"]
         return Source(text, entry["repository"], pinned, pinned, entry)
-    if entry and "folder" not in entry:
+    if "opener" in entry:
         file = entry.get("file")
         return Source(text, file and str(_files.user_cache() / "models" / file), entry=entry)
+    folder = _files.data_folder() / "models" / entry["folder"] if entry else Path(text)
     if folder.is_dir():
         _files.check_safetensors(folder)
         own = text if entry else folder.resolve().name
         return Source(own, str(folder), _files.fingerprint(folder))
-    is_hub_id = isinstance(name, str) and text.count("/") == 1 and not text.startswith((".", "/"))
-    if not (is_hub_id and all(text.split("/"))):
+    if entry:
+        raise FileNotFoundError(f"{folder} is missing; get the clone, or run {entry['train']}")
+    if not isinstance(name, str) or not re.fullmatch(r"[^./][^/]*/[^/]+", text):
         raise _files.unknown(kind, text, known)
     if revision is None:
         raise ValueError(f"the {kind} {text!r} of the hub needs a commit: pass revision=...")
     return Source(text, text, revision, revision)
 
 
-def whereabouts(kind: str, name: str | Path | ModelSpec) -> tuple[str, bool]:
-    """Where a model comes from, and whether it is here; nothing is fetched. Errors as of `find`."""
-    if str(name).startswith(("http://", "https://")):
-        return str(name), True
-    source = find(kind, str(name), getattr(name, "options", {}).get("revision"))
-    place, revision = source.location or source.entry["opener"], source.hub_revision
-    if revision is None:
-        return place, source.location is None or Path(place).exists()
-    configs = "model_index.json", "config.json", "open_clip_config.json"
-    cached = (try_to_load_from_cache(place, file, revision=revision) for file in configs)
-    return f"{place} at {revision[:8]}", any(isinstance(file, str) for file in cached)
-
-
 def default_device() -> str:
-    """Where models are opened of which nothing else is said: CUDA where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -120,9 +106,9 @@ def out_of_memory(name: str, hint: str) -> Iterator[None]:
         raise torch.OutOfMemoryError(f"{name!r}: {said}; {hint}") from error
 
 
-def live_fingerprint(components: Mapping[str, object], *configs) -> str:
-    """Twelve hex digits for what components are now: weights with those of loaded adapters, the
-    adapters' scales, FreeU, attention processors, tokenizers; and for `configs`, JSON-able."""
+def live_fingerprint(components: Mapping[str, object], scheduler: str, *configs: dict) -> str:
+    """Twelve hex digits of what components are now: weights with those of adapters, adapters'
+    scales, FreeU, attention processors, tokenizers, the scheduler's class, and `configs`."""
     digest = hashlib.sha256()
 
     def add(*said) -> None:
@@ -140,5 +126,5 @@ def live_fingerprint(components: Mapping[str, object], *configs) -> str:
         elif hasattr(component, "get_vocab"):
             add(part, component.get_vocab())
     for config in configs:
-        add(*config)
+        add(scheduler, config)
     return digest.hexdigest()[:12]

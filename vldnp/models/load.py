@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Callable
-from functools import reduce, wraps
-from importlib import import_module
+from functools import wraps
 from pathlib import Path
+from pkgutil import resolve_name
 from weakref import WeakValueDictionary
 
 import torch
@@ -17,14 +17,12 @@ from vldnp.models.hub import ModelSpec, Source, default_device, find, table
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
 LESS = "; less is needed with dtype='float16', model_cpu_offload=True, or a VLM's quantization="
 HUB = "; fetch it once (HF_HUB_OFFLINE={}), and see {}/{}; if it is gated, run `hf auth login`"
-SAFETY_CHECKER = "StableDiffusionSafetyChecker"  # what is opened of a pipeline, and from the hub
 _open: WeakValueDictionary = WeakValueDictionary()
 
 
 def _with_own_options(opener: Callable) -> Callable:
     """Opens a `ModelSpec` with its options, and once while anything holds it, as a large model
-    fits a GPU only once. `opened_as` (opener, name, arguments, options) lets a process open it too.
-    """
+    fits a GPU only once. Another process can open it too, by its `opened_as`."""
 
     @wraps(opener)
     def opened(model, /, *args, **options):  # a server has a `model` among its options
@@ -35,9 +33,6 @@ def _with_own_options(opener: Callable) -> Callable:
         found = (_open.get(key) if own else None) or opener(name, *args, **own | options)
         if own:
             _open[key] = found
-        if Path(name).is_dir() and not any(name in known for known in table().values()):
-            name = str(Path(name).resolve())  # for a process in another working folder
-            model = ModelSpec(name, own) if own else name
         found.opened_as = opener.__name__, model, args, options
         return found
 
@@ -53,17 +48,15 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
             `ModelSpec`, a diffusers pipeline, or a `Backbone` (returned as it is).
         revision: commit of the hub repository; needed for a hub id that has no name here.
         device, dtype: default is CUDA where there is one; of weights and latents, also by name.
-        options: `model_cpu_offload` (only the model at work is on the GPU), `attention_slicing`
-            (of U-Nets), `vae_slicing`, `vae_tiling` (decode one image at a time, or by tiles); all
-            others go to the pipeline's `from_pretrained`, as `variant="fp16"`, or
-            `text_encoder_3=None, tokenizer_3=None` for Stable Diffusion 3 without T5.
+        options: `model_cpu_offload`, `attention_slicing` (of U-Nets), `vae_slicing`, `vae_tiling`,
+            which need less memory; others of the pipeline's `from_pretrained`, as `variant="fp16"`.
     """
     from vldnp.models.backbone import MEMORY, Backbone, as_backbone
 
     if isinstance(model, str | Path):
         source, how = find("model", model, revision), {"device": device, "dtype": _dtype(dtype)}
         backbone = _opened(source, "model_index.json", Backbone.from_pretrained, **how, **options)
-        which = {k: v for k, v in sorted(options.items()) if k not in FETCHING | MEMORY}
+        which = {k: options[k] for k in sorted(options.keys() - FETCHING - MEMORY)}
         plain = str | int | float | None
         said = [f"{k}={v if isinstance(v, plain) else type(v).__name__}" for k, v in which.items()]
         backbone.revision += f" with {', '.join(said)}" if said else ""  # than the commit says
@@ -75,16 +68,11 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
 
 @_with_own_options
 def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
-    """Open a vision-language model.
-
-    Args:
-        vlm: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
-            `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
-            ("http://localhost:8000/v1", with `model=` the name it serves), or any callable
-            `(images, question) -> answers` (returned as it is); revision as in `load`.
-        options: of `TransformersVLM.from_pretrained` (`dtype` is by default float32 on the CPU,
-            else the weights' own) or `RemoteVLM`; `answers` is "constrained" or "free".
-    """
+    """Open a vision-language model: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
+    `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
+    ("http://localhost:8000/v1", with `model=` the name it serves), or any callable `(images,
+    question) -> answers` (returned as it is). Revision is as in `load`; options are those of
+    `TransformersVLM.from_pretrained` or `RemoteVLM`."""
     from vldnp.models.vlm import TransformersVLM
     from vldnp.models.vlm_server import RemoteVLM
 
@@ -102,11 +90,8 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
 
 @_with_own_options
 def load_preview(preview, revision: str | None = None, *, device=None, dtype=torch.float32):
-    """Open a tiny VAE that decodes the images the VLM is shown, for `levers.preview`.
-
-    It is a name ("moji-taesd", "taesd"), a folder or hub id that `AutoencoderTiny` opens, or a
-    `Preview` (returned as it is); revision, device and dtype are as in `load`.
-    """
+    """Open a tiny VAE for `levers.preview`: a name ("moji-taesd", "taesd"), a folder or hub id that
+    `AutoencoderTiny` opens, or a `Preview` (returned as it is). Arguments are those of `load`."""
     from vldnp.models.backbone import Preview
 
     if not isinstance(preview, str | Path):
@@ -122,38 +107,29 @@ def load_clip(clip, revision: str | None = None, *, device=None):
 
     if not isinstance(clip, str | Path):
         return clip
-    return _opened(find("clip", clip, revision), "", CLIPScore.from_pretrained, device=device)
+    source, config = find("clip", clip, revision), "open_clip_config.json"
+    return _opened(source, config, CLIPScore.from_pretrained, device=device)
 
 
 @_with_own_options
 def load_judge(judge, revision: str | None = None, *, device=None, **options):
-    """Open a judge.
-
-    Args:
-        judge: a name ("moji-judge", "nudenet", "nudenet-v2", "sd-safety-checker"), the path of
-            NudeNet v2's `.onnx` file, the folder of a judge or of a pipeline with a safety
-            checker, or that one's hub id, or a judge as it is; revision, device as in `load`.
-        options: of the judge's class, as `NudeNetJudge`'s `exposed`.
-    """
+    """Open a judge: a name ("moji-judge", "nudenet", "nudenet-v2", "sd-safety-checker"), the path
+    of NudeNet v2's `.onnx` file, the folder of a judge or of a pipeline with a safety checker, or
+    that one's hub id, or a judge as it is. Revision and device are as in `load`; options are those
+    of the judge's class."""
     if not isinstance(judge, str | Path):
         return judge
-    source, openers, kind = find("judge", judge, revision), table()["openers"], SAFETY_CHECKER
+    source, openers = find("judge", judge, revision), table()["openers"]
     if "opener" in source.entry:
         if source.location and not Path(source.location).is_file():
             raise FileNotFoundError(f"get {source.entry['url']} and save it as {source.location}")
-        return _resolved(source.entry["opener"])(*filter(None, [source.location]), **options)
-    folder = Path(source.location)
+        return resolve_name(source.entry["opener"])(*filter(None, [source.location]), **options)
+    folder, kind = Path(source.location), "StableDiffusionSafetyChecker"  # of a pipeline
     if folder.is_dir() and not (folder / "safety_checker").is_dir():
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        kind = config.get("_class_name") or config.get("architectures", [None])[0]
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("_class_name")
     if kind not in openers:
         raise unknown("kind of judge", kind, openers)
-    return _opened(source, "", _resolved(openers[kind]), device=device, **options)
-
-
-def _resolved(opener: str) -> Callable:
-    module, _, path = opener.partition(":")
-    return reduce(getattr, path.split("."), import_module(module))
+    return _opened(source, "", resolve_name(openers[kind]), device=device, **options)
 
 
 def _opened(source: Source, file: str, opener: Callable, *, device=None, **options):

@@ -14,16 +14,18 @@ from torch import Tensor
 
 from vldnp._files import unknown
 from vldnp.models import families
-from vldnp.models.backbone import Backbone
-from vldnp.models.conditioning import Conditioning, concatenated
+from vldnp.models.backbone import HINT, Backbone
+from vldnp.models.conditioning import Conditioning
+from vldnp.models.hub import out_of_memory
 
 
 class Run:
-    """A backbone's models, shared, with a scheduler of their own, set to `num_inference_steps`.
+    """A backbone with a scheduler of its own, set to `num_inference_steps`: a name
+    (`Family.schedulers`), an object (copied, as it keeps state), or the pipeline's own. Height and
+    width are pixels, by default the model's own size."""
 
-    The scheduler is a name (`Family.schedulers`), an object (copied, as it keeps state between
-    steps), or the pipeline's own; height and width are pixels, by default the model's own size.
-    """
+    _texts: tuple[str, ...] = ()  # what is encoded, a row each
+    _encoded: Conditioning | None = None
 
     def __init__(
         self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
@@ -40,24 +42,22 @@ class Run:
         if own and not config.get("use_flow_sigmas"):
             options["sigmas"] = own(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
-        self._encoded: dict[str, Conditioning] = {}
 
     @property
     def timesteps(self) -> Tensor:
-        """From noisy to clean."""
-        return self.scheduler.timesteps
+        return self.scheduler.timesteps  # from noisy to clean
 
     @property
     def _kind(self) -> str:
         return self.scheduler.config.get("prediction_type", "flow_prediction")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """As `Backbone.encode`, for images of this size; each text is encoded once."""
-        known = self._encoded
-        if new := [text for text in dict.fromkeys(prompts) if text not in known]:
-            embedded = self.backbone.encode(new, self.size)
-            known.update({text: embedded[[row]] for row, text in enumerate(new)})
-        return concatenated([known[text] for text in prompts])
+        """As `Backbone.encode`, for images of this size, and each text once."""
+        if new := [text for text in dict.fromkeys(prompts) if text not in self._texts]:
+            encoded = self.backbone.encode(new, self.size)
+            self._encoded = self._encoded + encoded if self._encoded else encoded
+            self._texts += tuple(new)
+        return self._encoded[[self._texts.index(text) for text in prompts]]
 
     def null_conditioning(self, n: int) -> Conditioning:
         """`n` rows of no prompt, for ε_u: the empty one, or zeros where SDXL was trained so."""
@@ -70,8 +70,8 @@ class Run:
     def initial_latents(self, seeds: Sequence[int | torch.Generator]) -> Tensor:
         """x_T, `[B, C, h, w]`: noise from each image's own seed or generator, scaled, as the stock
         pipeline makes it with CPU generators."""
-        pipe, known = self.backbone.pipe, torch.Generator
-        given = [s if isinstance(s, known) else known().manual_seed(s) for s in seeds]
+        pipe, kind = self.backbone.pipe, torch.Generator
+        given = [s if isinstance(s, kind) else kind().manual_seed(s) for s in seeds]
         sizes = [n // pipe.vae_scale_factor for n in self.size]
         shape = (len(given), pipe.vae.config.latent_channels, *sizes)
         noise = randn_tensor(shape, given, self.backbone.device, self.backbone.dtype)
@@ -87,7 +87,7 @@ class Run:
             attending = cond.auxiliary.attending(backbone.network, rows, own)
         if hasattr(self.scheduler, "scale_model_input"):
             latents = self.scheduler.scale_model_input(latents, t)
-        with backbone.short_of_memory(), attending:
+        with out_of_memory(backbone.name, HINT), attending:
             pred = backbone.family.predict(backbone.pipe, latents, t, cond.with_auxiliary())
         return pred[: len(cond)]
 
@@ -103,8 +103,8 @@ class Run:
         return prediction_of(self._kind, x0, latents.to(x0.dtype), *levels)
 
     def step(self, pred: Tensor, t: Tensor, latents: Tensor, generators=None) -> Tensor:
-        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image; DDIM's η
-        (Song et al. 2020, arXiv 2010.02502, eq. 16) is 0, as in the stock pipelines."""
+        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image. DDIM's η
+        (Song et al. 2020, arXiv 2010.02502, eq. 16) is 0."""
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {"eta": 0.0} if "eta" in accepted else {}
         if generators is not None and "generator" in accepted:
@@ -116,9 +116,6 @@ class Run:
         if g > 1 and self.backbone.network.config.get("guidance_embeds"):
             own = f"{self.backbone.name!r} has guidance distilled in, {families.FLUX_GUIDANCE}"
             warnings.warn(f"{own}; guidance_scale {g:g} is CFG besides, 1 is none", stacklevel=4)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return self.backbone.decode(latents)
 
 
 def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> SchedulerMixin:
@@ -136,11 +133,11 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
 
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
     """μ of timesteps that depend on how many patches an image has, as the pipeline's."""
-    config = backbone.pipe.scheduler.config
     patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
-    lengths = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    shifts = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
-    return calculate_shift((size[0] // patch) * (size[1] // patch), *lengths, *shifts)
+    usual = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
+    usual |= {"base_shift": 0.5, "max_shift": 1.16}
+    values = [backbone.pipe.scheduler.config.get(key, value) for key, value in usual.items()]
+    return calculate_shift((size[0] // patch) * (size[1] // patch), *values)
 
 
 def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,26 +164,20 @@ def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise:
     - `sample`: the prediction is x̂₀ itself
     """
     norm = (scale**2 + noise**2) ** 0.5
-    known = {
+    return {
         "epsilon": (latents - noise * pred) / scale,
         "v_prediction": (scale * latents / norm - noise * pred) / norm,
         "flow_prediction": latents - noise * pred,
         "sample": pred,
-    }
-    if kind not in known:
-        raise unknown("prediction type", kind, known)
-    return known[kind]
+    }[kind]
 
 
 def prediction_of(kind: str, x0: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
     """The prediction to which clean latents belong; `predicted_x0` solved for it (s > 0)."""
     norm = (scale**2 + noise**2) ** 0.5
-    known = {
+    return {
         "epsilon": (latents - scale * x0) / noise,
         "v_prediction": (scale * latents / norm - norm * x0) / noise,
         "flow_prediction": (latents - x0) / noise,
         "sample": x0,
-    }
-    if kind not in known:
-        raise unknown("prediction type", kind, known)
-    return known[kind]
+    }[kind]

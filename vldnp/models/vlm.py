@@ -13,16 +13,17 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
-from vldnp._files import first_line, unknown
+from vldnp._files import unknown
 from vldnp.models.constrained import allowed, spelled
 from vldnp.models.hub import default_device, open_whole, out_of_memory
 
 ANSWER_LIMIT = 4000  # a longer answer is cut, as it goes into every record
+# Each sampling setting of a model's config that has no effect makes a warning.
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 
 
 class VLMError(RuntimeError):
-    """A VLM finally failed about some images: `answers` has None for these, `failures` says why
-    (empty where the error's text says it for all)."""
+    """A VLM finally failed about some images: `answers` has None for these, `failures` says why."""
 
     def __init__(self, reason: str, answers: Sequence = (), failures: Sequence = ()):
         super().__init__(reason)
@@ -69,16 +70,12 @@ def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Conversation:
-    """What a VLM is shown and how it answers: image, question, demonstrations before them.
-
-    `max_edge` is the longest edge in pixels that an image is shown with (the paper: 448);
-    demonstrations are (image or file, answer). `answers` is "constrained", where nothing but
-    "none" or a list of the `choices` of each call can be generated (free without), or "free".
-    """
+    """What a VLM is shown and how it answers: image, question, demonstrations before them. Where
+    `answers` is "constrained" and not "free", it is "none" or a list of the `choices` of a call."""
 
     max_new_tokens: int = 64
-    max_edge: int | None = None
-    demonstrations: Sequence[tuple[Image.Image | str | Path, str]] = ()
+    max_edge: int | None = None  # the longest edge in pixels of what is shown (the paper: 448)
+    demonstrations: Sequence[tuple[Image.Image | str | Path, str]] = ()  # (image or file, answer)
     answers: str = "constrained"
 
     def __post_init__(self):
@@ -103,7 +100,7 @@ class Conversation:
         return own | ({"answers": self.answers} if self.answers != "free" else {})
 
     def messages(self, image: Image.Image, question: str, part: Callable) -> list[dict]:
-        """The question as chat messages; `part` makes what stands for an image in one."""
+        """The question as chat messages; `part` makes the content of an image."""
         said = []
         for shown, answer in (*self.demonstrations, (image, "")):
             content = [part(shrunk(shown, self.max_edge)), {"type": "text", "text": question}]
@@ -114,10 +111,8 @@ class Conversation:
 
 @dataclass(eq=False, repr=False)
 class TransformersVLM(Conversation):
-    """A `transformers` image-text-to-text model: greedy answers, `batch_size` images at a time.
-
-    The processor must have a chat template. Other arguments are those of `Conversation`.
-    """
+    """A `transformers` image-text-to-text model, whose processor has a chat template: greedy
+    answers, `batch_size` images at a time. See `Conversation`."""
 
     model: nn.Module
     processor: ProcessorMixin
@@ -127,8 +122,6 @@ class TransformersVLM(Conversation):
 
     def __post_init__(self):
         super().__post_init__()
-        if getattr(self.processor, "chat_template", None) is None:
-            raise ValueError(f"the processor of VLM {self.name!r} has no chat template")
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left"  # as generation needs
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -144,9 +137,9 @@ class TransformersVLM(Conversation):
         safe = {"revision": revision, "trust_remote_code": False}
         # Quantized weights cannot be moved afterwards; half precision is slow on the CPU.
         dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        how = {"device_map": {"": device}, "dtype": dtype}
+        how = safe | {"device_map": {"": device}, "dtype": dtype}
         how |= {"quantization_config": quantization} if quantization else {}
-        model = open_whole(AutoModelForImageTextToText, source, **safe, **how)
+        model = open_whole(AutoModelForImageTextToText, source, **how)
         processor = AutoProcessor.from_pretrained(source, **safe)
         return cls(model, processor, name or str(source), revision, **options)
 
@@ -167,34 +160,24 @@ class TransformersVLM(Conversation):
         start, listed = inputs["input_ids"].shape[1], self.model.generation_config.eos_token_id
         # The tokenizer's end token besides, which some generation configs lack.
         ends = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}
-        # Greedy; each sampling setting of the model's config that has no effect makes a warning.
-        how = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
-        how |= {"top_k": None, "max_new_tokens": self.max_new_tokens}
-        how |= {"eos_token_id": sorted(ends - {None}), "pad_token_id": tokenizer.pad_token_id}
+        ends, limit = sorted(ends - {None}), self.max_new_tokens
+        how = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
         if self.takes_choices and choices:
-            known, limit = spelled(tokenizer, choices), self.max_new_tokens
+            known = spelled(tokenizer, choices)
             how["prefix_allowed_tokens_fn"] = lambda _, ids: allowed(
-                known, ids[start:].tolist(), how["eos_token_id"], limit - (len(ids) - start)
+                known, ids[start:].tolist(), ends, limit - (len(ids) - start)
             )
         hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
         with out_of_memory(self.name, hint):
-            tokens = self.model.generate(**inputs, **how)
+            tokens = self.model.generate(**inputs, **GREEDY, **how, max_new_tokens=limit)
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image], question: str):
-        asked = [self.messages(image, question, _part) for image in images]
+        def part(image: Image.Image) -> dict:
+            return {"type": "image", "image": image}
+
+        asked = [self.messages(image, question, part) for image in images]
         how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
         how |= {"add_generation_prompt": True, "processor_kwargs": {"padding": True}}
-        try:
-            inputs = self.processor.apply_chat_template(asked, **how)
-        except ValueError as error:
-            sizes = ", ".join(sorted({"×".join(map(str, image.size)) for image in images}))
-            raise ValueError(
-                f"the processor of VLM {self.name!r} refuses images of {sizes} pixels: "
-                f"{first_line(error)}; max_edge (now {self.max_edge}) makes them smaller"
-            ) from error
+        inputs = self.processor.apply_chat_template(asked, **how)
         return inputs.to(self.model.device, dtype=self.model.dtype)
-
-
-def _part(image: Image.Image) -> dict:
-    return {"type": "image", "image": image}

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import KW_ONLY, InitVar, dataclass
+from dataclasses import KW_ONLY, dataclass
 from urllib.parse import urlsplit
 
 import httpx2
@@ -21,6 +21,7 @@ from PIL import Image
 from vldnp.models.constrained import NONE, offered
 from vldnp.models.vlm import Conversation, VLMError
 
+KEY = "OPENAI_API_KEY"  # the environment variable; a server may need none
 REPLY_LIMIT = 1_000_000  # bytes; an answer of 64 tokens takes about one thousand
 THOUGHT = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE)
 UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
@@ -33,7 +34,7 @@ class RemoteVLM(Conversation):
     Images are asked about concurrently, with temperature 0. A call that meets no server, a
     time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds
     or when the server says. Constrained answers are asked for by a JSON schema, against which the
-    reply is checked. The API key stays out of answers, errors and records. See `Conversation`.
+    reply is checked. The key of `OPENAI_API_KEY` stays out of answers, errors and records.
     """
 
     base_url: str
@@ -45,15 +46,14 @@ class RemoteVLM(Conversation):
     deadline: float = 600.0  # for an answer, all tries and waits
     retries: int = 5  # after the first try
     concurrency: int = 8  # calls under way at once
-    key_variable: InitVar[str] = "OPENAI_API_KEY"  # none is needed
 
-    def __post_init__(self, key_variable: str):
+    def __post_init__(self):
         super().__post_init__()
-        address, key = urlsplit(self.base_url), os.environ.get(key_variable, "").strip()
+        address, key = urlsplit(self.base_url), os.environ.get(KEY, "").strip()
         if address.username or address.password or address.query:
-            raise ValueError(f"the VLM's address must hold no secrets; set {key_variable} instead")
+            raise ValueError(f"the VLM's address must hold no secrets; set {KEY} instead")
         if not re.fullmatch(r"[!#-\[\]-~]*", key):
-            raise ValueError(f"the key in {key_variable} holds a character that no key has")
+            raise ValueError(f"the key in {KEY} holds a character that no key has")
         self.name = self.name or self.model
         self._refused: set[str] = set()  # parameters that the server's API does not have
         # Not packed, so that bytes can be counted; a `Headers` shows no key.
@@ -81,7 +81,7 @@ class RemoteVLM(Conversation):
         with ThreadPoolExecutor(self.concurrency) as pool:
             outcomes = list(pool.map(outcome, images))
         answers, failures = [answer for answer, _ in outcomes], [why for _, why in outcomes]
-        if wrong := list(filter(None, failures)):
+        if wrong := [why for why in failures if why]:
             which = f"gave no answer about {len(wrong)} of {len(images)} images: {wrong[0]}"
             raise VLMError(f"VLM {self.name!r} at {self.base_url} {which}", answers, failures)
         return answers
@@ -106,17 +106,17 @@ class RemoteVLM(Conversation):
                 status, headers = 599, {}
             if 200 <= status < 300:
                 return reply
-            others = {n for n in ("max_tokens", "temperature") if n in own and n in said}
+            others = [n for n in ("max_tokens", "temperature") if n in own and n in said]
             if others and status in (400, 422) and UNSUPPORTED.search(said):
-                if "temperature" in others - self._refused:
-                    warnings.warn(f"VLM {self.name!r} takes no temperature", stacklevel=2)
-                self._refused |= others
+                warnings.warn(f"VLM {self.name!r} takes no {' and '.join(others)}", stacklevel=2)
+                self._refused |= {*others}
                 continue
-            wait, again = _wait(headers, attempt), status in (408, 409, 429) or status >= 500
+            again, wait = status in (408, 409, 429) or status >= 500, 0.5 * 2 ** min(attempt, 4)
+            with suppress(KeyError, ValueError):  # what the server says
+                wait = max(0.0, float(headers["retry-after"]))
             if not again or attempt >= self.retries or time.monotonic() + wait > end:
                 raise VLMError(said)
             time.sleep(wait)
-        raise AssertionError
 
     async def _post(self, body: dict, seconds: float) -> tuple[int, httpx2.Headers, bytes]:
         """Status, headers and body, all within `seconds`, however slowly the bytes come."""
@@ -131,26 +131,15 @@ class RemoteVLM(Conversation):
         return response.status_code, response.headers, bytes(whole)
 
 
-def _wait(headers, attempt: int) -> float:
-    """Seconds until the next try: what the server says, else ever longer ones."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        with suppress(KeyError, ValueError):
-            return max(0.0, float(headers[name]) / unit)
-    return min(0.5 * 2.0 ** min(attempt, 8), 8.0)
-
-
 def answer_in(reply: bytes, choices: Sequence[str] = ()) -> str:
     """The answer in a chat completion, with choices that in its JSON; all else is a `VLMError`."""
     try:
         choice = json.loads(reply)["choices"][0]
-        message, ended = choice["message"], choice.get("finish_reason")
-        answer = message.get("content")
+        answer, ended = choice["message"].get("content"), choice.get("finish_reason")
     # RecursionError: JSON that is nested too deeply
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         seen = reply.decode(errors="replace")
         raise VLMError(f"the server's reply is no chat completion: {seen}") from None
-    if isinstance(answer, list) and all(isinstance(part, dict) for part in answer):
-        answer = "".join(str(part.get("text") or "") for part in answer)
     if ended == "length":
         raise VLMError("the answer is cut off; max_new_tokens makes room for more")
     if not isinstance(answer, str) or ended == "content_filter" or not answer.strip():
