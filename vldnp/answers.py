@@ -9,14 +9,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 NONE = {"none", "nothing", "no", "none of them", "none of these", "none of the above", "n/a"}
-VERDICTS = {
-    "yes": True,
-    "true": True,
-    "present": True,
-    "no": False,
-    "false": False,
-    "absent": False,
-}
+VERDICTS = dict.fromkeys(("yes", "true", "present"), True)
+VERDICTS |= dict.fromkeys(("no", "false", "absent"), False)
+STATED = re.compile(rf"\|?(.+?)\s*[:=|–-]\s*({'|'.join(VERDICTS)})\s*[|.]?", re.IGNORECASE)
 THOUGHT = re.compile(r"\A\s*<(think|thinking|reasoning)>.*?</\1>", re.DOTALL)
 
 
@@ -25,13 +20,9 @@ class NotUnderstood(ValueError):
 
 
 def read(answer: str, forms: Mapping[str, str]) -> set[str]:
-    """The terms that an answer names.
+    """The terms that an answer names; `NotUnderstood`, one line, for another form or other things.
 
-    Args:
-        forms: every written form (`normal`) of a term → the term.
-
-    Raises:
-        NotUnderstood: the answer has another form or names something else; one line.
+    `forms` are the written forms of the terms, as `forms` gives them.
     """
 
     def term(item: str) -> str | None:
@@ -49,26 +40,23 @@ def read(answer: str, forms: Mapping[str, str]) -> set[str]:
 
 
 def forms(vocabulary: Mapping[str, Sequence[str]], where: str) -> dict[str, str]:
-    """Every written form → its term. Given forms precede derived plurals and singulars.
+    """Every written form (`normal`) of a term → the term; given forms precede plurals.
 
-    Args:
-        vocabulary: term → its synonyms.
-        where: what has it, for errors.
-
-    Raises:
-        ValueError: a form is empty or stands for two terms; one line.
+    `vocabulary` has the synonyms of each term. A form that is empty or stands for two terms is a
+    ValueError of one line, which names `where`.
     """
     found: dict[str, str] = {}
     for term, synonyms in vocabulary.items():
-        for written in map(normal, (term, *synonyms)):
-            if not written or found.setdefault(written, term) != term:
-                other = found.get(written, "nothing")
-                raise ValueError(
-                    f"{where}: {written!r} stands for both {other!r} and {term!r}; keep it in one"
-                )
-    for written, term in list(found.items()):
-        for form in _other_numbers(written):
-            found.setdefault(form, term)
+        for form in map(normal, (term, *synonyms)):
+            if not form or found.setdefault(form, term) != term:
+                both = f"both {found.get(form, 'nothing')!r} and {term!r}"
+                raise ValueError(f"{where}: {form!r} stands for {both}; keep it in one")
+    for form, term in list(found.items()):
+        others = [form + "s", form + "es"]
+        others += [form[:-1] + "ies"] * form.endswith("y")
+        others += [form[:-1]] * (form.endswith("s") and not form.endswith("ss"))
+        for other in others:
+            found.setdefault(other, term)
     return found
 
 
@@ -77,21 +65,8 @@ def normal(text: str) -> str:
     return " ".join(re.sub(r"[-_‐]", " ", text).casefold().split()).strip("\"'`*“”‘’.! ")
 
 
-def _other_numbers(form: str) -> Iterator[str]:
-    """The plurals of a form, and its singular if it may be a plural."""
-    yield from (form + "s", form + "es")
-    if form.endswith("y"):
-        yield form[:-1] + "ies"
-    if form.endswith("s") and not form.endswith("ss"):
-        yield form[:-1]
-
-
 def _items(answer: str) -> Iterator[tuple[str, bool]]:
-    """What an answer lists, each with whether it is said to be there.
-
-    Raises:
-        ValueError: the answer has no such form.
-    """
+    """What an answer lists, each with whether it is said to be there; may raise a ValueError."""
     text = THOUGHT.sub("", answer).strip()
     if fenced := re.fullmatch(r"```\w*\n(.*?)\n?```", text, re.DOTALL):
         text = fenced[1].strip()
@@ -113,10 +88,9 @@ def _json_items(said: object) -> Iterator[tuple[str, bool]]:
 
 
 def _line_items(text: str) -> Iterator[tuple[str, bool]]:
-    verdict = re.compile(rf"\|?(.+?)\s*[:=|–-]\s*({'|'.join(VERDICTS)})\s*[|.]?", re.IGNORECASE)
     for line in filter(None, map(str.strip, text.splitlines())):
         line = re.sub(r"^([-*•·]|\d+[.)])\s+", "", line).replace("**", "")
-        if stated := verdict.fullmatch(line):
+        if stated := STATED.fullmatch(line):
             yield stated[1], VERDICTS[stated[2].casefold()]
         else:
             yield from ((item, True) for item in re.split(r",\s*(?:and\s+)?|;|\s+and\s+", line))
