@@ -7,7 +7,6 @@ import pickle
 import signal
 import tempfile
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -44,10 +43,9 @@ def finished(
             yield number
         return
     left = {number: _packed((compute, *job)) for number, job in enumerate(jobs)}
-    died = 0
+    died, failed = 0, None
     while left:
         parallel = _parallel(workers, backend or "loky")
-        failed: tuple[str, str] | None = None
         try:  # what a job raises is returned, so that all that is raised is a worker's death
             for number, failed in parallel(joblib.delayed(_work)(*job) for job in [*left.items()]):
                 if failed:
@@ -56,26 +54,28 @@ def finished(
                 died = 0
                 yield number
         except Exception as death:
-            died, failed = died + 1, None
+            died += 1
             if died == ATTEMPTS:
-                failed = f"{died} times in a row one died ({first_line(death)})", ""
+                failed = _failure(f"{died} times in a row one died ({first_line(death)})")
         if failed:
-            error = ChildProcessError(f"workers failed: {failed[0]}")
-            error.add_note(failed[1])
-            raise error
+            raise failed
+
+
+def _failure(reason: str) -> ChildProcessError:
+    return ChildProcessError(f"workers failed: {reason}")
 
 
 def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus, how = (named.split(",") if named and count else list(map(str, range(count)))), {}
+    gpus = named.split(",") if named and count else list(map(str, range(count)))
+    how, yields = {}, "generator_unordered"
     if backend == "loky":  # a process for each GPU or core
         workers = min(workers or len(gpus), len(gpus)) if gpus else workers
         claims = tempfile.mkdtemp(prefix="vldnp-gpus-") if gpus else ""
-        how = {"inner_max_num_threads": 1, "initializer": _begin}
-        how |= {"initargs": (os.getpid(), gpus, claims)}
+        how = {"inner_max_num_threads": 1, "idle_worker_timeout": 30}  # also after a parent's death
+        how |= {"initializer": _begin, "initargs": (gpus, claims)}
     elif backend == "ray":
-        how = {"ray_remote_args": {"num_gpus": int(bool(gpus))}}
-    yields = "list" if backend == "ray" else "generator_unordered"
+        how, yields = {"ray_remote_args": {"num_gpus": int(bool(gpus))}}, "list"
     try:
         with joblib.parallel_config(backend, n_jobs=workers or -1, **how):
             return joblib.Parallel(return_as=yields, batch_size=1)
@@ -83,11 +83,10 @@ def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
         raise ValueError(f"backend {backend!r} cannot be used: {first_line(error)}") from error
 
 
-def _begin(parent: int, gpus: Sequence[str], claims: str) -> None:
-    """Set a process of this machine up: it ends after its parent, and has a GPU of its own."""
+def _begin(gpus: Sequence[str], claims: str) -> None:
+    """Give a process of this machine a GPU of its own; the system unlocks it when it dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends its workers
-    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
-    for gpu in itertools.cycle(gpus):  # the system unlocks a GPU when its worker dies
+    for gpu in itertools.cycle(gpus):
         lock = FileLock(f"{claims}/{gpu}.lock")
         with suppress(Timeout):
             lock.acquire(timeout=0.1)
@@ -96,19 +95,15 @@ def _begin(parent: int, gpus: Sequence[str], claims: str) -> None:
             return
 
 
-def _end_after(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _work(number: int, pickled: bytes) -> tuple[int, tuple[str, str] | None]:
+def _work(number: int, pickled: bytes) -> tuple[int, ChildProcessError | None]:
     try:
         with _busy, one_thread():
             compute, *job = pickle.loads(pickled)
             compute(*job)
     except Exception as error:
-        return number, (f"{type(error).__name__}: {first_line(error)}", traceback.format_exc())
+        failed = _failure(f"{type(error).__name__}: {first_line(error)}")
+        failed.add_note(traceback.format_exc())
+        return number, failed
     return number, None
 
 
