@@ -22,8 +22,7 @@ from vldnp.study.profile import (
     profile_names,
     profile_study,
 )
-from vldnp.study.prompts import load_prompts
-from vldnp.study.public import public_sets
+from vldnp.study.prompts import load_prompts, public_sets
 
 NONE = AnswersNone()
 
@@ -38,7 +37,7 @@ def test_shipped_profiles_name_what_exists(name):
     assert profile.name == name
     load_concepts(profile.concepts)
     for prompt_set in profile.prompt_sets:
-        if prompt_set not in public_sets():  # which have to be fetched
+        if prompt_set not in public_sets():  # which are downloaded
             load_prompts(prompt_set)
     assert {profile.safety_set, profile.benign_set} <= set(profile.prompt_sets)
     assert profile.notebooks.keys() <= KINDS.keys()

@@ -14,9 +14,9 @@ from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.models.load import ModelSpec
 from vldnp.study.grid import SAMPLING, Study
+from vldnp.study.measure import called
 from vldnp.study.parameters import Count, Flag
 from vldnp.study.prompts import set_name
-from vldnp.study.reference import called
 
 CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
 
@@ -37,7 +37,7 @@ def _model(said: object, info: ValidationInfo) -> ModelSpec:
     return ModelSpec(name, options)
 
 
-def _method_entry(said: object, info: ValidationInfo) -> dict:
+def _entry(said: object, info: ValidationInfo) -> dict:
     """`CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`, as a dict with `kind`, `given`."""
     if not isinstance(said, str | Mapping):
         raise ValueError(f"must be constructors such as CFG, with their arguments, not {said!r}")
@@ -56,7 +56,7 @@ def _method_entry(said: object, info: ValidationInfo) -> dict:
 
 
 Model = Annotated[ModelSpec, PlainValidator(_model)]
-Entry = Annotated[dict, PlainValidator(_method_entry)]
+Entry = Annotated[dict, PlainValidator(_entry)]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,6 @@ def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
 
 
 def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
-    """`extending` are the files that led here by `extends`."""
     if (path := Path(source)).suffix not in {".yaml", ".yml"}:
         if source not in profile_names():
             raise unknown("profile", str(source), profile_names())
@@ -177,10 +176,11 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
     An ablation is `[dynamic(profile, query_steps={"uniform": n}) for n in (1, 2, 5)]`.
     """
     entry = next((e for e in profile.methods if e["kind"] == "VLDNP"), {"given": {}})
-    own = entry["given"].get("omega", 7.5)
-    own = entry.get("chosen", own[-1] if isinstance(own, list) else own)
-    changes = {"omega": own if omega is None else omega} | changes
-    return _methods(profile, {"kind": "VLDNP", "given": entry["given"] | changes})[0]
+    if omega is None:
+        omega = entry.get("chosen", entry["given"].get("omega", 7.5))
+        omega = omega[-1] if isinstance(omega, list) else omega
+    given = entry["given"] | {"omega": omega} | changes
+    return _methods(profile, {"kind": "VLDNP", "given": given})[0]
 
 
 def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> list[Method]:
