@@ -12,12 +12,13 @@ from vldnp.concepts import load_concepts
 from vldnp.models import load
 from vldnp.models.load import ModelSpec
 from vldnp.study.grid import setting_of
-from vldnp.study.parameters import KINDS, parameters
 from vldnp.study.profile import (
+    KINDS,
     Profile,
     chosen_methods,
     dynamic,
     load_profile,
+    parameters,
     profile_methods,
     profile_names,
     profile_study,

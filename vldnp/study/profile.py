@@ -1,12 +1,15 @@
-"""Profiles: models, methods, prompts and settings that belong together, as YAML files."""
+"""Profiles: models, methods, prompts and settings that belong together, as YAML files; and
+notebooks' parameters, which papermill may pass as text ("false", "[2, 4]"), checked."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, get_args
 
 from PIL import Image
-from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo
 
 import vldnp
 from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
@@ -15,10 +18,23 @@ from vldnp.models import load
 from vldnp.models.load import ModelSpec
 from vldnp.study.grid import SAMPLING, Study
 from vldnp.study.measure import called
-from vldnp.study.parameters import Count, Flag
-from vldnp.study.prompts import set_name
+from vldnp.study.prompts import load_prompts, set_name
 
 CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
+
+Text, PromptSet = Annotated[str, "a text"], Annotated[str, "a prompt set"]
+Flag = Annotated[bool, Field(strict=True), "true or false"]
+Count = Annotated[int, Field(strict=True, ge=0), "a whole number, 0 or more"]
+Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, 0 or more"]
+Numbers = Annotated[tuple[Number, ...], "a list of numbers, 0 or more, such as [2, 4]"]
+KINDS = {  # of the notebooks' parameters
+    **dict.fromkeys("profile out run prompt benign_prompt schedule vlm".split(), Text),
+    **dict.fromkeys("quick reveal".split(), Flag),
+    **dict.fromkeys("images seed queries max_prompts repetitions".split(), Count),
+    **dict.fromkeys("omegas counts".split(), Numbers),
+    **dict.fromkeys("safety_set benign_set".split(), PromptSet),
+    "omega": Number,
+}
 
 
 def _model(said: object, info: ValidationInfo) -> ModelSpec:
@@ -227,3 +243,25 @@ def profile_study(
         reference_sets=(profile.benign_set,),
         captions_without=profile.concepts,
     )
+
+
+def parameters(profile, **given) -> SimpleNamespace:
+    """A notebook's parameters, converted and checked before any image is made.
+
+    Raises a ValueError or FileNotFoundError of one line that names the parameter.
+    """
+    found = {}
+    for name, value in given.items():
+        if name not in KINDS:
+            raise unknown("notebook parameter", name, KINDS)
+        kind, said = KINDS[name], value
+        try:
+            if isinstance(value, str) and kind not in (Text, PromptSet):
+                text = f"[{value.strip(' []')}]" if kind is Numbers else value.lower()
+                said = json.loads(text)
+            found[name] = TypeAdapter(kind).validate_python(said)
+        except ValueError as error:  # of JSON, too
+            raise ValueError(f"{name} must be {get_args(kind)[-1]}, not {value!r}") from error
+        if kind is PromptSet:
+            load_prompts(profile.prompt_set(said))
+    return SimpleNamespace(**found)

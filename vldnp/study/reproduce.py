@@ -27,7 +27,6 @@ def reproduce(
 
     from vldnp.study import profile as profiles
     from vldnp.study import published
-    from vldnp.study.parameters import parameters as check
     from vldnp.study.prompts import load_prompts
 
     own, sources = profiles.load_profile(profile, quick=quick), sorted(notebooks.glob("0*.ipynb"))
@@ -37,7 +36,7 @@ def reproduce(
     declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
     if strange := set(parameters or {}).difference(known := set().union(*declared.values())):
         raise unknown("notebook parameter", min(strange), known)
-    check(own, **given)
+    profiles.parameters(own, **given)
     for source in own.prompt_sets:
         load_prompts(source)
     given = _there(notebooks, profile, run) | {"quick": quick} | given

@@ -32,8 +32,8 @@ def finished(
 ) -> Iterator[int]:
     """Compute jobs, tuples of arguments, and yield the number of each when it is done.
 
-    `ChildProcessError`, one line: a job failed in a worker (its traceback is a note), or workers
-    died `ATTEMPTS` times before any had finished a batch.
+    `ChildProcessError`, one line: a job failed (its traceback is a note), or workers died
+    `ATTEMPTS` times before any had finished a batch.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
@@ -56,13 +56,10 @@ def finished(
         except Exception as death:
             died += 1
             if died == ATTEMPTS:
-                failed = _failure(f"{died} times in a row one died ({first_line(death)})")
+                reason = f"{died} times in a row one died ({first_line(death)})"
+                failed = ChildProcessError(f"workers failed: {reason}")
         if failed:
             raise failed
-
-
-def _failure(reason: str) -> ChildProcessError:
-    return ChildProcessError(f"workers failed: {reason}")
 
 
 def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
@@ -101,7 +98,8 @@ def _work(number: int, pickled: bytes) -> tuple[int, ChildProcessError | None]:
             compute, *job = pickle.loads(pickled)
             compute(*job)
     except Exception as error:
-        failed = _failure(f"{type(error).__name__}: {first_line(error)}")
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        failed = ChildProcessError(f"workers failed: {reason}")
         failed.add_note(traceback.format_exc())
         return number, failed
     return number, None
