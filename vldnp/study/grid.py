@@ -27,7 +27,6 @@ SAMPLING = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": None}
 SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
 """The arguments of `vldnp.sample` that a study fixes, with their defaults."""
 
-
 NOISE = ["prompt", "seed", "guidance_scale"]
 """What the images of all methods from the same noise have in common."""
 

@@ -19,7 +19,6 @@ from vldnp.models.backbone import Backbone
 from vldnp.sampler import sample
 from vldnp.study import folder as files
 from vldnp.study import grid
-from vldnp.study.folder import read_cell
 from vldnp.study.grid import NOISE, SCHEMA, Batch, Study, as_json, batch_key, digest, setting_of
 from vldnp.study.measure import clip_of, fid_of, measured, with_scores
 from vldnp.study.prompts import set_name
@@ -73,10 +72,10 @@ def run(
     generate(model, batches, folder, workers=workers, backend=backend, progress=progress)
     scores = measured(folder, [rows for _, rows, _ in batches], judge, clip, progress=progress)
     images = with_scores(cells, [scores[key] for key in cells["key"]], study.unsafe_threshold)
-    records = [read_cell(folder, key) for key in cells["key"]]
-    recorded = (*files.SPENT, *files.SAID, "batch", "place", "pixels")
     images["image"] = [files.image_path(Path(), key).as_posix() for key in cells["key"]]
-    images = images.assign(**{name: [record[name] for record in records] for name in recorded})
+    records = [files.read_cell(folder, key) for key in cells["key"]]
+    for name in (*files.SPENT, *files.SAID, "batch", "place", "pixels"):
+        images[name] = [record[name] for record in records]
     with atomic(folder / "images.parquet") as temporary:
         images.to_parquet(temporary, index=False)
     distances = fid_of(study, images, judge, folder)
@@ -141,7 +140,7 @@ def generate(
 
 def lacking(folder: Path, keys: Iterable[str]) -> set[str]:
     """Those images that the folder has not, or not whole."""
-    return {key for key in keys if read_cell(folder, key) is None}
+    return {key for key in keys if files.read_cell(folder, key) is None}
 
 
 def compute_batch(
@@ -151,8 +150,8 @@ def compute_batch(
     if not (missing := lacking(folder, rows["key"])):
         return  # another process, or a worker before it died, has made them
     started, noise = time.perf_counter(), rows[NOISE].to_dict("list")
-    how = {"seeds": noise["seed"], "guidance_scale": noise["guidance_scale"], **sampling}
-    out = sample(model, noise["prompt"], method, progress=False, **how)
+    own = {"seeds": noise["seed"], "guidance_scale": noise["guidance_scale"]}
+    out = sample(model, noise["prompt"], method, progress=False, **own, **sampling)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     shared = {"batch": batch_key(rows), "method": method.describe(), "sampling": dict(sampling)}

@@ -56,10 +56,9 @@ def score(
 
     def measured(folder: Path, method: str) -> pd.DataFrame:
         rows = matched(folder, prompts)
-        sizes = rows.groupby(rows["image"].map(lambda image: open_image(folder / image).size))
-        parts = [own.iloc[at : at + 32] for _, own in sizes for at in range(0, len(own), 32)]
+        parts = [rows.iloc[start : start + 32] for start in range(0, len(rows), 32)]
         parts = tqdm(parts, desc=f"{method} scores", unit="batch", disable=not progress)
-        rows = pd.concat([_judged(part, folder, judge, clip) for part in parts]).loc[rows.index]
+        rows = pd.concat([_judged(part, folder, judge, clip) for part in parts])
         return rows.assign(method=method, setting=digest([method, sorted(rows["pixels"])])[:12])
 
     own, differences = measured(Path(folder), name or Path(folder).resolve().name), None
