@@ -27,6 +27,7 @@ SAMPLING = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": None}
 SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
 """The arguments of `vldnp.sample` that a study fixes, with their defaults."""
 
+COUNTS = "num_inference_steps", "num_images_per_prompt", "batch_size"
 NOISE = ["prompt", "seed", "guidance_scale"]
 """What the images of all methods from the same noise have in common."""
 
@@ -79,9 +80,8 @@ class Study:
         object.__setattr__(self, "sampling", SAMPLING | dict(self.sampling))
         limits = self.max_prompts
         limits = limits.values() if isinstance(limits, Mapping) else [limits or 0]
-        counts = [("max_prompts", 0, limit) for limit in limits]
-        counts += [("num_inference_steps", 1, self.sampling["num_inference_steps"])]
-        counts += [(n, 1, getattr(self, n)) for n in ("num_images_per_prompt", "batch_size")]
+        counts = vars(self) | self.sampling
+        counts = [(n, 1, counts[n]) for n in COUNTS] + [("max_prompts", 0, n) for n in limits]
         for name, least, value in counts:
             if type(value) is not int or value < least:
                 what = f"study {self.name!r}: {name} must be {least} or more"
@@ -158,13 +158,11 @@ def shared_sampling(sampling: Mapping) -> dict:
 def plan_batches(grid: pd.DataFrame, study: Study) -> list[Batch]:
     """Each image once (prompt sets may share prompts), in batches of `study.batch_size`."""
     shared, size = shared_sampling(study.sampling), study.batch_size
-    methods = {setting_of(method): method for method in study.methods}
-    own = {setting: grid[grid["setting"] == setting].drop_duplicates("key") for setting in methods}
-    return [
-        (methods[setting], rows.iloc[start : start + size], shared)
-        for setting, rows in own.items()
-        for start in range(0, len(rows), size)
-    ]
+    batches: list[Batch] = []
+    for setting, method in {setting_of(method): method for method in study.methods}.items():
+        rows = grid[grid["setting"] == setting].drop_duplicates("key")
+        batches += [(method, rows.iloc[at : at + size], shared) for at in range(0, len(rows), size)]
+    return batches
 
 
 def batch_key(rows: pd.DataFrame) -> str:
