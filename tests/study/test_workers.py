@@ -195,7 +195,7 @@ def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
 
     def claimed():
-        workers._begin(("4", "7"), str(tmp_path))
+        workers._begin(os.getppid(), ("4", "7"), str(tmp_path))
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
     with monkeypatch.context() as patch:

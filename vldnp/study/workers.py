@@ -7,6 +7,7 @@ import pickle
 import signal
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -69,8 +70,8 @@ def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
     if backend == "loky":  # a process for each GPU or core
         workers = min(workers or len(gpus), len(gpus)) if gpus else workers
         claims = tempfile.mkdtemp(prefix="vldnp-gpus-") if gpus else ""
-        how = {"inner_max_num_threads": 1, "idle_worker_timeout": 30}  # also after a parent's death
-        how |= {"initializer": _begin, "initargs": (gpus, claims)}
+        how = {"inner_max_num_threads": 1, "initializer": _begin}
+        how |= {"initargs": (os.getpid(), gpus, claims)}
     elif backend == "ray":
         how, yields = {"ray_remote_args": {"num_gpus": int(bool(gpus))}}, "list"
     try:
@@ -80,16 +81,22 @@ def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
         raise ValueError(f"backend {backend!r} cannot be used: {first_line(error)}") from error
 
 
-def _begin(gpus: Sequence[str], claims: str) -> None:
-    """Give a process of this machine a GPU of its own; the system unlocks it when it dies."""
+def _begin(parent: int, gpus: Sequence[str], claims: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends its workers
-    for gpu in itertools.cycle(gpus):
+    threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+    for gpu in itertools.cycle(gpus):  # the system unlocks a GPU when its worker dies
         lock = FileLock(f"{claims}/{gpu}.lock")
         with suppress(Timeout):
             lock.acquire(timeout=0.1)
             _claimed.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu
             return
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _work(number: int, pickled: bytes) -> tuple[int, ChildProcessError | None]:
