@@ -89,11 +89,7 @@ def recompute() -> bool:
 
 
 def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
-    """A study's rows: from the first published run that has them all, else from `run`.
-
-    `attrs["computed"]` of the frame is how many rows come from images that were made here; with
-    `RECOMPUTE=all` that is all.
-    """
+    """A study's rows: from the first published run that has them all, else from `run`."""
     wanted = cells(study, None)[SAME]
     for name in [] if recompute() else published_runs():
         found = open_run(name)
@@ -102,11 +98,8 @@ def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
             rows = found.images[found.images["part"].isin(fits)].drop_duplicates(SAME)
             rows = wanted.merge(rows, on=SAME)
             if len(rows) == len(wanted):
-                rows.attrs["computed"] = 0
                 return rows
-    rows = run(study, profile.model, profile.judge, profile.clip, root, progress=False)
-    rows.attrs["computed"] = len(rows)
-    return rows
+    return run(study, profile.model, profile.judge, profile.clip, root, progress=False)
 
 
 def _fits(config: Mapping, study: Study, profile) -> bool:
@@ -119,18 +112,17 @@ def _fits(config: Mapping, study: Study, profile) -> bool:
     return same
 
 
-def publish(run_folder: str | Path, target: str | Path | None = None, **meta) -> list[Path]:
-    """Publish a run folder, in place of what was published of it earlier.
+def publish(run_folder: str | Path, **meta) -> None:
+    """Publish a run folder in `data/results`, in place of what was published of it earlier.
 
-    `target` is by default `data/results/<its name>`; `meta` is what `meta.json` says besides, such
-    as a protocol's SHA-256. Returns the files written.
+    `meta` is what `meta.json` says besides, such as a protocol's SHA-256.
 
     Raises:
         FileNotFoundError, ValueError: nothing was run there, or not all images and batches of its
             rows are there; one line, and nothing has changed then.
     """
     source = Path(run_folder)
-    target = data_folder() / "results" / source.name if target is None else Path(target)
+    target = data_folder() / "results" / source.name
     if not (source / "images.parquet").is_file():
         raise FileNotFoundError(f"{source} holds no study that was run to its end")
     config, run_here = _json(source / "config.json"), Published(source)
@@ -155,7 +147,6 @@ def publish(run_folder: str | Path, target: str | Path | None = None, **meta) ->
             temporary.write_bytes(path.read_bytes())
     write_text(target / "methods.json", as_json(config["methods"], indent=1) + "\n")
     write_text(target / "meta.json", as_json(meta, indent=1) + "\n")  # last: now it is whole
-    return sorted(target.iterdir())
 
 
 @dataclass(frozen=True)
