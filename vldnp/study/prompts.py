@@ -174,7 +174,7 @@ def _load(path: Path, known: Mapping, columns: Mapping = {}, seed=None) -> pd.Da
     elif known.get("repeated_ids"):  # a, b, a → a, b, a-2
         count = table.groupby("prompt_id").cumcount() + 1
         table["prompt_id"] += ("-" + count.astype(str)).where(count > 1, "")
-    if (count := known.get("prompts", len(table))) not in (len(table), None):
+    if (count := known.get("prompts", len(table))) != len(table):
         raise ValueError(f"{path} has {len(table):,} prompts, not the published {count:,}")
     return _checked(table, path)
 

@@ -42,12 +42,9 @@ def reproduce(
     given = _there(notebooks, profile, run) | {"quick": quick} | given
     if verified > 0 and not (quick or published.recompute()):
         if own.name in published.published_runs():
-            how = {
-                "images": verified,
-                "workers": None if torch.cuda.is_available() else os.cpu_count(),
-            }
             made = profiles.profile_methods(own), own.model, own.judge, own.clip
-            print(published.verify(own.name, *made, **how))
+            workers = None if torch.cuda.is_available() else os.cpu_count()
+            print(published.verify(own.name, *made, images=verified, workers=workers))
     executed = []
     for source in sources:
         print(source.name, file=sys.stderr, flush=True)
