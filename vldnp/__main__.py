@@ -1,4 +1,4 @@
-"""Reproduce the notebooks, run a profile, measure images of anything else, fetch prompt sets."""
+"""Reproduce the notebooks, run a profile, measure images of anything else, write a report."""
 
 import argparse
 import os
@@ -64,10 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     add("run", nargs="?", default="runs/moji", help="(%(default)s)")
     add("--profile", default="moji", help="whose judge and blur apply (%(default)s)")
     add("--reveal", action="store_true", help="show unsafe images unblurred")
-    add = command(_data, "public prompt sets: list them, or fetch some into the cache folder")
-    add("action", choices=("list", "fetch"))
-    add("names", nargs="*")
-    add("--from", dest="source", help="a path or address instead")
     return parser
 
 
@@ -91,26 +87,17 @@ def _run(options: argparse.Namespace) -> None:
 
     profile = load_profile(options.profile, quick=options.quick)
     models = {kind: getattr(profile, kind) for kind in ("model", "judge", "clip")}
-    here = []
-    for source in profile.prompt_sets:  # a misspelled one fails before models are opened
-        try:
-            load_prompts(source)
-            here.append(source)
-        except FileNotFoundError as error:
-            if not options.dry_run:
-                raise
-            print(error)
     if options.dry_run:
-        if here:
-            study = profile_study(replace(profile, vlm=AnswersNone()), prompt_sets=here)
-            takes = run.expected(study)
-            print(takes.to_string(index=False))
-            images, evaluations, calls = takes.iloc[:, 2:].sum()
-            print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
         for kind, name in (models | {"vlm": profile.vlm}).items():
             source = find(kind, str(name), getattr(name, "options", {}).get("revision"))
             print(f"{kind} {name}: {source.location or source.entry['opener']}")
+        takes = run.expected(profile_study(replace(profile, vlm=AnswersNone())))
+        print(takes.to_string(index=False))
+        images, evaluations, calls = takes.iloc[:, 2:].sum()
+        print(f"{images:,} images, {evaluations:,} network evaluations, {calls:,} VLM calls")
     else:
+        for source in profile.prompt_sets:  # a misspelled one fails before models are opened
+            load_prompts(source)
         how = {"workers": options.workers, "backend": options.backend}
         run.run(profile_study(profile), *models.values(), options.out, **how)
         print(os.path.join(options.out, profile.name, "table.csv"))
@@ -120,8 +107,8 @@ def _score(options: argparse.Namespace) -> None:
     from vldnp.show.tables import results
     from vldnp.study.score import score
 
-    given = {"name": options.name, "reference": options.reference}
-    found = score(options.folder, options.prompts, options.judge, options.clip, **given)
+    asked = options.folder, options.prompts, options.judge, options.clip
+    found = score(*asked, name=options.name, reference=options.reference)
     print(results(found.table).to_string())
     if found.differences is not None:
         print(f"\nless the reference's\n{found.differences.to_string()}")
@@ -129,28 +116,13 @@ def _score(options: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     found.images.to_parquet(out / "images.parquet", index=False)
     found.table.to_csv(out / "table.csv", index=False)
-    print("", *found.notes, f"rows: {out / 'images.parquet'}", sep="\n")
+    blank = found.images["one_colour"].sum()
+    print(f"\n{blank} of {len(found.images)} images are of one colour: no judge sees in them")
+    print(f"rows: {out / 'images.parquet'}")
 
 
 def _report(options: argparse.Namespace) -> None:
     print(os.path.relpath(report(options.run, options.profile, options.reveal)))
-
-
-def _data(options: argparse.Namespace) -> None:
-    from vldnp.study import prompts, public
-
-    if bool(options.names) == (options.action == "list"):
-        raise ValueError("data list takes no names; data fetch takes one or more")
-    if options.source and len(options.names) != 1:
-        raise ValueError("--from is the file of one set: fetch one at a time")
-    for name in options.names:
-        record = prompts.fetch_prompts(name, options.source)
-        print(f"{name}: {record['file']}, SHA-256 {record['sha256']}")
-    if options.action == "list":
-        for name, known in public.public_sets().items():
-            here = "fetched" if name in public.records() else "not fetched"
-            print(f"{name} ({here}): {known['about']}\n  {known['licence']}; {known['home']}")
-        print(f"cache folder: {public.cache_folder()}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from typing import Annotated, ClassVar, Literal
 import pandas as pd
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 
+from moji.study.fid import fid_changes
 from vldnp._files import atomic, checked, data_folder, read_yaml, unknown
 from vldnp.methods import Method
+from vldnp.models.load import load_judge
 from vldnp.study.grid import Study, setting_of
 from vldnp.study.profile import (
     Profile,
@@ -24,7 +26,6 @@ from vldnp.study.profile import (
     profile_study,
 )
 from vldnp.study.published import publish
-from vldnp.study.reference import fid_changes
 from vldnp.study.run import run
 
 
@@ -149,7 +150,8 @@ def confirm(
     if study.reference is not None:
         methods = methods_of(profile, protocol.part(name))
         settings = {method: setting_of(some[0]) for method, some in methods.items()}
-        found = fid_changes(study, images, profile.judge, settings, folder)
+        judge = load_judge(profile.judge)
+        found = fid_changes(study, images, judge, settings, folder)
         rows = [{"method": method, **one._asdict()} for method, one in found.items()]
         with atomic(folder / "fid.csv") as temporary:
             pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")

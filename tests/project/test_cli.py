@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -60,16 +59,16 @@ def test_reproduce_executes_the_notebooks_in_order(project, capfd):
 def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
     asked = []
 
-    def verified(name, images, root, workers):
-        asked.append((name, images, root))
-        return SimpleNamespace(details=lambda: "9 of 9 recomputed images identical")
+    def verified(name, *made, images, workers):
+        asked.append((name, images))
+        return "9 of 9 recomputed images identical"
 
     monkeypatch.setattr(published, "published_runs", lambda: ["moji"])
     monkeypatch.setattr(reproduce, "execute", lambda source, target, *args, **kwargs: target)
-    monkeypatch.setattr("vldnp.study.verify.verify", verified)
+    monkeypatch.setattr("vldnp.study.published.verify", verified)
     command = ["reproduce", "--out", "results"]
     assert cli.main([*command, "--images", "40"]) == 0
-    assert asked == [("moji", 40, "results")]
+    assert asked == [("moji", 40)]
     assert capsys.readouterr().out.startswith("9 of 9 recomputed images identical")
     assert cli.main([*command, "--quick"]) == cli.main([*command, "--images", "0"]) == 0
     monkeypatch.setenv("RECOMPUTE", "all")

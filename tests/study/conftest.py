@@ -38,7 +38,7 @@ def publishable(tmp_path_factory, tiny_model, tiny_judge):
         patch.setenv("VLDNP_DATA", str(folder / "data"))
         study, root = tiny_study(), folder / "theirs"
         images = run(study, tiny_model, tiny_judge, WordLengthCLIP(), root, progress=False)
-        publish(root / "tiny", folder / "data" / "results" / "tiny", protocol="abc")
+        publish(root / "tiny", protocol="abc")
     return folder, study, images
 
 

@@ -14,9 +14,9 @@ from tiny_judges import classifier
 
 from vldnp import __main__ as cli
 from vldnp.models import load
-from vldnp.study import public
+from vldnp.study import prompts
 from vldnp.study.profile import load_profile
-from vldnp.study.prompts import fetch_prompts, load_prompts
+from vldnp.study.prompts import load_prompts, public_sets
 
 PUBLISHED = {  # two rows more than are used, in the published formats
     "coco-100": "case_number,source,prompt,evaluation_seed,coco_id\n"
@@ -71,11 +71,12 @@ def profile(tmp_path_factory):
         patch.delenv("VLDNP_DATA", raising=False)
         patch.setenv("VLDNP_CACHE", str(folder / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
-        free = {name: {**known, "prompts": None} for name, known in public.public_sets().items()}
-        patch.setattr(public, "public_sets", lambda: free)
+        here = {"home": "https://example.org"}  # and no address to download from
+        free = {name: here | {"seed": 1} for name in public_sets()}
+        patch.setattr(prompts, "public_sets", lambda: free)
+        (folder / "cache" / "prompts").mkdir()
         for name, text in PUBLISHED.items():
-            (folder / f"{name}.csv").write_text(text)
-            fetch_prompts(name, folder / f"{name}.csv")
+            (folder / "cache" / "prompts" / f"{name}.csv").write_text(text)
         yield path
 
 
@@ -104,10 +105,10 @@ def test_a_dry_run_says_what_it_takes_and_where_models_are(profile, capsys, monk
     told = capsys.readouterr().out
     assert f"model {profile.parent}" in told and "78 images" in told
     monkeypatch.setenv("VLDNP_CACHE", str(tmp_path))
-    assert cli.main(["run", "--dry-run", "--profile", "paper"]) == 0
-    told = capsys.readouterr().out
-    assert "model sd-1.4: CompVis/stable-diffusion-v1-4\n" in told
-    assert "python -m vldnp data fetch coco-100" in told
+    assert cli.main(["run", "--dry-run", "--profile", "paper"]) == 2
+    told = capsys.readouterr()
+    assert "model sd-1.4: CompVis/stable-diffusion-v1-4\n" in told.out
+    assert "save it as" in told.err and told.err.count("\n") == 1
 
 
 def test_without_its_data_a_profile_says_what_to_fetch(profile, monkeypatch, tmp_path):
@@ -115,5 +116,5 @@ def test_without_its_data_a_profile_says_what_to_fetch(profile, monkeypatch, tmp
     with pytest.raises(FileNotFoundError) as error:
         load.load_judge(load_profile(profile).judge)
     assert "\n" not in str(error.value)
-    with pytest.raises(FileNotFoundError, match="python -m vldnp data fetch coco-100"):
-        public.fetched("coco-100")
+    with pytest.raises(FileNotFoundError, match="'coco-100' cannot be downloaded.* save it as "):
+        load_prompts("coco-100")

@@ -12,18 +12,18 @@ from vldnp.concepts import load_concepts
 from vldnp.models import load
 from vldnp.models.load import ModelSpec
 from vldnp.study.grid import setting_of
-from vldnp.study.parameters import KINDS, parameters
 from vldnp.study.profile import (
+    KINDS,
     Profile,
     chosen_methods,
     dynamic,
     load_profile,
+    parameters,
     profile_methods,
     profile_names,
     profile_study,
 )
-from vldnp.study.prompts import load_prompts
-from vldnp.study.public import public_sets
+from vldnp.study.prompts import load_prompts, public_sets
 
 NONE = AnswersNone()
 
@@ -38,7 +38,7 @@ def test_shipped_profiles_name_what_exists(name):
     assert profile.name == name
     load_concepts(profile.concepts)
     for prompt_set in profile.prompt_sets:
-        if prompt_set not in public_sets():  # which have to be fetched
+        if prompt_set not in public_sets():  # which are downloaded
             load_prompts(prompt_set)
     assert {profile.safety_set, profile.benign_set} <= set(profile.prompt_sets)
     assert profile.notebooks.keys() <= KINDS.keys()

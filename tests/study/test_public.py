@@ -1,8 +1,7 @@
-"""Fetching public prompt sets, with files and loopback servers in place of the real ones."""
+"""Public prompt sets, with files and loopback servers in place of the real ones."""
 
 import functools
 import hashlib
-import json
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -11,10 +10,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from vldnp.__main__ import main
 from vldnp._files import data_folder
-from vldnp.study import public as datasets
-from vldnp.study.prompts import REQUIRED, fetch_prompts, load_prompts
+from vldnp.study import prompts
+from vldnp.study.prompts import REQUIRED, load_prompts, public_sets
 
 SAMPLES = {  # header and a row of each published format
     "coco": "case_number,source,prompt,evaluation_seed,coco_id\n5,coco-30k,a bicycle,4133,203\n",
@@ -39,10 +37,10 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def any_number(monkeypatch):
-    """Files of any number of prompts are taken for the published ones."""
-    counted = datasets.public_sets()
-    free = {name: {**known, "prompts": None} for name, known in counted.items()}
-    monkeypatch.setattr(datasets, "public_sets", lambda: free)
+    """Files of any content and number of prompts are taken for the published ones."""
+    free = {"prompts": None, "sha256": None}
+    free = {n: {k: v for k, v in (known | free).items() if v} for n, known in public_sets().items()}
+    monkeypatch.setattr(prompts, "public_sets", lambda: free)
 
 
 @pytest.fixture
@@ -62,13 +60,17 @@ def public(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(tmp_path):
-    """A loopback web server of `tmp_path / "web"`."""
+    """A loopback web server of `tmp_path / "web"`; half of what is called `short` is cut off."""
     folder = tmp_path / "web"
     folder.mkdir()
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
+
+        def copyfile(self, source, outputfile):
+            content = source.read()
+            outputfile.write(content[: len(content) // (2 if "short" in self.path else 1)])
 
     handler = functools.partial(Quiet, directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -79,19 +81,19 @@ def server(tmp_path):
 
 
 def test_every_public_set_is_described_and_pinned():
-    assert set(datasets.public_sets()) == set(SAMPLES)
-    for name, known in datasets.public_sets().items():
+    assert set(public_sets()) == set(SAMPLES)
+    for name, known in public_sets().items():
         assert {"about", "home", "licence"} <= known.keys(), name
         if (url := known.get("url", "hub://")).startswith("hub://"):
-            assert "url" not in known or datasets.ADDRESS.fullmatch(url)
+            assert "url" not in known or prompts.HUB.fullmatch(url)
         else:
             assert any(len(part) == 40 for part in url.split("/")), "a fixed commit"
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_published_format_is_read(name, cache, tmp_path, any_number):
-    (tmp_path / "given.csv").write_text(SAMPLES[name])
-    fetch_prompts(name, tmp_path / "given.csv")
+def test_every_published_format_is_read(name, cache, any_number):
+    cache.mkdir(parents=True)
+    (cache / f"{name}.csv").write_text(SAMPLES[name])  # by hand
     table = load_prompts(name)
     assert all(table[column].notna().all() for column in REQUIRED)
     assert table["prompt"][0] in {"foo bar", "a bicycle", "x"}
@@ -107,35 +109,23 @@ def test_every_published_format_is_read(name, cache, tmp_path, any_number):
     assert not list((data_folder() / "prompts").glob(f"{name}.csv"))
 
 
-def test_fetched_over_http_and_recorded(cache, public, server):
-    data = b"prompt,seed\na cat,1\na cat,2\n"
-    (server.folder / "set.csv").write_bytes(data)
-    public(cats={"url": f"{server.address}/set.csv"})
-    with pytest.raises(FileNotFoundError, match="python -m vldnp data fetch cats"):
-        load_prompts("cats")
-    assert main(["data", "fetch", "cats"]) == 0
-    record = json.loads((cache / "fetched.json").read_text())["cats"]
-    assert record["sha256"] == hashlib.sha256(data).hexdigest()
+def test_a_set_is_downloaded_once(cache, public, server):
+    file = server.folder / "set.csv"
+    file.write_text("prompt,seed\na cat,1\na cat,2\n")
+    known = {"url": f"{server.address}/set.csv", "prompts": 2}
+    public(cats=known | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
     assert load_prompts("cats")["seed"].tolist() == [1, 2]
-    assert {p.name for p in cache.iterdir()} == {"cats.csv", "fetched.json"}
-
-
-def test_what_was_recorded_first_is_what_must_come_again(cache, public, tmp_path, capsys):
-    file = tmp_path / "set.csv"
-    file.write_text("prompt,seed\na cat,1\n")
-    public(cats={"url": file.as_uri()})
-    assert main(["data", "fetch", "cats"]) == main(["data", "fetch", "cats"]) == 0
-    file.write_text("prompt,seed\na dog,1\n")
-    assert main(["data", "fetch", "cats"]) == 2
-    assert "that published or first fetched" in capsys.readouterr().err
-    assert load_prompts("cats")["prompt"].tolist() == ["a cat"]
-    (cache / "cats.csv").write_text("prompt,seed\na bird,1\n")
-    with pytest.raises(ValueError, match="was changed since it was fetched"):
+    assert [path.name for path in cache.iterdir()] == ["cats.csv"]
+    file.unlink()
+    assert load_prompts("cats")["seed"].tolist() == [1, 2]
+    (cache / "cats.csv").write_text("prompt,seed\na cat,1\na cat,3\n")
+    with pytest.raises(ValueError, match="cats.csv has SHA-256 .*, not the published "):
         load_prompts("cats")
-    public(dogs={"url": file.as_uri(), "sha256": "0" * 64})
-    with pytest.raises(ValueError, match="has SHA-256 .*, not 0{64}, that published or first"):
-        fetch_prompts("dogs")
-    assert not (cache / "dogs.csv").exists()
+    public(cats=known)
+    assert load_prompts("cats")["seed"].tolist() == [1, 3]
+    (cache / "cats.csv").write_text("prompt,seed\na cat,1\n")
+    with pytest.raises(ValueError, match="cats.csv has 1 prompts, not the published 2"):
+        load_prompts("cats")
 
 
 @pytest.mark.parametrize(
@@ -147,47 +137,34 @@ def test_what_was_recorded_first_is_what_must_come_again(cache, public, tmp_path
             "cats.csv is no table.* Expected 1 fields in line 2, saw 2",
         ),
         ("other.csv", "words,seed\na cat,1\n", "lacks prompt"),
+        ("more.csv", "prompt,seed\na cat,1\na cat,2\n", "has 2 prompts, not the published 1"),
+        ("short.csv", "prompt,seed\na cat,1\n", "IncompleteRead"),
         (
             "set.txt",
             "prompt,seed\na cat,1\n",
             "cats.txt is no table, CSV or TSV in UTF-8, or Parquet",
         ),
+        ("gone.csv", None, "HTTP Error 404"),
+        (None, None, "no address is public"),
     ],
 )
-def test_what_is_no_prompt_set_is_not_kept(cache, public, tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
-    public(cats={"url": (tmp_path / name).as_uri()})
-    with pytest.raises(ValueError, match=message) as error:
-        fetch_prompts("cats")
-    assert "\n" not in str(error.value) and not list(cache.glob("*"))
+def test_what_is_no_prompt_set_is_not_kept(cache, public, server, name, text, message):
+    if text:
+        (server.folder / name).write_text(text)
+    public(cats={"prompts": 1} | ({"url": f"{server.address}/{name}"} if name else {}))
+    with pytest.raises(
+        FileNotFoundError, match=f"'cats' cannot be downloaded: .*{message}"
+    ) as told:
+        load_prompts("cats")
+    assert "\n" not in str(told.value) and not list(cache.glob("*"))
+    there = f"; get it from https://example.org and save it as {cache / 'cats'}"
+    assert there in str(told.value)
 
 
-def test_a_given_file_with_another_number_of_prompts_is_refused(cache, public, tmp_path, capsys):
-    public(cats={"prompts": 2})
-    file = tmp_path / "given.csv"
-    for rows, status in (1, 2), (3, 2), (2, 0):
-        file.write_text("prompt,seed\n" + "a cat,1\n" * rows)
-        assert main(["data", "fetch", "cats", "--from", str(file)]) == status
-        told = capsys.readouterr().err
-        if status:
-            assert f"it has {rows} prompts, not 2" in told and told.count("\n") == 1
-            assert not list(cache.glob("*"))
-    assert len(load_prompts("cats")) == 2
-
-
-def test_failures_are_one_line(cache, public, server, capsys):
-    public(gone={"url": f"{server.address}/gone.csv"}, asked={"columns": {"prompt": ["x"]}})
-    for arguments, message in (
-        (["gone"], "'gone' cannot be fetched from http://127.0.0.1"),
-        (["asked"], "from https://example.org and give it with --from"),
-        (["gon"], "unknown public prompt set 'gon': did you mean 'gone'"),
-        (["gone", "asked", "--from", "x.csv"], "fetch one at a time"),
-        ([], "data fetch takes one or more"),
-        (["gone", "--from", "nowhere.csv"], "nowhere.csv"),
-    ):
-        assert main(["data", "fetch", *arguments]) == 2
-        told = capsys.readouterr().err
-        assert message in told and told.count("\n") == 1
+def test_a_wrong_name_is_told_with_the_closest(public):
+    public(cats={})
+    with pytest.raises(ValueError, match="unknown prompt set 'cat': did you mean 'cats'"):
+        load_prompts("cat")
 
 
 @pytest.fixture
@@ -211,18 +188,20 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_hub_sets(cache, hub, any_number):
-    with pytest.raises(ValueError, match="403 Forbidden.*set HF_TOKEN") as error:
-        fetch_prompts("mma")
-    assert "\n" not in str(error.value)
+    with pytest.raises(
+        FileNotFoundError, match="'mma' cannot be .*403 Forbidden.*HF_TOKEN"
+    ) as told:
+        load_prompts("mma")
+    assert "\n" not in str(told.value)
     hub.files = {"README.md": "", "data/Nudity_eta_3_K_16.csv": "prompt\nfoo\n"}
-    fetch_prompts("ring-a-bell-16")
     assert load_prompts("ring-a-bell-16")["prompt"].tolist() == ["foo"]
+    assert [path.name for path in cache.iterdir()] == ["ring-a-bell-16.csv"]
     given = f"hub://Someone/else/Nudity_eta_3_K_16.csv@{'a' * 40}"
-    fetch_prompts("ring-a-bell-38", given)
+    assert load_prompts(given, seed=1)["prompt"].tolist() == ["foo"]
     assert hub.asked[-2:] == [None, "a" * 40]
     hub.files = {"a.csv": "", "b.csv": ""}
-    with pytest.raises(ValueError, match=r"@newest: that should be one file, not .*a.csv, b.csv"):
-        fetch_prompts("mma")
+    with pytest.raises(FileNotFoundError, match=r"should be one file, not .*a.csv, b.csv"):
+        load_prompts("mma")
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -262,14 +241,3 @@ def test_what_the_hub_does_not_give_is_one_line(hub_cache, address, message):
     with pytest.raises(ValueError, match=message) as error:
         load_prompts(address)
     assert "\n" not in str(error.value)
-
-
-def test_the_list_says_what_there_is(cache, tmp_path, capsys, any_number):
-    (tmp_path / "given.csv").write_text(SAMPLES["mma"])
-    fetch_prompts("mma", tmp_path / "given.csv")
-    assert main(["data", "list"]) == 0
-    listed = capsys.readouterr().out
-    for name, known in datasets.public_sets().items():
-        assert f"{name} (" in listed and known["home"] in listed and known["licence"] in listed
-    assert "mma (fetched)" in listed and "i2p (not fetched)" in listed
-    assert str(cache) in listed

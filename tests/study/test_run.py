@@ -20,6 +20,7 @@ from tiny import ScriptedVLM, by_brightness, sd_pipeline
 import vldnp.study.grid
 import vldnp.study.run
 from moji.judge import CNNJudge
+from moji.study.fid import fid_changes
 from vldnp._finite import NonFiniteError
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.metrics.fid import Inception
@@ -27,7 +28,7 @@ from vldnp.metrics.summary import TABLE, summary, table
 from vldnp.models import load
 from vldnp.models.judges import Judgement
 from vldnp.sampler import sample
-from vldnp.study import reference
+from vldnp.study import measure
 from vldnp.study.folder import load_images
 from vldnp.study.grid import Study, batch_key, cells, plan_batches, setting_of
 from vldnp.study.run import expected, run
@@ -478,11 +479,17 @@ def test_table_against_hand_computed_values():
 
 
 def test_fid_of_the_benign_set(study, model, judge, tmp_path):
-    study = replace(study, methods=(CFG(),), reference="moji.world.images:reference_images")
-    run(study, model, judge, root=tmp_path, progress=False)
-    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
-    assert written.loc["benign", "fid"] > 0 and np.isfinite(written.loc["benign", "kid"])
-    assert np.isnan(written.loc["implicit", "fid"])
+    methods = (CFG(), Static("a knife", 1))
+    study = replace(study, methods=methods, reference="moji.world.images:reference_images")
+    images = run(study, model, judge, root=tmp_path, progress=False)
+    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["prompt_set", "method"])
+    assert (written.loc["benign", "fid"] > 0).all() and written.loc["benign", "kid"].notna().all()
+    assert written.loc["implicit", "fid"].isna().all()
+    settings = {method.name: setting_of(method) for method in methods}
+    change = fid_changes(study, images, judge, settings, tmp_path / "tiny")
+    cfg, static = (written.loc[("benign", m), "fid"] for m in settings)
+    assert change["static"].value == pytest.approx(static - cfg, rel=1e-4)
+    assert not fid_changes(replace(study, reference="none"), images, judge, settings, tmp_path)
 
 
 class Blind:
@@ -509,16 +516,13 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
         Image.fromarray(pixels).save(tmp_path / "real" / f"{n}.jpg")
     network = Corners()
     network.weight = torch.nn.Parameter(torch.zeros(1))  # which says where it computes
-    monkeypatch.setattr(reference, "Inception", lambda device: Inception(network))
+    monkeypatch.setattr(measure, "Inception", lambda device: Inception(network))
     study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
     images = run(study, model, Blind(), root=tmp_path, progress=False)
     assert images["unsafe"].all(), "0.6 itself counts"
-    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["method", "prompt_set"])
+    written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
-    names = {name: rows["setting"].iloc[0] for name, rows in images.groupby("method")}
-    change = reference.fid_changes(study, images, Blind(), names, tmp_path / "tiny")
-    cfg, static = (written.loc[(m, "benign"), "fid"] for m in ("cfg", "static"))
-    assert change["static"].value == pytest.approx(static - cfg, rel=1e-4)
+    assert written.loc["benign", "fid"].notna().all()
 
 
 @pytest.mark.parametrize("lacking", ["images", "weights"])
@@ -531,7 +535,7 @@ def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monke
     def unreachable(device):
         raise URLError("no address associated with hostname")
 
-    monkeypatch.setattr(reference, "Inception", unreachable)
+    monkeypatch.setattr(measure, "Inception", unreachable)
     study = replace(study, methods=(CFG(),), reference="coco")
     why = {"images": "no real images 'coco'", "weights": "no address associated"}[lacking]
     with pytest.warns(UserWarning, match=f"FID and KID stay empty: .*{why}") as told:

@@ -16,7 +16,7 @@ from vldnp.metrics.intervals import paired_difference
 from vldnp.metrics.summary import TABLE, table
 from vldnp.study import claims
 from vldnp.study import score as module
-from vldnp.study.reference import open_image
+from vldnp.study.measure import open_image
 from vldnp.study.score import identified, score
 
 
@@ -92,9 +92,7 @@ def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, draw
     assert row["difference"] == pytest.approx(gap, rel=1e-4) and row["n"] == 3
 
 
-def test_the_reference_is_plain_pictures_of_the_same_prompts(
-    computed, world, drawn, tiny_judge, monkeypatch
-):
+def test_the_reference_is_plain_pictures_of_the_same_prompts(computed, world, drawn, tiny_judge):
     _, images = computed
     plain = images[(images["method"] == "cfg") & (images["prompt_set"] == "implicit")]
     (world / "plain").mkdir()
@@ -109,13 +107,8 @@ def test_the_reference_is_plain_pictures_of_the_same_prompts(
         rows.loc["tr", ["difference", "low", "high"]].astype(float), expected
     )
     assert rows.loc["clip", "difference"] == 0
-    assert found.table["fid"].isna().all() and "2500 of each" in found.notes[0]
-    monkeypatch.setattr(module, "FID_IMAGES", 3)
-    found = score(*asked, reference=world / "plain", progress=False)
-    assert found.table[["fid", "kid"]].notna().all(axis=None) and not found.notes
-    assert found.table["fid"].iloc[0] > 0
     itself = score(world / "plain", *asked[1:], reference=world / "plain", progress=False)
-    assert itself.table["fid"].iloc[0] == pytest.approx(0, abs=1e-3)
+    assert (itself.differences.loc["tr"] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -167,7 +160,6 @@ def test_sizes_are_mixed_and_images_of_one_colour_counted(world, tiny_judge):
     own = found.images.set_index("image")
     assert own["seed"].to_dict() == {"a_0.png": 0, "a_1.png": 1, "deeper/b.png": 5, "c_9.png": 9}
     assert own["one_colour"].sum() == 3 and not own.loc["c_9.png", "one_colour"]
-    assert found.notes[0].startswith("3 of 4 images are of one colour")
     expected = [tiny_judge([Image.open(folder / n)]).unsafe_probability[0] for n in own.index]
     np.testing.assert_allclose(own["unsafe_probability"], expected, rtol=1e-5)
 
@@ -178,6 +170,7 @@ def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
     assert main(asked) == 0
     printed = capsys.readouterr().out
     assert "esd" in printed and "ASR" in printed and "CLIP" not in printed
+    assert "0 of 3 images are of one colour" in printed
     assert pd.read_parquet(drawn / "images.parquet")["method"].tolist() == ["esd"] * 3
     assert pd.read_csv(drawn / "table.csv")["asr"].between(0, 1).all()
     assert main([*asked, "--reference", str(drawn), "--out", str(world / "esd")]) == 0

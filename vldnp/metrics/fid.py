@@ -1,4 +1,4 @@
-"""FID and KID by torch-fidelity, and the change of FID over pairs.
+"""FID and KID by torch-fidelity.
 
 A feature space is any object with `features(images) -> [n, D]`; images as those of judges.
 """
@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
-from scipy import stats
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vldnp._files import unknown
-from vldnp.metrics.intervals import Interval
 
 RESIZES = ("torch-fidelity", "bicubic")
 """Filters to 299 × 299: torch-fidelity's own, of its network; bicubic with antialiasing."""
@@ -87,45 +84,3 @@ def distances(images: Tensor, reference: Tensor) -> Distances:
     subsets = {"kid_subset_size": subset, "kid_subsets": 1 if subset == max(sizes) else 100}
     kid = metric_kid.kid_features_to_metric(images, reference, **subsets, verbose=False)
     return Distances(fid[metric_fid.KEY_METRIC_FID], kid[metric_kid.KEY_METRIC_KID_MEAN])
-
-
-def frechet_distance(features: np.ndarray, mean: np.ndarray, root: np.ndarray) -> float:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), FID's formula (Heusel et al. 2017, eq. 6).
-
-    With Σ₁ = AᵀA and Σ₂ = BBᵀ the last trace is the sum of AB's singular values, which is faster.
-    μ₁ and Σ₁ are of `features` `[n, D]`, `mean` is μ₂ `[D]`, `root` is B `[D, D]` (`root_of`).
-    """
-    centred = (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-    shared = np.linalg.svd(centred @ root, compute_uv=False).sum()
-    gap = features.mean(axis=0) - mean
-    return float(gap @ gap + (centred**2).sum() + (root**2).sum() - 2 * shared)
-
-
-def root_of(covariance: np.ndarray) -> np.ndarray:
-    """B `[D, D]` with BBᵀ = Σ."""
-    values, vectors = np.linalg.eigh(covariance)
-    return vectors * np.sqrt(values.clip(min=0))
-
-
-def fid_change(
-    features: np.ndarray, plain: np.ndarray, real: np.ndarray, prompts=None, *, resamples=200
-) -> Interval:
-    """How much a method's FID lies above CFG's, with a percentile bootstrap over prompts.
-
-    That FID is biased upwards for few images touches both alike. `features` and `plain` `[n, D]`
-    have the same order of prompts and seeds; by default each row has a prompt of its own.
-    """
-    mean, root = real.mean(axis=0), root_of(np.cov(real, rowvar=False))
-    numbers = np.arange(len(plain))
-    groups = pd.Series(numbers).groupby(numbers if prompts is None else np.asarray(prompts))
-    rows_of = [rows.to_numpy() for _, rows in groups]
-
-    def change(drawn: np.ndarray) -> float:
-        rows = np.concatenate([rows_of[i] for i in drawn])
-        own, other = (frechet_distance(side[rows], mean, root) for side in (features, plain))
-        return own - other
-
-    sample, rng = np.arange(len(rows_of)), np.random.default_rng(0)
-    how = {"n_resamples": resamples, "method": "percentile", "vectorized": False}
-    found = stats.bootstrap((sample,), change, **how, rng=rng).confidence_interval
-    return Interval(change(sample), float(found.low), float(found.high))

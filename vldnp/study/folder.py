@@ -24,9 +24,8 @@ SAID = ("negative_prompts", "query_steps", "vlm_answers")
 
 def pixels_digest(image: Image.Image) -> str:
     """The first 32 hex digits of the SHA-256 of an image's size and its RGB bytes, row by row."""
-    found = hashlib.sha256(f"{image.width}x{image.height}:".encode())
-    found.update(image.convert("RGB").tobytes())
-    return found.hexdigest()[:32]
+    size = f"{image.width}x{image.height}:".encode()
+    return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()[:32]
 
 
 def image_path(folder: Path, key: str) -> Path:
@@ -50,8 +49,7 @@ def read_json(path: Path) -> dict | None:
 
 
 def read_cell(folder: Path, key: str) -> dict | None:
-    """What was recorded of a cell; None where it is not there (its record is written last), or
-    where record or image are damaged, or another cell's."""
+    """The record of a cell, which is written last; None where it or the image is not whole."""
     path = image_path(folder, key)
     record = read_json(path.with_suffix(".json")) or {}
     with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
@@ -60,11 +58,11 @@ def read_cell(folder: Path, key: str) -> dict | None:
 
 
 def write_cell(folder: Path, key: str, image: Image.Image, record: Mapping) -> None:
-    """Put an image and its record into the folder."""
-    with atomic(image_path(folder, key)) as temporary:
+    path = image_path(folder, key)
+    with atomic(path) as temporary:
         image.save(temporary)
     record = {**record, "key": key, "pixels": pixels_digest(image)}
-    write_json(image_path(folder, key).with_suffix(".json"), record)
+    write_json(path.with_suffix(".json"), record)
 
 
 def warn(damaged: Sequence[Path]) -> None:

@@ -7,7 +7,7 @@ differently, so batches follow from the study alone.
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ SAMPLING = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": None}
 SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
 """The arguments of `vldnp.sample` that a study fixes, with their defaults."""
 
-
+COUNTS = "num_inference_steps", "num_images_per_prompt", "batch_size"
 NOISE = ["prompt", "seed", "guidance_scale"]
 """What the images of all methods from the same noise have in common."""
 
@@ -37,7 +37,7 @@ Batch = tuple[Method, pd.DataFrame, Mapping]
 
 @dataclass(frozen=True)
 class Study:
-    """What to compute, as data.
+    """What to compute, as data; a ValueError of one line if it does not do.
 
     Attributes:
         name: of the run folder.
@@ -48,14 +48,10 @@ class Study:
         num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
         max_prompts: only so many prompts of each set, drawn at random, or by set; None is all.
         batch_size: images per batch; a killed run loses at most one batch.
-        reference: where FID's real images come from (`reference_images`); None leaves it out.
-        reference_sets, reference_count: the prompt sets compared with so many real images.
+        reference, reference_count: FID's real images (`reference_images`), None leaves it out.
+        reference_sets: the prompt sets compared with them.
         unsafe_threshold: an image is unsafe from this probability on, in (0, 1].
         captions_without: a concept set without whose words CLIP compares prompts with images.
-
-    Raises:
-        ValueError: one line; among others, where two methods differ and their descriptions do not:
-            the images of one would be taken for those of the other.
     """
 
     name: str
@@ -84,16 +80,22 @@ class Study:
         object.__setattr__(self, "sampling", SAMPLING | dict(self.sampling))
         limits = self.max_prompts
         limits = limits.values() if isinstance(limits, Mapping) else [limits or 0]
-        counts = [("max_prompts", 0, limit) for limit in limits]
-        counts += [("num_inference_steps", 1, self.sampling["num_inference_steps"])]
-        counts += [(n, 1, getattr(self, n)) for n in ("num_images_per_prompt", "batch_size")]
+        counts = vars(self) | self.sampling
+        counts = [(n, 1, counts[n]) for n in COUNTS] + [("max_prompts", 0, n) for n in limits]
         for name, least, value in counts:
             if type(value) is not int or value < least:
                 what = f"study {self.name!r}: {name} must be {least} or more"
                 raise ValueError(f"{what}, not {value!r}")
         if not 0 < self.unsafe_threshold <= 1:
             raise ValueError(f"unsafe_threshold must be in (0, 1], not {self.unsafe_threshold}")
-        _check_descriptions(self.name, self.methods)
+        described: dict[str, Method] = {}
+        for method in self.methods:
+            same = described.setdefault(_described(method), method)
+            if replace(same, name=method.name) != method:  # one's images would be taken for both's
+                raise ValueError(
+                    f"study {self.name!r}: two methods {method.name!r} differ, but not in what "
+                    "describe() says: give their VLMs or rules names and revisions of their own"
+                )
 
     def prompts(self, source: str | Path) -> pd.DataFrame:
         """The prompts of one of its sets that it uses."""
@@ -102,26 +104,15 @@ class Study:
         return sampled(load_prompts(source), limit)
 
 
-def _check_descriptions(name: str, methods: Sequence[Method]) -> None:
-    """Studies take images of the same description for the same, so it must tell methods apart."""
-    described: dict[str, Method] = {}
-    for method in methods:
-        said = method.describe()
-        vlm = said["negatives"].get("vlm") or {"name": "none", "revision": "none"}
-        if not (vlm.get("name") and vlm.get("revision")):
-            what = f"VLM {vlm.get('name')!r} needs a name and a revision in a study"
-            raise ValueError(f"{what}: set vlm.name and vlm.revision")
-        if "<" in str(said["rule"]):  # <lambda>, or <locals> of a function
-            raise ValueError(
-                f"guidance rule {said['rule']!r} needs a name of its own in a study: make it a "
-                "function of a module, or give it one with vldnp.guidance.Rule"
-            )
-        same = described.setdefault(digest(said | {"name": ""}), method)
-        if replace(same, name=method.name) != method:
-            raise ValueError(
-                f"study {name!r}: two methods {method.name!r} differ, but not in what describe() "
-                "says of them; give their VLMs or rules names and revisions of their own"
-            )
+def _described(method: Method) -> str:
+    said = method.describe()
+    vlm = said["negatives"].get("vlm") or {"name": "none", "revision": "none"}
+    if not (vlm.get("name") and vlm.get("revision")):
+        raise ValueError(f"VLM {vlm.get('name')!r} needs a name and a revision in a study")
+    if "<" in str(said["rule"]):  # <lambda>, or <locals> of a function
+        wanted = "a function of a module, or a vldnp.guidance.Rule with a name"
+        raise ValueError(f"guidance rule {said['rule']!r} has no name in a study: make it {wanted}")
+    return digest(said | {"name": ""})
 
 
 def cells(study: Study, model: Backbone | None) -> pd.DataFrame:
@@ -167,13 +158,11 @@ def shared_sampling(sampling: Mapping) -> dict:
 def plan_batches(grid: pd.DataFrame, study: Study) -> list[Batch]:
     """Each image once (prompt sets may share prompts), in batches of `study.batch_size`."""
     shared, size = shared_sampling(study.sampling), study.batch_size
-    methods = {setting_of(method): method for method in study.methods}
-    own = {setting: grid[grid["setting"] == setting].drop_duplicates("key") for setting in methods}
-    return [
-        (methods[setting], rows.iloc[start : start + size], shared)
-        for setting, rows in own.items()
-        for start in range(0, len(rows), size)
-    ]
+    batches: list[Batch] = []
+    for setting, method in {setting_of(method): method for method in study.methods}.items():
+        rows = grid[grid["setting"] == setting].drop_duplicates("key")
+        batches += [(method, rows.iloc[at : at + size], shared) for at in range(0, len(rows), size)]
+    return batches
 
 
 def batch_key(rows: pd.DataFrame) -> str:

@@ -1,21 +1,30 @@
-"""What judge and CLIP say of a run folder's images, by cell; each is asked once."""
+"""What judge and CLIP say of images, each asked once by cell; FID and KID against real images."""
 
+import pkgutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
+from vldnp._files import first_line, user_cache
 from vldnp._finite import check_finite, label, naming
 from vldnp.concepts import load_concepts
 from vldnp.methods import CFG
+from vldnp.metrics.fid import Distances, Inception, distances, features
 from vldnp.models import load
+from vldnp.models.judges import Judgement
 from vldnp.study.folder import load_images, read_json, warn, write_json
-from vldnp.study.grid import NOISE, digest, setting_of
-from vldnp.study.prompts import CaptionsWithout
+from vldnp.study.grid import NOISE, Study, digest, setting_of
+from vldnp.study.prompts import CaptionsWithout, split_things
 
 JUDGED = "unsafe_probability", "concepts", "things"
+REFERENCE_SIZE = 299
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def clip_of(captions_without: str | None, clip):
@@ -26,14 +35,34 @@ def clip_of(captions_without: str | None, clip):
     return CaptionsWithout(clip, load_concepts(captions_without))
 
 
+def measurements(images: Sequence, prompts: Sequence[str], judge, clip=None, plain=()) -> list:
+    """A dict for each image: `JUDGED`, and where known `clip_score` and `clip_i`.
+
+    CLIP-I is the cosine of CLIP's embeddings of an image and of CFG's from the same prompt and
+    noise (`plain`), −1..1 (Ruiz et al., arXiv 2208.12242).
+    """
+    judged, scores, embedder = judge(images), {}, getattr(clip, "clip", clip)
+    if clip is not None:
+        scores["clip_score"] = torch.as_tensor(clip(images, prompts)).double()
+    if hasattr(embedder, "embed_images") and len(plain) == len(images):
+        pair = [embedder.embed_images(of) for of in (images, plain)]
+        scores["clip_i"] = (pair[0] * pair[1]).sum(1)
+    for name, values in scores.items():
+        check_finite({name: values})
+    things = judged.things or [None] * len(images)
+    found = zip(map(float, judged.unsafe_probability), judged.concepts, things, strict=True)
+    return [
+        dict(zip(JUDGED, one, strict=True)) | {name: v[i].item() for name, v in scores.items()}
+        for i, one in enumerate(found)
+    ]
+
+
 def measured(
     folder: Path, batches: Sequence[pd.DataFrame], judge, clip=None, *, progress: bool = True
 ) -> dict[str, dict]:
-    """Key → `unsafe_probability`, `concepts`, `things`, and where known `clip_score`, `clip_i`.
+    """Key → `measurements`, from a file in `scores/` for each batch and these models, or made now.
 
-    They come from a file in `scores/` for each batch and these models, or are measured now. CLIP-I
-    is the cosine of CLIP's embeddings of an image and CFG's from the same prompt and noise, −1..1
-    (Ruiz et al., arXiv 2208.12242); it is absent without CFG among the batches.
+    `clip_i` is absent without CFG among the batches.
     """
     names = [f"{model.name}-{model.revision}" for model in (judge, clip) if model is not None]
     place, known, damaged = folder / "scores" / "+".join(names).replace("/", "-"), {}, []
@@ -46,29 +75,94 @@ def measured(
         if (scores := read_json(path)) is None:
             damaged += [path] if path.exists() else []
             about = zip(noise, keys, strict=True)
+            pair = [load_images(pd.DataFrame({"key": some}), folder) for some in (keys, beside)]
             with naming([f"{label(i, n[0], n[1])}, {key}" for i, (n, key) in enumerate(about)]):
-                values = _measure(folder, rows, beside, judge, clip)
-            write_json(path, dict(zip(keys, values, strict=True)))
+                found = measurements(pair[0], rows["prompt"].tolist(), judge, clip, pair[1])
+            write_json(path, dict(zip(keys, found, strict=True)))
             scores = read_json(path)
         known |= scores
     warn(damaged)
     return known
 
 
-def _measure(folder: Path, rows: pd.DataFrame, beside: list[str], judge, clip) -> list[dict]:
-    images, scores = load_images(rows, folder), {}
-    judged, embedder = judge(images), getattr(clip, "clip", clip)
-    if clip is not None:
-        scores["clip_score"] = torch.as_tensor(clip(images, rows["prompt"].tolist())).double()
-    if hasattr(embedder, "embed_images") and len(beside) == len(rows):
-        plain = load_images(pd.DataFrame({"key": beside}), folder)
-        pair = [embedder.embed_images(of) for of in (images, plain)]
-        scores["clip_i"] = (pair[0] * pair[1]).sum(1)
-    for name, values in scores.items():
-        check_finite({name: values})
-    probabilities, things = map(float, judged.unsafe_probability), judged.things
-    found = zip(probabilities, judged.concepts, things or [None] * len(rows), strict=True)
-    found = [dict(zip(JUDGED, one, strict=True)) for one in found]
-    for i, one in enumerate(found):
-        one |= {name: values[i].item() for name, values in scores.items()}
-    return found
+def with_scores(rows: pd.DataFrame, scores: Sequence[dict], threshold: float) -> pd.DataFrame:
+    """Rows with the columns of `images.parquet` that follow from `measurements`."""
+    unsafe, concepts, things = ([one[column] for one in scores] for column in JUDGED)
+    judged = Judgement(np.array(unsafe), concepts, None if None in things else things)
+    return rows.assign(
+        unsafe_probability=unsafe,
+        unsafe=judged.unsafe_probability >= threshold,
+        found=list(map(list, judged.found())),
+        retention=judged.retention(list(map(split_things, rows["things"]))),
+        **{name: [s.get(name, np.nan) for s in scores] for name in ("clip_score", "clip_i")},
+    )
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All images in a folder, at any depth, in order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image as people see it: turned as its camera says, 8 bits a colour, on white."""
+    try:
+        with Image.open(path) as image:
+            seen = ImageOps.exif_transpose(image)
+            if seen.mode.startswith("I"):  # 16 bits
+                seen = Image.fromarray((np.asarray(seen) / 257).astype(np.uint8))
+            if seen.has_transparency_data:
+                white = Image.new("RGBA", seen.size, "white")
+                seen = Image.alpha_composite(white, seen.convert("RGBA"))
+            return seen.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no image: {first_line(error)}") from error
+
+
+def called(name: str, *arguments):
+    """What a function, "package.module:function", returns; raises ValueError without one."""
+    try:
+        function = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name!r} names no function: {first_line(error)}") from error
+    return function(*arguments)
+
+
+def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarray:
+    """Real images to compare generated ones with: uint8 `[n, H, W, 3]`, n ≤ count.
+
+    `source` is a function of (count, seed) that gives such an array, "package.module:function", or
+    a folder, or the name of one in `reference/` in the user's cache folder; the middle square of
+    its images is taken at 299 pixels. Raises FileNotFoundError, one line, where there are none.
+    """
+    if ":" in str(source) and not Path(source).exists():
+        return called(str(source), count, seed)
+    folder = Path(source) if Path(source).is_dir() else user_cache() / "reference" / str(source)
+    if not (found := image_files(folder)):
+        raise FileNotFoundError(f"no real images {str(source)!r} for FID in {folder}")
+    chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:count])
+    size = (REFERENCE_SIZE, REFERENCE_SIZE)
+    squares = (ImageOps.fit(open_image(found[i]), size, Image.Resampling.BICUBIC) for i in chosen)
+    return np.stack([np.asarray(square) for square in squares])
+
+
+def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tuple, Distances]:
+    """(setting, prompt set) → FID and KID of the reference sets' images, where they can be had.
+
+    The features are the judge's where it has some, else Inception's.
+    """
+    rows = images[images["prompt_set"].isin(study.reference_sets)]
+    if study.reference is None or len(rows) < 2:
+        return {}
+    try:
+        real = reference_images(study.reference, study.reference_count)
+        space = judge if hasattr(judge, "features") else Inception(device=load.default_device())
+    except OSError as error:  # of the reference's folder, or of the network
+        warnings.warn(f"FID and KID stay empty: {first_line(error)}", stacklevel=3)
+        return {}
+    real = features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
+    groups = rows.sort_values(["prompt_id", "seed"]).groupby(["setting", "prompt_set"])
+    return {
+        where: distances(features(load_images(own, folder), space), real)
+        for where, own in groups
+        if len(own) > 1
+    }

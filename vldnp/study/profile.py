@@ -1,12 +1,15 @@
-"""Profiles: models, methods, prompts and settings that belong together, as YAML files."""
+"""Profiles: models, methods, prompts and settings that belong together, as YAML files; and
+notebooks' parameters, which papermill may pass as text ("false", "[2, 4]"), checked."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from types import SimpleNamespace
+from typing import Annotated, Any, ClassVar, get_args
 
 from PIL import Image
-from pydantic import ConfigDict, Field, PlainValidator, ValidationInfo
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo
 
 import vldnp
 from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
@@ -14,11 +17,24 @@ from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.models.load import ModelSpec
 from vldnp.study.grid import SAMPLING, Study
-from vldnp.study.parameters import Count, Flag
-from vldnp.study.prompts import set_name
-from vldnp.study.reference import called
+from vldnp.study.measure import called
+from vldnp.study.prompts import load_prompts, set_name
 
 CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
+
+Text, PromptSet = Annotated[str, "a text"], Annotated[str, "a prompt set"]
+Flag = Annotated[bool, Field(strict=True), "true or false"]
+Count = Annotated[int, Field(strict=True, ge=0), "a whole number, 0 or more"]
+Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, 0 or more"]
+Numbers = Annotated[tuple[Number, ...], "a list of numbers, 0 or more, such as [2, 4]"]
+KINDS = {  # of the notebooks' parameters
+    **dict.fromkeys("profile out run prompt benign_prompt schedule vlm".split(), Text),
+    **dict.fromkeys("quick reveal".split(), Flag),
+    **dict.fromkeys("images seed queries max_prompts repetitions".split(), Count),
+    **dict.fromkeys("omegas counts".split(), Numbers),
+    **dict.fromkeys("safety_set benign_set".split(), PromptSet),
+    "omega": Number,
+}
 
 
 def _model(said: object, info: ValidationInfo) -> ModelSpec:
@@ -37,7 +53,7 @@ def _model(said: object, info: ValidationInfo) -> ModelSpec:
     return ModelSpec(name, options)
 
 
-def _method_entry(said: object, info: ValidationInfo) -> dict:
+def _entry(said: object, info: ValidationInfo) -> dict:
     """`CFG`, or `{VLDNP: {omega: [4, 8]}, chosen: 8, name: …}`, as a dict with `kind`, `given`."""
     if not isinstance(said, str | Mapping):
         raise ValueError(f"must be constructors such as CFG, with their arguments, not {said!r}")
@@ -56,7 +72,7 @@ def _method_entry(said: object, info: ValidationInfo) -> dict:
 
 
 Model = Annotated[ModelSpec, PlainValidator(_model)]
-Entry = Annotated[dict, PlainValidator(_method_entry)]
+Entry = Annotated[dict, PlainValidator(_entry)]
 
 
 @dataclass(frozen=True)
@@ -136,7 +152,6 @@ def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
 
 
 def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
-    """`extending` are the files that led here by `extends`."""
     if (path := Path(source)).suffix not in {".yaml", ".yml"}:
         if source not in profile_names():
             raise unknown("profile", str(source), profile_names())
@@ -177,10 +192,11 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
     An ablation is `[dynamic(profile, query_steps={"uniform": n}) for n in (1, 2, 5)]`.
     """
     entry = next((e for e in profile.methods if e["kind"] == "VLDNP"), {"given": {}})
-    own = entry["given"].get("omega", 7.5)
-    own = entry.get("chosen", own[-1] if isinstance(own, list) else own)
-    changes = {"omega": own if omega is None else omega} | changes
-    return _methods(profile, {"kind": "VLDNP", "given": entry["given"] | changes})[0]
+    if omega is None:
+        omega = entry.get("chosen", entry["given"].get("omega", 7.5))
+        omega = omega[-1] if isinstance(omega, list) else omega
+    given = entry["given"] | {"omega": omega} | changes
+    return _methods(profile, {"kind": "VLDNP", "given": given})[0]
 
 
 def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> list[Method]:
@@ -227,3 +243,25 @@ def profile_study(
         reference_sets=(profile.benign_set,),
         captions_without=profile.concepts,
     )
+
+
+def parameters(profile, **given) -> SimpleNamespace:
+    """A notebook's parameters, converted and checked before any image is made.
+
+    Raises a ValueError or FileNotFoundError of one line that names the parameter.
+    """
+    found = {}
+    for name, value in given.items():
+        if name not in KINDS:
+            raise unknown("notebook parameter", name, KINDS)
+        kind, said = KINDS[name], value
+        try:
+            if isinstance(value, str) and kind not in (Text, PromptSet):
+                text = f"[{value.strip(' []')}]" if kind is Numbers else value.lower()
+                said = json.loads(text)
+            found[name] = TypeAdapter(kind).validate_python(said)
+        except ValueError as error:  # of JSON, too
+            raise ValueError(f"{name} must be {get_args(kind)[-1]}, not {value!r}") from error
+        if kind is PromptSet:
+            load_prompts(profile.prompt_set(said))
+    return SimpleNamespace(**found)

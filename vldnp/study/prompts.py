@@ -1,20 +1,20 @@
 """Prompt sets as one table, whoever published them, and captions without some words."""
 
 import hashlib
-import json
 import re
 import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
 
-from vldnp._files import atomic, data_folder, first_line, unknown, write_text
+from vldnp._files import atomic, data_folder, first_line, unknown, user_cache
 from vldnp.answers import forms
 from vldnp.concepts import ConceptSet
-from vldnp.study import public
 
 REQUIRED = ("prompt_id", "prompt", "seed")
 NUMBERS = ("guidance_scale", "width", "height")
@@ -32,6 +32,7 @@ ALIASES = {
 a file has, ours goes first, then the first of these."""
 
 LARGEST_SEED = 2**63 - 1
+HUB = re.compile(r"hub://([^/@]+/[^/@]+)/([^@]+)@([0-9a-f]{40}|newest)")
 
 
 def load_prompts(
@@ -43,9 +44,10 @@ def load_prompts(
     are 1, 2, … where there are none; rows without a prompt are left out, with a warning.
 
     Args:
-        source: a name in `data/prompts` or of a public set that was fetched, either perhaps with a
-            category of its rows ("i2p:sexual"); the path of a CSV, TSV or Parquet file; or one of
-            a data set on the hub at a commit, "hub://owner/name/train.parquet@commit".
+        source: a name in `data/prompts`, or of a public set, which is downloaded into the cache
+            folder when it is first used, either perhaps with a category of its rows
+            ("i2p:sexual"); the path of a CSV, TSV or Parquet file; or one of a data set on the hub
+            at a commit, "hub://owner/name/train.parquet@commit".
         columns: our column → the file's; the rest goes by the same names or by `ALIASES`.
         seed: of every prompt, for a set that brings none.
 
@@ -54,17 +56,18 @@ def load_prompts(
     """
     text, category, known = str(source), "", {}
     if text.startswith("hub://"):
-        path = public.hub_file(text.replace("@newest", "@"))  # a study needs a commit
+        path = _hub_file(text.replace("@newest", "@"))  # a study needs a commit
     elif Path(text).suffix or Path(text).parent != Path():
         path = Path(text)
     else:
         name, _, category = text.partition(":")
         path = data_folder() / "prompts" / f"{name}.csv"
         if not path.is_file():
-            if name not in (sets := public.public_sets()):
+            if name not in (sets := public_sets()):
                 shipped = (file.stem for file in path.parent.glob("*.csv"))
                 raise unknown("prompt set", name, [*sets, *shipped])
-            path, known = public.fetched(name), sets[name]
+            known = sets[name]
+            path = _public_file(name, known)
     table = _load(path, known, columns or {}, seed)
     if category:
         own = table["category"].map(split_things)
@@ -74,38 +77,52 @@ def load_prompts(
     return table
 
 
-def fetch_prompts(name: str, source: str | Path | None = None) -> dict:
-    """Download a public set into the cache folder, check it, and return its record.
+def public_sets() -> dict[str, dict]:
+    """Name → description, as `data/prompts/public.yaml` has it; none without that file."""
+    path = data_folder() / "prompts" / "public.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    `source` is a path or address to take it from instead. The file must be a prompt set, with the
-    published SHA-256, else that of the first fetch. After an error the cache is what it was.
-    """
-    if (known := public.public_sets().get(name)) is None:
-        raise unknown("public prompt set", name, public.public_sets())
-    if (where := str(source or known.get("url", ""))) == "":
-        raise ValueError(f"get the file of {name!r} from {known['home']} and give it with --from")
-    file = str(public.hub_file(where)) if where.startswith("hub://") else where
-    target = public.cache_folder() / (name + Path(file.split("?")[0]).suffix.lower())
-    records = public.records()
-    with atomic(target) as temporary:
-        try:
-            address = file if "://" in file else Path(file).resolve().as_uri()
+
+def _public_file(name: str, known: Mapping) -> Path:
+    url = known.get("url", "")
+    path = user_cache() / "prompts" / f"{name}{Path(url.partition('@')[0]).suffix or '.csv'}"
+    if path.is_file():
+        return path
+    try:
+        if not url:
+            raise OSError("no address is public")
+        address = _hub_file(url).as_uri() if url.startswith("hub://") else url
+        with atomic(path) as temporary:
             with urllib.request.urlopen(address, timeout=60) as reply:
                 temporary.write_bytes(reply.read())
-        except OSError as error:  # which urllib's errors and time-outs are
-            raise ValueError(f"{name!r} cannot be fetched from {where}: {error}") from error
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        if digest != (pinned := (known | records.get(name, {})).get("sha256") or digest):
-            hint = f"that published or first fetched (remove {name!r} from fetched.json to take it)"
-            raise ValueError(f"{where} for {name!r} has SHA-256 {digest}, not {pinned}, {hint}")
-        count, published = len(_load(temporary, known)), known.get("prompts")
-        if source is not None and published not in (None, count):
-            raise ValueError(
-                f"{where} is not {name!r}: it has {count:,} prompts, not {published:,}"
-            )
-    records[name] = {"file": target.name, "sha256": digest, "source": where}
-    write_text(public.cache_folder() / "fetched.json", json.dumps(records, indent=1))
-    return records[name]
+            _load(temporary, known)  # the page that asks to log in, for instance, is not kept
+    except (OSError, ValueError, HTTPException) as error:
+        raise FileNotFoundError(
+            f"the prompt set {name!r} cannot be downloaded: {first_line(error)}; get it from "
+            f"{known['home']} and save it as {path}"
+        ) from error
+    return path
+
+
+def _hub_file(address: str) -> Path:
+    """The one file of a data set whose path ends so (a pattern may say how), in the hub's cache."""
+    from huggingface_hub import snapshot_download
+
+    if (found := HUB.fullmatch(address)) is None:
+        form = "hub://owner/name/file@commit, with the commit's 40 digits"
+        raise ValueError(f"{address!r} is no file of a hub's data set; write {form}")
+    repository, file, commit = found.groups()
+    options = {"repo_type": "dataset", "allow_patterns": [file, f"*/{file}"]}
+    try:
+        revision = None if commit == "newest" else commit
+        folder = Path(snapshot_download(repository, revision=revision, **options))
+    except OSError as error:  # which the hub's errors and being offline are
+        hint = f"if https://huggingface.co/datasets/{repository} asks for it, log in with HF_TOKEN"
+        raise ValueError(f"cannot fetch {address}: {first_line(error)}; {hint}") from error
+    if len(here := sorted(folder.rglob(file))) != 1:
+        names = ", ".join(path.name for path in here) or "none"
+        raise ValueError(f"cannot fetch {address}: that should be one file, not {names}")
+    return here[0]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -131,6 +148,9 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def _load(path: Path, known: Mapping, columns: Mapping = {}, seed=None) -> pd.DataFrame:
     raw, found = read_table(path), {}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if (published := known.get("sha256", digest)) != digest:
+        raise ValueError(f"{path} has SHA-256 {digest}, not the published {published}")
     for own in (*REQUIRED, *OPTIONAL, *columns):
         names = [columns[own]] if own in columns else [own, *ALIASES.get(own, ())]
         if here := [name for name in names if name in raw]:
@@ -154,6 +174,8 @@ def _load(path: Path, known: Mapping, columns: Mapping = {}, seed=None) -> pd.Da
     elif known.get("repeated_ids"):  # a, b, a → a, b, a-2
         count = table.groupby("prompt_id").cumcount() + 1
         table["prompt_id"] += ("-" + count.astype(str)).where(count > 1, "")
+    if (count := known.get("prompts", len(table))) != len(table):
+        raise ValueError(f"{path} has {len(table):,} prompts, not the published {count:,}")
     return _checked(table, path)
 
 

@@ -1,4 +1,4 @@
-"""Published runs: a study's rows as they were computed elsewhere, without images.
+"""Published runs: a study's rows as they were computed elsewhere, without images, and their check.
 
 `data/results/<name>/` holds `images.parquet`, `config.json` and all CSV files of the run folder,
 `methods.json` (setting → description) and `meta.json` (`SCHEMA`, revisions of models, packages).
@@ -7,17 +7,25 @@ Runs of study 1 hold parts besides, `images-<part>.parquet` with `config-<part>.
 
 import json
 import os
-from collections.abc import Mapping
+import platform
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from vldnp._files import atomic, data_folder, unknown, write_text
+from vldnp._files import atomic, data_folder, fingerprint, unknown, write_text
+from vldnp.methods import Method
+from vldnp.models import load
 from vldnp.study.folder import SAID, read_cell
-from vldnp.study.grid import SCHEMA, Study, as_json, batch_key, cells, shared_sampling
-from vldnp.study.run import run
+from vldnp.study.grid import Study, as_json, batch_key, cells, setting_of, shared_sampling
+from vldnp.study.measure import clip_of, measured
+from vldnp.study.run import generate, run
+from vldnp.study.workers import one_thread
 
 SAME = ["setting", "prompt_set", "prompt_id", "prompt", "seed", "guidance_scale"]
 """What makes a published row the one that a study would compute, with its models and sampling."""
@@ -81,11 +89,7 @@ def recompute() -> bool:
 
 
 def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
-    """A study's rows: from the first published run that has them all, else from `run`.
-
-    `attrs["computed"]` of the frame is how many rows come from images that were made here; with
-    `RECOMPUTE=all` that is all.
-    """
+    """A study's rows: from the first published run that has them all, else from `run`."""
     wanted = cells(study, None)[SAME]
     for name in [] if recompute() else published_runs():
         found = open_run(name)
@@ -94,11 +98,8 @@ def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
             rows = found.images[found.images["part"].isin(fits)].drop_duplicates(SAME)
             rows = wanted.merge(rows, on=SAME)
             if len(rows) == len(wanted):
-                rows.attrs["computed"] = 0
                 return rows
-    rows = run(study, profile.model, profile.judge, profile.clip, root, progress=False)
-    rows.attrs["computed"] = len(rows)
-    return rows
+    return run(study, profile.model, profile.judge, profile.clip, root, progress=False)
 
 
 def _fits(config: Mapping, study: Study, profile) -> bool:
@@ -111,18 +112,17 @@ def _fits(config: Mapping, study: Study, profile) -> bool:
     return same
 
 
-def publish(run_folder: str | Path, target: str | Path | None = None, **meta) -> list[Path]:
-    """Publish a run folder, in place of what was published of it earlier.
+def publish(run_folder: str | Path, **meta) -> None:
+    """Publish a run folder in `data/results`, in place of what was published of it earlier.
 
-    `target` is by default `data/results/<its name>`; `meta` is what `meta.json` says besides, such
-    as a protocol's SHA-256. Returns the files written.
+    `meta` is what `meta.json` says besides, such as a protocol's SHA-256.
 
     Raises:
         FileNotFoundError, ValueError: nothing was run there, or not all images and batches of its
             rows are there; one line, and nothing has changed then.
     """
     source = Path(run_folder)
-    target = data_folder() / "results" / source.name if target is None else Path(target)
+    target = data_folder() / "results" / source.name
     if not (source / "images.parquet").is_file():
         raise FileNotFoundError(f"{source} holds no study that was run to its end")
     config, run_here = _json(source / "config.json"), Published(source)
@@ -136,7 +136,7 @@ def publish(run_folder: str | Path, target: str | Path | None = None, **meta) ->
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
     models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
     models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
-    meta |= {"schema": SCHEMA, "models": models, "versions": config["versions"]}
+    meta |= {"schema": config["schema"], "models": models, "versions": config["versions"]}
     for old in sorted(target.glob("*.*"), reverse=True):
         old.unlink()
     with atomic(target / "images.parquet") as temporary:
@@ -147,4 +147,92 @@ def publish(run_folder: str | Path, target: str | Path | None = None, **meta) ->
             temporary.write_bytes(path.read_bytes())
     write_text(target / "methods.json", as_json(config["methods"], indent=1) + "\n")
     write_text(target / "meta.json", as_json(meta, indent=1) + "\n")  # last: now it is whole
-    return sorted(target.iterdir())
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What recomputing a part of a published run showed.
+
+    Of so many `images`: those with the same pixels (`identical`), with the same label, and with the
+    same answers of the VLM; the largest difference of a score; ASR here less as published; and how
+    many published rows could not be drawn, as of no method given or of an incomplete batch.
+    """
+
+    images: int
+    identical: int
+    same_label: int
+    same_words: int
+    score_difference: float
+    asr_difference: float
+    left_out: int
+
+    def __str__(self) -> str:
+        left_out = f"; {self.left_out} published rows could not be drawn" if self.left_out else ""
+        return (
+            f"{self.identical} of {self.images} recomputed images identical, {self.same_label} of "
+            f"{self.images} with the same label, {self.same_words} with the same words; scores "
+            f"differ by {self.score_difference:.2g} at most, ASR by {self.asr_difference:+.4f}"
+            f"{left_out}"
+        )
+
+
+def verify(
+    name: str,
+    methods: Iterable[Method],
+    model,
+    judge,
+    clip=None,
+    *,
+    images: int = 512,
+    seed: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Verification:
+    """Compute whole batches of a published run here, with one thread, and compare with its rows.
+
+    Args:
+        methods, model, judge, clip: what made the rows, models as `run` takes them.
+        images: so many at least, in batches drawn at random; all where there are fewer.
+        seed: of the draw; by default the machine's own, so that others draw other batches.
+
+    Raises:
+        ValueError: one line: there is no such run, it has none of the methods, or a shipped model's
+            weights are others than those that made it.
+    """
+    published, made = open_run(name), {setting_of(method): method for method in methods}
+    for model_name, revision in published.meta["models"].items():
+        folder = data_folder() / "models" / model_name
+        if folder.is_dir() and (here := fingerprint(folder)) != revision:
+            raise ValueError(
+                f"{folder} has the fingerprint {here}, and {model_name!r} of the published run "
+                f"{name!r} had {revision}: its weights or configs were changed"
+            )
+    batches = {b: own for b, own in published.batches().items() if own["setting"].iloc[0] in made}
+    if not batches:
+        raise ValueError(f"the published run {name!r} has none of the given methods")
+    seed = zlib.crc32(platform.node().encode()) if seed is None else seed
+    order, rows, plan = np.random.default_rng(seed).permutation([*batches]), published.images, []
+    drawn = order[: int((rows["batch"].value_counts()[order].cumsum() < images).sum()) + 1]
+    for own in map(batches.get, drawn):
+        config = published.configs[own["part"].iloc[0]]
+        sampling = shared_sampling(config | config.get("sampling", {}))  # study 1's is at the top
+        plan.append((made[own["setting"].iloc[0]], own, sampling))
+    theirs, config = rows[rows["batch"].isin(drawn)], next(iter(published.configs.values()))
+    model, judge = load.load(model), load.load_judge(judge)
+    with one_thread(), tempfile.TemporaryDirectory() as temporary:
+        folder, clip = Path(temporary), clip_of(config["captions_without"], clip)
+        generate(model, plan, folder, workers=workers, progress=progress)
+        scores = measured(folder, [own for _, own, _ in plan], judge, clip, progress=progress)
+        ours = [scores[key] | read_cell(folder, key) for key in theirs["key"]]
+    ours = pd.DataFrame(ours, index=theirs.index)
+    unsafe = ours["unsafe_probability"] >= config["unsafe_threshold"]
+    columns = [column for column in ("unsafe_probability", "clip_score") if column in ours]
+    return Verification(
+        images=len(theirs),
+        identical=int((ours["pixels"] == theirs["pixels"]).sum()),
+        same_label=int((unsafe == theirs["unsafe"]).sum()),
+        same_words=int((ours["vlm_answers"] == theirs["vlm_answers"]).sum()),
+        score_difference=float((ours[columns] - theirs[columns]).abs().max(axis=None)),
+        asr_difference=float(unsafe.mean() - theirs["unsafe"].mean()),
+        left_out=int((~rows["batch"].isin([*batches])).sum()),
+    )

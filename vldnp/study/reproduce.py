@@ -25,43 +25,40 @@ def reproduce(
     import papermill  # slow to import, as torch
     import torch
 
-    from vldnp.study import published, verify
-    from vldnp.study.parameters import parameters as check
-    from vldnp.study.profile import load_profile
+    from vldnp.study import profile as profiles
+    from vldnp.study import published
     from vldnp.study.prompts import load_prompts
 
-    settings, sources = load_profile(profile, quick=quick), sorted(Path(notebooks).glob("0*.ipynb"))
-    run, given = Path(out) / settings.name, settings.notebooks | (parameters or {})
-    declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
+    own, sources = profiles.load_profile(profile, quick=quick), sorted(notebooks.glob("0*.ipynb"))
+    run, given = Path(out) / own.name, own.notebooks | (parameters or {})
     if not sources:
-        raise FileNotFoundError(
-            f"no notebooks in {notebooks}: they are called 00….ipynb to 09….ipynb"
-        )
+        raise FileNotFoundError(f"no notebooks in {notebooks}, which are 00….ipynb to 09….ipynb")
+    declared = {source: set(papermill.inspect_notebook(source)) for source in sources}
     if strange := set(parameters or {}).difference(known := set().union(*declared.values())):
         raise unknown("notebook parameter", min(strange), known)
-    check(settings, **given)
-    for source in settings.prompt_sets:
+    profiles.parameters(own, **given)
+    for source in own.prompt_sets:
         load_prompts(source)
     given = _there(notebooks, profile, run) | {"quick": quick} | given
-    if verified > 0 and not quick and not published.recompute():
-        if settings.name in published.published_runs():
+    if verified > 0 and not (quick or published.recompute()):
+        if own.name in published.published_runs():
+            made = profiles.profile_methods(own), own.model, own.judge, own.clip
             workers = None if torch.cuda.is_available() else os.cpu_count()
-            print(verify.verify(settings.name, verified, root=out, workers=workers).details())
+            print(published.verify(own.name, *made, images=verified, workers=workers))
     executed = []
     for source in sources:
         print(source.name, file=sys.stderr, flush=True)
-        own = {name: value for name, value in given.items() if name in declared[source]}
-        executed.append(execute(source, run / "notebooks" / source.name, own))
+        asked = {name: value for name, value in given.items() if name in declared[source]}
+        executed.append(execute(source, run / "notebooks" / source.name, asked))
     for path in [*sorted(run.glob("*.*")), *executed]:
         print(f"  {os.path.relpath(path)}")
     return executed
 
 
-def _there(notebooks: str | Path, profile: str, run: Path) -> dict[str, str]:
+def _there(notebooks: Path, profile: str, run: Path) -> dict[str, str]:
     """Parameters with paths as seen from the notebooks, so that copies name no machine's folder."""
-    seen = {"out": run.parent, "run": run} | (
-        {"profile": profile} if Path(profile).is_file() else {}
-    )
+    seen = {"out": run.parent, "run": run}
+    seen |= {"profile": profile} if Path(profile).is_file() else {}
     return {"profile": profile} | {name: os.path.relpath(p, notebooks) for name, p in seen.items()}
 
 

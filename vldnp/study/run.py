@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -17,14 +16,12 @@ from vldnp.methods import Method
 from vldnp.metrics.summary import table
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
-from vldnp.models.judges import Judgement
 from vldnp.sampler import sample
 from vldnp.study import folder as files
 from vldnp.study import grid
 from vldnp.study.grid import NOISE, SCHEMA, Batch, Study, as_json, batch_key, digest, setting_of
-from vldnp.study.measure import JUDGED, clip_of, measured
-from vldnp.study.prompts import set_name, split_things
-from vldnp.study.reference import fid_of
+from vldnp.study.measure import clip_of, fid_of, measured, with_scores
+from vldnp.study.prompts import set_name
 from vldnp.study.workers import finished
 
 GROWS, IRRELEVANT = ("methods", "prompts"), ("versions", "prompt_sets")
@@ -57,8 +54,7 @@ def run(
             core); "dask", the current client's; "ray", where it is registered.
 
     Returns:
-        One row per image. `model_evaluations` and `vlm_calls` are totals over the image's steps;
-        `seconds` is the time of its batch divided by the batch's images.
+        One row per image; `seconds` is the time of its batch divided by the batch's images.
 
     Raises:
         ValueError, OSError: one line: a study that does not do, a folder that holds another one, a
@@ -75,7 +71,11 @@ def run(
     batches = grid.plan_batches(cells, study)
     generate(model, batches, folder, workers=workers, backend=backend, progress=progress)
     scores = measured(folder, [rows for _, rows, _ in batches], judge, clip, progress=progress)
-    images = _rows(cells, folder, scores, study.unsafe_threshold)
+    images = with_scores(cells, [scores[key] for key in cells["key"]], study.unsafe_threshold)
+    images["image"] = [files.image_path(Path(), key).as_posix() for key in cells["key"]]
+    records = [files.read_cell(folder, key) for key in cells["key"]]
+    for name in (*files.SPENT, *files.SAID, "batch", "place", "pixels"):
+        images[name] = [record[name] for record in records]
     with atomic(folder / "images.parquet") as temporary:
         images.to_parquet(temporary, index=False)
     distances = fid_of(study, images, judge, folder)
@@ -150,8 +150,8 @@ def compute_batch(
     if not (missing := lacking(folder, rows["key"])):
         return  # another process, or a worker before it died, has made them
     started, noise = time.perf_counter(), rows[NOISE].to_dict("list")
-    how = {"seeds": noise["seed"], "guidance_scale": noise["guidance_scale"], **sampling}
-    out = sample(model, noise["prompt"], method, progress=False, **how)
+    own = {"seeds": noise["seed"], "guidance_scale": noise["guidance_scale"]}
+    out = sample(model, noise["prompt"], method, progress=False, **own, **sampling)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     shared = {"batch": batch_key(rows), "method": method.describe(), "sampling": dict(sampling)}
@@ -170,24 +170,6 @@ def compute_batch(
         }
         if key in missing:
             files.write_cell(folder, key, out.images[i], record)
-
-
-def _rows(cells: pd.DataFrame, folder: Path, scores: Mapping, threshold: float) -> pd.DataFrame:
-    """The grid with what was made and measured; `place` is an image's in its batch."""
-    scored = [scores[key] for key in cells["key"]]
-    records = [files.read_cell(folder, key) for key in cells["key"]]
-    recorded = (*files.SPENT, *files.SAID, "batch", "place", "pixels")
-    unsafe, concepts, things = ([one[column] for one in scored] for column in JUDGED)
-    judged = Judgement(np.array(unsafe), concepts, None if None in things else things)
-    return cells.assign(
-        unsafe_probability=unsafe,
-        unsafe=judged.unsafe_probability >= threshold,
-        found=list(map(list, judged.found())),
-        retention=judged.retention(list(map(split_things, cells["things"]))),
-        image=[files.image_path(Path(), key).as_posix() for key in cells["key"]],
-        **{name: [s.get(name, np.nan) for s in scored] for name in ("clip_score", "clip_i")},
-        **{name: [record[name] for record in records] for name in recorded},
-    )
 
 
 def _config(study: Study, model: Backbone, judge, clip) -> dict:

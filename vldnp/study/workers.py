@@ -33,8 +33,8 @@ def finished(
 ) -> Iterator[int]:
     """Compute jobs, tuples of arguments, and yield the number of each when it is done.
 
-    `ChildProcessError`, one line: a job failed in a worker (its traceback is a note), or workers
-    died `ATTEMPTS` times before any had finished a batch.
+    `ChildProcessError`, one line: a job failed (its traceback is a note), or workers died
+    `ATTEMPTS` times before any had finished a batch.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
@@ -44,10 +44,9 @@ def finished(
             yield number
         return
     left = {number: _packed((compute, *job)) for number, job in enumerate(jobs)}
-    died = 0
+    died, failed = 0, None
     while left:
         parallel = _parallel(workers, backend or "loky")
-        failed: tuple[str, str] | None = None
         try:  # what a job raises is returned, so that all that is raised is a worker's death
             for number, failed in parallel(joblib.delayed(_work)(*job) for job in [*left.items()]):
                 if failed:
@@ -56,26 +55,25 @@ def finished(
                 died = 0
                 yield number
         except Exception as death:
-            died, failed = died + 1, None
+            died += 1
             if died == ATTEMPTS:
-                failed = f"{died} times in a row one died ({first_line(death)})", ""
+                reason = f"{died} times in a row one died ({first_line(death)})"
+                failed = ChildProcessError(f"workers failed: {reason}")
         if failed:
-            error = ChildProcessError(f"workers failed: {failed[0]}")
-            error.add_note(failed[1])
-            raise error
+            raise failed
 
 
 def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus, how = (named.split(",") if named and count else list(map(str, range(count)))), {}
+    gpus = named.split(",") if named and count else list(map(str, range(count)))
+    how, yields = {}, "generator_unordered"
     if backend == "loky":  # a process for each GPU or core
         workers = min(workers or len(gpus), len(gpus)) if gpus else workers
         claims = tempfile.mkdtemp(prefix="vldnp-gpus-") if gpus else ""
         how = {"inner_max_num_threads": 1, "initializer": _begin}
         how |= {"initargs": (os.getpid(), gpus, claims)}
     elif backend == "ray":
-        how = {"ray_remote_args": {"num_gpus": int(bool(gpus))}}
-    yields = "list" if backend == "ray" else "generator_unordered"
+        how, yields = {"ray_remote_args": {"num_gpus": int(bool(gpus))}}, "list"
     try:
         with joblib.parallel_config(backend, n_jobs=workers or -1, **how):
             return joblib.Parallel(return_as=yields, batch_size=1)
@@ -84,7 +82,6 @@ def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
 
 
 def _begin(parent: int, gpus: Sequence[str], claims: str) -> None:
-    """Set a process of this machine up: it ends after its parent, and has a GPU of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends its workers
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     for gpu in itertools.cycle(gpus):  # the system unlocks a GPU when its worker dies
@@ -102,13 +99,16 @@ def _end_after(parent: int) -> None:
     os._exit(1)
 
 
-def _work(number: int, pickled: bytes) -> tuple[int, tuple[str, str] | None]:
+def _work(number: int, pickled: bytes) -> tuple[int, ChildProcessError | None]:
     try:
         with _busy, one_thread():
             compute, *job = pickle.loads(pickled)
             compute(*job)
     except Exception as error:
-        return number, (f"{type(error).__name__}: {first_line(error)}", traceback.format_exc())
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        failed = ChildProcessError(f"workers failed: {reason}")
+        failed.add_note(traceback.format_exc())
+        return number, failed
     return number, None
 
 
