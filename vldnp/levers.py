@@ -1,8 +1,5 @@
-"""Levers: what makes a method cheaper or acts in a part of its steps, attached from outside.
-
-`preview`, `adaptive` and `window` extend the Guider, `gate` wraps the policy. Each takes a method
-and returns one, so they combine.
-"""
+"""Levers make a method cheaper, or let it act in a part of the steps. Each takes a method and returns
+one: `preview`, `adaptive` and `window` extend the Guider, and `gate` wraps the policy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,8 +35,6 @@ class Wrapped(Policy):
 
 @dataclass(frozen=True)
 class Gate(Wrapped):
-    """See `gate`."""
-
     threshold: float
 
     def look(self, view: View, before: Sequence[Negative]) -> list[Negative]:
@@ -84,8 +79,7 @@ class Lever:
         return {self.extend.__name__.lower(): said}
 
 
-def attached(method: Method, extend: Callable[..., type[Guider]], **settings) -> Method:
-    """The method with one lever more."""
+def _attached(method: Method, extend: Callable[..., type[Guider]], **settings) -> Method:
     return replace(method, levers=(*method.levers, Lever(extend, tuple(settings.items()))))
 
 
@@ -106,7 +100,7 @@ def adaptive(method: Method, start: float) -> Method:
     """
     if not (is_finite(start) and 0 <= start <= 1):
         raise ValueError(f"adaptive guidance's start must be a number in 0..1, not {start!r}")
-    return attached(method, Adaptive, start=start)
+    return _attached(method, Adaptive, start=start)
 
 
 def Window(base: type[Guider], start: float, stop: float) -> type[Guider]:
@@ -118,21 +112,15 @@ def Window(base: type[Guider], start: float, stop: float) -> type[Guider]:
 
 
 def window(method: Method, start: float = 0.0, stop: float = 1.0) -> Method:
-    """ω from `start` until before `stop`, shares i/N of the run, and 0 outside.
-
-    Such intervals of guidance: Kynkäänniemi et al., NeurIPS 2024, arXiv 2404.07724.
-    """
+    """ω from `start` until before `stop`, shares of the run, and 0 outside (as Kynkäänniemi et al.,
+    NeurIPS 2024, arXiv 2404.07724, for CFG)."""
     if not (is_finite(start) and is_finite(stop) and 0 <= start <= stop <= 1):
         raise ValueError(f"a window needs 0 <= start <= stop <= 1, not {start!r} and {stop!r}")
-    return attached(method, Window, start=start, stop=stop)
+    return _attached(method, Window, start=start, stop=stop)
 
 
 def Previewed(base: type[Guider], decoder: Preview) -> type[Guider]:
     class Previewed(base):
-        def __init__(self, method, run, batch):
-            decoder.check(run.backbone)
-            super().__init__(method, run, batch)
-
         def decode(self, latents):
             return decoder.decode(latents)
 
@@ -142,9 +130,8 @@ def Previewed(base: type[Guider], decoder: Preview) -> type[Guider]:
 def preview(method: Method, decoder: Preview) -> Method:
     """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`), the final image as ever."""
     if not isinstance(decoder, Preview):
-        kind = type(decoder).__name__
-        raise TypeError(f"preview must be opened by vldnp.load_preview, not a {kind}")
-    return attached(method, Previewed, decoder=decoder)
+        raise TypeError(f"preview must be opened by vldnp.load_preview, not {decoder!r}")
+    return _attached(method, Previewed, decoder=decoder)
 
 
 def fast(vlm: Callable, concepts: str | Path | ConceptSet, decoder: Preview, **options) -> Method:
