@@ -26,10 +26,8 @@ def guider(method: Method, run: Run, batch: Batch) -> "Guider":
 
 
 class Guider:
-    """The negative prompts of a batch and their part in the prediction.
-
-    A lever is a subclass that evaluates other branches or combines them otherwise.
-    """
+    """The negative prompts of a batch and their part in the prediction. A lever is a subclass that
+    evaluates other branches or combines them otherwise."""
 
     def __init__(self, method: Method, run: Run, batch: Batch):
         self.method, self.run, self.batch, self.rule = method, run, batch, method.rule
