@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from operator import add
 
 import torch
 from PIL import Image
@@ -27,10 +26,8 @@ def guider(method: Method, run: Run, batch: Batch) -> "Guider":
 
 
 class Guider:
-    """The negative prompts of a batch and their part in the prediction.
-
-    A lever is a subclass that evaluates other branches or combines them otherwise.
-    """
+    """The negative prompts of a batch and their part in the prediction. A lever is a subclass that
+    evaluates other branches or combines them otherwise."""
 
     def __init__(self, method: Method, run: Run, batch: Batch):
         self.method, self.run, self.batch, self.rule = method, run, batch, method.rule
@@ -147,6 +144,7 @@ def evaluate(run: Run, latents: Tensor, t: Tensor, branches: Branches) -> Preds:
     """The predictions of all branches from one call of the network."""
     if not (rows := [row for rows, _ in branches.values() for row in rows]):
         return {}
-    pred = run.predict(latents[rows], t, reduce(add, [cond for _, cond in branches.values()]))
+    cond = reduce(Conditioning.__add__, [cond for _, cond in branches.values()])
+    pred = run.predict(latents[rows], t, cond)
     parts = pred.split([len(rows) for rows, _ in branches.values()])
     return {name: (rows, p) for (name, (rows, _)), p in zip(branches.items(), parts, strict=True)}

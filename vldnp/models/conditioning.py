@@ -43,10 +43,9 @@ class Conditioning:
         """At most one of the two may have auxiliary rows."""
         if self.auxiliary and below.auxiliary:
             raise ValueError("only one of several conditionings may have auxiliary rows")
-        auxiliary = self.auxiliary or below.auxiliary
-        if below.auxiliary:
-            rows = tuple(len(self) + row for row in auxiliary.rows)
-            auxiliary = replace(auxiliary, rows=rows)
+        auxiliary = self.auxiliary
+        if moved := below.auxiliary:
+            auxiliary = replace(moved, rows=tuple(len(self) + row for row in moved.rows))
         added = {name: torch.cat([own, below.added[name]]) for name, own in self.added.items()}
         return Conditioning(torch.cat([self.embeds, below.embeds]), auxiliary, added)
 
