@@ -1,5 +1,5 @@
-"""Levers make a method cheaper, or let it act in a part of the steps. Each takes a method and returns
-one: `preview`, `adaptive` and `window` extend the Guider, and `gate` wraps the policy."""
+"""Levers make a method cheaper, or let it act in a part of the steps. Each takes and returns a
+method: `preview`, `adaptive` and `window` extend the Guider, and `gate` wraps the policy."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +130,7 @@ def Previewed(base: type[Guider], decoder: Preview) -> type[Guider]:
 def preview(method: Method, decoder: Preview) -> Method:
     """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`), the final image as ever."""
     if not isinstance(decoder, Preview):
-        raise TypeError(f"preview must be opened by vldnp.load_preview, not {decoder!r}")
+        raise TypeError(f"preview must be opened by vldnp.load_preview, not a {type(decoder)}")
     return _attached(method, Previewed, decoder=decoder)
 
 

@@ -1,18 +1,16 @@
-"""A method inside the calls of an unmodified diffusers pipeline.
-
-A forward hook on the network gets ε_u and ε_c in one batch, queries and steers with the sampler's
-Guider, and returns ε in place of both: the pipeline's own ε + g (ε − ε) is ε. What adapters add to
-the network's inputs stays in force.
-"""
+"""A method inside the calls of an unmodified diffusers pipeline: a forward hook on the network gets
+ε_u and ε_c in one batch, queries and steers with the sampler's Guider, and returns ε in place of
+both, since the pipeline's own ε + g (ε − ε) is ε. What adapters add to the inputs is kept."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from vldnp._finite import check_finite, naming
 from vldnp.batch import Batch
@@ -35,14 +33,11 @@ def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
         with vldnp.guiding(pipe, vldnp.VLDNP(vlm, "nudity", omega=8)) as guide:
             images = pipe("…", guidance_scale=7.5).images
 
-    Args:
-        pipe: a Stable Diffusion 1, 2, XL or 3 pipeline, also from image to image or with a
-            ControlNet; its guidance scale must be above 1. Other pipelines of the same network are
-            not guided. Query steps are those of all N steps, of which image to image skips some.
-
-    Raises:
-        ValueError, TypeError: a pipeline or method that a hook cannot serve; in the block, a call
-            without CFG, with an argument of `REFUSED`, or with a scheduler that clips; one line.
+    `pipe` is a Stable Diffusion 1, 2, XL or 3 pipeline, also from image to image or with a
+    ControlNet. Other pipelines of the same network are not guided. Query steps are those of all N
+    steps, of which image to image skips some. A ValueError or TypeError of one line: a pipeline or
+    method that a hook cannot serve; in the block, a call without CFG (its guidance scale must be
+    above 1), with an argument of `REFUSED`, or with a scheduler that clips.
     """
     guide, kind = Guide(pipe, method), type(pipe)
 
@@ -159,9 +154,8 @@ class _Running(Run):
 
     def unscaled(self, sample: Tensor, t: Tensor) -> Tensor:
         """x_t of what the network is given."""
-        if not hasattr(self.scheduler, "scale_model_input"):  # flow matching
-            return sample
-        return sample / self.scheduler.scale_model_input(torch.ones_like(sample), t)
+        scaled = getattr(self.scheduler, "scale_model_input", None)  # flow matching has none
+        return sample / scaled(torch.ones_like(sample), t) if scaled else sample
 
 
 def _from_text(pipe: DiffusionPipeline) -> DiffusionPipeline:
@@ -182,10 +176,8 @@ def _unservable(method: Method) -> ValueError:
 
 def _selected(value: Any, rows: Sequence[int], of: int) -> Any:
     """Those rows of every tensor in a network's inputs that has `of` of them."""
-    if isinstance(value, Tensor):
-        return value[list(rows)] if value.ndim and len(value) == of else value
-    if isinstance(value, Mapping):
-        return {name: _selected(one, rows, of) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_selected(one, rows, of) for one in value)
-    return value
+
+    def own(one: Any) -> Any:
+        return one[list(rows)] if isinstance(one, Tensor) and one.shape[:1] == (of,) else one
+
+    return tree_map(own, value)

@@ -131,16 +131,6 @@ class Preview:
         """Clean latents `[B, C, h, w]` → images `[B, 3, H, W]`, float32 in 0..1."""
         return decoded(self.vae, latents.to(self.vae.device))
 
-    def check(self, backbone: Backbone) -> None:
-        """Raise a `ValueError` if it decodes other latents than this model's."""
-        own, pipe = self.vae.config, backbone.pipe
-        scale = own.upsampling_scaling_factor ** (len(own.decoder_block_out_channels) - 1)
-        ours = own.latent_channels, scale
-        theirs = pipe.vae.config.latent_channels, pipe.vae_scale_factor
-        if ours != theirs:
-            said = "preview {!r} is for {} channels at 1/{} of the size, and {!r} has {} at 1/{}"
-            raise ValueError(said.format(self.name, *ours, backbone.name, *theirs))
-
     def describe(self) -> dict:
         return {"name": self.name, "revision": self.revision, "dtype": str(self.vae.dtype)}
 
