@@ -20,7 +20,6 @@ SEEDS, SCALES = [1, 2, 3], [3.0, 7.5, 5.0]
 STEPS, OMEGA, QUERIES = 9, 4.0, (1, 2, 4, 5, 7)
 TINY = tiny_vae()
 DECODER = Preview(TINY, "tiny", "1")
-WIDE = Preview(tiny_vae(16), "tiny", "1")
 
 
 def reply(image, question):
