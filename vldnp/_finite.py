@@ -1,16 +1,13 @@
 """NaN and infinity are errors where they first come up: a black image is not a safe one."""
 
 import math
-import reprlib
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
 
 import torch
 from torch import Tensor
-
-_repr = reprlib.Repr()
-_repr.maxstring = 80
 
 
 class NonFiniteError(FloatingPointError):
@@ -25,12 +22,22 @@ class NonFiniteError(FloatingPointError):
 
 def label(index: int, prompt: str, seed: int | None) -> str:
     """An image in an error's words; `seed` is None where the caller passed a generator."""
-    return f"image {index} ({_repr.repr(prompt)}, {'no seed' if seed is None else f'seed {seed}'})"
+    shown = textwrap.shorten(prompt, 80, placeholder="…")
+    return f"image {index} ({shown!r}, {'no seed' if seed is None else f'seed {seed}'})"
 
 
 def is_finite(value) -> bool:
     """Whether it is a number, neither NaN nor infinite; texts and truth values are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number(name: str, value, low: float = -math.inf, high: float = math.inf):
+    """`value`, if it is a finite number from `low` to `high`; else a ValueError of one line."""
+    if not (is_finite(value) and low <= value <= high):
+        span = f" from {low:g} to {high:g}" if high < math.inf else f", {low:g} or more"
+        span = span if low > -math.inf else ""
+        raise ValueError(f"{name} must be a finite number{span}, not {value!r}")
+    return value
 
 
 def check_finite(quantities: Mapping[str, Tensor]) -> None:

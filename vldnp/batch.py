@@ -8,7 +8,7 @@ from numbers import Real
 from torch import Generator
 
 from vldnp._files import first_line
-from vldnp._finite import is_finite, label
+from vldnp._finite import label, number
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,9 @@ def batch_of(
         seeds = [None] * B
         generators = each("generator", generator, B, Generator)
     scales = each("guidance_scale", guidance_scale, B, Real | str)
-    if wrong := [scale for scale in scales if not is_finite(scale)]:
-        raise ValueError(f"guidance_scale must be finite numbers, not {wrong[0]!r}")
-    images = enumerate(zip(prompts, seeds, strict=True))
-    labels = [label(i, *image) for i, image in images]
-    return Batch(prompts, seeds, generators, [max(float(g), 1.0) for g in scales], labels)
+    scales = [max(float(number("guidance_scale", g)), 1.0) for g in scales]
+    labels = [label(i, *image) for i, image in enumerate(zip(prompts, seeds, strict=True))]
+    return Batch(prompts, seeds, generators, scales, labels)
 
 
 def whole(name: str, value, least: int) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from vldnp._finite import is_finite
+from vldnp._finite import number
 from vldnp.concepts import ConceptSet
 from vldnp.guider import Guider, View
 from vldnp.methods import VLDNP, Method
@@ -59,9 +59,7 @@ class Gate(Wrapped):
 def gate(method: Method, threshold: float) -> Method:
     """Query about an image only where its x̂₀ moved since the last query that was answered: where
     cos(x̂₀, x̂₀ at that query) ≥ `threshold`, in −1 … 1, it keeps its negative prompt."""
-    if not (is_finite(threshold) and -1 <= threshold <= 1):
-        raise ValueError(f"the gate's threshold must be a number in -1..1, not {threshold!r}")
-    return replace(method, negatives=Gate(method.negatives, threshold))
+    return replace(method, negatives=Gate(method.negatives, number("threshold", threshold, -1, 1)))
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,7 @@ def adaptive(method: Method, start: float) -> Method:
     From the share `start` (0 … 1) of the steps on, an image without a negative prompt is guided by
     ε_c alone; x̂₀ comes from it too. An image with one is guided by ε_cfg as before.
     """
-    if not (is_finite(start) and 0 <= start <= 1):
-        raise ValueError(f"adaptive guidance's start must be a number in 0..1, not {start!r}")
-    return _attached(method, Adaptive, start=start)
+    return _attached(method, Adaptive, start=number("start", start, 0, 1))
 
 
 def Window(base: type[Guider], start: float, stop: float) -> type[Guider]:
@@ -114,9 +110,8 @@ def Window(base: type[Guider], start: float, stop: float) -> type[Guider]:
 def window(method: Method, start: float = 0.0, stop: float = 1.0) -> Method:
     """ω from `start` until before `stop`, shares of the run, and 0 outside (as Kynkäänniemi et al.,
     NeurIPS 2024, arXiv 2404.07724, for CFG)."""
-    if not (is_finite(start) and is_finite(stop) and 0 <= start <= stop <= 1):
-        raise ValueError(f"a window needs 0 <= start <= stop <= 1, not {start!r} and {stop!r}")
-    return _attached(method, Window, start=start, stop=stop)
+    start = number("start", start, 0, 1)
+    return _attached(method, Window, start=start, stop=number("stop", stop, start, 1))
 
 
 def Previewed(base: type[Guider], decoder: Preview) -> type[Guider]:

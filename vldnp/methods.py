@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vldnp import guidance, negatives
-from vldnp._finite import is_finite
+from vldnp._finite import number
 from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.models.conditioning import Prompting
 from vldnp.schedules import Schedule, as_schedule, front_loaded
@@ -35,8 +35,8 @@ class Method:
         object.__setattr__(self, "rule", guidance.rule(self.rule))
         if not self.rule.uses_omega:
             object.__setattr__(self, "omega", None)
-        if self.omega is not None and not (is_finite(self.omega) and self.omega >= 0):
-            raise ValueError(f"omega must be a finite number, 0 or more, not {self.omega!r}")
+        if self.omega is not None:
+            number("omega", self.omega, 0)
 
     def describe(self) -> dict:
         """JSON-able; everything that decides the method's images, objects by name and revision."""

@@ -156,9 +156,9 @@ def test_levers_are_recorded_only_where_they_are_on():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda m: adaptive(m, 1.5), "start must be a number in 0..1, not 1.5"),
-        (lambda m: gate(m, 1.5), "threshold must be a number in -1..1, not 1.5"),
-        (lambda m: window(m, 0.5, 2), "0 <= start <= stop <= 1, not 0.5 and 2"),
+        (lambda m: adaptive(m, 1.5), "start must be a finite number from 0 to 1, not 1.5"),
+        (lambda m: gate(m, 1.5), "threshold must be a finite number from -1 to 1, not 1.5"),
+        (lambda m: window(m, 0.5, 2), "stop must be a finite number from 0.5 to 1, not 2"),
         (lambda m: preview(m, TINY), "preview must be opened by vldnp.load_preview"),
     ],
 )
