@@ -5,19 +5,15 @@
 >>> method = vldnp.VLDNP(vldnp.load_vlm("moji-vlm-l"), concepts="moji", omega=8)
 >>> out = vldnp.sample(model, ["a cat at the pirate cove"], method, seeds=[0])
 
-Names are imported when first used, so that `import vldnp` is quick.
-
-OpenMP's threads are told to spin for a moment only (`OMP_WAIT_POLICY=PASSIVE`, and for GNU OpenMP
-`GOMP_SPINCOUNT=1000`), or one other busy process takes most of PyTorch's speed. OpenMP reads this
-when torch is first imported: who imports torch before vldnp sets it in the shell. Values that are
-set already stay.
+Names are imported when first used, so that `import vldnp` is quick. OpenMP's threads are told to
+spin for a moment only, or one other busy process takes most of PyTorch's speed; where torch is
+imported before vldnp, set the two variables below in the shell.
 """
 
 import os
 
 import lazy_loader
 
-# Before torch, which comes with the names below.
 if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == "PASSIVE":
     # Alone, threads that never spin have to be woken up at every operation, which takes longer
     # than many of a small network's operations do; a microsecond of it is enough.

@@ -9,14 +9,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-
-_adapter = cache(TypeAdapter)
 
 
 @contextmanager
@@ -81,16 +78,13 @@ def fingerprint(folder: str | Path) -> str:
 
 def data_folder() -> Path:
     """The folder of shipped data: `VLDNP_DATA`, or `data/` of the checkout, or of the wheel."""
-    package = Path(__file__).resolve().parent
-    named = os.environ.get("VLDNP_DATA")
+    package, named = Path(__file__).resolve().parent, os.environ.get("VLDNP_DATA")
     places = [Path(named)] if named else [package.parent / "data", package / "data"]
     for folder in places:
         if named and folder.is_dir() or (folder / "profiles").is_dir():
             return folder
-    raise FileNotFoundError(
-        f"no data folder: looked for {' and '.join(map(str, places))}; set VLDNP_DATA to a folder "
-        "with profiles, concepts, prompts and models, such as data/ of a clone"
-    )
+    where = " or ".join(map(str, places))
+    raise FileNotFoundError(f"no data in {where}; set VLDNP_DATA to data/ of a clone")
 
 
 def user_cache() -> Path:
@@ -127,7 +121,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def read_yaml(path: Path, kind: str) -> dict:
-    """The mapping in a file; a FileNotFoundError or ValueError of one line where there is none."""
+    """The mapping in a file, or a FileNotFoundError or ValueError of one line."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
@@ -142,14 +136,10 @@ def read_yaml(path: Path, kind: str) -> dict:
 
 
 def checked(kind: type, data: dict, path: Path, what: str, *also: str):
-    """The dataclass `kind` made of what a file says, or a ValueError in the file's terms.
-
-    Args:
-        what: the kind of file, in words.
-        also: keys that the file may have besides.
-    """
+    """The dataclass `kind` made of what a file, a `what`, says, or a ValueError of one line;
+    `also` are keys that the file may have besides."""
     try:
-        return _adapter(kind).validate_python(data, context=path.parent)
+        return TypeAdapter(kind).validate_python(data, context=path.parent)
     except ValidationError as error:
         found = error.errors()
     if missing := [repr(wrong["loc"][0]) for wrong in found if wrong["type"] == "missing"]:
