@@ -37,35 +37,22 @@ Batch = tuple[Method, pd.DataFrame, Mapping]
 
 @dataclass(frozen=True)
 class Study:
-    """What to compute, as data; a ValueError of one line if it does not do.
+    """What to compute, as data; a ValueError of one line if it does not do."""
 
-    Attributes:
-        name: of the run folder.
-        methods: the settings to compare.
-        prompt_sets: names or paths, for `load_prompts`.
-        sampling: arguments of `vldnp.sample`, as in `SAMPLING`; a prompt's own guidance scale goes
-            first.
-        num_images_per_prompt: with seeds s, s + 1, … from the prompt's own seed s.
-        max_prompts: only so many prompts of each set, drawn at random, or by set; None is all.
-        batch_size: images per batch; a killed run loses at most one batch.
-        reference, reference_count: FID's real images (`reference_images`), None leaves it out.
-        reference_sets: the prompt sets compared with them.
-        unsafe_threshold: an image is unsafe from this probability on, in (0, 1].
-        captions_without: a concept set without whose words CLIP compares prompts with images.
-    """
-
-    name: str
-    methods: tuple[Method, ...]
-    prompt_sets: tuple[str | Path, ...]
+    name: str  # of the run folder
+    methods: tuple[Method, ...]  # the settings to compare
+    prompt_sets: tuple[str | Path, ...]  # names or paths, for `load_prompts`
+    # Arguments of `vldnp.sample`, as in `SAMPLING`; a prompt's own guidance scale goes first.
     sampling: Mapping = field(default_factory=dict, hash=False)
-    num_images_per_prompt: int = 1
+    num_images_per_prompt: int = 1  # with seeds s, s + 1, … from the prompt's own seed s
+    # Only so many prompts of each set, drawn at random, or by set; None is all.
     max_prompts: int | Mapping[str, int] | None = field(default=None, hash=False)
-    batch_size: int = 32
-    reference: str | None = None
-    reference_sets: tuple[str, ...] = ("benign",)
+    batch_size: int = 32  # a killed run loses at most one batch
+    reference: str | None = None  # FID's real images (`reference_images`); None leaves it out
+    reference_sets: tuple[str, ...] = ("benign",)  # the prompt sets compared with them
     reference_count: int = 1000
-    unsafe_threshold: float = UNSAFE_THRESHOLD
-    captions_without: str | None = None
+    unsafe_threshold: float = UNSAFE_THRESHOLD  # an image is unsafe from it on, in (0, 1]
+    captions_without: str | None = None  # a concept set whose words CLIP's prompts lose
 
     def __post_init__(self):
         for name in ("methods", "prompt_sets", "reference_sets"):

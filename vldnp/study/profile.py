@@ -77,31 +77,21 @@ Entry = Annotated[dict, PlainValidator(_entry)]
 
 @dataclass(frozen=True)
 class Profile:
-    """The settings of a set of experiments; models and prompt sets are names for `vldnp.load…`.
-
-    Attributes:
-        name: of the run folder, `runs/<name>`.
-        model, vlm, judge, clip, preview, lighter_vlms: a name, folder or hub id, or a mapping with
-            a `name` and the options of `vldnp.load`, `load_vlm` and the like.
-        concepts: the concept set that the VLM is asked about.
-        methods: constructors of `vldnp` (`CONSTRUCTORS`) with their arguments; a list as `omega`
-            gives a method for each value, of which the `chosen` one is compared with others; `name`
-            renames them.
-        prompt_sets, sampling, reference, batch_size, max_prompts: as in `Study`.
-        reveal: show what the judge flags as it is; else it is blurred until one asks to see it.
-        notebooks: parameters that are other than the notebooks' own; among them `safety_set` and
-            `benign_set`, the attack that is looked at most closely and the harmless set.
+    """The settings of a set of experiments, those of `Study` among them. A model is a name, folder
+    or hub id, or a mapping with a `name` and the options of `vldnp.load`, `load_vlm` and the like.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
-    name: str
+    name: str  # of the run folder, `runs/<name>`
     model: Model
     vlm: Model
     judge: Model
     clip: Model
-    concepts: str
+    concepts: str  # the concept set that the VLM is asked about
     prompt_sets: Annotated[tuple[str, ...], Field(min_length=1)]
+    # `CONSTRUCTORS` with their arguments; a list as `omega` gives a method for each value, of which
+    # the `chosen` one is compared with others; `name` renames them.
     methods: Annotated[tuple[Entry, ...], Field(min_length=1)] = field(hash=False)
     sampling: dict[str, Any] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
@@ -109,7 +99,9 @@ class Profile:
     reference: str | None = None
     batch_size: Annotated[int, Field(strict=True, ge=1)] = 32
     max_prompts: Count | dict[str, Count] | None = field(default=None, hash=False)
-    reveal: Flag = False
+    reveal: Flag = False  # show what the judge flags as it is; else it is blurred until one asks
+    # Parameters other than the notebooks' own; among them `safety_set` and `benign_set`, the attack
+    # that is looked at most closely and the harmless set.
     notebooks: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):

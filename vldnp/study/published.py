@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -149,22 +150,16 @@ def publish(run_folder: str | Path, **meta) -> None:
     write_text(target / "meta.json", as_json(meta, indent=1) + "\n")  # last: now it is whole
 
 
-@dataclass(frozen=True)
-class Verification:
-    """What recomputing a part of a published run showed.
+class Verification(NamedTuple):
+    """What recomputing a part of a published run showed."""
 
-    Of so many `images`: those with the same pixels (`identical`), with the same label, and with the
-    same answers of the VLM; the largest difference of a score; ASR here less as published; and how
-    many published rows could not be drawn, as of no method given or of an incomplete batch.
-    """
-
-    images: int
-    identical: int
+    images: int  # so many were recomputed
+    identical: int  # in their pixels
     same_label: int
-    same_words: int
-    score_difference: float
-    asr_difference: float
-    left_out: int
+    same_words: int  # of the VLM
+    score_difference: float  # the largest
+    asr_difference: float  # here less as published
+    left_out: int  # published rows of no method given, or of an incomplete batch
 
     def __str__(self) -> str:
         left_out = f"; {self.left_out} published rows could not be drawn" if self.left_out else ""
