@@ -26,7 +26,7 @@ MUTATIONS = [  # file, what is replaced (once), by what, tests
     ("vldnp/guider.py", "!= 1 or row in steered", "!= 1", "method/test_levers.py baselines/test_nag.py method/test_identical.py"),
     ("vldnp/guider.py", " and self.omega(i) != 0]", "]", "method/test_sampler.py"),
     ("vldnp/guider.py", 'for name in ("uncond", "late")', 'for name in ("uncond",)', "method/test_levers.py"),
-    ("vldnp/guider.py", "i / self.N,", "(i + 1) / self.N,", "method/test_methods.py"),
+    ("vldnp/guider.py", "i / self.run.num", "(i + 1) / self.run.num", "method/test_methods.py method/test_guidance.py"),
     ("vldnp/sampler.py", "({} if queried else own.negative(i))", "own.negative(i)", "method/test_sampler.py"),
     ("vldnp/sampler.py", "preds | evaluate(run, latents, t, late)", "preds", "method/test_sampler.py"),
     ("vldnp/sampler.py", "[start : start + size]", "[start : start + size - 1]", "method/test_sampler.py"),
