@@ -22,7 +22,10 @@ Preds = dict[str, tuple[list[int], Tensor]]  # name → (images, their predictio
 
 def guider(method: Method, run: Run, batch: Batch) -> "Guider":
     """The method's Guider: `Guider`, as the method's levers extend it."""
-    return reduce(lambda kind, lever: lever.guider(kind), method.levers, Guider)(method, run, batch)
+    kind = Guider
+    for lever in method.levers:
+        kind = lever.guider(kind)
+    return kind(method, run, batch)
 
 
 class Guider:
@@ -127,12 +130,6 @@ class View:
                 images = to_pil(self.guider.decode(self.x0[new]))
             self.decoded.update((self.rows[k], image) for k, image in zip(new, images, strict=True))
         return [self.decoded[row] for row in self.rows]
-
-    @property
-    def samples(self) -> list[tuple[str, int | None]]:
-        """The prompt and seed of each image."""
-        batch = self.guider.batch
-        return [(batch.prompts[row], batch.seeds[row]) for row in self.rows]
 
     def of(self, some: list[int]) -> "View":
         """A view of some of its images, given by their positions in `rows`."""

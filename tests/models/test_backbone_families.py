@@ -85,7 +85,8 @@ class Script(Policy):
 
     def look(self, view, before):
         prompts = (None, "knife", "skull, dagger", None)
-        return [Negative(prompts[(seed + view.index) % 4]) for _, seed in view.samples]
+        seeds = view.guider.batch.seeds
+        return [Negative(prompts[(seeds[row] + view.index) % 4]) for row in view.rows]
 
 
 @pytest.mark.parametrize("size", [{}, {"height": 48, "width": 32}])

@@ -53,9 +53,11 @@ class RandomConcepts(Wrapped):
 
     def look(self, view, before):
         after, vocabulary = self.inner.look(view, before), list(self.concepts.vocabulary)
-        for k, sample in enumerate(view.samples):
+        batch = view.guider.batch
+        for k, row in enumerate(view.rows):
             if (new := after[k]) is not before[k] and new.failure is None:
-                order = _rng(self.seed, *sample).permutation(vocabulary).tolist()
+                rng = _rng(self.seed, batch.prompts[row], batch.seeds[row])
+                order = rng.permutation(vocabulary).tolist()
                 others = [term for term in order if term not in new.concepts]
                 terms = tuple(t for t in vocabulary if t in others[: len(new.concepts)])
                 prompt = self.concepts.negative_prompt(terms)
