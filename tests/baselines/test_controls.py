@@ -46,7 +46,10 @@ def says(*answers):
 
 def looked(method, samples, step=0):
     """The terms after a query about images of these prompts and seeds."""
-    view = SimpleNamespace(images=["image"] * len(samples), samples=samples, index=step)
+    prompts, seeds = map(list, zip(*samples, strict=True))
+    guider = SimpleNamespace(batch=SimpleNamespace(prompts=prompts, seeds=seeds))
+    how = {"images": ["image"] * len(samples), "rows": range(len(samples)), "index": step}
+    view = SimpleNamespace(guider=guider, **how)
     return [n.concepts for n in method.negatives.look(view, [Negative() for _ in samples])]
 
 
