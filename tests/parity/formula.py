@@ -5,39 +5,23 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+# The text encoder is wider than there are phrases, or SAFREE's projector is ill-posed.
 TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 48,  # more than there are phrases, or SAFREE's projector is ill-posed
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
+    "hidden_size": 48,
     "projection_dim": 48,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
+    "intermediate_size": 64,
+    "hidden_act": "quick_gelu",
 }
-UNET = {
-    "sample_size": 8,
-    "block_out_channels": (16, 32),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": 48,
-    "attention_head_dim": 4,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}
-VAE = {
-    "block_out_channels": (8, 8, 8, 8),
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 4,
-    "sample_size": 64,
-    "scaling_factor": 0.18215,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
+TEXT |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77}
+TEXT |= {"vocab_size": 49408, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+UNET = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1}
+UNET |= {"norm_num_groups": 8, "cross_attention_dim": 48, "attention_head_dim": 4}
+UNET["down_block_types"] = ("CrossAttnDownBlock2D", "DownBlock2D")
+UNET["up_block_types"] = ("UpBlock2D", "CrossAttnUpBlock2D")
+VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "latent_channels": 4}
+VAE |= {"norm_num_groups": 4, "sample_size": 64, "scaling_factor": 0.18215}
+VAE["down_block_types"] = ("DownEncoderBlock2D",) * 4
+VAE["up_block_types"] = ("UpDecoderBlock2D",) * 4
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PNDM = {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
