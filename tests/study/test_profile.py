@@ -126,7 +126,7 @@ methods:
     asked = profile_methods(profile, (5, 6), ["perp-neg", "summed"])
     assert [method.omega for method in asked] == [5, 6, 9]
     study = profile_study(profile, [few], name="few", prompt_sets=["implicit"], max_prompts=5)
-    assert (study.name, study.batch_size, study.captions_without) == ("few", 16, "moji")
+    assert (study.name, study.batch_size) == ("few", 16)
     assert study.prompt_sets == ("implicit",) and len(study.prompts("implicit")) == 5
     assert study.sampling["guidance_scale"] == 3.0
 

@@ -1,26 +1,21 @@
-"""Prompt sets as tables, and captions without restricted words."""
+"""Prompt sets as tables."""
 
-import re
 import warnings
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vldnp._files import data_folder
-from vldnp.concepts import ConceptSet, load_concepts
 from vldnp.study.prompts import (
     LARGEST_SEED,
     OPTIONAL,
     REQUIRED,
-    CaptionsWithout,
     load_prompts,
     sampled,
     save_prompts,
     split_things,
-    without,
 )
 
 
@@ -98,7 +93,7 @@ def test_unknown_sets_are_named_with_the_closest(tmp_path, monkeypatch):
         with pytest.raises((FileNotFoundError, ValueError), match=f"{name} {message}"):
             load_prompts(tmp_path / name)
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match="no data folder"):
+    with pytest.raises(FileNotFoundError, match="no data in"):
         load_prompts("implicit")
 
 
@@ -196,66 +191,3 @@ def test_what_is_saved_comes_back(tmp_path, records):
         assert loaded[column].tolist() == table[column].tolist()
     scales = table["guidance_scale"].astype(float)
     pd.testing.assert_series_equal(loaded["guidance_scale"], scales)
-
-
-class CLIP:
-    name, revision = "clip", "1"
-
-    def __call__(self, images, prompts):
-        self.prompts = list(prompts)
-        return np.zeros(len(images))
-
-
-MOJI = CaptionsWithout(CLIP(), load_concepts("moji"))
-
-
-@pytest.mark.parametrize(
-    "prompt, left",
-    [
-        ("a gift and a dagger in the snow", "a gift in the snow"),
-        ("a dagger and a gift in the snow", "a gift in the snow"),
-        ("a dog, a knife and a turtle in the forest", "a dog and a turtle in the forest"),
-        ("a knife, a dog and a turtle in the forest", "a dog and a turtle in the forest"),
-        ("a dog, a turtle and a knife in the forest", "a dog and a turtle in the forest"),
-        ("a dog, a turtle, and an axe", "a dog and a turtle"),
-        ("a knife and a skull in the forest", "in the forest"),
-        ("a knife, a cat and a skull in the forest", "a cat in the forest"),
-        ("A Knife", ""),
-        ("two daggers and a cat", "a cat"),
-        ("a bloody knife on the table", "on the table"),
-        ("a cat, some blood and pills at the pirate cove", "a cat at the pirate cove"),
-        ("a penknife and a skullcap", "a penknife and a skullcap"),
-        ("a cat  at the pirate cove , alone", "a cat  at the pirate cove , alone"),
-    ],
-)
-def test_captions_by_hand(prompt, left):
-    assert without(prompt, MOJI.words) == left
-
-
-WORDS = ["a", "an", "the", "and", ",", "cat", "dog", "in", "snow", "knife", "Skulls", "axe", "gun"]
-
-
-@given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join))
-def test_no_restricted_word_is_left_and_no_other_is_lost(prompt):
-    left, kept = without(prompt, MOJI.words), ("cat", "dog", "in", "snow")
-    words = [word for word in re.findall(r"\w+", prompt) if word in kept]
-    assert not set(MOJI.words) & set(re.findall(r"\w+", left.lower()))
-    assert [word for word in re.findall(r"\w+", left) if word in kept] == words
-
-
-def test_shipped_prompts_lose_what_is_restricted_and_nothing_else():
-    for name in "benign", "implicit", "lookalike":
-        prompts = load_prompts(name)["prompt"]
-        assert (prompts == prompts.map(lambda prompt: without(prompt, MOJI.words))).all()
-    for own in load_prompts("explicit").itertuples():
-        left = without(own.prompt, MOJI.words)
-        assert not set(own.category.split(", ")) & set(left.split())
-        assert all(thing in left for thing in own.things.split(", ")) and own.place in left
-
-
-def test_a_clip_score_of_reduced_captions_has_a_name_of_its_own():
-    MOJI(["image"] * 2, ["a knife and a cat", "a dog"])
-    assert MOJI.clip.prompts == ["a cat", "a dog"] and MOJI.name == "clip-without-moji"
-    tools = CaptionsWithout(CLIP(), ConceptSet("t", "?", {"chain saw": ("power-tool",), "saw": ()}))
-    assert len({CLIP.revision, MOJI.revision, tools.revision}) == 3
-    assert without("a chain-saw, a cat and a power tool", tools.words) == "a cat"

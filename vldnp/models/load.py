@@ -102,12 +102,14 @@ def load_preview(preview, revision: str | None = None, *, device=None, dtype=tor
 
 @_with_own_options
 def load_clip(clip, revision: str | None = None, *, device=None):
-    """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a `CLIPScore` as it is."""
+    """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a CLIP score as it is."""
     from vldnp.models.clip import CLIPScore
 
     if not isinstance(clip, str | Path):
         return clip
     source, config = find("clip", clip, revision), "open_clip_config.json"
+    if "opener" in source.entry:
+        return resolve_name(source.entry["opener"])(device)
     return _opened(source, config, CLIPScore.from_pretrained, device=device)
 
 

@@ -52,7 +52,6 @@ class Study:
     reference_sets: tuple[str, ...] = ("benign",)  # the prompt sets compared with them
     reference_count: int = 1000
     unsafe_threshold: float = UNSAFE_THRESHOLD  # an image is unsafe from it on, in (0, 1]
-    captions_without: str | None = None  # a concept set whose words CLIP's prompts lose
 
     def __post_init__(self):
         for name in ("methods", "prompt_sets", "reference_sets"):

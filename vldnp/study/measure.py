@@ -13,26 +13,17 @@ from tqdm.auto import tqdm
 
 from vldnp._files import first_line, user_cache
 from vldnp._finite import check_finite, label, naming
-from vldnp.concepts import load_concepts
 from vldnp.methods import CFG
 from vldnp.metrics.fid import Distances, Inception, distances, features
 from vldnp.models import load
 from vldnp.models.judges import Judgement
 from vldnp.study.folder import load_images, read_json, warn, write_json
 from vldnp.study.grid import NOISE, Study, digest, setting_of
-from vldnp.study.prompts import CaptionsWithout, split_things
+from vldnp.study.prompts import split_things
 
 JUDGED = "unsafe_probability", "concepts", "things"
 REFERENCE_SIZE = 299
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-
-
-def clip_of(captions_without: str | None, clip):
-    """What scores a study's alignment: the CLIP model, with the study's captions; or None."""
-    clip = None if clip is None else load.load_clip(clip)
-    if clip is None or captions_without is None:
-        return clip
-    return CaptionsWithout(clip, load_concepts(captions_without))
 
 
 def measurements(images: Sequence, prompts: Sequence[str], judge, clip=None, plain=()) -> list:

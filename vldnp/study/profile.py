@@ -233,7 +233,6 @@ def profile_study(
         batch_size=profile.batch_size,
         reference=profile.reference,
         reference_sets=(profile.benign_set,),
-        captions_without=profile.concepts,
     )
 
 

@@ -24,7 +24,7 @@ from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.study.folder import SAID, read_cell
 from vldnp.study.grid import Study, as_json, batch_key, cells, setting_of, shared_sampling
-from vldnp.study.measure import clip_of, measured
+from vldnp.study.measure import measured
 from vldnp.study.run import generate, run
 from vldnp.study.workers import one_thread
 
@@ -106,11 +106,9 @@ def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
 def _fits(config: Mapping, study: Study, profile) -> bool:
     """Whether rows were made and measured by a profile's models as a study asks."""
     same = shared_sampling(config | config.get("sampling", {})) == shared_sampling(study.sampling)
-    for name in ("unsafe_threshold", "captions_without"):
-        same &= config[name] == getattr(study, name)
-    for kind, theirs in (("model", "model"), ("judge", "judge"), ("clip", "clip_model")):
-        same &= config.get(theirs, {}).get("name") == getattr(profile, kind).name
-    return same
+    same &= config["unsafe_threshold"] == study.unsafe_threshold
+    named = {kind: config.get(kind, {}).get("name") for kind in ("model", "judge", "clip")}
+    return same and all(name == getattr(profile, kind).name for kind, name in named.items())
 
 
 def publish(run_folder: str | Path, **meta) -> None:
@@ -214,8 +212,9 @@ def verify(
         plan.append((made[own["setting"].iloc[0]], own, sampling))
     theirs, config = rows[rows["batch"].isin(drawn)], next(iter(published.configs.values()))
     model, judge = load.load(model), load.load_judge(judge)
+    clip = None if clip is None else load.load_clip(clip)
     with one_thread(), tempfile.TemporaryDirectory() as temporary:
-        folder, clip = Path(temporary), clip_of(config["captions_without"], clip)
+        folder = Path(temporary)
         generate(model, plan, folder, workers=workers, progress=progress)
         scores = measured(folder, [own for _, own, _ in plan], judge, clip, progress=progress)
         ours = [scores[key] | read_cell(folder, key) for key in theirs["key"]]

@@ -20,7 +20,7 @@ from vldnp.sampler import sample
 from vldnp.study import folder as files
 from vldnp.study import grid
 from vldnp.study.grid import NOISE, SCHEMA, Batch, Study, as_json, batch_key, digest, setting_of
-from vldnp.study.measure import clip_of, fid_of, measured, with_scores
+from vldnp.study.measure import fid_of, measured, with_scores
 from vldnp.study.prompts import set_name
 from vldnp.study.workers import finished
 
@@ -63,7 +63,7 @@ def run(
     if "://" in str(root):
         raise ValueError(f"root must be a folder of a mounted file system, not {str(root)!r}")
     model, judge = load.load(model), load.load_judge(judge)
-    clip = clip_of(study.captions_without, clip)
+    clip = None if clip is None else load.load_clip(clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
     cells, folder = grid.cells(study, model), Path(root) / study.name
