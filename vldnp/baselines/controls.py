@@ -56,7 +56,7 @@ class RandomConcepts(Wrapped):
         batch = view.guider.batch
         for k, row in enumerate(view.rows):
             if (new := after[k]) is not before[k] and new.failure is None:
-                rng = _rng(self.seed, batch.prompts[row], batch.seeds[row])
+                rng = image_rng(self.seed, batch.prompts[row], batch.seeds[row])
                 order = rng.permutation(vocabulary).tolist()
                 others = [term for term in order if term not in new.concepts]
                 terms = tuple(t for t in vocabulary if t in others[: len(new.concepts)])
@@ -104,7 +104,7 @@ def closed_loop(method: Method) -> Method:
     return replace(method, negatives=ClosedLoop(method.negatives))
 
 
-def _rng(seed: int, prompt: str, image_seed: int | None) -> np.random.Generator:
+def image_rng(seed: int, prompt: str, image_seed: int | None) -> np.random.Generator:
     if image_seed is None:
         raise ValueError("a control that draws needs seeds; call sample with seeds=")
     text = f"{image_seed} {prompt}"
