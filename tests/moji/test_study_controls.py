@@ -18,9 +18,9 @@ def test_the_place_prior_names_what_the_place_carries(model):
     out = vldnp.sample(model, PROMPTS, place_prior_guide("moji", 8.0, "forbidden"), **QUICK)
     assert [s.negative_prompts for s in out.trace.steps] == [["forbidden, dagger, skull", None]] * 4
     static = vldnp.sample(model, PROMPTS[0], vldnp.Static("forbidden, dagger, skull", 8.0), **QUICK)
-    assert (out.latents[0] - static.latents[0]).abs().max() < 1e-4
+    assert (out.latents[0] - static.latents[0]).abs().max() < 1e-3
     cfg = vldnp.sample(model, PROMPTS[1], seeds=[1], **QUICK)
-    assert (out.latents[1] - cfg.latents[0]).abs().max() < 1e-4
+    assert (out.latents[1] - cfg.latents[0]).abs().max() < 1e-3
     assert out.trace.vlm_calls == [0, 0]
 
 
