@@ -19,7 +19,7 @@ from .models.backbone import Preview as Preview
 from .models.judges import Judgement as Judgement
 from .models.judges import NudeNetClassifier as NudeNetClassifier
 from .models.judges import NudeNetJudge as NudeNetJudge
-from .models.judges import SafetyChecker as SafetyChecker
+from .models.judges import OpenNSFW as OpenNSFW
 from .models.load import load as load
 from .models.load import load_clip as load_clip
 from .models.load import load_judge as load_judge

@@ -11,7 +11,7 @@ from vldnp import guidance
 from vldnp._finite import naming
 from vldnp.batch import Batch
 from vldnp.methods import Method
-from vldnp.models.backbone import to_pil
+from vldnp.models.backbone import to_pil, to_uint8
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.run import Run
 from vldnp.negatives import Negative
@@ -119,17 +119,22 @@ class View:
     rows: list[int]
     x0: Tensor
     latents: Tensor
-    decoded: dict[int, Image.Image] = field(default_factory=dict)  # row → x̂₀, for all views
+    decoded: dict[int, Tensor] = field(default_factory=dict)  # row → x̂₀, for all views
 
     @property
-    def images(self) -> list[Image.Image]:
-        """x̂₀ decoded, RGB."""
+    def pixels(self) -> Tensor:
+        """x̂₀ decoded, uint8 `[k, 3, H, W]`, made anew."""
         if new := [k for k, row in enumerate(self.rows) if row not in self.decoded]:
             labels = [self.guider.batch.labels[self.rows[k]] for k in new]
             with naming(labels, f"at step {self.index}"):
-                images = to_pil(self.guider.decode(self.x0[new]))
-            self.decoded.update((self.rows[k], image) for k, image in zip(new, images, strict=True))
-        return [self.decoded[row] for row in self.rows]
+                found = to_uint8(self.guider.decode(self.x0[new]))
+            self.decoded.update((self.rows[k], image) for k, image in zip(new, found, strict=True))
+        return torch.stack([self.decoded[row] for row in self.rows])
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """x̂₀ decoded, RGB, made anew."""
+        return to_pil(self.pixels)
 
     def of(self, some: list[int]) -> "View":
         """A view of some of its images, given by their positions in `rows`."""

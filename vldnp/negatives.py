@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from vldnp._files import first_line, unknown
 from vldnp.answers import NotUnderstood
 from vldnp.concepts import ConceptSet
@@ -48,10 +46,8 @@ class Policy:
         return ()
 
     def look(self, view: "View", before: Sequence[Negative]) -> list[Negative]:
-        """The negatives after x̂₀ was seen, one for each image of the view.
-
-        An image that was not queried keeps the very object that it had `before`.
-        """
+        """The negatives after x̂₀ was seen, one for each image of the view; where the VLM was not
+        queried, the very object of `before`."""
         return list(before)
 
     def describe(self) -> dict:
@@ -116,16 +112,16 @@ class Dynamic(Policy):
         return self.query_steps.steps(num_inference_steps)
 
     def look(self, view, before):
-        images = view.images
-        answers, failures = self._ask(images, self.concepts.question)
+        answers, failures = self._ask(view, self.concepts.question)
         if again := [k for k, answer in enumerate(answers) if self._misses(answer)]:
-            second = self._ask([images[k] for k in again], self.concepts.again())
+            second = self._ask(view.of(again), self.concepts.again())
             for k, answer, failure in zip(again, *second, strict=True):
                 answers[k], failures[k] = answer, failure
         return [self._negative(*one) for one in zip(answers, failures, before, strict=True)]
 
-    def _ask(self, images: Sequence[Image.Image], question: str) -> tuple[list, list]:
+    def _ask(self, view: "View", question: str) -> tuple[list, list]:
         """The VLM's answers, and why there is none; None where there is one."""
+        images = view.pixels if getattr(self.vlm, "takes_pixels", False) else view.images
         try:
             answers = vlms.ask(self.vlm, images, question, self.concepts.vocabulary)
             return answers, [None] * len(images)

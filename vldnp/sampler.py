@@ -37,7 +37,7 @@ def _denoise(run: Run, own: Guider, latents: Tensor, x0_every: bool) -> Iterator
             late = own.negative(i)
             branches, preds = branches | late, preds | evaluate(run, latents, t, late)
         if x0_every:
-            view.images  # noqa: B018  (decodes them)
+            view.pixels  # noqa: B018  (decodes them)
 
         # 3. ε = ε_cfg − ω (ε_n − ε_u), for the images that have a negative prompt.
         pred = own.steer(i, t, latents, pred, preds)

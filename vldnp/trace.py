@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vldnp.guider import Branches, View
 from vldnp.methods import Method
+from vldnp.models.backbone import to_pil
 from vldnp.negatives import Negative
 
 
@@ -51,12 +52,13 @@ def record(
         for row in (*rows, *(rows[k] for k in conditioning.has_auxiliary)):
             evaluations[row] += 1
     asked = [n if called else Negative() for n, called in zip(negatives, calls, strict=True)]
+    shown = {row: to_pil(pixels[None])[0] for row, pixels in view.decoded.items()}
     return Step(
         index=view.index,
         timestep=t,
         latents=latents,
         x0=view.x0,
-        x0_images=[view.decoded.get(row) for row in own.images] if view.decoded else None,
+        x0_images=[shown.get(row) for row in own.images] if shown else None,
         queried=any(calls),
         vlm_answers=[n.answer for n in asked] if any(calls) else None,
         vlm_failures=[n.failure for n in asked] if any(calls) else None,

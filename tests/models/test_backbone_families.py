@@ -204,10 +204,11 @@ def test_one_call_of_the_network_a_step(model):
 
 def test_auxiliary_rows_are_what_they_should_be():
     added = {"pooled": torch.arange(3.0)[:, None]}
-    beside = AuxiliaryRows((1, 2), -torch.ones(2, 1, 1), attending=None)
+    own = Conditioning(-torch.ones(2, 1, 1), added={"pooled": -added["pooled"][1:]})
+    beside = AuxiliaryRows((1, 2), own, attending=None)
     cond = Conditioning(torch.arange(3.0).view(3, 1, 1), beside, added)
     assert cond.with_auxiliary().embeds.flatten().tolist() == [0, 1, 2, -1, -1]
-    assert cond.with_auxiliary().added["pooled"].flatten().tolist() == [0, 1, 2, 1, 2]
+    assert cond.with_auxiliary().added["pooled"].flatten().tolist() == [0, 1, 2, -1, -2]
     assert (cond[[0]] + cond).has_auxiliary == (2, 3)
     with pytest.raises(ValueError, match="only one of several"):
         cond + cond

@@ -12,7 +12,7 @@ from tiny import llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vldnp
-from vldnp.models.vlm import TransformersVLM, describe, shrunk
+from vldnp.models.vlm import TransformersVLM, describe, pixels_of, resized
 
 QUESTION = "What can be seen?"
 LIMIT = 6
@@ -112,18 +112,47 @@ def test_dtype_and_quantization(family, folder):
         assert "\n" not in str(error.value)
 
 
-def test_pictures_are_shown_in_rgb_and_no_longer_than_the_maximal_edge(tiny):
-    seen = shrunk(pictures()[0].convert("L").resize((40, 20)), 16)
-    assert (seen.size, seen.mode) == ((16, 8), "RGB")
-    assert shrunk(Image.new("RGB", (2, 1000)), 16).size == (1, 16)
-    for edge in (None, 32, 100):
-        assert shrunk(pictures()[0], edge).tobytes() == pictures()[0].tobytes()
-    vlm = TransformersVLM.from_pretrained(tiny, device="cpu", max_new_tokens=5, max_edge=8)
-    square = pictures([(32, 32)] * 5)
-    smaller = [picture.resize((8, 8), Image.Resampling.BICUBIC) for picture in square]
-    answers = vlm(square, QUESTION)
+def grey_levels(a, b) -> int:
+    return (pixels_of(a).int() - pixels_of(b).int()).abs().max().item()
+
+
+@pytest.mark.parametrize("edge", [8, 100, 448])
+def test_pictures_are_resized_to_the_edge_up_as_well_as_down(tiny, edge):
+    """The authors' VLM is shown 448 × 448 pixels, whatever is generated."""
+    square, wide = pictures()[0], pictures()[1].convert("L")
+    assert resized(pixels_of(wide), edge).shape == (3, round(edge * 32 / 60), edge)
+    assert resized(Image.new("RGB", (2, 1000)), edge).size == (max(1, round(edge / 500)), edge)
+    assert grey_levels(resized(pixels_of(square), edge), square.resize((edge, edge), 3)) <= 1
+    assert resized(square, None) is resized(square, 32) is square
+    vlm = TransformersVLM.from_pretrained(tiny, device="cpu", max_new_tokens=5, max_edge=edge)
+    images = pictures([(32, 32)] * 5)
+    answers = vlm(images, QUESTION)
     vlm.max_edge = None
-    assert answers == vlm(smaller, QUESTION) != vlm(square, QUESTION)
+    shown = [resized(pixels_of(image), edge) for image in images]
+    assert answers == vlm(shown, QUESTION)
+
+
+@pytest.mark.parametrize("edge", [None, 28, 60])
+def test_pixels_on_the_device_give_the_pixel_values_of_pil_images(family, folder, edge):
+    """In one batch, within a grey level, without edge exactly."""
+    vlm = vldnp.load_vlm(folder, device="cpu", max_edge=edge)
+    images = pictures([(32, 32), (32, 32), (64, 64)])
+    ours = vlm._inputs([pixels_of(image) for image in images], QUESTION)
+    shown = [image.resize((edge, edge), 3) if edge else image for image in images]
+    part = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    asked = [vlm.messages(i, QUESTION, lambda i: {"type": "image", "image": i}) for i in shown]
+    theirs = vlm.processor.apply_chat_template(
+        asked, **part, add_generation_prompt=True, processor_kwargs={"padding": True}
+    )
+    grey = 1 / 255 / min(vlm.processor.image_processor.image_std) if edge else 0
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+    apart = (ours["pixel_values"] - theirs["pixel_values"]).abs().max()
+    assert apart <= 1.001 * grey
+    answers = vlm(torch.stack([pixels_of(image) for image in images[:2]]), QUESTION)
+    assert answers == vlm(images[:2], QUESTION)
+
+
+def test_max_edge_is_a_number_of_pixels(tiny):
     with pytest.raises(ValueError, match="max_edge must be 1 or more pixels, or None, not 0"):
         TransformersVLM.from_pretrained(tiny, device="cpu", max_edge=0)
 

@@ -4,13 +4,13 @@ Image features that attend to the prompt are moved away from those that attend t
 prompt. That needs no ε_u, so it acts in few-step models and in those with distilled guidance.
 
 Differences from its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
-69159ca): ω is the paper's φ, which is `nag_scale − 1` there; the norm is the paper's L1, and L2
-there; FLUX's modulation in the negative branch is the prompt's here, and in their blocks of one
-stream the negative prompt's. A branch is a whole row of the network's batch here; their U-Nets
-compute the attention twice and nothing else.
+69159ca): ω is the paper's φ, which is `nag_scale − 1` there; `norm` is the paper's 1, and 2 there;
+`modulation` on FLUX is the prompt's here, and the negative prompt's there (but for image features
+in blocks of two streams). A branch is a whole row of the network's batch here; their U-Nets compute
+the attention twice and nothing else.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,19 +20,20 @@ import torch
 from torch import Tensor, nn
 
 from vldnp import guidance
+from vldnp._files import unknown
 from vldnp._finite import is_finite
 from vldnp.guidance import Rule, Scale
 from vldnp.models.conditioning import AuxiliaryRows
 
 
 def normalized(
-    positive: Tensor, negative: Tensor, omega: Scale, tau: float, alpha: float
+    positive: Tensor, negative: Tensor, omega: Scale, tau: float, alpha: float, p: int = 1
 ) -> Tensor:
-    """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖₁ / ‖Z⁺‖₁ for each token
+    """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖ₚ / ‖Z⁺‖ₚ for each token
     (section 3). Z⁺ and Z⁻, `[k, N, D]`, are attention's features before the output projection."""
     extrapolated = positive + omega * (positive - negative)
-    limit = tau * positive.norm(p=1, dim=-1, keepdim=True)
-    norm = extrapolated.norm(p=1, dim=-1, keepdim=True)
+    limit = tau * positive.norm(p=p, dim=-1, keepdim=True)
+    norm = extrapolated.norm(p=p, dim=-1, keepdim=True)
     factor = (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
     return alpha * factor * extrapolated + (1 - alpha) * positive
 
@@ -42,20 +43,17 @@ def attending(
     network: nn.Module,
     rows: Sequence[int],
     auxiliary: Sequence[int],
-    omega: Scale,
-    tau: float,
-    alpha: float,
     text_length: int,
+    mix: Callable[[Tensor, Tensor], Tensor],
 ) -> Iterator[None]:
-    """While this lasts, rows' image features are `normalized` against their auxiliary rows'; both
-    continue with the result. Where text and image are one sequence, `text_length` tokens of text
-    are first."""
+    """While this lasts, rows' image features are mixed with their auxiliary rows' (`normalized`);
+    both go on with the result. In one sequence of both, `text_length` tokens of text are first."""
     rows, auxiliary = list(rows), list(auxiliary)
 
     def mixed(features: Tensor, first: int = 0) -> Tensor:
         features = features.clone()
         both = features[rows, first:], features[auxiliary, first:]
-        features[rows, first:] = features[auxiliary, first:] = normalized(*both, omega, tau, alpha)
+        features[rows, first:] = features[auxiliary, first:] = mix(*both)
         return features
 
     with ExitStack() as hooks:
@@ -82,6 +80,8 @@ class NAG(Rule):
 
     tau: float = 2.5
     alpha: float = 0.25
+    norm: int = 1  # 2: the length of a feature's vector
+    modulation: str = "prompt"  # or "negative": whose pooled embedding the auxiliary row has
     uses_uncond: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -89,12 +89,18 @@ class NAG(Rule):
             raise ValueError(f"NAG's tau must be a finite number, 1 or more, not {self.tau!r}")
         if not (is_finite(self.alpha) and 0 <= self.alpha <= 1):
             raise ValueError(f"NAG's alpha must be a number from 0 to 1, not {self.alpha!r}")
+        if self.norm not in (1, 2):
+            raise ValueError(f"NAG's norm must be 1 or 2, not {self.norm!r}")
+        if self.modulation not in ("prompt", "negative"):
+            raise unknown("modulation", self.modulation, ["prompt", "negative"])
 
     def branch(self, negative, prompted, omega):
         """The prompts, each with its negative prompt in an auxiliary row."""
-        cond, length = prompted(), negative.embeds.shape[1]
-        mixing = partial(attending, omega=omega, tau=self.tau, alpha=self.alpha, text_length=length)
-        beside = AuxiliaryRows(tuple(range(len(cond))), negative.embeds, mixing)
+        cond, own = prompted(), {"omega": omega, "tau": self.tau, "alpha": self.alpha}
+        mix = partial(normalized, **own, p=self.norm)
+        mixing = partial(attending, text_length=negative.embeds.shape[1], mix=mix)
+        added = (cond if self.modulation == "prompt" else negative).added
+        beside = AuxiliaryRows(tuple(range(len(cond))), replace(negative, added=added), mixing)
         return replace(cond, auxiliary=beside)
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
@@ -102,4 +108,7 @@ class NAG(Rule):
         return guidance.cfg(pred_uncond, pred_neg.squeeze(1), guidance_scale), state
 
     def describe(self) -> dict:
-        return {"kind": "nag", **asdict(self)}
+        own = asdict(self)  # later options are named where they are chosen
+        for name, usual in (("norm", 1), ("modulation", "prompt")):
+            own |= {} if own.pop(name) == usual else {name: getattr(self, name)}
+        return {"kind": "nag", **own}

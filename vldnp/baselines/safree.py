@@ -1,17 +1,10 @@
 """SAFREE: prompts freed of a concept in the text embedding, and features in the U-Net.
 
-Yoon et al., ICLR 2025, arXiv 2410.12761. Where the paper and its authors' code
-(github.com/jaehong31/SAFREE, commit b8b2c3f) differ, or this from both:
-
-- A trigger's embedding is (I − P_c) P_m e, as in the code, and free of the concept for certain;
-  the paper prints P_m (I − P_c) e.
-- Low-frequency features are multiplied by a factor (the paper) where their magnitudes are larger;
-  the code assigns the factor and compares real parts.
-- The released script never switches re-attention on (`-lra` installs `safree=None`). Its third
-  branch is evaluated at every step and dropped; here only while the embedding is changed.
-- The end mark of a prompt that is longer than the text encoder's limit stays; the code loses it.
-- The script gives the phrases in place of ε_u's empty prompt: `SAFREE(phrases,
-  negative_prompt=", ".join(phrases))`.
+Yoon et al., ICLR 2025, arXiv 2410.12761; its authors' code is github.com/jaehong31/SAFREE, commit
+b8b2c3f. A trigger's embedding is the code's (I − P_c) P_m e; the paper prints P_m (I − P_c) e.
+Low-frequency features are multiplied by a factor where their magnitudes are larger, as in the
+paper; the code assigns it, and compares real parts. `re_attention=False` and `end_mark=False` are
+the released script, which gives the phrases as ε_u's prompt besides (`rule="replaced"`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -37,39 +30,30 @@ ROUNDING = 100
 
 
 def projector(vectors: Tensor) -> Tensor:
-    """P = E (EᵀE)⁺ Eᵀ (eq. 1), `[D, D]`, onto the span of E's columns, given as rows `[n, D]`; in
-    float64, which the inverse of nearly parallel vectors needs."""
+    """P = E (EᵀE)⁺ Eᵀ (eq. 1), `[D, D]`, in float64, onto the span of E's columns, here rows."""
     E = vectors.double().T
     return E @ torch.linalg.pinv(E.T @ E, hermitian=True) @ E.T
 
 
 def trigger_tokens(masked: Tensor, concept: Tensor, alpha: float) -> Tensor:
-    """Which tokens bring the concept in, `[n]` (eqs. 2 to 4).
-
-    d_i = ‖(I − P_c) m_i‖, with m_i the pooled embedding of the prompt without its i-th token; token
-    i is a trigger unless d_i < (1 + α) · mean of the other d_j. The only token of a prompt is one.
-    """
+    """Which tokens bring the concept in, `[n]` (eqs. 2 to 4): those without d_i < (1 + α) · mean of
+    the other d_j, where d_i = ‖(I − P_c) m_i‖ and m_i is the pooled prompt without token i."""
     distances = (masked.double() - masked.double() @ concept.T).norm(dim=1)
     others = (distances.sum() - distances) / (len(distances) - 1)  # NaN for n = 1
     return ~(distances < (1 + alpha) * others)
 
 
 def last_step(beta: float, num_inference_steps: int, upper: float, k: float, t0: float) -> int:
-    """The last step with the changed embedding, round(U · sigmoid(2k (10β − t₀))) (eq. 6).
-
-    β is 1 − the mean cosine between the embeddings before and after; U is for N = 50.
-    """
+    """The last step with the changed embedding, round(U · sigmoid(2k (10β − t₀))) (eq. 6), U for
+    N = 50. β is 1 − the mean cosine between the embeddings before and after."""
     share = torch.sigmoid(torch.tensor(2 * k * (10 * beta - t0), dtype=torch.float64))
     return round(upper * num_inference_steps / 50 * share.item())
 
 
 def attenuated(changed: Tensor, unchanged: Tensor, scale: float) -> Tensor:
-    """The changed branch's features, weaker where its low frequencies exceed the other's (eq. 8).
-
-    At the frequencies −1 and 0 (FreeU, arXiv 2309.11497), coefficients of larger magnitude than the
-    unchanged branch's are multiplied by s = `scale`. Larger is what exceeds it by more than
-    rounding, in proportion to the coefficient and to the channel's root mean square, ‖x‖₂.
-    """
+    """The changed branch's features (eq. 8): at the frequencies −1 and 0 (FreeU, arXiv 2309.11497),
+    coefficients that exceed the unchanged branch's by more than rounding, in proportion to them and
+    to the channel's ‖x‖₂, are multiplied by s = `scale`."""
     precise = torch.promote_types(changed.dtype, torch.float32)
     spectrum, other = (torch.fft.fft2(x.to(precise)) for x in (changed, unchanged))
     tolerance = max(ROUNDING * torch.finfo(precise).eps, torch.finfo(changed.dtype).eps)
@@ -85,10 +69,8 @@ def attenuated(changed: Tensor, unchanged: Tensor, scale: float) -> Tensor:
 def re_attention(
     unet: nn.Module, rows: Sequence[int], auxiliary: Sequence[int], scales: tuple[float, float]
 ) -> Iterator[None]:
-    """While this lasts, the rows' skip features are `attenuated` against their auxiliary rows'.
-
-    s₁ acts where the decoder is as wide as the U-Net's widest level, s₂ where as the next.
-    """
+    """While this lasts, the rows' skip features are `attenuated` against their auxiliary rows', by
+    s₁ where the decoder is as wide as the U-Net's widest level, by s₂ where as the next."""
     rows, auxiliary = list(rows), list(auxiliary)
     levels = sorted(set(unet.config.block_out_channels), reverse=True)
     scale_at = dict(zip(levels, scales, strict=False))
@@ -130,6 +112,7 @@ class Safree:
     k: float = 2.5
     t0: float = 5.333
     scales: tuple[float, float] = (0.9, 0.2)  # s₁, s₂ of `re_attention`
+    end_mark: bool = True  # of a cut prompt; without it the pooled embedding is the begin mark's
 
     def __post_init__(self):
         object.__setattr__(self, "phrases", tuple(phrase.strip() for phrase in self.phrases))
@@ -156,7 +139,7 @@ class Safree:
             if not self.re_attention:
                 return Conditioning(embeds)
             attending = partial(re_attention, scales=self.scales)
-            return Conditioning(embeds, AuxiliaryRows(tuple(rows), plain.embeds[rows], attending))
+            return Conditioning(embeds, AuxiliaryRows(tuple(rows), plain[rows], attending))
 
         return at
 
@@ -166,6 +149,10 @@ class Safree:
         model, texts = run.backbone, list(dict.fromkeys(prompts))
         concept = projector(model.pooled(model.tokenize(self.phrases).input_ids))
         tokens, embeds = model.tokenize(texts), run.encode(texts).embeds
+        if not self.end_mark:
+            whole = model.pipe.tokenizer(texts, truncation=False, verbose=False).input_ids
+            cut = [len(ids) > tokens.input_ids.shape[1] for ids in whole]
+            tokens.input_ids[cut, -1] = 0
         counts = tokens.attention_mask.sum(dim=1) - 2  # without begin and end marks
         masked, lengths = tokens.input_ids.repeat_interleave(counts, dim=0), counts.tolist()
         places = [place for n in lengths for place in range(1, n + 1)]
@@ -194,6 +181,8 @@ class Safree:
 
     def describe(self) -> dict:
         options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        if options.pop("end_mark") is False:  # a later option, named where it is chosen
+            options["end_mark"] = False
         parts = dict.fromkeys(("projection", "selection", "self_validation"), True)
         return {"kind": "safree", **parts, **options}
 
@@ -205,13 +194,9 @@ def SAFREE(
     omega: float = 7.5,
     **options,
 ) -> Method:
-    """SAFREE (Yoon et al., ICLR 2025, arXiv 2410.12761).
-
-    Args:
-        phrases: the unsafe phrases; one text is split at its commas.
-        negative_prompt: a static negative prompt besides, which enters by `rule` and `omega`.
-        options: of `Safree`, such as `re_attention=False`.
-    """
+    """SAFREE (Yoon et al., ICLR 2025, arXiv 2410.12761), with unsafe phrases, of which one text is
+    split at its commas, a static negative prompt besides, which enters by `rule` and `omega`, and
+    options of `Safree`, such as `re_attention=False`."""
     phrases = tuple(phrases.split(",") if isinstance(phrases, str) else phrases)
     policy = negatives.Static(negative_prompt) if negative_prompt else negatives.Policy()
     strength = omega if negative_prompt else None

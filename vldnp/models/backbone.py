@@ -169,7 +169,12 @@ def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
     return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
 
+def to_uint8(pixels: Tensor) -> Tensor:
+    """`[B, 3, H, W]` in 0..1 → 0..255, rounded as diffusers rounds."""
+    return (pixels * 255).round().to(torch.uint8)
+
+
 def to_pil(pixels: Tensor) -> list[Image.Image]:
-    """`[B, 3, H, W]` in 0..1 → RGB images, rounded as diffusers rounds."""
-    array = (pixels * 255).round().to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in array]
+    """`[B, 3, H, W]` in 0..1, or uint8 → RGB images."""
+    array = pixels if pixels.dtype == torch.uint8 else to_uint8(pixels)
+    return [Image.fromarray(image) for image in array.permute(0, 2, 3, 1).cpu().numpy()]

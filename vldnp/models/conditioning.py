@@ -13,7 +13,7 @@ class AuxiliaryRows:
     """Rows with latents of other rows and prompts of their own, whose predictions are dropped."""
 
     rows: tuple[int, ...]  # of the conditioning, `k` of them, that have an auxiliary row
-    embeds: Tensor  # the auxiliary rows' prompts, `[k, L, D]`
+    prompts: "Conditioning"  # the auxiliary rows' own, `k` of them
     # (network, rows, auxiliary) → a context in which the network lets the features of the auxiliary
     # rows (their places in the batch) act on those of the rows
     attending: Callable[[nn.Module, Sequence[int], Sequence[int]], AbstractContextManager]
@@ -50,11 +50,8 @@ class Conditioning:
         return Conditioning(torch.cat([self.embeds, below.embeds]), auxiliary, added)
 
     def with_auxiliary(self) -> "Conditioning":
-        """These rows, and the auxiliary ones below them with the further conditioning of theirs."""
-        if self.auxiliary is None:
-            return self
-        auxiliary = replace(self[self.auxiliary.rows], embeds=self.auxiliary.embeds)
-        return replace(self, auxiliary=None) + auxiliary
+        """These rows, and the auxiliary ones below them."""
+        return replace(self, auxiliary=None) + self.auxiliary.prompts if self.auxiliary else self
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Model families: the text conditioning of each, and how its network is called."""
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from vldnp.models.conditioning import Conditioning
 
 T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
+WEIGHTED = re.compile(r"\([^()]+:\s*-?[\d.]+\)|<lora:[^<>]+>")
 FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, into which guidance is distilled; it is no g
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
@@ -185,7 +187,11 @@ def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenize
 
 
 def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
-    """Quotes the end of a prompt that no text encoder reads, as it is too long."""
+    """Quotes the end of a prompt that no text encoder reads, as it is too long; and says once that
+    weights, which other programs take out of a prompt, are read as letters."""
+    if any(map(WEIGHTED.search, texts)):
+        said = 'weights as in "(word:1.4)" or "<lora:name:1>" in a prompt are read as letters'
+        warnings.warn(said, UserWarning, stacklevel=4)
     tokenizer, limit = pipe.tokenizer, pipe.tokenizer.model_max_length
     if getattr(pipe, "text_encoder_3", None) is not None:
         tokenizer, limit = pipe.tokenizer_3, T5_TOKENS

@@ -1,6 +1,5 @@
 """Names, folders and hub ids → loaded models: whole, from safetensors, at a pinned revision."""
 
-import json
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -10,7 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from huggingface_hub import constants
 
-from vldnp._files import first_line, unknown
+from vldnp._files import first_line, read_yaml, unknown
 from vldnp.models.hub import ModelSpec, Source, default_device, find, table
 
 # Options of `load` that say how weights are fetched, not which.
@@ -115,21 +114,21 @@ def load_clip(clip, revision: str | None = None, *, device=None):
 
 @_with_own_options
 def load_judge(judge, revision: str | None = None, *, device=None, **options):
-    """Open a judge: a name ("moji-judge", "nudenet", "nudenet-v2", "sd-safety-checker"), the path
-    of NudeNet v2's `.onnx` file, the folder of a judge or of a pipeline with a safety checker, or
-    that one's hub id, or a judge as it is. Revision and device are as in `load`; options are those
-    of the judge's class."""
+    """Open a judge: a name ("moji-judge", "nudenet", "nudenet-v2", "opennsfw"), the path of NudeNet
+    v2's `.onnx` file, a judge's folder, or a judge as it is; options are those of its class."""
     if not isinstance(judge, str | Path):
         return judge
     source, openers = find("judge", judge, revision), table()["openers"]
     if "opener" in source.entry:
         if source.location and not Path(source.location).is_file():
             raise FileNotFoundError(f"get {source.entry['url']} and save it as {source.location}")
-        return resolve_name(source.entry["opener"])(*filter(None, [source.location]), **options)
-    folder, kind = Path(source.location), "StableDiffusionSafetyChecker"  # of a pipeline
-    if folder.is_dir() and not (folder / "safety_checker").is_dir():
-        kind = json.loads((folder / "config.json").read_text("utf-8")).get("_class_name")
-    if kind not in openers:
+        try:
+            return resolve_name(source.entry["opener"])(*filter(None, [source.location]), **options)
+        except ImportError as error:
+            needs = f"the judge {judge!r} needs a package: {first_line(error)}"
+            raise ImportError(f"{needs}; pip install 'vldnp[judges]'") from error
+    config = read_yaml(Path(source.location, "config.json"), "config of a judge")
+    if (kind := str(config.get("_class_name"))) not in openers:
         raise unknown("kind of judge", kind, openers)
     return _opened(source, "", resolve_name(openers[kind]), device=device, **options)
 

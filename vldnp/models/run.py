@@ -18,6 +18,8 @@ from vldnp.models.backbone import HINT, Backbone
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.hub import out_of_memory
 
+SPACING = "timestep_spacing"
+
 
 class Run:
     """A backbone with a scheduler of its own, set to `num_inference_steps`: a name
@@ -42,6 +44,8 @@ class Run:
         if own and not config.get("use_flow_sigmas"):
             options["sigmas"] = own(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
+        if isinstance(scheduler, str):
+            _warn_of_spacing(self.scheduler, backbone.pipe.scheduler)
 
     @property
     def timesteps(self) -> Tensor:
@@ -129,6 +133,18 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
         name = "flow_shift" if "prediction_type" in settings else "shift"
         settings = {**settings, name: own.config.get("shift", own.config.get("flow_shift", 1.0))}
     return kind.from_config(own.config, **settings)
+
+
+def _warn_of_spacing(made: SchedulerMixin, own: SchedulerMixin) -> None:
+    """`save_pretrained` writes out the spacing that is PNDM's default and no one's choice; another
+    scheduler that is made of this config takes it over."""
+    usual, others = (inspect.signature(type(s)).parameters.get(SPACING) for s in (own, made))
+    spacing = made.config.get(SPACING)
+    if usual and others and spacing == usual.default != others.default:
+        first, last = int(made.timesteps[0]), made.config.num_train_timesteps - 1
+        said = f"{type(made).__name__} starts at t = {first}, not {last}: the config of the model's"
+        said += f" {type(own).__name__} has {SPACING}={spacing!r}, as save_pretrained writes it"
+        warnings.warn(f"{said}; {SPACING}={others.default!r} starts at {last}", stacklevel=4)
 
 
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:

@@ -1,16 +1,19 @@
 """VLMs: any callable `(images, question) -> answers` with one text per image, and a `name` and a
 `revision` if it has them. One with `takes_choices = True` is called with `choices=` besides: the
-terms of the concept set, the only ones that its answers may hold."""
+terms of the concept set, the only ones that its answers may hold. Images are PIL's; one with
+`takes_pixels = True` gets them as uint8 `[k, 3, H, W]` where the model computes."""
 
 import hashlib
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 from vldnp._files import unknown
@@ -60,12 +63,18 @@ def cleaned(text: str) -> str:
     return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
 
 
-def shrunk(image: Image.Image, max_edge: int | None) -> Image.Image:
-    """The image in RGB, its longer edge at most `max_edge` pixels, its proportions kept."""
-    image = image.convert("RGB")
-    scale = (max_edge or max(image.size)) / max(image.size)
-    size = [max(1, round(edge * scale)) for edge in image.size]
-    return image.resize(size, Image.Resampling.BICUBIC) if scale < 1 else image
+def resized(image, max_edge: int | None):
+    """An image, PIL's or pixels `[3, H, W]`, whose longer edge is `max_edge` pixels, by bicubic
+    interpolation up or down; its proportions are kept."""
+    edges = functional.get_size(image)
+    size = [max(1, round(edge * (max_edge or 0) / max(edges))) for edge in edges]
+    bicubic = functional.InterpolationMode.BICUBIC
+    return functional.resize(image, size, bicubic) if max_edge not in (None, max(edges)) else image
+
+
+def pixels_of(image: Image.Image | Tensor) -> Tensor:
+    """uint8 `[3, H, W]`."""
+    return image if isinstance(image, Tensor) else functional.pil_to_tensor(image.convert("RGB"))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -74,7 +83,7 @@ class Conversation:
     `answers` is "constrained" and not "free", it is "none" or a list of the `choices` of a call."""
 
     max_new_tokens: int = 64
-    max_edge: int | None = None  # the longest edge in pixels of what is shown (the paper: 448)
+    max_edge: int | None = None  # the longer edge in pixels of what is shown (the paper: 448)
     demonstrations: Sequence[tuple[Image.Image | str | Path, str]] = ()  # (image or file, answer)
     answers: str = "constrained"
 
@@ -100,10 +109,10 @@ class Conversation:
         return own | ({"answers": self.answers} if self.answers != "free" else {})
 
     def messages(self, image: Image.Image, question: str, part: Callable) -> list[dict]:
-        """The question as chat messages; `part` makes the content of an image."""
+        """The question as chat messages; `part` makes the content of an image as it is given."""
         said = []
         for shown, answer in (*self.demonstrations, (image, "")):
-            content = [part(shrunk(shown, self.max_edge)), {"type": "text", "text": question}]
+            content = [part(shown), {"type": "text", "text": question}]
             said += [{"role": "user", "content": content}]
             said += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return said[:-1]
@@ -112,13 +121,14 @@ class Conversation:
 @dataclass(eq=False, repr=False)
 class TransformersVLM(Conversation):
     """A `transformers` image-text-to-text model, whose processor has a chat template: greedy
-    answers, `batch_size` images at a time. See `Conversation`."""
+    answers, `batch_size` images at a time, which stay on its device. See `Conversation`."""
 
     model: nn.Module
     processor: ProcessorMixin
     name: str  # in records, with the revision
     revision: str | None = None
     batch_size: int = 16
+    takes_pixels: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -149,7 +159,7 @@ class TransformersVLM(Conversation):
         return super().describe() | own | {"dtype": str(self.model.dtype).removeprefix("torch.")}
 
     @torch.inference_mode()
-    def __call__(self, images: Sequence[Image.Image], question: str, choices=()) -> list[str]:
+    def __call__(self, images: Sequence, question: str, choices=()) -> list[str]:
         """One answer per image, as the model wrote it; a constrained one names `choices` only."""
         if len(images) > self.batch_size:
             first, rest = images[: self.batch_size], images[self.batch_size :]
@@ -172,9 +182,10 @@ class TransformersVLM(Conversation):
             tokens = self.model.generate(**inputs, **GREEDY, **how, max_new_tokens=limit)
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
-    def _inputs(self, images: Sequence[Image.Image], question: str):
-        def part(image: Image.Image) -> dict:
-            return {"type": "image", "image": image}
+    def _inputs(self, images: Sequence[Image.Image | Tensor], question: str):
+        def part(image: Image.Image | Tensor) -> dict:
+            shown = pixels_of(image).to(self.model.device)
+            return {"type": "image", "image": resized(shown, self.max_edge)}
 
         asked = [self.messages(image, question, part) for image in images]
         how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
