@@ -93,32 +93,6 @@ def site_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checker_folder(tmp_path_factory):
-    """A safety checker as a Stable Diffusion repository holds it."""
-    import torch
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig, CLIPImageProcessor
-
-    folder = tmp_path_factory.mktemp("pipeline")
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = CLIPConfig(vision_config=vision, projection_dim=8)
-        checker = StableDiffusionSafetyChecker(config)
-        with torch.no_grad():
-            checker.visual_projection.weight.normal_()
-            checker.concept_embeds.normal_()
-            checker.special_care_embeds.normal_()
-            checker.concept_embeds_weights.fill_(0.7)
-            checker.special_care_embeds_weights.fill_(2)
-    checker.save_pretrained(folder / "safety_checker")
-    size = {"crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 32}}
-    CLIPImageProcessor(**size).save_pretrained(folder / "feature_extractor")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     """A tiny random CLIP in open_clip's folder format, with open_clip's own tokenizer."""
     import tiny_world

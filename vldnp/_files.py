@@ -104,8 +104,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of what an error says; libraries' errors have many."""
-    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")
+    """The first line of what an error says, and the next where it only announces that."""
+    first, *more = [*filter(str.strip, str(error).splitlines())] or ["no reason given"]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -204,7 +204,7 @@ def test_nothing_is_left_on_the_network(model):
     attentions = cross_attentions(model.network)
     assert attentions
     with pytest.raises(RuntimeError, match="stopped"):
-        with attending(model.network, [0], [1], OMEGA, TAU, ALPHA, 4):
+        with attending(model.network, [0], [1], 4, normalized):
             raise RuntimeError("stopped")
     for module in model.network.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks

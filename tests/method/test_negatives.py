@@ -1,6 +1,5 @@
 from dataclasses import replace
 from math import inf
-from types import SimpleNamespace
 
 import pytest
 
@@ -33,11 +32,21 @@ def policy(*rounds, **options):
     return Dynamic(Scripted(*rounds), load_concepts("moji"), as_schedule([0]), **options)
 
 
+class Shown:
+    """A view of so many images."""
+
+    def __init__(self, count):
+        self.images = ["image"] * count
+
+    def of(self, some):
+        return Shown(len(some))
+
+
 def after(policy, rounds, images=2):
     """The negatives of the images after so many queries."""
     negatives = policy.initial(["a cat"] * images, [0] * images)
     for _ in range(rounds):
-        negatives = policy.look(SimpleNamespace(images=["image"] * images), negatives)
+        negatives = policy.look(Shown(images), negatives)
     return negatives
 
 

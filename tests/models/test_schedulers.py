@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 
 import diffusers
 import pytest
@@ -135,6 +136,28 @@ def test_what_to_set_instead(sd, kind, settings, advice):
     _, call = str(refusal.value).split("use ")
     mended = eval(call, {kind.__name__: kind, "scheduler": scheduler})
     assert Run(sd, 3, mended).scheduler.config == mended.config
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, DDIMScheduler])
+def test_a_spacing_that_save_pretrained_wrote_out_is_warned_about(sd, kind, tmp_path):
+    """The published configs have no spacing; DPM-Solver++ then starts at 999."""
+    pipe, own = copy.copy(sd.pipe), {"clip_sample": False, "skip_prk_steps": True}
+    published = {"beta_schedule": "scaled_linear", "steps_offset": 1, **own}
+    pipe.scheduler = kind.from_config(published)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert Run(Backbone(pipe), 50, "dpm++").timesteps[0] == 999
+    pipe.scheduler.save_pretrained(tmp_path)
+    pipe.scheduler = kind.from_pretrained(tmp_path)
+    message = f"starts at t = 951, not 999: .* {kind.__name__} has timestep_spacing='leading'"
+    with pytest.warns(UserWarning, match=message):
+        Run(Backbone(pipe), 50, "dpm++")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        Run(Backbone(pipe), 20)
+        chosen = {"timestep_spacing": "trailing"}  # someone's choice, as SDXL's "leading"
+        pipe.scheduler = kind.from_config({**published, **chosen})
+        Run(Backbone(pipe), 50, "dpm++")
 
 
 def test_what_does_not_fit(sd, sd3):

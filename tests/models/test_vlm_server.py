@@ -285,6 +285,8 @@ MALFORMED = {
     "an open thought": http(completion("<think>a knife? No, it is none")),
     "a thought alone": http(completion("<think>none</think>\n")),
     "another mark": http(completion("◁think▷ none")),
+    "a name before it": http(completion("<seed:think>a knife? none")),
+    "a channel": http(completion("<|channel|>analysis<|message|>none")),
     "thinking parts": http(completion([{"type": "thinking", "thinking": "none"}])),
     "nested": http("[" * 100_000),
     "not UTF-8": http(b'{"choices": "\xff\xfe"}'),
@@ -424,6 +426,7 @@ def test_the_key_is_stripped_and_in_no_message(monkeypatch, capsys):
         http(completion(None, finish_reason=KEY)),
         http("x" * (300 - len(KEY) + 1) + KEY),  # cut after it is redacted, not before
         http("x" * (287 - len(KEY)) + KEY, status="400 No"),
+        http("\\".join(KEY), status="400 No"),
     ]
     said = []
     for bad in replies:
@@ -436,7 +439,7 @@ def test_the_key_is_stripped_and_in_no_message(monkeypatch, capsys):
         assert f"bearer {KEY}\r\n" in requests[0][0].replace("Bearer", "bearer") + "\r\n"
         said += [str(error.value), repr(error.value), repr(vlm), str(vars(vlm))]
     assert any("[key]" in text for text in said)
-    assert KEY[:12] not in "".join(said) + "".join(capsys.readouterr())
+    assert KEY[:12] not in ("".join(said) + "".join(capsys.readouterr())).replace("\\", "")
 
 
 @pytest.mark.parametrize("key, answer", [(KEY, "a knife, [key]"), ("knife", "a knife, knife")])

@@ -17,7 +17,7 @@ from vldnp import guidance
 from vldnp.guider import View
 from vldnp.levers import Wrapped
 from vldnp.methods import Method
-from vldnp.models.judges import FOUND, Judge
+from vldnp.models.judges import FOUND, Judge, check_threshold
 from vldnp.negatives import Negative
 
 
@@ -38,6 +38,9 @@ class Judged:
 
     judge: Judge
     threshold: float = FOUND
+
+    def __post_init__(self):
+        check_threshold(self.judge, self.threshold)
 
     def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
         return [", ".join(found) or "none" for found in self.judge(images).found(self.threshold)]

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from vldnp.models.conditioning import Conditioning
 
 T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
-WEIGHTED = re.compile(r"\([^()]+:\s*-?[\d.]+\)|<lora:[^<>]+>")
+WEIGHTED = re.compile(r"\([^()]*[^()\d\s]\s*:\s*-?[\d.]+\)|<lora:[^<>]+>")
 FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, into which guidance is distilled; it is no g
 
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}

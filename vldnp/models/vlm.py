@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional
+from torch.nn.functional import interpolate
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 from vldnp._files import unknown
@@ -63,18 +64,25 @@ def cleaned(text: str) -> str:
     return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
 
 
-def resized(image, max_edge: int | None):
-    """An image, PIL's or pixels `[3, H, W]`, whose longer edge is `max_edge` pixels, by bicubic
-    interpolation up or down; its proportions are kept."""
-    edges = functional.get_size(image)
-    size = [max(1, round(edge * (max_edge or 0) / max(edges))) for edge in edges]
-    bicubic = functional.InterpolationMode.BICUBIC
-    return functional.resize(image, size, bicubic) if max_edge not in (None, max(edges)) else image
+def resized(image: Image.Image | Tensor, max_edge: int | None):
+    """An image, PIL's or uint8 `[3, H, W]`, whose longer edge is `max_edge` pixels, by bicubic
+    interpolation up or down, rounded as by PIL; its proportions are kept."""
+    height, width = image.shape[1:] if isinstance(image, Tensor) else image.size[::-1]
+    if max_edge in (None, longer := max(height, width)):
+        return image
+    new_height, new_width = (max(1, round(n * max_edge / longer)) for n in (height, width))
+    if not isinstance(image, Tensor):
+        return image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+    found = image[None].to(torch.float32 if image.is_mps else torch.float64)
+    for size in ((height, new_width), (new_height, new_width)):
+        found = interpolate(found, size, mode="bicubic", antialias=True)
+        found = (found + 0.5).floor().clamp(0, 255)
+    return found[0].to(torch.uint8)
 
 
 def pixels_of(image: Image.Image | Tensor) -> Tensor:
     """uint8 `[3, H, W]`."""
-    return image if isinstance(image, Tensor) else functional.pil_to_tensor(image.convert("RGB"))
+    return image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

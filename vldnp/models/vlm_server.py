@@ -23,7 +23,8 @@ from vldnp.models.vlm import Conversation, VLMError, resized
 
 KEY = "OPENAI_API_KEY"  # the environment variable; a server may need none
 REPLY_LIMIT = 1_000_000  # bytes; an answer of 64 tokens takes about one thousand
-THOUGHT = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE)
+MARK = r"[<\[◁]\|?(/?)(?:\w+[:_])?(?:think|thinking|thought|reasoning|channel)\|?[>\]▷]"
+THOUGHT = re.compile(MARK, re.IGNORECASE)
 UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
 
 
@@ -67,9 +68,10 @@ class RemoteVLM(Conversation):
         """One answer per image, or a `VLMError` for some, which holds the others' answers."""
         choices = offered(choices) if self.takes_choices else []
         key = self._headers["authorization"].removeprefix("Bearer ")
+        escaped = re.compile(r"\\*".join(map(re.escape, key)))  # as JSON may have it
 
         def redacted(text: str) -> str:  # a short key is a word such as "EMPTY", and no secret
-            return text.replace(key, "[key]") if len(key) >= 8 else text
+            return escaped.sub("[key]", text) if len(key) >= 8 else text
 
         def outcome(image: Image.Image) -> tuple[str | None, str | None]:  # or why there is none
             try:

@@ -16,6 +16,7 @@ from vldnp.methods import Method
 from vldnp.metrics.summary import table
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
+from vldnp.models.judges import check_threshold
 from vldnp.sampler import sample
 from vldnp.study import folder as files
 from vldnp.study import grid
@@ -63,6 +64,7 @@ def run(
     if "://" in str(root):
         raise ValueError(f"root must be a folder of a mounted file system, not {str(root)!r}")
     model, judge = load.load(model), load.load_judge(judge)
+    check_threshold(judge, study.unsafe_threshold)
     clip = None if clip is None else load.load_clip(clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
