@@ -41,16 +41,19 @@ def test_the_equations_by_hand():
     assert torch.equal(normalized(positive, negative, 0.0, 1.0, 1.0), positive)
     zero = torch.zeros(1, 1, 2)
     assert torch.equal(normalized(zero, zero, 2.0, 2.0, 0.25), zero)
+    z, n = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    for p in (1, 2):  # the paper's, its authors' code's
+        assert torch.allclose(normalized(z, n, OMEGA, TAU, ALPHA, p), blended(z, n, p))
 
 
-def blended(positive, negative):
+def blended(positive, negative, p=1):
     """The three equations in numpy's manner, token by token."""
     out = torch.empty_like(positive)
     for k in range(positive.shape[0]):
         for n in range(positive.shape[1]):
             z, away = positive[k, n], positive[k, n] - negative[k, n]
             far = z + OMEGA * away
-            ratio = far.abs().sum() / z.abs().sum()
+            ratio = (far.abs() ** p).sum() ** (1 / p) / (z.abs() ** p).sum() ** (1 / p)
             out[k, n] = ALPHA * far * min(float(ratio), TAU) / float(ratio) + (1 - ALPHA) * z
     return out
 
@@ -129,15 +132,17 @@ class TwiceJoint:
         return attn.to_out[0](image), attn.to_add_out(words)
 
 
+@pytest.mark.parametrize("modulation", ["prompt", "negative"])
 @pytest.mark.parametrize("guidance_embeds", [True, False])
-def test_flux_is_that_whose_joint_attention_shares_its_image(guidance_embeds):
+def test_flux_is_that_whose_joint_attention_shares_its_image(guidance_embeds, modulation):
     model = Backbone(flux_pipeline(guidance_embeds=guidance_embeds))
     run = Run(model, 4)
     latents, t = run.initial_latents([0]), run.timesteps[1]
     cond, negative = run.encode(["a cat"]), run.encode(["a knife"])
-    pred = run.predict(latents, t, NAG(TAU, ALPHA).branch(negative, lambda: cond, OMEGA))
+    rule = NAG(TAU, ALPHA, modulation=modulation)
+    pred = run.predict(latents, t, rule.branch(negative, lambda: cond, OMEGA))
     plain = run.predict(latents, t, cond)
-    both = cond.with_auxiliary() + cond
+    both = cond + (negative if modulation == "negative" else cond)
     both.embeds[1] = negative.embeds[0]
     model.network.set_attn_processor(TwiceJoint(cond.embeds.shape[1]))
     expected = run.predict(latents.repeat(2, 1, 1, 1), t, both)[:1]
@@ -215,6 +220,8 @@ def test_nothing_is_left_on_the_network(model):
     [
         (lambda: NAG(tau=0.5), "tau must be a finite number, 1 or more, not 0.5"),
         (lambda: NAG(alpha=2), "alpha must be a number from 0 to 1, not 2"),
+        (lambda: NAG(norm=3), "norm must be 1 or 2, not 3"),
+        (lambda: NAG(modulation="none"), "unknown modulation 'none'"),
         (
             lambda: vldnp.guiding(flux_pipeline(), vldnp.Static("x")).__enter__(),
             "FLUX evaluates ε_u in a call of its own",
@@ -225,6 +232,14 @@ def test_what_it_does_not_fit(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_options_are_described_where_they_are_chosen():
+    assert NAG().describe() == {"kind": "nag", "tau": 2.5, "alpha": 0.25}
+    assert NAG(norm=2, modulation="negative").describe().items() >= {
+        ("norm", 2),
+        ("modulation", "negative"),
+    }
 
 
 def test_adaptive_guidance_keeps_it(model):

@@ -20,6 +20,7 @@ from vldnp.baselines.safree import (
 from vldnp.models import load
 from vldnp.models.run import Run
 from vldnp.sampler import denoise, sample
+from vldnp.study.profile import load_profile
 
 PHRASES = ["knife", "skull", "blood"]
 PROMPTS = ["a cat on a skull", "pizza", "a dog and a pizza at the pirate cove", "cat"]
@@ -190,6 +191,22 @@ def test_a_batch_of_prompts_each_by_hand(model):
         assert not changed[0] and not changed[len(ours.triggers) + 1 :].any()
     some = torch.cat([f.triggers for f in found])
     assert some.any() and not some.all()
+
+
+@pytest.mark.filterwarnings("ignore:a prompt is longer")
+def test_the_released_script_finds_no_trigger_in_a_prompt_that_is_too_long(model):
+    """It cuts before it adds the end mark, so that CLIP pools the begin mark of every prompt."""
+    long, short, run = "a skull and a knife on a cat " * 3, PROMPTS[0], Run(model, 40)
+    kept = Safree(PHRASES, alpha=-0.05).filtered(run, [long, short])
+    lost = Safree(PHRASES, alpha=-0.05, end_mark=False).filtered(run, [long, short])
+    alike = Safree(PHRASES, end_mark=False).filtered(run, [long])
+    assert kept[0].triggers.any() and not alike[0].triggers.any()
+    assert torch.equal(kept[1].embeds, lost[1].embeds) and kept[1].triggers.any()
+    exact = " ".join(["cat"] * 14)  # as long as may be, with its end mark
+    pair = [Safree(PHRASES, end_mark=mark).filtered(run, [exact])[0] for mark in (True, False)]
+    assert torch.equal(*(found.embeds for found in pair))
+    assert load_profile("paper").methods[5]["given"]["end_mark"] is False
+    assert not SAFREE(PHRASES, end_mark=False).describe()["conditioning"]["end_mark"]
 
 
 def test_the_description_is_that_of_published_rows():

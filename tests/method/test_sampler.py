@@ -177,6 +177,31 @@ def test_an_image_is_the_same_in_any_batch(model, alone, members, batch_size):
         assert step.model_evaluations == [other.model_evaluations[0] for other in others]
 
 
+def test_a_vlm_gets_images_of_its_own(model):
+    """One that paints on them changes neither the second query nor the trace."""
+    shown = []
+
+    def painting(images, question):
+        shown.append([np.asarray(image).copy() for image in images])
+        for image in images:
+            image.paste("red", (0, 0, *image.size))
+        return ["?"] * len(images)
+
+    def writing(pixels, question):
+        assert pixels.dtype == torch.uint8 and pixels.device == model.device
+        shown.append(list(pixels.permute(0, 2, 3, 1).numpy().copy()))
+        pixels.zero_()
+        return ["?"] * len(pixels)
+
+    writing.takes_pixels = True
+    for vlm in (painting, writing):
+        out = sample(model, PROMPTS, VLDNP(vlm, "moji", 2.0, [1]), **QUICK)
+        first, again = shown[-2:]
+        for k, image in enumerate(out.trace.steps[1].x0_images):
+            assert (first[k] == np.asarray(image)).all() and (again[k] == first[k]).all()
+    assert (np.array(shown[0]) == np.array(shown[2])).all()
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_runs_interleave(model, name):
     asked = {"num_inference_steps": 5, "scheduler": name}

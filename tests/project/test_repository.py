@@ -1,13 +1,20 @@
 """The files around the code agree with each other."""
 
+import importlib
+import io
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+
+from vldnp import models
+from vldnp._files import fingerprint
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +87,27 @@ def test_packages_and_assets_are_found():
         for p in ROOT.joinpath(*package.split(".")).glob(pattern)
     }
     assert listed == others
+
+
+def test_no_system_converts_the_ends_of_lines(tmp_path):
+    """As Windows checks out; a fingerprint of converted files would be another model's."""
+    part = "data/models/moji-sd/scheduler"
+    asked = ["git", "-c", "core.autocrlf=true", "archive", "--format=tar", "HEAD", part]
+    packed = subprocess.run(asked, cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(tmp_path, filter="data")
+    assert fingerprint(tmp_path / part) == fingerprint(ROOT / part)
+
+
+def test_libraries_older_than_tested_are_said_in_one_line(monkeypatch):
+    assert models.outdated() == []
+    old = {"transformers": "4.51.3", "nudenet": "2.0.9"}
+    own = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: old.get(name) or own(name))
+    with pytest.warns(UserWarning, match=r"know transformers 4.51.3 \(needs >=5") as said:
+        importlib.reload(models)
+    text = str(said[0].message)
+    assert "nudenet 2.0.9" in text and "torch " not in text and "\n" not in text
 
 
 def test_licence_and_credits():
