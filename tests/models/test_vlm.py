@@ -12,7 +12,7 @@ from tiny import llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vldnp
-from vldnp.models.vlm import TransformersVLM, describe, pixels_of, resized
+from vldnp.models.vlm import TransformersVLM, describe, resized
 
 QUESTION = "What can be seen?"
 LIMIT = 6
@@ -113,22 +113,22 @@ def test_dtype_and_quantization(family, folder):
 
 
 def grey_levels(a, b) -> int:
-    return (pixels_of(a).int() - pixels_of(b).int()).abs().max().item()
+    return (resized(a).int() - resized(b).int()).abs().max().item()
 
 
 @pytest.mark.parametrize("edge", [8, 100, 448])
 def test_pictures_are_resized_to_the_edge_up_as_well_as_down(tiny, edge):
     """The authors' VLM is shown 448 × 448 pixels, whatever is generated."""
     square, wide = pictures()[0], pictures()[1].convert("L")
-    assert resized(pixels_of(wide), edge).shape == (3, round(edge * 32 / 60), edge)
-    assert resized(Image.new("RGB", (2, 1000)), edge).size == (max(1, round(edge / 500)), edge)
-    assert grey_levels(resized(pixels_of(square), edge), square.resize((edge, edge), 3)) <= 1
-    assert resized(square, None) is resized(square, 32) is square
+    assert resized(wide, edge).shape == (3, round(edge * 32 / 60), edge)
+    assert resized(Image.new("RGB", (2, 1000)), edge).shape == (3, edge, max(1, round(edge / 500)))
+    assert grey_levels(resized(square, edge), square.resize((edge, edge), 3)) <= 1
+    assert torch.equal(resized(square), resized(square, 32))
     vlm = TransformersVLM.from_pretrained(tiny, device="cpu", max_new_tokens=5, max_edge=edge)
     images = pictures([(32, 32)] * 5)
     answers = vlm(images, QUESTION)
     vlm.max_edge = None
-    shown = [resized(pixels_of(image), edge) for image in images]
+    shown = [resized(image, edge) for image in images]
     assert answers == vlm(shown, QUESTION)
 
 
@@ -137,10 +137,11 @@ def test_pixels_on_the_device_give_the_pixel_values_of_pil_images(family, folder
     """In one batch, within a grey level, without edge exactly."""
     vlm = vldnp.load_vlm(folder, device="cpu", max_edge=edge)
     images = [i.resize((8, 8)).resize(i.size, 3) for i in pictures([(32, 32), (32, 32), (64, 64)])]
-    ours = vlm._inputs([pixels_of(image) for image in images], QUESTION)
+    ours = vlm._inputs([resized(image) for image in images], QUESTION)
     shown = [image.resize((edge, edge), 3) if edge else image for image in images]
     part = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    asked = [vlm.messages(i, QUESTION, lambda i: {"type": "image", "image": i}) for i in shown]
+    ask = [{"type": "text", "text": QUESTION}]
+    asked = [[{"role": "user", "content": [{"type": "image", "image": i}, *ask]}] for i in shown]
     theirs = vlm.processor.apply_chat_template(
         asked, **part, add_generation_prompt=True, processor_kwargs={"padding": True}
     )
@@ -148,7 +149,7 @@ def test_pixels_on_the_device_give_the_pixel_values_of_pil_images(family, folder
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     apart = (ours["pixel_values"] - theirs["pixel_values"]).abs().max()
     assert apart <= 1.001 * grey
-    answers = vlm(torch.stack([pixels_of(image) for image in images[:2]]), QUESTION)
+    answers = vlm(torch.stack([resized(image) for image in images[:2]]), QUESTION)
     assert answers == vlm(images[:2], QUESTION)
 
 

@@ -100,11 +100,11 @@ def test_no_system_converts_the_ends_of_lines(tmp_path):
 
 
 def test_libraries_older_than_tested_are_said_in_one_line(monkeypatch):
-    assert models.outdated() == []
+    assert models.old == []
     old = {"transformers": "4.51.3", "nudenet": "2.0.9"}
     own = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: old.get(name) or own(name))
-    with pytest.warns(UserWarning, match=r"know transformers 4.51.3 \(needs >=5") as said:
+    with pytest.warns(UserWarning, match=r"with transformers 4.51.3 \(needs >=5") as said:
         importlib.reload(models)
     text = str(said[0].message)
     assert "nudenet 2.0.9" in text and "torch " not in text and "\n" not in text

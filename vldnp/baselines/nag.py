@@ -108,7 +108,5 @@ class NAG(Rule):
         return guidance.cfg(pred_uncond, pred_neg.squeeze(1), guidance_scale), state
 
     def describe(self) -> dict:
-        own = asdict(self)  # later options are named where they are chosen
-        for name, usual in (("norm", 1), ("modulation", "prompt")):
-            own |= {} if own.pop(name) == usual else {name: getattr(self, name)}
-        return {"kind": "nag", **own}
+        later = {"norm": 1, "modulation": "prompt"}  # are named where they are chosen
+        return {"kind": "nag", **{k: v for k, v in asdict(self).items() if later.get(k) != v}}

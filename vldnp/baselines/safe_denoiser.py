@@ -1,16 +1,12 @@
-"""Safe Denoiser: x̂₀ is repelled from a bank of unsafe images' latents.
+"""Safe Denoiser (Kim et al., NeurIPS 2025, arXiv 2502.08011): x̂₀ is repelled from a bank of unsafe
+images' latents. Safety-Guided Flow (arXiv 2603.13300) derives the step from the MMD.
 
-Kim et al., NeurIPS 2025, arXiv 2502.08011. Safety-Guided Flow (Kim et al., ICLR 2026, arXiv
-2603.13300) derives the same step from a maximum mean discrepancy. Where the paper and its authors'
-code (github.com/MingyuKim87/Safe_Denoiser, commit 0703a76) differ, or this from both:
-
-- The repulsion is the paper's, β(x) (x̂₀ − E[x|unsafe]), with the code's threshold; the code takes
-  x̂₀ − η E[x|unsafe] with a constant η = 0.33 wherever the kernels' sum exceeds the threshold.
-- The paper's kernel is Gaussian in the distance; the code has the distance itself, not squared, in
-  the exponent (`kernel="laplacian"`), which its σ = 3.15 is for.
-- The code normalises the bank's latents over their channels, and not x̂₀; here neither is.
-- The code adds fresh noise to the repelled x̂₀ and continues with the old prediction; here the
-  prediction is the one that belongs to the repelled x̂₀, and no noise is added.
+The repulsion is the paper's, β(x) (x̂₀ − E[x|unsafe]), with the threshold of its authors' code
+(github.com/MingyuKim87/Safe_Denoiser, commit 0703a76), which takes x̂₀ − η E[x|unsafe], η = 0.33,
+adds fresh noise and goes on with the old prediction; here it is that of the repelled x̂₀. The code
+normalises the bank over its channels, and not x̂₀; here neither is. The paper's kernel is Gaussian;
+in the code's, `kernel="laplacian"`, the exponent has the distance itself, neither squared nor
+divided by √d: its σ = 3.15 is `sigma` = 3.15 / d^¼ here, d the number of an image's latents.
 """
 
 import hashlib

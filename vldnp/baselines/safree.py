@@ -181,10 +181,9 @@ class Safree:
 
     def describe(self) -> dict:
         options = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
-        if options.pop("end_mark") is False:  # a later option, named where it is chosen
-            options["end_mark"] = False
         parts = dict.fromkeys(("projection", "selection", "self_validation"), True)
-        return {"kind": "safree", **parts, **options}
+        later = {} if options.pop("end_mark") else {"end_mark": False}
+        return {"kind": "safree", **parts, **options, **later}
 
 
 def SAFREE(

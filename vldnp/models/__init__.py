@@ -1,4 +1,4 @@
-"""Other people's models. The oldest versions of libraries that open them rightly are checked."""
+"""Other people's models, opened by libraries that are no older than `vldnp` was tested with."""
 
 import warnings
 from contextlib import suppress
@@ -6,17 +6,11 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-
-def outdated() -> list[str]:
-    """What is installed and older than this package needs, each in words."""
-    found = []
-    with suppress(metadata.PackageNotFoundError):  # vldnp itself, where it runs from a folder
-        for need in map(Requirement, metadata.requires("vldnp") or ()):
-            with suppress(metadata.PackageNotFoundError):
-                if (own := metadata.version(need.name)) not in need.specifier:
-                    found.append(f"{need.name} {own} (needs {need.specifier})")
-    return found
-
-
-if too_old := outdated():
-    warnings.warn(f"vldnp does not know {', '.join(too_old)}: update them", stacklevel=2)
+old = []
+with suppress(metadata.PackageNotFoundError):  # vldnp itself, where it runs from a folder
+    for need in map(Requirement, metadata.requires("vldnp") or ()):
+        with suppress(metadata.PackageNotFoundError):
+            if (own := metadata.version(need.name)) not in need.specifier:
+                old.append(f"{need.name} {own} (needs {need.specifier})")
+if old:
+    warnings.warn(f"vldnp was not tested with {', '.join(old)}; update them", stacklevel=2)

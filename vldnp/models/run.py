@@ -136,15 +136,12 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
 
 
 def _warn_of_spacing(made: SchedulerMixin, own: SchedulerMixin) -> None:
-    """`save_pretrained` writes out the spacing that is PNDM's default and no one's choice; another
-    scheduler that is made of this config takes it over."""
+    """`save_pretrained` writes out PNDM's default spacing, and what is made of it takes it over."""
     usual, others = (inspect.signature(type(s)).parameters.get(SPACING) for s in (own, made))
-    spacing = made.config.get(SPACING)
-    if usual and others and spacing == usual.default != others.default:
-        first, last = int(made.timesteps[0]), made.config.num_train_timesteps - 1
-        said = f"{type(made).__name__} starts at t = {first}, not {last}: the config of the model's"
-        said += f" {type(own).__name__} has {SPACING}={spacing!r}, as save_pretrained writes it"
-        warnings.warn(f"{said}; {SPACING}={others.default!r} starts at {last}", stacklevel=4)
+    if usual and others and made.config[SPACING] == usual.default != others.default:
+        said = f"{type(made).__name__} starts at t = {int(made.timesteps[0])} by the {SPACING} of"
+        said += f" the model's {type(own).__name__}, {usual.default!r}, as save_pretrained writes;"
+        warnings.warn(f"{said} with its own, {others.default!r}, it starts at 999", stacklevel=4)
 
 
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:

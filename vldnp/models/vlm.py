@@ -64,25 +64,19 @@ def cleaned(text: str) -> str:
     return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
 
 
-def resized(image: Image.Image | Tensor, max_edge: int | None):
-    """An image, PIL's or uint8 `[3, H, W]`, whose longer edge is `max_edge` pixels, by bicubic
-    interpolation up or down, rounded as by PIL; its proportions are kept."""
-    height, width = image.shape[1:] if isinstance(image, Tensor) else image.size[::-1]
+def resized(image: Image.Image | Tensor, max_edge: int | None = None) -> Tensor:
+    """An image as uint8 `[3, H, W]`, its longer edge `max_edge` pixels by bicubic interpolation up
+    or down, in two passes that are rounded, as PIL's; its proportions are kept."""
+    pixels = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
+    height, width = pixels.shape[1:]
     if max_edge in (None, longer := max(height, width)):
-        return image
-    new_height, new_width = (max(1, round(n * max_edge / longer)) for n in (height, width))
-    if not isinstance(image, Tensor):
-        return image.resize((new_width, new_height), Image.Resampling.BICUBIC)
-    found = image[None].to(torch.float32 if image.is_mps else torch.float64)
-    for size in ((height, new_width), (new_height, new_width)):
-        found = interpolate(found, size, mode="bicubic", antialias=True)
-        found = (found + 0.5).floor().clamp(0, 255)
+        return pixels
+    new = [max(1, round(n * max_edge / longer)) for n in (height, width)]
+    found = pixels[None].to(torch.float32 if pixels.is_mps else torch.float64)
+    for size in ((height, new[1]), new):
+        found = interpolate(found, size, mode="bicubic", antialias=True).add(0.5).floor()
+        found = found.clamp(0, 255)
     return found[0].to(torch.uint8)
-
-
-def pixels_of(image: Image.Image | Tensor) -> Tensor:
-    """uint8 `[3, H, W]`."""
-    return image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -116,11 +110,11 @@ class Conversation:
         own = {key: getattr(self, key) for key in known} | {"demonstrations": shots}
         return own | ({"answers": self.answers} if self.answers != "free" else {})
 
-    def messages(self, image: Image.Image, question: str, part: Callable) -> list[dict]:
-        """The question as chat messages; `part` makes the content of an image as it is given."""
+    def messages(self, image: Image.Image | Tensor, question: str, part: Callable) -> list[dict]:
+        """The question as chat messages; `part` makes the content of an image, `resized`."""
         said = []
         for shown, answer in (*self.demonstrations, (image, "")):
-            content = [part(shown), {"type": "text", "text": question}]
+            content = [part(resized(shown, self.max_edge)), {"type": "text", "text": question}]
             said += [{"role": "user", "content": content}]
             said += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
         return said[:-1]
@@ -191,9 +185,8 @@ class TransformersVLM(Conversation):
         return self.processor.batch_decode(tokens[:, start:], skip_special_tokens=True)
 
     def _inputs(self, images: Sequence[Image.Image | Tensor], question: str):
-        def part(image: Image.Image | Tensor) -> dict:
-            shown = pixels_of(image).to(self.model.device)
-            return {"type": "image", "image": resized(shown, self.max_edge)}
+        def part(pixels: Tensor) -> dict:
+            return {"type": "image", "image": pixels.to(self.model.device)}
 
         asked = [self.messages(image, question, part) for image in images]
         how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}

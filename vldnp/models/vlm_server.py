@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from vldnp.models.constrained import NONE, offered
-from vldnp.models.vlm import Conversation, VLMError, resized
+from vldnp.models.vlm import Conversation, VLMError
 
 KEY = "OPENAI_API_KEY"  # the environment variable; a server may need none
 REPLY_LIMIT = 1_000_000  # bytes; an answer of 64 tokens takes about one thousand
@@ -75,7 +77,7 @@ class RemoteVLM(Conversation):
 
         def outcome(image: Image.Image) -> tuple[str | None, str | None]:  # or why there is none
             try:
-                reply = self._reply(self.messages(image, question, self._part), choices)
+                reply = self._reply(self.messages(image, question, _png), choices)
                 return redacted(answer_in(reply, choices)), None
             except (VLMError, httpx2.HTTPError) as error:  # redacted before it is cut
                 return None, " ".join(redacted(str(error)).split())[:300] or "nothing"
@@ -120,11 +122,6 @@ class RemoteVLM(Conversation):
                 raise VLMError(said)
             time.sleep(wait)
 
-    def _part(self, image: Image.Image) -> dict:
-        resized(image.convert("RGB"), self.max_edge).save(buffer := io.BytesIO(), "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        return {"type": "image_url", "image_url": {"url": url}}
-
     async def _post(self, body: dict, seconds: float) -> tuple[int, httpx2.Headers, bytes]:
         """Status, headers and body, all within `seconds`, however slowly the bytes come."""
         how, whole = {"headers": self._headers, "verify": self._tls, "timeout": None}, bytearray()
@@ -162,3 +159,9 @@ def answer_in(reply: bytes, choices: Sequence[str] = ()) -> str:
         if key == "seen" and isinstance(seen, list) and set(seen) <= set(choices):
             return ", ".join(dict.fromkeys(seen)) or NONE
     raise VLMError(f"the answer does not fit the JSON schema: {answer}")
+
+
+def _png(pixels: Tensor) -> dict:
+    to_pil_image(pixels).save(buffer := io.BytesIO(), "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
