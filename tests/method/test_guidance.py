@@ -122,7 +122,7 @@ def test_sld_settings_are_checked():
         sld("hard")
     with pytest.raises(ValueError, match="momentum_beta must be a finite number from 0 to 1, not"):
         sld(momentum_beta=1.5)
-    with pytest.raises(ValueError, match="scale must be a finite number from 0 to inf, not -1"):
+    with pytest.raises(ValueError, match="scale must be a finite number, 0 or more, not -1"):
         sld(scale=-1)
 
 

@@ -21,8 +21,7 @@ class Categories(Policy):
 
     def __post_init__(self):
         if not self.categories or not all(text.strip() for text in self.categories):
-            named = list(self.categories)
-            raise ValueError(f"categories must be negative prompts, none empty, not {named}")
+            raise ValueError(f"categories must be prompts, none empty, not {[*self.categories]}")
 
     def initial(self, prompts, seeds):
         named = " | ".join(self.categories)
@@ -35,9 +34,8 @@ class Categories(Policy):
 def summed(
     pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: float
 ) -> Tensor:
-    """ε_cfg − ω Σ_k (ε_k − ε_u): the composition of K concept negations of equal weight
-    (Liu et al. 2022, arXiv 2206.01714, section NOT). ε_k are `[B, K, C, h, w]`, or `[B, C, h, w]`
-    for one category."""
+    """ε_cfg − ω Σ_k (ε_k − ε_u), K negations of equal weight (Liu et al. 2022, arXiv 2206.01714), of
+    ε_k `[B, K, C, h, w]`, or `[B, C, h, w]` for one category."""
     pos, each = pred_cond - pred_uncond, pred_neg.view(len(pred_neg), -1, *pred_cond.shape[1:])
     return pred_uncond + guidance_scale * pos - omega * (each - pred_uncond[:, None]).sum(dim=1)
 
@@ -46,9 +44,8 @@ SUMMED = EquationRule("summed", summed)
 
 
 def projections(pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor) -> Tensor:
-    """s_k = ⟨ε_c − ε_u, ε_k − ε_u⟩ / ‖ε_k − ε_u‖, `[B, K]`, of ε_k `[B, K, C, h, w]`: the
-    Conflict-aware Category Identification of CASG (Xiang et al., CVPR 2026, arXiv 2602.20880;
-    github.com/tmllab/2026_CVPR_CASG, with 1e-12 added to the norm)."""
+    """s_k = ⟨ε_c − ε_u, ε_k − ε_u⟩ / ‖ε_k − ε_u‖, `[B, K]`, of ε_k `[B, K, C, h, w]`, by which CASG
+    chooses (github.com/tmllab/2026_CVPR_CASG, with 1e-12 added to the norm)."""
     direction = (pred_cond - pred_uncond).flatten(1)[:, None]
     harmful = (pred_neg - pred_uncond[:, None]).flatten(2)
     return (harmful * direction).sum(-1) / (harmful.norm(dim=-1) + 1e-12)
@@ -67,9 +64,8 @@ class NearestCategory(Rule):
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
         chosen = projections(pred_uncond, pred_cond, pred_neg).argmax(dim=1)
         nearest = pred_neg[torch.arange(len(pred_neg), device=pred_neg.device), chosen]
-        return self.rule.step(
-            pred_uncond, pred_cond, nearest[:, None], guidance_scale, omega, state, progress
-        )
+        own = pred_uncond, pred_cond, nearest[:, None]
+        return self.rule.step(*own, guidance_scale, omega, state, progress)
 
     def describe(self) -> dict:
         return {"kind": "casg", "rule": self.rule.describe()}

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from vldnp import guidance
-from vldnp._finite import is_finite
+from vldnp._finite import number
 from vldnp.guidance import Rule
 
 
@@ -23,8 +23,7 @@ class Contrastive(Rule):
     uses_omega: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not (is_finite(self.tau) and self.tau >= 0):
-            raise ValueError(f"tau must be a finite number, 0 or more, not {self.tau!r}")
+        number("tau", self.tau, 0)
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
         neg = pred_neg.squeeze(1) - pred_uncond

@@ -1,7 +1,5 @@
-"""Controls: what of VL-DNP's effect comes from what the VLM detects in the images.
-
-`AnswersNone` and `Judged` are VLMs; `random_concepts` and `closed_loop` wrap a method's policy.
-"""
+"""Controls: what of VL-DNP's effect comes from what the VLM detects in the images. `AnswersNone`
+and `Judged` are VLMs; `random_concepts` and `closed_loop` wrap a method's policy."""
 
 import copy
 import hashlib
@@ -39,11 +37,9 @@ class Judged:
     judge: Judge
     threshold: float = FOUND
 
-    def __post_init__(self):
-        check_threshold(self.judge, self.threshold)
-
     def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
-        return [", ".join(found) or "none" for found in self.judge(images).found(self.threshold)]
+        found = self.judge(images).found(check_threshold(self.judge, self.threshold))
+        return [", ".join(terms) or "none" for terms in found]
 
     def describe(self) -> dict:
         name, revision = self.judge.name, self.judge.revision

@@ -1,13 +1,11 @@
 """Normalized Attention Guidance (Chen et al. 2025, arXiv 2505.21179) as a guidance rule.
 
 Image features that attend to the prompt are moved away from those that attend to the negative
-prompt. That needs no ε_u, so it acts in few-step models and in those with distilled guidance.
-
-Differences from its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
-69159ca): ω is the paper's φ, which is `nag_scale − 1` there; `norm` is the paper's 1, and 2 there;
-`modulation` on FLUX is the prompt's here, and the negative prompt's there (but for image features
-in blocks of two streams). A branch is a whole row of the network's batch here; their U-Nets compute
-the attention twice and nothing else.
+prompt. That needs no ε_u, so it acts in few-step models and in those with distilled guidance. ω is
+the paper's φ. In its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
+69159ca) `nag_scale` is φ + 1, `norm` is 2, and `modulation` on FLUX "negative", but for image
+features in blocks of two streams; its U-Nets compute the attention twice and nothing else, where
+here a branch is a row of the network's batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vldnp import guidance
-from vldnp._files import unknown
-from vldnp._finite import is_finite
+from vldnp._finite import number
 from vldnp.guidance import Rule, Scale
 from vldnp.models.conditioning import AuxiliaryRows
 
@@ -40,20 +37,16 @@ def normalized(
 
 @contextmanager
 def attending(
-    network: nn.Module,
-    rows: Sequence[int],
-    auxiliary: Sequence[int],
-    text_length: int,
-    mix: Callable[[Tensor, Tensor], Tensor],
+    network: nn.Module, rows: Sequence[int], beside: Sequence[int], text_length: int, mix: Callable
 ) -> Iterator[None]:
-    """While this lasts, rows' image features are mixed with their auxiliary rows' (`normalized`);
+    """While this lasts, rows' image features are mixed with those of the rows beside (`normalized`);
     both go on with the result. In one sequence of both, `text_length` tokens of text are first."""
-    rows, auxiliary = list(rows), list(auxiliary)
+    rows, beside = list(rows), list(beside)
 
     def mixed(features: Tensor, first: int = 0) -> Tensor:
         features = features.clone()
-        both = features[rows, first:], features[auxiliary, first:]
-        features[rows, first:] = features[auxiliary, first:] = mix(*both)
+        both = features[rows, first:], features[beside, first:]
+        features[rows, first:] = features[beside, first:] = mix(*both)
         return features
 
     with ExitStack() as hooks:
@@ -85,20 +78,17 @@ class NAG(Rule):
     uses_uncond: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not (is_finite(self.tau) and self.tau >= 1):
-            raise ValueError(f"NAG's tau must be a finite number, 1 or more, not {self.tau!r}")
-        if not (is_finite(self.alpha) and 0 <= self.alpha <= 1):
-            raise ValueError(f"NAG's alpha must be a number from 0 to 1, not {self.alpha!r}")
-        if self.norm not in (1, 2):
-            raise ValueError(f"NAG's norm must be 1 or 2, not {self.norm!r}")
-        if self.modulation not in ("prompt", "negative"):
-            raise unknown("modulation", self.modulation, ["prompt", "negative"])
+        number("NAG's tau", self.tau, 1)
+        number("NAG's alpha", self.alpha, 0, 1)
+        for name, known in (("norm", (1, 2)), ("modulation", ("prompt", "negative"))):
+            if (own := getattr(self, name)) not in known:
+                raise ValueError(f"NAG's {name} must be one of {known}, not {own!r}")
 
     def branch(self, negative, prompted, omega):
         """The prompts, each with its negative prompt in an auxiliary row."""
         cond, own = prompted(), {"omega": omega, "tau": self.tau, "alpha": self.alpha}
-        mix = partial(normalized, **own, p=self.norm)
-        mixing = partial(attending, text_length=negative.embeds.shape[1], mix=mix)
+        mix, length = partial(normalized, **own, p=self.norm), negative.embeds.shape[1]
+        mixing = partial(attending, text_length=length, mix=mix)
         added = (cond if self.modulation == "prompt" else negative).added
         beside = AuxiliaryRows(tuple(range(len(cond))), replace(negative, added=added), mixing)
         return replace(cond, auxiliary=beside)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from vldnp._files import unknown
-from vldnp._finite import is_finite
+from vldnp._finite import number
 from vldnp.guider import Guider
 from vldnp.methods import CFG, Method
 from vldnp.models.backbone import Backbone
@@ -42,10 +42,8 @@ def unsafe_mean(log_k: Tensor, bank: Tensor) -> Tensor:
 
 def repelled(x0: Tensor, unsafe: Tensor, beta: Tensor) -> Tensor:
     """The safe denoiser, x̂₀ + β (x̂₀ − E[x | x_t, unsafe]) (arXiv 2502.08011, its main theorem).
-
-    With a Gaussian kernel and β = η k̄, k̄ the mean of k_n, it is a step of gradient descent on the
-    mean kernel, the repelling part of the squared MMD (arXiv 2603.13300): k̄ (x̂₀ − E) = −σ² d ∇k̄.
-    """
+    With a Gaussian kernel and β = η k̄, k̄ the mean of k_n, it descends the mean kernel, which is the
+    repelling part of the squared MMD (arXiv 2603.13300): k̄ (x̂₀ − E) = −σ² d ∇k̄."""
     return x0 + beta * (x0 - unsafe)
 
 
@@ -70,9 +68,7 @@ class SafeDenoiser:
             raise ValueError(f"the bank must be finite latents [N, C, h, w], N ≥ 1, not {shape}")
         limits = {"strength": (0, inf), "threshold": (0, 1), "until": (0, 1), "sigma": (1e-9, inf)}
         for name, (low, high) in limits.items():
-            if not (is_finite(value := getattr(self, name)) and low <= value <= high):
-                said = f"must be a number from {low} to {high}, not {value!r}"
-                raise ValueError(f"the safe denoiser's {name} {said}")
+            number(f"the safe denoiser's {name}", getattr(self, name), low, high)
         content = self.bank.float().cpu().contiguous().numpy().tobytes()
         object.__setattr__(self, "digest", hashlib.sha256(content).hexdigest()[:12])
 

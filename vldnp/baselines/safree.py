@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vldnp import negatives
-from vldnp._finite import is_finite
+from vldnp._finite import number
 from vldnp.guidance import Rule
 from vldnp.methods import Method
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
@@ -25,7 +25,7 @@ from vldnp.models.families import SD
 from vldnp.models.run import Run
 
 # In units of the last place, for `attenuated`: 1.2e-5 in float32. With two threads the spectra of
-# equal features differ by up to 2.5e-6 (moji-sd), of different ones mostly by more than 2e-4.
+# equal features differ by up to 2.5e-6 (moji-sd).
 ROUNDING = 100
 
 
@@ -118,9 +118,8 @@ class Safree:
         object.__setattr__(self, "phrases", tuple(phrase.strip() for phrase in self.phrases))
         if not self.phrases or not all(self.phrases):
             raise ValueError(f"SAFREE needs unsafe phrases, none empty, not {list(self.phrases)}")
-        numbers = [self.alpha, self.upper, self.k, self.t0, *self.scales]
-        if wrong := [value for value in numbers if not is_finite(value)]:
-            raise ValueError(f"SAFREE's settings must be finite numbers, not {wrong[0]!r}")
+        for setting in (self.alpha, self.upper, self.k, self.t0, *self.scales):
+            number("a setting of SAFREE", setting)
 
     def begin(self, run: Run, prompts: Sequence[str]) -> Callable[[int], Conditioning]:
         """Step index → the conditioning of the prompts."""
@@ -151,8 +150,7 @@ class Safree:
         tokens, embeds = model.tokenize(texts), run.encode(texts).embeds
         if not self.end_mark:
             whole = model.pipe.tokenizer(texts, truncation=False, verbose=False).input_ids
-            cut = [len(ids) > tokens.input_ids.shape[1] for ids in whole]
-            tokens.input_ids[cut, -1] = 0
+            tokens.input_ids[[len(ids) > tokens.input_ids.shape[1] for ids in whole], -1] = 0
         counts = tokens.attention_mask.sum(dim=1) - 2  # without begin and end marks
         masked, lengths = tokens.input_ids.repeat_interleave(counts, dim=0), counts.tolist()
         places = [place for n in lengths for place in range(1, n + 1)]

@@ -1,6 +1,7 @@
 """Safe Latent Diffusion (Schramowski et al., CVPR 2023, arXiv 2211.05105) as a guidance rule."""
 
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -8,27 +9,23 @@ from torch import Tensor
 
 from vldnp import negatives
 from vldnp._files import unknown
-from vldnp._finite import is_finite
+from vldnp._finite import number
 from vldnp.guidance import Rule
 from vldnp.methods import Method
 
 
 def sld_scale(pred_cond: Tensor, pred_neg: Tensor, scale: float, threshold: float) -> Tensor:
-    """μ = min(1, |φ|) where ε_c − ε_n < λ, else 0, with φ = s_S (ε_c − ε_n) (eqs. 5 and 6).
-
-    The paper prints a maximum; its authors' code takes the minimum, which keeps μ ≤ 1.
-    """
+    """μ = min(1, |φ|) where ε_c − ε_n < λ, else 0, with φ = s_S (ε_c − ε_n) (eqs. 5 and 6). The
+    paper prints a maximum; its authors' code takes the minimum."""
     apart = pred_cond - pred_neg
     return torch.where(apart < threshold, (scale * apart).abs().clamp(max=1), 0)
 
 
 @dataclass(frozen=True)
 class SLDRule(Rule):
-    """γ_t = μ (ε_n − ε_u) + s_m ν_t; ε = ε_u + g (ε_c − ε_u − γ_t) (eqs. 3 to 8).
-
-    The momentum goes on as ν_{t+1} = β_m ν_t + (1 − β_m) γ_t. In the first δ steps γ_t only builds
-    up the momentum. The threshold λ was chosen for noise predictions.
-    """
+    """γ_t = μ (ε_n − ε_u) + s_m ν_t; ε = ε_u + g (ε_c − ε_u − γ_t) (eqs. 3 to 8), with the momentum
+    ν_{t+1} = β_m ν_t + (1 − β_m) γ_t, which γ_t only builds up in the first δ steps. The threshold
+    λ was chosen for noise predictions."""
 
     scale: float = 1000.0  # s_S ≥ 0; at 0 this is CFG
     warmup: float = 10.0  # δ, in steps of 50; scaled to the run's number of steps
@@ -39,10 +36,7 @@ class SLDRule(Rule):
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            limit = 1 if name.startswith("momentum") else float("inf")
-            if not (is_finite(value) and 0 <= value <= limit):
-                said = f"must be a finite number from 0 to {limit}, not {value!r}"
-                raise ValueError(f"SLD's {name} {said}")
+            number(f"SLD's {name}", value, 0, 1 if name.startswith("momentum") else inf)
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, momentum, progress):
         neg = pred_neg.squeeze(1)

@@ -187,8 +187,8 @@ def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenize
 
 
 def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
-    """Quotes the end of a prompt that no text encoder reads, as it is too long; and says once that
-    weights, which other programs take out of a prompt, are read as letters."""
+    """Quotes the end of a prompt that is too long for all text encoders; and says once that other
+    programs' weights are read as letters."""
     if any(map(WEIGHTED.search, texts)):
         said = 'weights as in "(word:1.4)" or "<lora:name:1>" in a prompt are read as letters'
         warnings.warn(said, UserWarning, stacklevel=4)

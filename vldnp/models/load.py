@@ -42,14 +42,12 @@ def _with_own_options(opener: Callable) -> Callable:
 def load(model, revision: str | None = None, *, device=None, dtype=torch.float32, **options):
     """Open a text-to-image model: Stable Diffusion 1, 2, XL, 3 or 3.5, or FLUX.1.
 
-    Args:
-        model: a name ("moji-sd", "sd-1.4"), a folder in diffusers' format, a hub id, a
-            `ModelSpec`, a diffusers pipeline, or a `Backbone` (returned as it is).
-        revision: commit of the hub repository; needed for a hub id that has no name here.
-        device, dtype: default is CUDA where there is one; of weights and latents, also by name.
-        options: `model_cpu_offload`, `attention_slicing` (of U-Nets), `vae_slicing`, `vae_tiling`,
-            which need less memory; others of the pipeline's `from_pretrained`, as `variant="fp16"`.
-    """
+    `model` is a name ("moji-sd", "sd-1.4"), a folder in diffusers' format, a hub id, which needs
+    the commit as `revision` where it has no name here, a `ModelSpec`, a diffusers pipeline, or a
+    `Backbone` as it is. The device is CUDA where there is one; `dtype` is that of weights and
+    latents, also by name. `options` are `model_cpu_offload`, `attention_slicing` (of U-Nets),
+    `vae_slicing` and `vae_tiling`, which need less memory, and those of the pipeline's
+    `from_pretrained`, as `variant="fp16"`."""
     from vldnp.models.backbone import MEMORY, Backbone, as_backbone
 
     if isinstance(model, str | Path):
@@ -125,8 +123,8 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options):
         try:
             return resolve_name(source.entry["opener"])(*filter(None, [source.location]), **options)
         except ImportError as error:
-            needs = f"the judge {judge!r} needs a package: {first_line(error)}"
-            raise ImportError(f"{needs}; pip install 'vldnp[judges]'") from error
+            said = f"{judge!r} cannot be opened: {first_line(error)}; pip install 'vldnp[judges]'"
+            raise ImportError(said) from error
     config = read_yaml(Path(source.location, "config.json"), "config of a judge")
     if (kind := str(config.get("_class_name"))) not in openers:
         raise unknown("kind of judge", kind, openers)

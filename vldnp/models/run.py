@@ -18,8 +18,6 @@ from vldnp.models.backbone import HINT, Backbone
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.hub import out_of_memory
 
-SPACING = "timestep_spacing"
-
 
 class Run:
     """A backbone with a scheduler of its own, set to `num_inference_steps`: a name
@@ -107,8 +105,8 @@ class Run:
         return prediction_of(self._kind, x0, latents.to(x0.dtype), *levels)
 
     def step(self, pred: Tensor, t: Tensor, latents: Tensor, generators=None) -> Tensor:
-        """x_{t−1} from x_t. `generators` serve schedulers that add noise, one per image. DDIM's η
-        (Song et al. 2020, arXiv 2010.02502, eq. 16) is 0."""
+        """x_{t−1} from x_t, with a generator per image for schedulers that add noise; DDIM's η is 0
+        (Song et al. 2020, arXiv 2010.02502, eq. 16)."""
         accepted = inspect.signature(self.scheduler.step).parameters
         options = {"eta": 0.0} if "eta" in accepted else {}
         if generators is not None and "generator" in accepted:
@@ -137,18 +135,18 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
 
 def _warn_of_spacing(made: SchedulerMixin, own: SchedulerMixin) -> None:
     """`save_pretrained` writes out PNDM's default spacing, and what is made of it takes it over."""
-    usual, others = (inspect.signature(type(s)).parameters.get(SPACING) for s in (own, made))
-    if usual and others and made.config[SPACING] == usual.default != others.default:
-        said = f"{type(made).__name__} starts at t = {int(made.timesteps[0])} by the {SPACING} of"
-        said += f" the model's {type(own).__name__}, {usual.default!r}, as save_pretrained writes;"
-        warnings.warn(f"{said} with its own, {others.default!r}, it starts at 999", stacklevel=4)
+    name, both = "timestep_spacing", [inspect.signature(type(s)).parameters for s in (own, made)]
+    usual, others = (getattr(accepted.get(name), "default", None) for accepted in both)
+    if usual and others and made.config[name] == usual != others:
+        said = f"{type(made).__name__} starts at t = {int(made.timesteps[0])} by the {name} of the"
+        said += f" model's {type(own).__name__}, {usual!r}, as save_pretrained writes it"
+        warnings.warn(f"{said}; with its own, {others!r}, it starts at 999", stacklevel=4)
 
 
 def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
     """μ of timesteps that depend on how many patches an image has, as the pipeline's."""
     patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
-    usual = {"base_image_seq_len": 256, "max_image_seq_len": 4096}
-    usual |= {"base_shift": 0.5, "max_shift": 1.16}
+    usual = dict(base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5, max_shift=1.16)
     values = [backbone.pipe.scheduler.config.get(key, value) for key, value in usual.items()]
     return calculate_shift((size[0] // patch) * (size[1] // patch), *values)
 

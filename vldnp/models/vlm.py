@@ -72,11 +72,10 @@ def resized(image: Image.Image | Tensor, max_edge: int | None = None) -> Tensor:
     if max_edge in (None, longer := max(height, width)):
         return pixels
     new = [max(1, round(n * max_edge / longer)) for n in (height, width)]
-    found = pixels[None].to(torch.float32 if pixels.is_mps else torch.float64)
+    x = pixels[None].to(torch.float32 if pixels.is_mps else torch.float64)
     for size in ((height, new[1]), new):
-        found = interpolate(found, size, mode="bicubic", antialias=True).add(0.5).floor()
-        found = found.clamp(0, 255)
-    return found[0].to(torch.uint8)
+        x = interpolate(x, size, mode="bicubic", antialias=True).add(0.5).floor().clamp(0, 255)
+    return x[0].to(torch.uint8)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -25,8 +25,9 @@ from vldnp.models.vlm import Conversation, VLMError
 
 KEY = "OPENAI_API_KEY"  # the environment variable; a server may need none
 REPLY_LIMIT = 1_000_000  # bytes; an answer of 64 tokens takes about one thousand
-MARK = r"[<\[◁]\|?(/?)(?:\w+[:_])?(?:think|thinking|thought|reasoning|channel)\|?[>\]▷]"
-THOUGHT = re.compile(MARK, re.IGNORECASE)
+THOUGHT = re.compile(
+    r"(?i)[<\[◁]\|?(/?)(?:\w+[:_])?(?:think\w*|thought|reasoning|channel)\|?[>\]▷]"
+)
 UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
 
 
@@ -35,10 +36,9 @@ class RemoteVLM(Conversation):
     """A VLM behind an OpenAI-compatible server: vLLM, `transformers serve`, llama.cpp, and others.
 
     Images are asked about concurrently, with temperature 0. A call that meets no server, a
-    time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds
-    or when the server says. Constrained answers are asked for by a JSON schema, against which the
-    reply is checked. The key of `OPENAI_API_KEY` stays out of answers, errors and records.
-    """
+    time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds or
+    when the server says. The reply is checked against the JSON schema by which constrained answers
+    are asked for. The key of `OPENAI_API_KEY` stays out of answers, errors and records."""
 
     base_url: str
     model: str  # the name under which the server serves it, and by default that in records
