@@ -34,8 +34,8 @@ class Categories(Policy):
 def summed(
     pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: float
 ) -> Tensor:
-    """ε_cfg − ω Σ_k (ε_k − ε_u), K negations of equal weight (Liu et al. 2022, arXiv 2206.01714), of
-    ε_k `[B, K, C, h, w]`, or `[B, C, h, w]` for one category."""
+    """ε_cfg − ω Σ_k (ε_k − ε_u), K negations of equal weight (Liu et al. 2022, arXiv 2206.01714);
+    ε_k are `[B, K, C, h, w]`, or `[B, C, h, w]` for one category."""
     pos, each = pred_cond - pred_uncond, pred_neg.view(len(pred_neg), -1, *pred_cond.shape[1:])
     return pred_uncond + guidance_scale * pos - omega * (each - pred_uncond[:, None]).sum(dim=1)
 

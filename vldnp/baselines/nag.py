@@ -39,7 +39,7 @@ def normalized(
 def attending(
     network: nn.Module, rows: Sequence[int], beside: Sequence[int], text_length: int, mix: Callable
 ) -> Iterator[None]:
-    """While this lasts, rows' image features are mixed with those of the rows beside (`normalized`);
+    """While this lasts, rows' image features are mixed with those of rows beside (`normalized`);
     both go on with the result. In one sequence of both, `text_length` tokens of text are first."""
     rows, beside = list(rows), list(beside)
 

@@ -170,11 +170,11 @@ def decoded(vae: nn.Module, latents: Tensor) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """`[B, 3, H, W]` in 0..1 → 0..255, rounded as diffusers rounds."""
-    return (pixels * 255).round().to(torch.uint8)
+    """`[B, 3, H, W]` in 0..1, rounded as diffusers rounds; uint8 as it is."""
+    return pixels if pixels.dtype == torch.uint8 else (pixels * 255).round().to(torch.uint8)
 
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
     """`[B, 3, H, W]` in 0..1, or uint8 → RGB images."""
-    array = pixels if pixels.dtype == torch.uint8 else to_uint8(pixels)
-    return [Image.fromarray(image) for image in array.permute(0, 2, 3, 1).cpu().numpy()]
+    array = to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(image) for image in array]

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vldnp._finite import check_finite
+from vldnp.models.backbone import to_pil
 
 Images = Sequence[Image.Image] | Tensor
 
@@ -78,8 +79,7 @@ def as_pil(images: Images) -> list[Image.Image]:
     """Images as RGB, each of its own size; errors are those of `as_tensor`."""
     if not isinstance(images, Tensor) and len(images):
         return [image.convert("RGB") for image in images]
-    pixels = (as_tensor(images) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    return [Image.fromarray(image) for image in pixels.cpu().numpy()]
+    return to_pil(as_tensor(images))
 
 
 # NudeNet's classes for the nine bare body parts of the paper's question.
