@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from vldnp._files import atomic, first_line, unknown, write_text
+from vldnp._files import atomic, first_line, unknown
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -86,17 +86,3 @@ def execute(source: Path, target: Path, parameters: dict) -> Path:
     with atomic(target) as temporary:
         nbformat.write(notebook, temporary)
     return target
-
-
-def report(run: str | Path, profile: str = "moji", reveal: bool = False) -> Path:
-    """A run folder as one self-contained page, its `report.html`: the notebook 09_report."""
-    from nbconvert import HTMLExporter
-
-    run, source = Path(run), NOTEBOOKS / "09_report.ipynb"
-    if not (run / "config.json").is_file():
-        raise FileNotFoundError(f"{run} is no run folder: there is no config.json")
-    given = _there(NOTEBOOKS, profile, run) | {"reveal": reveal}
-    executed = execute(source, run / "notebooks" / source.name, given)
-    page, _ = HTMLExporter(exclude_input=True, embed_images=True).from_filename(str(executed))
-    write_text(run / "report.html", page)
-    return run / "report.html"
