@@ -81,13 +81,12 @@ def matched(folder: Path, prompts: str | Path) -> pd.DataFrame:
     if path.is_file() and "image" in (raw := read_table(path)):
         if len(raw) != len(table):
             raise ValueError(f"{prompts}: the column image needs a prompt beside each image")
-        rows = table.assign(image=list(raw["image"]))
+        rows = table.assign(image=list(raw["image"]), own=table["seed"])
     else:
         seeds = dict(zip(table["prompt_id"], table["seed"], strict=True))
         named = [(*identified(file, seeds), file) for file in files]
         named = pd.DataFrame(named, columns=["prompt_id", "seed", "image"])
-        rows = table.drop(columns="seed").merge(named, on="prompt_id", how="left")
-        _check_seeds(rows, table)
+        rows = table.rename(columns={"seed": "own"}).merge(named, on="prompt_id", how="left")
     wanted = rows["image"].fillna(rows["prompt_id"])
     if lacking := sorted({*wanted[~rows["image"].isin(files)]}):
         some = ", ".join(lacking[:5])
@@ -95,19 +94,15 @@ def matched(folder: Path, prompts: str | Path) -> pd.DataFrame:
     if (twice := rows.duplicated(["prompt_id", "seed"], keep=False)).any():
         both = " and ".join(rows["image"][twice].iloc[:2])
         raise ValueError(f"{folder}: {both} are images of the same prompt with the same seed")
-    return rows.assign(prompt_set=set_name(prompts))
-
-
-def _check_seeds(rows: pd.DataFrame, table: pd.DataFrame) -> None:
-    """Numbers in names are seeds if they count on from the prompt's own; else a ValueError."""
-    rows = rows.dropna(subset="image").sort_values("seed")
-    own = rows["prompt_id"].map(dict(zip(table["prompt_id"], table["seed"], strict=True)))
-    if (wrong := rows["seed"] != own + rows.groupby("prompt_id").cumcount()).any():
-        file, seed = rows["image"][wrong].iloc[0], own[wrong].iloc[0]
+    # Numbers in names are seeds where they count on from the prompt's own.
+    place = rows.sort_values("seed").groupby("prompt_id").cumcount()
+    if (wrong := rows["seed"] != rows["own"] + place).any():
+        file, own = rows.loc[wrong.idxmax(), ["image", "own"]]
         raise ValueError(
-            f"{file}: its number is not the prompt's seed, {seed}, nor counts on from it; where it "
+            f"{file}: its number is not the prompt's seed, {own}, nor counts on from it; where it "
             "counts samples, give the prompts' file a row for each image, with a column image"
         )
+    return rows.drop(columns="own").assign(prompt_set=set_name(prompts))
 
 
 def identified(file: str, seeds: Mapping[str, int]) -> tuple[str, int]:
