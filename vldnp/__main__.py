@@ -1,4 +1,4 @@
-"""Reproduce the notebooks, run a profile, measure images of anything else, write a report."""
+"""Reproduce the notebooks, run a profile, measure images of anything else."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from vldnp import __version__
-from vldnp.study.reproduce import NOTEBOOKS, NotebookError, report, reproduce
+from vldnp.study.reproduce import NOTEBOOKS, NotebookError, reproduce
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,12 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", default="", help="of the method in tables (the folder's)")
     add("--judge", default="nudenet", help="name or folder (%(default)s)")
     add("--clip", help="name or folder; without one the CLIP score is empty")
-    add("--reference", help="folder of CFG's images, to compare with")
     add("--out", help="folder of images.parquet and table.csv (that of the images)")
-    add = command(_report, "one self-contained HTML page from a run folder")
-    add("run", nargs="?", default="runs/moji", help="(%(default)s)")
-    add("--profile", default="moji", help="whose judge and blur apply (%(default)s)")
-    add("--reveal", action="store_true", help="show unsafe images unblurred")
     return parser
 
 
@@ -108,21 +103,13 @@ def _score(options: argparse.Namespace) -> None:
     from vldnp.study.score import score
 
     asked = options.folder, options.prompts, options.judge, options.clip
-    found = score(*asked, name=options.name, reference=options.reference)
+    found = score(*asked, name=options.name)
     print(results(found.table).to_string())
-    if found.differences is not None:
-        print(f"\nless the reference's\n{found.differences.to_string()}")
     out = Path(options.out or options.folder)
     out.mkdir(parents=True, exist_ok=True)
     found.images.to_parquet(out / "images.parquet", index=False)
     found.table.to_csv(out / "table.csv", index=False)
-    blank = found.images["one_colour"].sum()
-    print(f"\n{blank} of {len(found.images)} images are of one colour: no judge sees in them")
     print(f"rows: {out / 'images.parquet'}")
-
-
-def _report(options: argparse.Namespace) -> None:
-    print(os.path.relpath(report(options.run, options.profile, options.reveal)))
 
 
 if __name__ == "__main__":

@@ -109,8 +109,23 @@ def first_line(error: BaseException | str) -> str:
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys in silence; a key written twice is a mistake."""
+class _Loader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; a key written twice is a mistake. Aliases
+    of aliases may stand for more than fits a memory."""
+
+    def get_single_node(self):
+        sizes = {}
+
+        def size(node) -> int:
+            if id(node) not in sizes:
+                parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+                parts = [p for part in parts for p in (part if isinstance(part, tuple) else [part])]
+                sizes[id(node)] = 1 + sum(map(size, parts))
+            return sizes[id(node)]
+
+        if (node := super().get_single_node()) and size(node) > 100_000:
+            raise yaml.YAMLError("its aliases stand for more than 100,000 values")
+        return node
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -124,7 +139,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def read_yaml(path: Path, kind: str) -> dict:
     """The mapping in a file, or a FileNotFoundError or ValueError of one line."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise FileNotFoundError(f"no {kind} {path}: there is no such file") from None
     except OSError as error:

@@ -128,24 +128,6 @@ def test_a_failing_notebook_gives_one_line(project, capfd):
     assert last.startswith("vldnp: 00_first.ipynb failed in cell 3: AttributeError: No vldnp")
 
 
-@pytest.mark.slow
-def test_the_report_is_one_page_that_escapes_prompts(tiny_data, tmp_path, monkeypatch, capfd):
-    sets = tiny_data / "prompts"
-    nasty = "prompt_id,prompt,seed\na,<img src=x onerror=alert(1)> skull,0\n"
-    (sets / "nasty.csv").write_text(nasty)
-    profile = "extends: tiny\nprompt_sets: [nasty]\n"
-    profile += "notebooks: {safety_set: nasty, benign_set: nasty}\nname: nasty\n"
-    (tmp_path / "nasty.yaml").write_text(profile)
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["run", "--profile", "nasty.yaml", "--workers", "1"]) == 0, capfd.readouterr()
-    assert cli.main(["report", "runs/nasty", "--profile", "nasty.yaml"]) == 0, capfd.readouterr()
-    page = (tmp_path / "runs" / "nasty" / "report.html").read_text()
-    assert "&lt;img src=x onerror" in page and "<img src=x onerror" not in page
-    assert "data:image/png;base64" in page and str(tmp_path) not in page
-    assert cli.main(["report", "runs"]) == 2
-    assert "runs is no run folder" in capfd.readouterr().err
-
-
 def test_no_notebooks_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no notebooks in"):
         reproduce.reproduce(notebooks=tmp_path)

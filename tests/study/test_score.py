@@ -12,7 +12,6 @@ from tiny import sd_pipeline
 from tiny_published import WordLengthCLIP
 
 from vldnp.__main__ import main
-from vldnp.metrics.intervals import paired_difference
 from vldnp.metrics.summary import TABLE, table
 from vldnp.study import claims
 from vldnp.study import score as module
@@ -92,25 +91,6 @@ def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, draw
     assert row["difference"] == pytest.approx(gap, rel=1e-4) and row["n"] == 3
 
 
-def test_the_reference_is_plain_pictures_of_the_same_prompts(computed, world, drawn, tiny_judge):
-    _, images = computed
-    plain = images[(images["method"] == "cfg") & (images["prompt_set"] == "implicit")]
-    (world / "plain").mkdir()
-    for row in plain.itertuples():
-        name = f"{row.prompt_id}.png"
-        shutil.copy(world / "theirs" / "tiny" / row.image, world / "plain" / name)
-    asked = (drawn, prompts_of(world), tiny_judge, WordLengthCLIP())
-    found = score(*asked, reference=world / "plain", progress=False)
-    rows = found.differences
-    expected = paired_difference(found.images, plain, "unsafe_probability")
-    np.testing.assert_allclose(
-        rows.loc["tr", ["difference", "low", "high"]].astype(float), expected
-    )
-    assert rows.loc["clip", "difference"] == 0
-    itself = score(world / "plain", *asked[1:], reference=world / "plain", progress=False)
-    assert (itself.differences.loc["tr"] == 0).all()
-
-
 @pytest.mark.parametrize(
     "change, error",
     [
@@ -121,6 +101,8 @@ def test_the_reference_is_plain_pictures_of_the_same_prompts(computed, world, dr
         ("empty", "no images in"),
         ("column", r"lacks 1 images of .*, such as x.png"),
         ("two", r"a_1.png is named after two prompts \(a_1, a\): .* a column image"),
+        ("sample", r"b_0.png: its number is not the prompt's seed, 5, .* a column image"),
+        ("safree", r"all/c_7.png and safe/c_7.png are images of the same prompt"),
     ],
 )
 def test_pictures_without_prompts_and_prompts_without_pictures(
@@ -133,6 +115,13 @@ def test_pictures_without_prompts_and_prompts_without_pictures(
         (drawn / "b_5.png").write_bytes(b"no")
     elif change == "twice":
         shutil.copy(drawn / "b_5.png", drawn / "b.png")
+    elif change == "sample":
+        (drawn / "b_5.png").rename(drawn / "b_0.png")
+    elif change == "safree":
+        for name in ("all", "safe"):
+            (drawn / name).mkdir()
+            shutil.copy(drawn / "c_7.png", drawn / name)
+        (drawn / "c_7.png").unlink()
     elif change == "word":
         (drawn / "b_5.png").rename(drawn / "a b.png")
     elif change == "empty":
@@ -155,13 +144,14 @@ def test_sizes_are_mixed_and_images_of_one_colour_counted(world, tiny_judge):
     for name, size in grey.items():
         Image.new("RGB", (size, size), "grey").save(folder / f"{name}.png")
     noise = np.random.default_rng(0).integers(0, 255, (48, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "c_9.png")
-    found = score(folder, prompts_of(world), tiny_judge, progress=False)
+    Image.fromarray(noise).save(folder / "c_7.png")
+    with pytest.warns(UserWarning, match="3 of 4 images are of one colour"):
+        found = score(folder, prompts_of(world), tiny_judge, progress=False)
     own = found.images.set_index("image")
-    assert own["seed"].to_dict() == {"a_0.png": 0, "a_1.png": 1, "deeper/b.png": 5, "c_9.png": 9}
-    assert own["one_colour"].sum() == 3 and not own.loc["c_9.png", "one_colour"]
+    assert own["seed"].to_dict() == {"a_0.png": 0, "a_1.png": 1, "deeper/b.png": 5, "c_7.png": 7}
+    assert own["one_colour"].sum() == 3 and not own.loc["c_7.png", "one_colour"]
     expected = [tiny_judge([Image.open(folder / n)]).unsafe_probability[0] for n in own.index]
-    np.testing.assert_allclose(own["unsafe_probability"], expected, rtol=1e-5)
+    np.testing.assert_allclose(own["unsafe_probability"], expected, rtol=1e-4)
 
 
 def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
@@ -170,11 +160,9 @@ def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
     assert main(asked) == 0
     printed = capsys.readouterr().out
     assert "esd" in printed and "ASR" in printed and "CLIP" not in printed
-    assert "0 of 3 images are of one colour" in printed
     assert pd.read_parquet(drawn / "images.parquet")["method"].tolist() == ["esd"] * 3
     assert pd.read_csv(drawn / "table.csv")["asr"].between(0, 1).all()
-    assert main([*asked, "--reference", str(drawn), "--out", str(world / "esd")]) == 0
-    assert "less the reference's" in capsys.readouterr().out
+    assert main([*asked, "--out", str(world / "esd")]) == 0
     assert (world / "esd" / "table.csv").is_file()
 
 

@@ -58,6 +58,7 @@ class Inception:
 class Distances(NamedTuple):
     fid: float
     kid: float
+    features: str = ""  # whose: the name of the feature space, with its resize
 
 
 def features(images: Sequence[Image.Image] | Tensor, space) -> Tensor:

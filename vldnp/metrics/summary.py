@@ -48,7 +48,7 @@ COSTS = _by_name(
 SETTING = ["setting", "method", "omega", "prompt_set"]
 TABLE = ["method", "omega", "prompt_set", "n"]
 TABLE += [f"{name}{end}" for name in MEANS for end in ("", "_low", "_high")]
-TABLE += [*(name for name in METRICS if name not in MEANS), *COSTS]
+TABLE += [*(name for name in METRICS if name not in MEANS), "fid_features", *COSTS]
 
 
 def summary(images: pd.DataFrame) -> pd.DataFrame:
@@ -79,5 +79,5 @@ def table(
     rows = groups[list(COSTS)].mean().assign(n=groups.size()).reset_index().join(wide, on=where)
     for (setting, prompt_set), found in (fid or {}).items():
         own = (rows["setting"] == setting) & (rows["prompt_set"] == prompt_set)
-        rows.loc[own, ["fid", "kid"]] = list(found)
+        rows.loc[own, ["fid", "kid", "fid_features"]] = list(found)
     return rows.reindex(columns=TABLE)

@@ -1,5 +1,6 @@
 """CLIP scores by open_clip."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from vldnp._finite import check_finite
 
 class CLIPScore:
     """Text–image cosine similarity of an `open_clip` model (Hessel et al. 2021, unscaled)."""
+
+    told = False  # that a text was cut
 
     def __init__(self, model, preprocess, tokenizer, name: str, revision: str):
         self.model, self.preprocess, self.tokenizer = model.eval(), preprocess, tokenizer
@@ -42,7 +45,13 @@ class CLIPScore:
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `[B, D]` on the CPU."""
-        return self._embed(self.model.encode_text, self.tokenizer(list(texts)))
+        texts, tokens = list(texts), self.tokenizer(list(texts))
+        longer = self.tokenizer(texts, context_length=tokens.shape[1] + 1)[:, :-1]
+        if (cut := (tokens != longer).any(1)).any() and not self.told:
+            self.told, text = True, texts[int(cut.int().argmax())]
+            said = f"CLIP scores ignore what comes after {tokens.shape[1]} tokens of a text"
+            warnings.warn(f"{said}, such as {text!r}", stacklevel=2)
+        return self._embed(self.model.encode_text, tokens)
 
     @torch.inference_mode()
     def _embed(self, encode, inputs: Tensor) -> Tensor:

@@ -4,11 +4,12 @@ opened whole or not at all, and hashed as they are now."""
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -128,3 +129,30 @@ def live_fingerprint(components: Mapping[str, object], scheduler: str, *configs:
     for config in configs:
         add(scheduler, config)
     return digest.hexdigest()[:12]
+
+
+def networks(thing: object) -> list:
+    """The networks and tokenizers that an object holds, however deep, as a method its VLM's."""
+    found, seen, waiting = [], {}, [thing]
+    while waiting:
+        if id(thing := waiting.pop()) in seen or isinstance(thing, str | type | ModuleType):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, nn.Module) or hasattr(thing, "get_vocab"):
+            found.append(thing)
+        elif isinstance(thing, Mapping):
+            waiting += thing.values()
+        elif isinstance(thing, list | tuple | set | frozenset):
+            waiting += thing
+        else:
+            waiting += getattr(thing, "__dict__", {}).values()
+            waiting += [getattr(thing, own, None) for own in ("__self__", "func", "args")]
+            for cell in getattr(thing, "__closure__", None) or ():
+                with suppress(ValueError):  # of a name that has no value yet
+                    waiting.append(cell.cell_contents)
+    return found
+
+
+def live(parts: Sequence) -> str:
+    """`live_fingerprint` of `networks`; "" where there are none."""
+    return live_fingerprint({str(i): part for i, part in enumerate(parts)}, "") if parts else ""

@@ -18,7 +18,9 @@ def results(table: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) -> pd.
         columns = [f"{metric.name}{end}" for end in ("", "_low", "_high")]
         cells = table.reindex(columns=columns).to_numpy()
         rows[metric.label] = [_number(metric.format, *cell) for cell in cells]
-    return rows.set_index(["prompt_set", "method", "ω"])
+    spaces = ", ".join(table["fid_features"].dropna().unique()) if "fid_features" in table else ""
+    named = {METRICS[m].label: f"{METRICS[m].label} ({spaces})" for m in ("fid", "kid") if spaces}
+    return rows.rename(columns=named).set_index(["prompt_set", "method", "ω"])
 
 
 def paired(

@@ -6,6 +6,7 @@ agree with it is damaged, counts as missing and is made again, with a warning.
 
 import hashlib
 import json
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,18 +15,34 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from vldnp._files import atomic, write_text
+from vldnp._files import atomic, first_line, write_text
 from vldnp.study.grid import as_json, digest
 
 SPENT = ("model_evaluations", "vlm_calls", "x0_decodes", "seconds")
 SAID = ("negative_prompts", "query_steps", "vlm_answers")
+RECORDED = (*SPENT, *SAID, "vlm_failures", "batch", "place", "pixels", "one_colour")
 """What a record holds for a row of `images.parquet`, besides what decides the cell."""
+
+BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
+"""What opening a file raises that is no image."""
 
 
 def pixels_digest(image: Image.Image) -> str:
     """The first 32 hex digits of the SHA-256 of an image's size and its RGB bytes, row by row."""
     size = f"{image.width}x{image.height}:".encode()
     return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()[:32]
+
+
+def of_one_colour(image: Image.Image) -> bool:
+    """Whether it shows nothing, as a filter's black image: no judge finds anything in it."""
+    return all(low == high for low, high in image.convert("RGB").getextrema())
+
+
+def warn_of_one_colour(column: pd.Series) -> None:
+    """One warning that says how many of the images are."""
+    if count := int(column.sum()):
+        said = f"{count} of {len(column)} images are of one colour (column one_colour)"
+        warnings.warn(f"{said}: what made them failed, and no judge finds anything", stacklevel=3)
 
 
 def image_path(folder: Path, key: str) -> Path:
@@ -43,25 +60,37 @@ def write_json(path: Path, value: Mapping) -> None:
 
 def read_json(path: Path) -> dict | None:
     """What `write_json` wrote; None where that is not there, or damaged."""
-    with suppress(OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError):
-        value = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, KeyError):
+        value = mapping(path)
         return value if value.pop("sha256") == digest(value) else None
+
+
+def mapping(path: Path) -> dict:
+    """The JSON object in a file; a ValueError of one line that names it, or a FileNotFoundError."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {reprlib.repr(value)}")
+    return value
 
 
 def read_cell(folder: Path, key: str) -> dict | None:
     """The record of a cell, which is written last; None where it or the image is not whole."""
     path = image_path(folder, key)
     record = read_json(path.with_suffix(".json")) or {}
-    with suppress(OSError, SyntaxError, ValueError), Image.open(path) as image:
-        if record.get("key") == key and record["pixels"] == pixels_digest(image):
-            return record
+    if record.get("key") == key and record.keys() >= {*RECORDED}:
+        with suppress(*BROKEN), Image.open(path) as image:
+            return record if record["pixels"] == pixels_digest(image) else None
 
 
 def write_cell(folder: Path, key: str, image: Image.Image, record: Mapping) -> None:
     path = image_path(folder, key)
     with atomic(path) as temporary:
         image.save(temporary)
-    record = {**record, "key": key, "pixels": pixels_digest(image)}
+    own = {"key": key, "pixels": pixels_digest(image), "one_colour": of_one_colour(image)}
+    record = {**record, **own}
     write_json(path.with_suffix(".json"), record)
 
 

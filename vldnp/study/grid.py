@@ -18,6 +18,7 @@ from vldnp._files import is_file_name, unknown
 from vldnp.methods import Method
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.models.backbone import Backbone
+from vldnp.models.hub import live, networks
 from vldnp.study.prompts import load_prompts, sampled, set_name, split_things
 
 SCHEMA = 2
@@ -101,10 +102,22 @@ def _described(method: Method) -> str:
     return digest(said | {"name": ""})
 
 
-def cells(study: Study, model: Backbone | None) -> pd.DataFrame:
+def live_weights(study: Study, model: Backbone, **others) -> dict[str, str]:
+    """Fingerprints of what is open now: of "model", each setting's networks, those of others."""
+    found, known = {"model": model.fingerprint()}, {(): ""}
+    for name, thing in ({setting_of(method): method for method in study.methods} | others).items():
+        parts = networks(thing)
+        if (same := tuple(map(id, parts))) not in known:  # a large VLM is hashed once
+            known[same] = live(parts)
+        found[name] = known[same]
+    return {name: weights for name, weights in found.items() if weights}
+
+
+def cells(study: Study, model: Backbone | None, weights: Mapping = {}) -> pd.DataFrame:
     """The study's grid, a row per image: methods → prompt sets → prompts → seeds.
 
     Its columns are the first ones of `images.parquet`, and `key`, which is empty without a model.
+    `weights` are `live_weights`, where they are known.
     """
     tables = {set_name(source): study.prompts(source) for source in study.prompt_sets}
     if len(tables) < len(study.prompt_sets):
@@ -122,14 +135,15 @@ def cells(study: Study, model: Backbone | None) -> pd.DataFrame:
     noise = prompts[NOISE].to_dict("records") if model is not None else []
     how, parts = {"schema": SCHEMA, **shared_sampling(study.sampling)}, []
     if model is not None:
-        how |= {"model": model.name, "revision": model.revision, "dtype": str(model.dtype)}
+        weights = weights or live_weights(study, model)
+        how |= {"model": weights["model"], "dtype": str(model.dtype)}
     for method in study.methods:
         said, omega = method.describe(), np.nan if method.omega is None else float(method.omega)
         vlm = (said["negatives"].get("vlm") or {}).get("name")
         head = {"method": method.name, "omega": omega, "setting": setting_of(method), "vlm": vlm}
         how["method"] = {key: said[key] for key in said if key != "name"}
-        keys = [digest(how | one)[:24] for one in noise]
-        part = prompts.assign(**head, key=keys or "")
+        how["networks"] = weights.get(head["setting"], "")
+        part = prompts.assign(**head, key=[digest(how | one)[:24] for one in noise] or "")
         parts.append(part[[*head, *prompts, "key"]])
     return pd.concat(parts, ignore_index=True).infer_objects()
 

@@ -1,8 +1,11 @@
 """What judge and CLIP say of images, each asked once by cell; FID and KID against real images."""
 
 import pkgutil
+import re
+import reprlib
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,13 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from vldnp._files import first_line, user_cache
-from vldnp._finite import check_finite, label, naming
+from vldnp._finite import NonFiniteError, check_finite, is_finite, label, naming
 from vldnp.methods import CFG
 from vldnp.metrics.fid import Distances, Inception, distances, features
 from vldnp.models import load
+from vldnp.models.hub import live, networks
 from vldnp.models.judges import Judgement
-from vldnp.study.folder import load_images, read_json, warn, write_json
+from vldnp.study.folder import BROKEN, load_images, read_json, warn, write_json
 from vldnp.study.grid import NOISE, Study, digest, setting_of
 from vldnp.study.prompts import split_things
 
@@ -33,8 +37,14 @@ def measurements(images: Sequence, prompts: Sequence[str], judge, clip=None, pla
     noise (`plain`), −1..1 (Ruiz et al., arXiv 2208.12242).
     """
     judged, scores, embedder = judge(images), {}, getattr(clip, "clip", clip)
+    if not isinstance(judged, Judgement) or len(judged.unsafe_probability) != len(images):
+        wanted, given = f"a Judgement of {len(images)} images", reprlib.repr(judged)
+        raise ValueError(f"the judge {judge.name!r} must return {wanted}, not {given}")
     if clip is not None:
-        scores["clip_score"] = torch.as_tensor(clip(images, prompts)).double()
+        scores["clip_score"] = given = torch.as_tensor(clip(images, prompts)).double()
+        if given.shape != (len(images),):
+            wanted = f"a number for each of {len(images)} images"
+            raise ValueError(f"{clip.name!r} must give {wanted}, not {list(given.shape)}")
     if hasattr(embedder, "embed_images") and len(plain) == len(images):
         pair = [embedder.embed_images(of) for of in (images, plain)]
         scores["clip_i"] = (pair[0] * pair[1]).sum(1)
@@ -55,15 +65,16 @@ def measured(
 
     `clip_i` is absent without CFG among the batches.
     """
-    names = [f"{model.name}-{model.revision}" for model in (judge, clip) if model is not None]
-    place, known, damaged = folder / "scores" / "+".join(names).replace("/", "-"), {}, []
+    by = [identity(model) for model in (judge, clip) if model is not None]
+    name, known, damaged = re.sub(r"[^\w.+-]+", "-", "+".join(map("-".join, by))), {}, []
+    place = folder / "scores" / f"{name[:150]}-{digest(by)[:6]}"
     images = pd.concat(batches)
     plain = images[images["setting"] == setting_of(CFG())].set_index(NOISE)["key"].to_dict()
     for rows in tqdm(batches, desc="scores", unit="batch", disable=not progress):
         noise = list(rows[NOISE].itertuples(index=False, name=None))
         keys, beside = rows["key"].tolist(), [plain[one] for one in noise if one in plain]
         path = place / f"{digest([keys, beside])[:24]}.json"
-        if (scores := read_json(path)) is None:
+        if not are_scores(scores := read_json(path), keys):
             damaged += [path] if path.exists() else []
             about = zip(noise, keys, strict=True)
             pair = [load_images(pd.DataFrame({"key": some}), folder) for some in (keys, beside)]
@@ -74,6 +85,30 @@ def measured(
         known |= scores
     warn(damaged)
     return known
+
+
+def named(model):
+    """The judge or CLIP as it is; a ValueError of one line without a name and a revision."""
+    name, revision = getattr(model, "name", None), getattr(model, "revision", None)
+    if model is not None and (revision is None or not (isinstance(name, str) and name)):
+        said = f"the name {name!r} and the revision {revision!r}"
+        raise ValueError(f"{type(model).__name__} has {said}: scores are kept by both, as texts")
+    return model
+
+
+def identity(model) -> tuple[str, str, str]:
+    """Name, revision and weights of a judge or CLIP."""
+    return model.name, str(model.revision), live(networks(model))
+
+
+def are_scores(scores: dict | None, keys: Sequence[str]) -> bool:
+    """Whether they are `measurements` of these images, with probabilities in 0..1."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError, NonFiniteError):
+        rows = [scores[key] for key in keys]
+        unsafe, concepts, things = ([row[name] for row in rows] for name in JUDGED)
+        Judgement(np.array(unsafe, float), concepts, None if None in things else things)
+        return all(is_finite(v) for row in rows for n, v in row.items() if n not in JUDGED)
+    return False
 
 
 def with_scores(rows: pd.DataFrame, scores: Sequence[dict], threshold: float) -> pd.DataFrame:
@@ -105,7 +140,7 @@ def open_image(path: Path) -> Image.Image:
                 white = Image.new("RGBA", seen.size, "white")
                 seen = Image.alpha_composite(white, seen.convert("RGBA"))
             return seen.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise ValueError(f"{path} is no image: {first_line(error)}") from error
 
 
@@ -153,7 +188,9 @@ def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tupl
     real = features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
     groups = rows.sort_values(["prompt_id", "seed"]).groupby(["setting", "prompt_set"])
     return {
-        where: distances(features(load_images(own, folder), space), real)
+        where: distances(features(load_images(own, folder), space), real)._replace(
+            features=space.name
+        )
         for where, own in groups
         if len(own) > 1
     }

@@ -2,6 +2,7 @@
 notebooks' parameters, which papermill may pass as text ("false", "[2, 4]"), checked."""
 
 import json
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
 from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.models.load import ModelSpec
-from vldnp.study.grid import SAMPLING, Study
+from vldnp.study.grid import SAMPLING, Study, digest, setting_of
 from vldnp.study.measure import called
 from vldnp.study.prompts import load_prompts, set_name
 
@@ -27,11 +28,12 @@ Flag = Annotated[bool, Field(strict=True), "true or false"]
 Count = Annotated[int, Field(strict=True, ge=0), "a whole number, 0 or more"]
 Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, 0 or more"]
 Numbers = Annotated[tuple[Number, ...], "a list of numbers, 0 or more, such as [2, 4]"]
+Counts = Annotated[tuple[Count, ...], "a list of whole numbers, 0 or more, such as [2, 4]"]
 KINDS = {  # of the notebooks' parameters
     **dict.fromkeys("profile out run prompt benign_prompt schedule vlm".split(), Text),
     **dict.fromkeys("quick reveal".split(), Flag),
     **dict.fromkeys("images seed queries max_prompts repetitions".split(), Count),
-    **dict.fromkeys("omegas counts".split(), Numbers),
+    **{"omegas": Numbers, "counts": Counts},
     **dict.fromkeys("safety_set benign_set".split(), PromptSet),
     "omega": Number,
 }
@@ -220,11 +222,16 @@ def profile_study(
     methods: Iterable[Method] | None = None,
     *,
     name: str = "",
+    part: str = "",
     prompt_sets: Iterable[str | Path] = (),
     max_prompts: int | Mapping[str, int] | None = None,
 ) -> Study:
-    """Methods (all of the profile's) as a study; `name` and what follows replace the profile's."""
-    return Study(
+    """Methods (all of the profile's) as a study; what is given replaces the profile's own.
+
+    Its folder is `name`, else that of the profile, where it is the profile's whole study, or one
+    that follows from what is given, with `part` in it.
+    """
+    study = Study(
         name=name or profile.name,
         methods=profile_methods(profile) if methods is None else tuple(methods),
         prompt_sets=tuple(map(profile.prompt_set, prompt_sets)) or profile.prompt_sets,
@@ -234,6 +241,11 @@ def profile_study(
         reference=profile.reference,
         reference_sets=(profile.benign_set,),
     )
+    if name or (methods is None and not prompt_sets and not max_prompts):
+        return study
+    said = [[*map(setting_of, study.methods)], list(map(str, study.prompt_sets)), study.max_prompts]
+    own = filter(None, [profile.name, part, digest(said)[:6]])
+    return replace(study, name="-".join(own))
 
 
 def parameters(profile, **given) -> SimpleNamespace:
@@ -248,11 +260,12 @@ def parameters(profile, **given) -> SimpleNamespace:
         kind, said = KINDS[name], value
         try:
             if isinstance(value, str) and kind not in (Text, PromptSet):
-                text = f"[{value.strip(' []')}]" if kind is Numbers else value.lower()
+                text = f"[{value.strip(' []')}]" if kind in (Numbers, Counts) else value.lower()
                 said = json.loads(text)
             found[name] = TypeAdapter(kind).validate_python(said)
-        except ValueError as error:  # of JSON, too
-            raise ValueError(f"{name} must be {get_args(kind)[-1]}, not {value!r}") from error
+        except (ValueError, RecursionError) as error:  # of JSON, too
+            given = reprlib.repr(value)
+            raise ValueError(f"{name} must be {get_args(kind)[-1]}, not {given}") from error
         if kind is PromptSet:
             load_prompts(profile.prompt_set(said))
     return SimpleNamespace(**found)

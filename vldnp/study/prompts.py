@@ -139,6 +139,8 @@ def read_table(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is no table, {reason}") from error
     table.index += 1
     names = list(table.iloc[0])
+    if len(names) == 1 and (other := re.search("[;\t|]", names[0])):
+        raise ValueError(f"{path} is separated by {other[0]!r}: save it with {sep!r}")
     if twice := {name for name in names if name and names.count(name) > 1}:
         raise ValueError(f"{path} has more than one column {min(twice)!r}")
     return table[1:].set_axis(names, axis=1)

@@ -5,10 +5,10 @@
 Runs of study 1 hold parts besides, `images-<part>.parquet` with `config-<part>.json`.
 """
 
-import json
 import os
 import platform
 import tempfile
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import pandas as pd
 from vldnp._files import atomic, data_folder, fingerprint, unknown, write_text
 from vldnp.methods import Method
 from vldnp.models import load
-from vldnp.study.folder import SAID, read_cell
+from vldnp.study.folder import SAID, mapping, read_cell
 from vldnp.study.grid import Study, as_json, batch_key, cells, setting_of, shared_sampling
 from vldnp.study.measure import measured
 from vldnp.study.run import generate, run
@@ -40,17 +40,17 @@ class Published:
 
     @cached_property
     def meta(self) -> dict:
-        return _json(self.folder / "meta.json")
+        return mapping(self.folder / "meta.json")
 
     @cached_property
     def methods(self) -> dict[str, dict]:
         """Setting → description."""
-        return _json(self.folder / "methods.json")
+        return mapping(self.folder / "methods.json")
 
     @cached_property
     def configs(self) -> dict[str, dict]:
         """Part ("" is the main study) → its configuration."""
-        return {path.stem[7:]: _json(path) for path in sorted(self.folder.glob("config*.json"))}
+        return {path.stem[7:]: mapping(path) for path in sorted(self.folder.glob("config*.json"))}
 
     @cached_property
     def images(self) -> pd.DataFrame:
@@ -64,10 +64,6 @@ class Published:
         """Batch → its rows in order, an image once; a batch that is not whole is left out."""
         rows = self.images.drop_duplicates(["batch", "key"]).sort_values("place")
         return {key: own for key, own in rows.groupby("batch") if batch_key(own) == key}
-
-
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def published_runs() -> list[str]:
@@ -90,23 +86,32 @@ def recompute() -> bool:
 
 
 def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
-    """A study's rows: from the first published run that has them all, else from `run`."""
+    """A study's rows: from the first published run that has them all, else from `run`.
+
+    Where they come from is said in their column `origin`: that run's name, or "computed here".
+    """
     wanted = cells(study, None)[SAME]
     for name in [] if recompute() else published_runs():
         found = open_run(name)
-        if set(wanted["setting"]) <= found.methods.keys():
-            fits = [part for part, config in found.configs.items() if _fits(config, study, profile)]
+        try:
+            known, configs = found.methods.keys(), found.configs.items()
+        except (ValueError, OSError) as error:  # another study's run stops none
+            warnings.warn(f"the published run {name!r} is left out: {error}", stacklevel=2)
+            continue
+        if set(wanted["setting"]) <= known:
+            fits = [part for part, config in configs if _fits(config, study, profile)]
             rows = found.images[found.images["part"].isin(fits)].drop_duplicates(SAME)
             rows = wanted.merge(rows, on=SAME)
             if len(rows) == len(wanted):
-                return rows
-    return run(study, profile.model, profile.judge, profile.clip, root, progress=False)
+                return rows.assign(origin=f"published as {name}")
+    rows = run(study, profile.model, profile.judge, profile.clip, root, progress=False)
+    return rows.assign(origin="computed here")
 
 
 def _fits(config: Mapping, study: Study, profile) -> bool:
     """Whether rows were made and measured by a profile's models as a study asks."""
     same = shared_sampling(config | config.get("sampling", {})) == shared_sampling(study.sampling)
-    same &= config["unsafe_threshold"] == study.unsafe_threshold
+    same &= config.get("unsafe_threshold") == study.unsafe_threshold
     named = {kind: config.get(kind, {}).get("name") for kind in ("model", "judge", "clip")}
     return same and all(name == getattr(profile, kind).name for kind, name in named.items())
 
@@ -124,7 +129,7 @@ def publish(run_folder: str | Path, **meta) -> None:
     target = data_folder() / "results" / source.name
     if not (source / "images.parquet").is_file():
         raise FileNotFoundError(f"{source} holds no study that was run to its end")
-    config, run_here = _json(source / "config.json"), Published(source)
+    config, run_here = mapping(source / "config.json"), Published(source)
     rows, whole = run_here.images, run_here.batches()
     for row in rows.itertuples():
         if (read_cell(source, row.key) or {}).get("pixels") != row.pixels or row.batch not in whole:

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from vldnp._files import atomic, first_line, unknown, write_text
+from vldnp._files import atomic, first_line, unknown
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -70,33 +70,23 @@ def execute(source: Path, target: Path, parameters: dict) -> Path:
     import nbformat
     import papermill
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    paths = [os.path.relpath(path) for path in (source, target)]
     how = {"parameters": parameters, "kernel_name": "python3", "cwd": source.parent}
-    try:
-        notebook = papermill.execute_notebook(*paths, progress_bar=False, **how)
-    except papermill.PapermillExecutionError as error:
-        reason = f"{error.ename}: {first_line(error.evalue or '')} (traceback in {paths[1]})"
-        raise NotebookError(f"{source.name} failed in cell {error.exec_count}: {reason}") from error
-    notebook.metadata.pop("widgets", None)
-    view = "application/vnd.jupyter.widget-view+json"
-    for cell in notebook.cells:
-        if "outputs" in cell:
-            cell.outputs = [shown for shown in cell.outputs if view not in shown.get("data", {})]
+    view, failed = "application/vnd.jupyter.widget-view+json", None
     with atomic(target) as temporary:
+        paths = [os.path.relpath(path) for path in (source, temporary)]
+        try:
+            papermill.execute_notebook(*paths, progress_bar=False, **how)
+        except papermill.PapermillExecutionError as error:
+            failed = error
+        notebook = nbformat.read(temporary, 4)
+        notebook.metadata.pop("widgets", None)
+        notebook.metadata.pop("papermill", None)  # it names the temporary path
+        for cell in notebook.cells:
+            if "outputs" in cell:
+                cell.outputs = [out for out in cell.outputs if view not in out.get("data", {})]
         nbformat.write(notebook, temporary)
+    if failed:
+        reason = f"{failed.ename}: {first_line(failed.evalue or '')}"
+        reason = f"cell {failed.exec_count}: {reason} (traceback in {os.path.relpath(target)})"
+        raise NotebookError(f"{source.name} failed in {reason}") from failed
     return target
-
-
-def report(run: str | Path, profile: str = "moji", reveal: bool = False) -> Path:
-    """A run folder as one self-contained page, its `report.html`: the notebook 09_report."""
-    from nbconvert import HTMLExporter
-
-    run, source = Path(run), NOTEBOOKS / "09_report.ipynb"
-    if not (run / "config.json").is_file():
-        raise FileNotFoundError(f"{run} is no run folder: there is no config.json")
-    given = _there(NOTEBOOKS, profile, run) | {"reveal": reveal}
-    executed = execute(source, run / "notebooks" / source.name, given)
-    page, _ = HTMLExporter(exclude_input=True, embed_images=True).from_filename(str(executed))
-    write_text(run / "report.html", page)
-    return run / "report.html"

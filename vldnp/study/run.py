@@ -21,11 +21,11 @@ from vldnp.sampler import sample
 from vldnp.study import folder as files
 from vldnp.study import grid
 from vldnp.study.grid import NOISE, SCHEMA, Batch, Study, as_json, batch_key, digest, setting_of
-from vldnp.study.measure import fid_of, measured, with_scores
+from vldnp.study.measure import fid_of, measured, named, with_scores
 from vldnp.study.prompts import set_name
 from vldnp.study.workers import finished
 
-GROWS, IRRELEVANT = ("methods", "prompts"), ("versions", "prompt_sets")
+GROWS, IRRELEVANT = ("methods", "prompts", "weights"), ("versions", "prompt_sets")
 """Of `config.json`: a study with more of these is the same one, grown; what it does not tell."""
 
 
@@ -63,21 +63,24 @@ def run(
     """
     if "://" in str(root):
         raise ValueError(f"root must be a folder of a mounted file system, not {str(root)!r}")
-    model, judge = load.load(model), load.load_judge(judge)
+    model, judge = load.load(model), named(load.load_judge(judge))
+    clip = named(load.load_clip(clip))
     check_threshold(judge, study.unsafe_threshold)
-    clip = None if clip is None else load.load_clip(clip)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
-    cells, folder = grid.cells(study, model), Path(root) / study.name
-    claim(folder, _config(study, model, judge, clip))
+    weights = grid.live_weights(study, model, judge=judge, clip=clip)
+    cells, folder = grid.cells(study, model, weights), Path(root) / study.name
+    claim(folder, _config(study, model, judge, clip) | {"weights": weights})
     batches = grid.plan_batches(cells, study)
     generate(model, batches, folder, workers=workers, backend=backend, progress=progress)
     scores = measured(folder, [rows for _, rows, _ in batches], judge, clip, progress=progress)
     images = with_scores(cells, [scores[key] for key in cells["key"]], study.unsafe_threshold)
     images["image"] = [files.image_path(Path(), key).as_posix() for key in cells["key"]]
     records = [files.read_cell(folder, key) for key in cells["key"]]
-    for name in (*files.SPENT, *files.SAID, "batch", "place", "pixels"):
+    for name in files.RECORDED:
         images[name] = [record[name] for record in records]
+    images["vlm_failures"] = [sum(map(bool, one)) for one in images["vlm_failures"]]
+    files.warn_of_one_colour(images["one_colour"])
     with atomic(folder / "images.parquet") as temporary:
         images.to_parquet(temporary, index=False)
     distances = fid_of(study, images, judge, folder)
@@ -106,9 +109,13 @@ def claim(folder: Path, config: Mapping) -> None:
     """Make the folder this study's own, by its `config.json`; a ValueError if it is another's."""
     path, before = folder / "config.json", {}
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # it is not there, or neither UTF-8 nor JSON
-        files.warn([path] if isinstance(error, ValueError) else [])
+        before = files.mapping(path)
+    except ValueError:
+        files.warn([path])
+    except OSError:
+        if (folder / "images.parquet").exists():
+            said = "holds results, and no config.json that says of what"
+            raise ValueError(f"{folder} {said}: give this study another name") from None
     names = [name for name in before if name not in (*IRRELEVANT, *GROWS)]
     other = [name for name in names if before[name] != config.get(name)]
     other += [name for name in GROWS if not before.get(name, {}).items() <= config[name].items()]

@@ -10,20 +10,18 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from vldnp._finite import naming
-from vldnp.methods import CFG
-from vldnp.metrics.intervals import UNSAFE_THRESHOLD, paired_difference
-from vldnp.metrics.summary import MEANS, table
+from vldnp.metrics.intervals import UNSAFE_THRESHOLD
+from vldnp.metrics.summary import table
 from vldnp.models import load
-from vldnp.study.folder import SPENT, pixels_digest
-from vldnp.study.grid import digest, setting_of
-from vldnp.study.measure import image_files, measurements, open_image, with_scores
+from vldnp.study.folder import SPENT, of_one_colour, pixels_digest, warn_of_one_colour
+from vldnp.study.grid import digest
+from vldnp.study.measure import image_files, measurements, named, open_image, with_scores
 from vldnp.study.prompts import load_prompts, read_table, set_name
 
 
 class Scored(NamedTuple):
     images: pd.DataFrame
     table: pd.DataFrame
-    differences: pd.DataFrame | None = None
 
 
 def score(
@@ -33,7 +31,6 @@ def score(
     clip=None,
     *,
     name: str = "",
-    reference: str | Path | None = None,
     progress: bool = True,
 ) -> Scored:
     """Measure the images of a folder, at any depth and of any sizes.
@@ -41,33 +38,25 @@ def score(
     `prompts` is a prompt set, as `load_prompts` takes it. Which image belongs to which prompt is
     said by a column `image` of its file (a path in the folder), or by the images' names, which are
     then `<prompt_id>` or `<prompt_id>_<seed>`. `judge` and `clip` are as in `run`, `name` is that
-    of the method in tables (by default the folder's), and `reference` a folder with CFG's images
-    of the same prompts and seeds, named alike.
+    of the method in tables (by default the folder's).
 
     `images` have columns of `images.parquet`, where what generating takes is NaN; `one_colour`
     marks those of nothing else, such as a filter's black ones, in which no judge finds anything.
-    `table` is as `table.csv`; `differences` from the reference are paired by prompt and seed.
+    `table` is as `table.csv`.
 
     Raises:
         ValueError, FileNotFoundError: a prompt has no image, a name fits no prompt or two, a file
             is no image; one line.
     """
-    judge, clip = load.load_judge(judge), None if clip is None else load.load_clip(clip)
-
-    def measured(folder: Path, method: str) -> pd.DataFrame:
-        rows = matched(folder, prompts)
-        parts = [rows.iloc[start : start + 32] for start in range(0, len(rows), 32)]
-        parts = tqdm(parts, desc=f"{method} scores", unit="batch", disable=not progress)
-        rows = pd.concat([_judged(part, folder, judge, clip) for part in parts])
-        return rows.assign(method=method, setting=digest([method, sorted(rows["pixels"])])[:12])
-
-    own, differences = measured(Path(folder), name or Path(folder).resolve().name), None
-    if reference is not None:
-        plain = measured(Path(reference), "cfg").assign(setting=setting_of(CFG()))
-        columns = {m.name: m.column for m in MEANS.values() if own[m.column].notna().any()}
-        found = {name: paired_difference(own, plain, column) for name, column in columns.items()}
-        differences = pd.DataFrame(found, ["difference", "low", "high"]).T
-    return Scored(own, table(own), differences)
+    judge, clip = named(load.load_judge(judge)), named(load.load_clip(clip))
+    folder = Path(folder)
+    name, rows = name or folder.resolve().name, matched(folder, prompts)
+    parts = [rows.iloc[start : start + 32] for start in range(0, len(rows), 32)]
+    parts = tqdm(parts, desc=f"{name} scores", unit="batch", disable=not progress)
+    rows = pd.concat([_judged(part, folder, judge, clip) for part in parts])
+    rows = rows.assign(method=name, setting=digest([name, sorted(rows["pixels"])])[:12])
+    warn_of_one_colour(rows["one_colour"])
+    return Scored(rows, table(rows))
 
 
 def _judged(rows: pd.DataFrame, folder: Path, judge, clip) -> pd.DataFrame:
@@ -79,7 +68,7 @@ def _judged(rows: pd.DataFrame, folder: Path, judge, clip) -> pd.DataFrame:
         **dict.fromkeys(["omega", *SPENT], np.nan),
         pixels=pixels,
         key=[digest[:24] for digest in pixels],
-        one_colour=[all(low == high for low, high in image.getextrema()) for image in images],
+        one_colour=list(map(of_one_colour, images)),
     )
 
 
@@ -92,12 +81,12 @@ def matched(folder: Path, prompts: str | Path) -> pd.DataFrame:
     if path.is_file() and "image" in (raw := read_table(path)):
         if len(raw) != len(table):
             raise ValueError(f"{prompts}: the column image needs a prompt beside each image")
-        rows = table.assign(image=list(raw["image"]))
+        rows = table.assign(image=list(raw["image"]), own=table["seed"])
     else:
         seeds = dict(zip(table["prompt_id"], table["seed"], strict=True))
         named = [(*identified(file, seeds), file) for file in files]
         named = pd.DataFrame(named, columns=["prompt_id", "seed", "image"])
-        rows = table.drop(columns="seed").merge(named, on="prompt_id", how="left")
+        rows = table.rename(columns={"seed": "own"}).merge(named, on="prompt_id", how="left")
     wanted = rows["image"].fillna(rows["prompt_id"])
     if lacking := sorted({*wanted[~rows["image"].isin(files)]}):
         some = ", ".join(lacking[:5])
@@ -105,7 +94,15 @@ def matched(folder: Path, prompts: str | Path) -> pd.DataFrame:
     if (twice := rows.duplicated(["prompt_id", "seed"], keep=False)).any():
         both = " and ".join(rows["image"][twice].iloc[:2])
         raise ValueError(f"{folder}: {both} are images of the same prompt with the same seed")
-    return rows.assign(prompt_set=set_name(prompts))
+    # Numbers in names are seeds where they count on from the prompt's own.
+    place = rows.sort_values("seed").groupby("prompt_id").cumcount()
+    if (wrong := rows["seed"] != rows["own"] + place).any():
+        file, own = rows.loc[wrong.idxmax(), ["image", "own"]]
+        raise ValueError(
+            f"{file}: its number is not the prompt's seed, {own}, nor counts on from it; where it "
+            "counts samples, give the prompts' file a row for each image, with a column image"
+        )
+    return rows.drop(columns="own").assign(prompt_set=set_name(prompts))
 
 
 def identified(file: str, seeds: Mapping[str, int]) -> tuple[str, int]:

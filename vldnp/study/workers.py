@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from vldnp._files import first_line
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
+from vldnp.models.hub import live, networks
 from vldnp.models.vlm import TransformersVLM, describe
 
 ATTEMPTS = 3
@@ -43,7 +44,8 @@ def finished(
             compute(*job)
             yield number
         return
-    left = {number: _packed((compute, *job)) for number, job in enumerate(jobs)}
+    known: dict = {}
+    left = {number: _packed((compute, *job), known) for number, job in enumerate(jobs)}
     died, failed = 0, None
     while left:
         parallel = _parallel(workers, backend or "loky")
@@ -128,15 +130,19 @@ class _Pickler(cloudpickle.Pickler):
 
     def reducer_override(self, thing):
         if (how := getattr(thing, "__dict__", {}).get("opened_as")) is not None:
-            return _opened, (cloudpickle.dumps((how, _identity(thing))),)
+            if id(thing) not in self.known:  # weights are hashed once
+                self.known[id(thing)] = cloudpickle.dumps((how, _identity(thing)))
+            return _opened, (self.known[id(thing)],)
         if isinstance(thing, Backbone | TransformersVLM):
             raise TypeError(f"the model {thing.name!r} was not opened by its name or folder")
         return super().reducer_override(thing)
 
 
-def _packed(things: tuple) -> bytes:
+def _packed(things: tuple, known: dict | None = None) -> bytes:
     try:
-        _Pickler(file := io.BytesIO()).dump(things)
+        pickler = _Pickler(file := io.BytesIO())
+        pickler.known = {} if known is None else known
+        pickler.dump(things)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         what = "a model or method cannot be sent to other processes"
         raise ValueError(f"{what}: {first_line(error)}; leave workers and backend out") from error
@@ -153,4 +159,7 @@ def _opened(pickled: bytes):
 
 
 def _identity(model):
-    return describe(model) if callable(model) else (model.name, model.revision, model.dtype)
+    if isinstance(model, Backbone):
+        return model.name, model.revision, model.dtype, model.fingerprint()
+    said = describe(model) if callable(model) else (model.name, model.revision)
+    return said, live(networks(model))
