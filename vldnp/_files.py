@@ -109,37 +109,24 @@ def first_line(error: BaseException | str) -> str:
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys in silence; a key written twice is a mistake. Aliases
-    of aliases may stand for more than fits a memory."""
-
-    def get_single_node(self):
-        sizes = {}
-
-        def size(node) -> int:
-            if id(node) not in sizes:
-                parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-                parts = [p for part in parts for p in (part if isinstance(part, tuple) else [part])]
-                sizes[id(node)] = 1 + sum(map(size, parts))
-            return sizes[id(node)]
-
-        if (node := super().get_single_node()) and size(node) > 100_000:
-            raise yaml.YAMLError("its aliases stand for more than 100,000 values")
-        return node
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys in silence; a key written twice is a mistake."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for position, key in enumerate(keys):
-            if key in keys[:position]:
-                line = node.value[position][0].start_mark.line + 1
-                raise yaml.YAMLError(f"{key!r} stands twice, the second time in line {line}")
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]!r} stands twice in the mapping{node.start_mark}")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path, kind: str) -> dict:
     """The mapping in a file, or a FileNotFoundError or ValueError of one line."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
+        # Aliases of aliases may stand for more than fits a memory; 30 cannot.
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > 30:
+            raise yaml.YAMLError("there are more than 30 aliases")
+        data = yaml.load(text, _UniqueKeys)
     except FileNotFoundError:
         raise FileNotFoundError(f"no {kind} {path}: there is no such file") from None
     except OSError as error:

@@ -205,7 +205,7 @@ def test_load_from_a_file(tmp_path):
         ("question: x\nvocabulary: {'!': []}", "'' stands for both 'nothing' and '!'"),
         ("question: x\nvocabulary: {axe: ['  ']}", "'' stands for both"),
         ("question: [", "is not YAML"),
-        ("question: x\nvocabulary:\n  axe: []\n  bow: []\n  axe: []\n", "'axe' .* twice.*line 5"),
+        ("question: x\nvocabulary:\n  axe: []\n  bow: []\n  axe: []\n", "'axe' .* twice.*line 3"),
         ("question: x\nvocabulary: {axe: [], Axe: []}", "stands for both 'axe' and 'Axe'"),
     ],
 )

@@ -30,7 +30,6 @@ ALIASES = {
 a file has, ours goes first, then the first of these."""
 
 LARGEST_SEED = 2**63 - 1
-HUB = re.compile(r"hub://([^/@]+/[^/@]+)/([^@]+)@([0-9a-f]{40}|newest)")
 
 
 def load_prompts(
@@ -44,8 +43,7 @@ def load_prompts(
     Args:
         source: a name in `data/prompts`, or of a public set, which is downloaded into the cache
             folder when it is first used, either perhaps with a category of its rows
-            ("i2p:sexual"); the path of a CSV, TSV or Parquet file; or one of a data set on the hub
-            at a commit, "hub://owner/name/train.parquet@commit".
+            ("i2p:sexual"); or the path of a CSV, TSV or Parquet file.
         columns: our column → the file's; the rest goes by the same names or by `ALIASES`.
         seed: of every prompt, for a set that brings none.
 
@@ -53,9 +51,7 @@ def load_prompts(
         FileNotFoundError, ValueError: one line: what is wrong in which row; the header is row 1.
     """
     text, category, known = str(source), "", {}
-    if text.startswith("hub://"):
-        path = _hub_file(text.replace("@newest", "@"))  # a study needs a commit
-    elif Path(text).suffix or Path(text).parent != Path():
+    if Path(text).suffix or Path(text).parent != Path():
         path = Path(text)
     else:
         name, _, category = text.partition(":")
@@ -83,44 +79,22 @@ def public_sets() -> dict[str, dict]:
 
 def _public_file(name: str, known: Mapping) -> Path:
     url = known.get("url", "")
-    path = user_cache() / "prompts" / f"{name}{Path(url.partition('@')[0]).suffix or '.csv'}"
+    path = user_cache() / "prompts" / f"{name}.csv"
     if path.is_file():
         return path
     try:
         if not url:
             raise OSError("no address is public")
-        address = _hub_file(url).as_uri() if url.startswith("hub://") else url
         with atomic(path) as temporary:
-            with urllib.request.urlopen(address, timeout=60) as reply:
+            with urllib.request.urlopen(url, timeout=60) as reply:
                 temporary.write_bytes(reply.read())
             _load(temporary, known)  # the page that asks to log in, for instance, is not kept
     except (OSError, ValueError, HTTPException) as error:
         raise FileNotFoundError(
-            f"the prompt set {name!r} cannot be downloaded: {first_line(error)}; get it from "
-            f"{known['home']} and save it as {path}"
+            f"the prompt set {name!r} cannot be downloaded: {first_line(error)}; get "
+            f"{known.get('file', 'it')} from {known['home']} and save it as {path}"
         ) from error
     return path
-
-
-def _hub_file(address: str) -> Path:
-    """The one file of a data set whose path ends so (a pattern may say how), in the hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    if (found := HUB.fullmatch(address)) is None:
-        form = "hub://owner/name/file@commit, with the commit's 40 digits"
-        raise ValueError(f"{address!r} is no file of a hub's data set; write {form}")
-    repository, file, commit = found.groups()
-    options = {"repo_type": "dataset", "allow_patterns": [file, f"*/{file}"]}
-    try:
-        revision = None if commit == "newest" else commit
-        folder = Path(snapshot_download(repository, revision=revision, **options))
-    except OSError as error:  # which the hub's errors and being offline are
-        hint = f"if https://huggingface.co/datasets/{repository} asks for it, log in with HF_TOKEN"
-        raise ValueError(f"cannot fetch {address}: {first_line(error)}; {hint}") from error
-    if len(here := sorted(folder.rglob(file))) != 1:
-        names = ", ".join(path.name for path in here) or "none"
-        raise ValueError(f"cannot fetch {address}: that should be one file, not {names}")
-    return here[0]
 
 
 def read_table(path: Path) -> pd.DataFrame:
