@@ -1,7 +1,7 @@
 """What happened at each denoising step, and what came out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -26,19 +26,19 @@ class Step:
     timestep: float  # the scheduler's t
     latents: Tensor | None  # x_{t−1}, `[B, C, h, w]`; after the last step the clean latents
     x0: Tensor | None  # x̂₀ from ε_cfg, `[B, C, h, w]`, float32
-    x0_images: list[Image.Image | None] | None  # x̂₀ decoded (RGB), where it was decoded
-    queried: bool  # whether the VLM was queried about any image
-    vlm_answers: list[str | None] | None  # verbatim; None where there is none
-    vlm_failures: list[str | None] | None  # why an answer is missing or was not understood
+    x0_images: list[Image.Image | None]  # x̂₀ decoded (RGB), where it was decoded
+    vlm_answers: list[str | None]  # verbatim; None where there is none
+    vlm_failures: list[str | None]  # why an answer is missing or was not understood
     concepts: list[tuple[str, ...]]  # the terms in each negative prompt
     negative_prompts: list[str | None]  # in force in this step; None for an image without
     model_evaluations: list[int]
     vlm_calls: list[int]  # 1 where the VLM was queried
     x0_decodes: list[int]  # 1 where x̂₀ was decoded
 
-    def x0_image(self, image: int) -> Image.Image | None:
-        """This image's x̂₀; None where it was not decoded."""
-        return self.x0_images[image] if self.x0_images else None
+    @property
+    def queried(self) -> bool:
+        """Whether the VLM was queried about any image."""
+        return any(self.vlm_calls)
 
 
 def record(
@@ -58,10 +58,9 @@ def record(
         timestep=t,
         latents=latents,
         x0=view.x0,
-        x0_images=[shown.get(row) for row in own.images] if shown else None,
-        queried=any(calls),
-        vlm_answers=[n.answer for n in asked] if any(calls) else None,
-        vlm_failures=[n.failure for n in asked] if any(calls) else None,
+        x0_images=[shown.get(row) for row in own.images],
+        vlm_answers=[n.answer for n in asked],
+        vlm_failures=[n.failure for n in asked],
         concepts=[n.concepts for n in negatives],
         negative_prompts=[n.prompt for n in negatives],
         model_evaluations=evaluations,
@@ -72,16 +71,8 @@ def record(
 
 def joined(parts: Sequence[Step]) -> Step:
     """The same step of several batches as one step of all their images."""
-
-    def column(name: str) -> object:
-        values = [getattr(part, name) for part in parts]
-        if not any(isinstance(value, list) for value in values):
-            return values[0]
-        nothing = [[None] * len(part.concepts) for part in parts]
-        return sum((v or n for v, n in zip(values, nothing, strict=True)), start=[])
-
-    together = {field.name: column(field.name) for field in fields(Step)}
-    return Step(**together | {"queried": any(part.queried for part in parts)})
+    lists = [name for name, value in vars(parts[0]).items() if isinstance(value, list)]
+    return replace(parts[0], **{n: sum((getattr(p, n) for p in parts), start=[]) for n in lists})
 
 
 def _total(count: str) -> property:

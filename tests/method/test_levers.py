@@ -118,8 +118,8 @@ def test_a_batch_is_the_loop_for_one_image(exact, case):
             assert ours.negative_prompts[k] == expected.prompt
             assert ours.model_evaluations[k] == expected.spent
             assert ours.vlm_calls[k] == ours.x0_decodes[k] == expected.asked
-            assert (ours.vlm_answers or [None] * 3)[k] is None or expected.asked
-            assert (ours.x0_image(k) is not None) == expected.asked
+            assert ours.vlm_answers[k] is None or expected.asked
+            assert (ours.x0_images[k] is not None) == expected.asked
             torch.testing.assert_close(ours.latents[k], expected.x, atol=atol, rtol=0)
             spent.add((expected.spent, expected.prompt is None))
     calls = {sum(step.vlm_calls[k] for step in steps) for k in range(3)}
@@ -179,7 +179,7 @@ def test_batches_of_which_not_all_were_queried_make_one_trace(model):
     steps = out.trace.steps
     assert [step.queried for step in steps] == [False, True, False, False, False]
     assert out.trace.vlm_calls == out.trace.x0_decodes == [1, 1, 1]
-    assert steps[3].vlm_answers is None and steps[3].x0_image(0) is None
+    assert steps[3].vlm_answers == steps[3].x0_images == [None] * 3
     assert steps[3].negative_prompts == ["knife"] * 3  # the last answer stays
     table = out.trace.to_frame()
     assert table[table.queried].groupby("image").step.apply(list).tolist() == [[1], [1], [1]]

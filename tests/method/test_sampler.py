@@ -229,7 +229,7 @@ def test_counts_are_the_rows_that_go_through_the_unet(model):
     assert [step.vlm_calls for step in steps] == [[int(step.queried)] * 3 for step in steps]
     assert [step.x0_decodes for step in steps] == [[int(step.queried)] * 3 for step in steps]
     assert steps[2].concepts == [(), ("knife",), ("skull",)]
-    assert steps[1].vlm_answers == ["none", "knife", "a skull"] and steps[2].vlm_answers is None
+    assert steps[1].vlm_answers == ["none", "knife", "a skull"] and steps[2].vlm_answers == [None] * 3
 
 
 def test_no_negatives_no_difference(model):
@@ -279,7 +279,7 @@ def test_a_step_says_what_happened(model):
     for step in steps:
         assert step.latents.shape == step.x0.shape == (2, 4, 8, 8)
         assert [picture.size for picture in step.x0_images] == [(32, 32)] * 2
-        assert step.vlm_answers is None and step.x0_decodes == [1, 1]
+        assert step.vlm_answers == [None] * 2 and step.x0_decodes == [1, 1]
     # DPM-Solver++ ends at the last prediction: the final picture is the last x̂₀.
     assert torch.allclose(steps[-1].x0, steps[-1].latents, atol=1e-4)
     assert not steps[-1].latents.requires_grad

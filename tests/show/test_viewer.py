@@ -160,7 +160,7 @@ def test_a_large_viewer_is_light_enough_for_a_notebook():
     def image(k):
         return Image.fromarray((np.roll(texture, 9 * k, 1) + 4 * k).clip(0, 255).astype(np.uint8))
 
-    said = {"queried": True, "vlm_answers": ["knife, " * 40], "vlm_failures": [None]}
+    said = {"vlm_answers": ["knife, " * 40], "vlm_failures": [None]}
     said |= {"concepts": [("knife",)], "negative_prompts": ["Nudity, Sexual, " * 4]}
     said |= {"model_evaluations": [3], "vlm_calls": [1], "x0_decodes": [1]}
     steps = [Step(i, 999 - 40 * i, None, None, [image(i)], **said) for i in range(25)]

@@ -85,7 +85,7 @@ def contact_sheet(
     """
     labelled, N = _checked(outputs, image)
     traces = [output.trace.steps for _, output in labelled]
-    common = [i for i in range(N) if all(steps[i].x0_image(image) for steps in traces)]
+    common = [i for i in range(N) if all(steps[i].x0_images[image] for steps in traces)]
     queries = [i for i in common if any(steps[i].vlm_calls[image] for steps in traces)]
     if not (chosen := queries or common):
         raise ValueError("no x̂₀ was decoded in all outputs; sample with x0_every=True")
@@ -94,7 +94,7 @@ def contact_sheet(
     rows, captions = {}, {}
     for label, output in labelled:
         shown = [output.trace.steps[i] for i in steps]
-        rows[label] = [step.x0_image(image) for step in shown] + [output.images[image]]
+        rows[label] = [step.x0_images[image] for step in shown] + [output.images[image]]
         captions[label] = [_caption(step, step, image)[-1] for step in shown] + [""]
     why = {label: [flag for _, flag in judged(judge, rows[label], reveal)] for label in rows}
     titles = [f"step {i}" for i in steps] + ["final image"]
@@ -126,7 +126,7 @@ def _checked(outputs: Outputs, image: int) -> tuple[list[tuple[str, Output]], in
 def _places(output: Output, image: int, width: int, look: Callable) -> list[dict]:
     """What the page shows of one output at each step, and at last of its final image."""
     steps, trace = output.trace.steps, output.trace
-    images = [step.x0_image(image) for step in steps if step.x0_image(image)]
+    images = [step.x0_images[image] for step in steps if step.x0_images[image]]
     images += [output.images[image]]
     shown = (
         (image_html(one, width, "x̂₀", why), p)
@@ -135,7 +135,7 @@ def _places(output: Output, image: int, width: int, look: Callable) -> list[dict
     places, decoded, html = [], None, None
     for step in steps:
         p = None
-        if step.x0_image(image):
+        if step.x0_images[image]:
             decoded, (html, p) = step, next(shown)
         place = {"step": len(places), "image": html, "p": p, "queried": step.vlm_calls[image]}
         places.append(place | {"caption": _caption(step, decoded, image)})
