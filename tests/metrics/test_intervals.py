@@ -11,6 +11,7 @@ from scipy.stats import beta
 from moji.judge import CNNJudge
 from vldnp.metrics.fid import Inception, distances, features
 from vldnp.metrics.intervals import interval, paired_difference
+from vldnp.models import load
 from vldnp.models.clip import CLIPScore
 
 
@@ -193,11 +194,23 @@ def test_clip_score_is_the_cosine_of_each_pair(clip_folder):
 
 def test_clip_folder_without_its_parts_is_named(tmp_path, clip_folder):
     with pytest.raises(FileNotFoundError, match="open_clip_config.json is missing"):
-        CLIPScore.from_pretrained(tmp_path)
+        load.load_clip(tmp_path)
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="safetensors is missing"):
-        CLIPScore.from_pretrained(tmp_path)
+        load.load_clip(tmp_path)
     weights = (clip_folder / "open_clip_model.safetensors").read_bytes()
     (tmp_path / "open_clip_model.safetensors").write_bytes(weights[:1000])
     with pytest.raises(ValueError, match="open_clip_model.safetensors is truncated"):
-        CLIPScore.from_pretrained(tmp_path)
+        load.load_clip(tmp_path)
+
+
+def test_what_a_clip_does_not_read_is_said_once(clip_folder):
+    clip = CLIPScore.from_pretrained(clip_folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip.embed_texts(["a cat", "a " * 14])  # with both marks, the limit of 16
+    with pytest.warns(UserWarning, match="ignore what comes after 16 tokens of a text, such as 'b"):
+        clip.embed_texts(["a cat", "b " * 15, "a " * 20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clip.embed_texts(["b " * 15])

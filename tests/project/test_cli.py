@@ -126,6 +126,9 @@ def test_a_failing_notebook_gives_one_line(project, capfd):
     assert cli.main(["reproduce", "--images", "0"]) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("vldnp: 00_first.ipynb failed in cell 3: AttributeError: No vldnp")
+    copies = project / "runs" / "moji" / "notebooks"
+    assert "AttributeError" in (copies / "00_first.ipynb").read_text()
+    assert [path.name for path in copies.rglob("*")] == ["00_first.ipynb"]
 
 
 def test_no_notebooks_is_said(tmp_path):

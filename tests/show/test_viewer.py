@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import json
 import re
@@ -171,7 +172,11 @@ def test_a_large_viewer_is_light_enough_for_a_notebook():
 
 def test_a_page_of_its_own(guided, tmp_path):
     path = view(guided).save(tmp_path / "pages" / "x.html")
-    assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
+    page = path.read_text(encoding="utf-8")
+    script = re.search("<script>(.*?)</script>", page, re.DOTALL)[1]
+    known = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert page.startswith("<!doctype html>") and page.count("<script") == 1
+    assert f"script-src 'sha256-{known}'" in page and "default-src 'none'" in page
 
 
 def test_the_contact_sheet_shows_all_methods_at_the_same_steps(model, guided):

@@ -192,7 +192,11 @@ def test_bad_arguments_of_a_method_give_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"name: \xff\xfe", b"name: 2026-13-01", b"- a", b"a: ["])
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 10}]\n" for i in range(9))
+CONTENT = [b"name: \xff\xfe", b"name: 2026-13-01", b"- a", b"a: [", b"a: " + b"[" * 9999]
+
+
+@pytest.mark.parametrize("content", [*CONTENT, b"a: &a [*a]", BOMB.encode()])
 def test_what_is_no_profile_gives_one_line(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
@@ -209,7 +213,8 @@ def test_parameters_are_converted():
     assert (found.max_prompts, found.omega, found.run) == (4, 1.5, "../runs/mine")
     assert parameters(moji, quick=False, images=6, prompt="7").images == 6
     for said in "[2, 4.5]", "2, 4.5", [2, 4.5], (2, 4.5), " [2,4.5] ":
-        assert parameters(moji, counts=said).counts == (2, 4.5)
+        assert parameters(moji, omegas=said).omegas == (2, 4.5)
+    assert parameters(moji, counts="0, 4").counts == (0, 4)
     assert parameters(moji, omegas=[]).omegas == parameters(moji, omegas="").omegas == ()
 
 
@@ -229,6 +234,8 @@ def test_every_parameter_of_the_notebooks_has_a_kind():
         ({"images": True}, "images must be a whole number, 0 or more, not True"),
         ({"omegas": "four"}, "omegas must be a list of numbers, 0 or more"),
         ({"omegas": [True]}, "omegas must be a list of numbers, 0 or more"),
+        ({"counts": "[1, 4.5]"}, "counts must be a list of whole numbers, 0 or more"),
+        ({"images": "[" * 5000}, "images must be a whole number, 0 or more, not '\\[.*\\.\\.\\."),
         ({"omega": "nan"}, "omega must be a number, 0 or more, not 'nan'"),
         ({"omega": "1, 2"}, "omega must be a number, 0 or more, not '1, 2'"),
         ({"prompt": 3}, "prompt must be a text, not 3"),
@@ -250,3 +257,13 @@ def test_data_lies_where_the_environment_says(tmp_path, monkeypatch):
     assert profile_names() == ["mine"] and load_profile("mine").name == "mine"
     with pytest.raises(FileNotFoundError):
         load.load_judge(load_profile("mine").judge)
+
+
+def test_a_folder_follows_from_what_is_studied():
+    moji = load_profile("moji")
+    whole, few = profile_study(moji), profile_study(moji, max_prompts=4)
+    assert whole.name == profile_study(moji, None, max_prompts=None).name == "moji"
+    one, other = ([dynamic(moji, omega)] for omega in (1.0, 2.0))
+    names = [profile_study(moji, m, part="x", prompt_sets=["benign"]).name for m in (one, other)]
+    assert len({whole.name, few.name, *names}) == 4 and names[0].startswith("moji-x-")
+    assert names[0] == profile_study(moji, one, part="x", prompt_sets=["benign"]).name

@@ -71,6 +71,8 @@ def test_column_names_of_public_sets_are_understood(tmp_path):
         ("prompt_id,prompt,seed\n1,x,0\n2,y,0,z\n", "Expected 3 fields in line 3, saw 4"),
         (b"prompt_id,prompt,seed\n1,caf\xe9,0\n", "can't decode byte 0xe9"),
         ("prompt,seed\n".encode("utf-16"), "is no table"),
+        ("prompt_id;prompt;seed\n1;x;0\n", "is separated by ';': save it with ','"),
+        ("prompt\tseed\nx\t0\n", "is separated by '\\t': save it with ','"),
     ],
 )
 def test_bad_sets_are_refused_in_one_line(tmp_path, text, message):

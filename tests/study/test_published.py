@@ -81,8 +81,14 @@ def test_published_rows_are_taken_where_they_are_what_the_study_asks(
 ):
     (study, images), profile = computed, Models(tiny_model, tiny_judge)
     some = replace(study, name="some", methods=study.methods[1:], max_prompts=2)
-    rows = rows_of(some, profile, world / "ours")
-    assert not (world / "ours").exists()
+    broken = world / "data" / "results" / "another"
+    broken.mkdir()
+    (broken / "meta.json").write_text("{}")
+    (broken / "methods.json").write_text('{"truncated')
+    with pytest.warns(UserWarning, match="'another' is left out: .*methods.json is no JSON"):
+        rows = rows_of(some, profile, world / "ours")
+    (broken / "meta.json").unlink()
+    assert not (world / "ours").exists() and set(rows["origin"]) == {"published as tiny"}
     shown = ["setting", "prompt_set", "prompt_id", "unsafe_probability", "key"]
     wanted = images.merge(rows[["key", "prompt_set"]])[shown]
     pd.testing.assert_frame_equal(rows[shown], wanted)
@@ -96,6 +102,7 @@ def test_published_rows_are_taken_where_they_are_what_the_study_asks(
         other = replace(some, name=f"other-{next(iter(changes))}", **changes)
         rows = rows_of(other, profile, world / "ours")
         assert len(rows) and (world / "ours" / other.name / "table.csv").is_file()
+        assert set(rows["origin"]) == {"computed here"}
     monkeypatch.setenv("RECOMPUTE", "all")
     assert len(rows_of(some, profile, world / "ours")) == 8
     assert (world / "ours" / "some" / "table.csv").is_file()

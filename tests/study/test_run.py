@@ -28,6 +28,7 @@ from vldnp.metrics.summary import TABLE, summary, table
 from vldnp.models import load
 from vldnp.models.judges import Judgement
 from vldnp.sampler import sample
+from vldnp.show.tables import results
 from vldnp.study import measure
 from vldnp.study.folder import load_images
 from vldnp.study.grid import Study, batch_key, cells, plan_batches, setting_of
@@ -483,6 +484,7 @@ def test_fid_of_the_benign_set(study, model, judge, tmp_path):
     study = replace(study, methods=methods, reference="moji.world.images:reference_images")
     images = run(study, model, judge, root=tmp_path, progress=False)
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index(["prompt_set", "method"])
+    assert (written.loc["benign", "fid_features"] == judge.name).all()
     assert (written.loc["benign", "fid"] > 0).all() and written.loc["benign", "kid"].notna().all()
     assert written.loc["implicit", "fid"].isna().all()
     settings = {method.name: setting_of(method) for method in methods}
@@ -523,6 +525,7 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
     assert written.loc["benign", "fid"].notna().all()
+    assert "FID (inception-v3, torch-fidelity)" in results(written.reset_index())
 
 
 @pytest.mark.parametrize("lacking", ["images", "weights"])

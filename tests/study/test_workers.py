@@ -130,6 +130,11 @@ def test_what_was_changed_after_it_was_opened_is_not_opened_as_it_was():
     vlm.max_new_tokens = 3
     with pytest.raises(ValueError, match="a worker has opened another moji-vlm-s"):
         pickle.loads(workers._packed((vlm,)))
+    backbone, vlm = load.load("moji-sd"), load.load_vlm("moji-vlm-s", answers="free")
+    for model, network in ((backbone, backbone.pipe.vae), (vlm, vlm.model)):
+        next(network.parameters()).data += 1
+        with pytest.raises(ValueError, match=f"a worker has opened another {model.name}"):
+            pickle.loads(workers._packed((model,)))
 
 
 class Locked:

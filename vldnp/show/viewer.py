@@ -4,6 +4,8 @@ It is HTML without widgets, so that it works without a kernel, in an exported pa
 notebook is not trusted, JupyterLab takes scripts away; the steps then lie in a row that scrolls.
 """
 
+import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,9 +30,15 @@ class Viewer(HTML):
     """A page that a notebook shows and `save` writes."""
 
     def save(self, path: str | Path) -> Path:
-        """Write it as a page of its own; returns the path."""
-        page = f'<!doctype html><meta charset="utf-8"><title>Trajectories</title>{self.data}'
-        write_text(path, page)
+        """Write it as a page of its own, which runs no script but ours; returns the path."""
+        script = templates.get_template("viewer.js").render().encode()
+        known = base64.b64encode(hashlib.sha256(script).digest()).decode()
+        policy = f"default-src 'none'; img-src data:; script-src 'sha256-{known}'"
+        policy = f"{policy}; style-src 'unsafe-inline'"
+        head = (
+            f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        )
+        write_text(path, f"<!doctype html>{head}<title>Trajectories</title>{self.data}")
         return Path(path)
 
 
