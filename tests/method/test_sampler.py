@@ -13,7 +13,6 @@ from vldnp.concepts import load_concepts
 from vldnp.methods import CFG, VLDNP, Method, Static
 from vldnp.models.backbone import Backbone, to_pil
 from vldnp.models.families import SCHEDULERS
-from vldnp.models.run import Run
 from vldnp.negatives import Negative, Policy
 from vldnp.sampler import denoise, sample
 from vldnp.schedules import front_loaded
@@ -78,56 +77,6 @@ def test_generators_and_repeats_are_the_stock_ones(stock, single):
     assert torch.allclose(out.latents, expected, atol=1e-4)
     assert out.trace.prompts == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
     assert out.trace.seeds == [None] * 4
-
-
-# Against the paper's four steps, written out
-
-
-def written_out(model, prompt, vlm, concepts, seed, g, omega, query_steps, num_steps):
-    """VL-DNP for one image with DDIM, from the formulas alone."""
-    pipe, run = model.pipe, Run(model, num_steps, "ddim")
-    alphas = run.scheduler.alphas_cumprod
-    x = torch.randn(1, 4, 8, 8, generator=generators(seed)[0])
-
-    def eps(text, t):
-        embeds = pipe.encode_prompt(text, "cpu", 1, False)[0]
-        return pipe.unet(x, t, encoder_hidden_states=embeds).sample
-
-    negative, negatives, pictures = None, [], []
-    for i, t in enumerate(run.timesteps):
-        unconditional = eps("", t)
-        eps_cfg = unconditional + g * (eps(prompt, t) - unconditional)
-        if i in query_steps:
-            x0 = (x - (1 - alphas[t]) ** 0.5 * eps_cfg) / alphas[t] ** 0.5
-            pictures += to_pil((pipe.vae.decode(x0 / 0.5).sample / 2 + 0.5).clamp(0, 1))
-            found = concepts.parse(vlm(pictures[-1:], concepts.question)[0])
-            negative = ", ".join(found) or None
-        negatives.append(negative)
-        guided = eps_cfg - omega * (eps(negative, t) - unconditional) if negative else eps_cfg
-        x = run.scheduler.step(guided, t, x).prev_sample
-    return x, negatives, pictures
-
-
-@torch.no_grad()
-def test_vldnp_is_the_papers_four_steps(model):
-    seeds, g, omega, query_steps = [0, 1, 2, 3], 3.0, 4.0, (1, 2, 4, 7)
-    vlm = ScriptedVLM(by_brightness)
-    method = VLDNP(vlm, "moji", omega, query_steps)
-    asked = {"num_inference_steps": 9, "guidance_scale": g, "scheduler": "ddim", "progress": False}
-    out = sample(model, ["a cat"] * 4, method, seeds=seeds, **asked)
-    assert vlm.calls == [4, 4, 4, 4]  # one batched call per query
-
-    table = load_concepts("moji")
-    for k, seed in enumerate(seeds):
-        x, negatives, pictures = written_out(
-            model, "a cat", vlm, table, seed, g, omega, query_steps, 9
-        )
-        assert torch.allclose(out.latents[k], x[0], atol=1e-4)
-        assert [step.negative_prompts[k] for step in out.trace.steps] == negatives
-        seen = [step.x0_images[k] for step in out.trace.steps if step.queried]
-        assert all(difference(a, b) <= 1 for a, b in zip(seen, pictures, strict=True))
-    prompts = {p for step in out.trace.steps for p in step.negative_prompts}
-    assert prompts == {None, "knife", "dagger, skull"}  # the script led to all cases
 
 
 # The batch around an image

@@ -56,11 +56,10 @@ def test_a_long_prompt_is_cut_with_a_warning_that_says_what_is_lost(backbone):
 def test_weights_in_a_prompt_are_said_once_to_be_letters(backbone, prompt):
     with pytest.warns(UserWarning, match='"\\(word:1.4\\)" or "<lora:name:1>" .* as letters'):
         Run(backbone, 1).encode([prompt])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        Run(backbone, 1).encode(["a cat (at 10:30)", "a (cat)", "ratio 4:3"])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default")
+        Run(backbone, 1).encode(["a cat (at 10:30)", "a (cat)", "ratio 4:3"])
+        assert not said
         for _ in range(2):
             Run(backbone, 1).encode([prompt, "a dog", f"{prompt} x"])
     assert len([w for w in said if "letters" in str(w.message)]) == 1
