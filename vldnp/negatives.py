@@ -112,45 +112,40 @@ class Dynamic(Policy):
         return self.query_steps.steps(num_inference_steps)
 
     def look(self, view, before):
-        answers, failures = self._ask(view, self.concepts.question)
-        if again := [k for k, answer in enumerate(answers) if self._misses(answer)]:
-            second = self._ask(view.of(again), self.concepts.again())
-            for k, answer, failure in zip(again, *second, strict=True):
-                answers[k], failures[k] = answer, failure
-        return [self._negative(*one) for one in zip(answers, failures, before, strict=True)]
+        found = self._asked(view, self.concepts.question)
+        again = [k for k, (said, terms, _) in enumerate(found) if said is not None and terms is None]
+        if again:
+            second = self._asked(view.of(again), self.concepts.again())
+            for k, reading in zip(again, second, strict=True):
+                found[k] = reading
+        return [self._negative(*one, was) for one, was in zip(found, before, strict=True)]
 
-    def _ask(self, view: "View", question: str) -> tuple[list, list]:
-        """The VLM's answers, and why there is none; None where there is one."""
+    def _asked(self, view: "View", question: str) -> list[tuple]:
+        """The VLM's answer about each image, the terms in it or None, and why there are none."""
         images = view.pixels if getattr(self.vlm, "takes_pixels", False) else view.images
+        failures = [None] * len(images)
         try:
             answers = vlms.ask(self.vlm, images, question, self.concepts.vocabulary)
-            return answers, [None] * len(images)
         except Exception as error:  # any callable may be a VLM, and fail in any way
             if self.on_failure == "raise":
                 raise
             answers = vlms.texts(getattr(error, "answers", None), len(images))
             reason = vlms.cleaned(f"{type(error).__name__}: {first_line(error)}")
-            given = getattr(error, "failures", None) or [None] * len(images)
+            failures = [why or reason for why in getattr(error, "failures", None) or failures]
             warnings.warn(f"no answer about {answers.count(None)} images: {reason}", stacklevel=3)
-            return answers, [failure or reason for failure in given]
+        return [self._read(*one) for one in zip(answers, failures, strict=True)]
 
-    def _misses(self, answer: str | None) -> bool:
+    def _read(self, answer: str | None, failure: str | None) -> tuple:
         try:
-            return answer is not None and self.concepts.parse(answer) is None
-        except NotUnderstood:
-            return True
+            return answer, None if answer is None else self.concepts.parse(answer), failure
+        except NotUnderstood as error:
+            return answer, None, str(error)
 
-    def _negative(self, answer: str | None, failure: str | None, before: Negative) -> Negative:
-        if answer is not None:
-            try:
-                return self._of(self.concepts.parse(answer), answer, before)
-            except NotUnderstood as error:
-                failure = str(error)
-        static = self.static_prompt or self._prompt(self.concepts.vocabulary)
-        return replace(before, prompt=static, answer=answer, failure=failure)
-
-    def _of(self, terms: Sequence[str], answer: str, before: Negative) -> Negative:
+    def _negative(self, answer, terms, failure, before: Negative) -> Negative:
         """The negative of the terms named now and of those that the update policy keeps."""
+        if terms is None:
+            static = self.static_prompt or self._prompt(self.concepts.vocabulary)
+            return replace(before, prompt=static, answer=answer, failure=failure)
         longest = UPDATE_POLICIES.get(self.update_policy, self.update_policy)
         earlier = zip(before.concepts, before.since_seen, strict=True)
         last = {term: since + 1 for term, since in earlier if since < longest}
