@@ -113,7 +113,8 @@ class Dynamic(Policy):
 
     def look(self, view, before):
         found = self._asked(view, self.concepts.question)
-        again = [k for k, (said, terms, _) in enumerate(found) if said is not None and terms is None]
+        unread = [said is not None and terms is None for said, terms, _ in found]
+        again = [k for k, missed in enumerate(unread) if missed]
         if again:
             second = self._asked(view.of(again), self.concepts.again())
             for k, reading in zip(again, second, strict=True):
