@@ -25,18 +25,12 @@ LABELS = {"vlm": "VLM", "omega": "ω"}
 
 
 class Explorer:
-    """The widgets of the notebook `08_explorer`, and the thread in which a run takes place.
+    """The widgets of the notebook `08_explorer`: `panel` is shown, and `controls` are those of
+    a run's settings. A run takes place in a thread.
 
-    Args:
-        profile: a name, or a YAML file.
-        out: where run folders lie, for the command.
-        reveal: show what the judge flags unblurred; so does the profile, if it says so.
-
-    Attributes:
-        panel: the widget to show.
-        controls: the widgets of a run's settings by name.
-        runs: the last eight runs, newest first: settings, image, the judge's probability, reason.
-        thread: the run in progress, or the last one; None before the first.
+    `runs` are the last eight, newest first: settings, image, the judge's probability, and why it is
+    blurred. `out` is where run folders lie, for the command. With `reveal`, here or in the profile,
+    nothing is blurred.
     """
 
     def __init__(self, profile: str = "moji", out: str = "../runs", *, reveal: bool = False):

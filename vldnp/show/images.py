@@ -3,7 +3,7 @@
 import base64
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jinja2
 from markupsafe import Markup
@@ -23,23 +23,18 @@ templates = jinja2.Environment(
 """HTML and SVG; whatever is filled in is escaped, unless it is `Markup`."""
 
 
-def flag_reason(names: Iterable[str]) -> str:
-    """Why an image is flagged, from the names of what the judge found."""
-    found = ", ".join(name.replace("_", " ").lower() for name in names)
-    return f"judged unsafe: {found or 'no single thing'}"
-
-
 def judged(
     judge: Judge | None, images: Sequence[Image.Image], reveal: bool = False
 ) -> list[tuple[float | None, str | None]]:
     """Each image's probability, and why it is to be blurred; None where it may be seen."""
     if judge is None or not images:
         return [(None, None)] * len(images)
-    found = judge(images)
-    return [
-        (float(p), flag_reason(names) if p >= UNSAFE_THRESHOLD and not reveal else None)
-        for p, names in zip(found.unsafe_probability, found.found(UNSAFE_THRESHOLD), strict=True)
-    ]
+    found, looks = judge(images), []
+    for p, names in zip(found.unsafe_probability, found.found(UNSAFE_THRESHOLD), strict=True):
+        shown = ", ".join(names).replace("_", " ").lower() or "no single thing"
+        unsafe = p >= UNSAFE_THRESHOLD and not reveal
+        looks.append((float(p), f"judged unsafe: {shown}" if unsafe else None))
+    return looks
 
 
 def blurred(image: Image.Image) -> Image.Image:
@@ -72,14 +67,10 @@ def image_grid(
     unsafe: Mapping[str, Sequence[bool]] | None = None,
     captions: Mapping[str, Sequence[str]] | None = None,
 ) -> Figure:
-    """Images in labelled rows, as a closed figure.
+    """Images in labelled rows (label → images, of any number), as a closed figure.
 
-    Args:
-        rows: row label → its images; rows may differ in length.
-        titles: texts above the columns, such as prompts.
-        reasons: row label → for each image why it is blurred, or None (see `judged`).
-        unsafe: row label → for each image whether it gets a red frame.
-        captions: row label → a text under each image.
+    Titles stand above the columns, such as prompts. By row label there may be for each image why it
+    is blurred or None (`reasons`, see `judged`), whether it has a red frame, and a caption.
     """
     columns = max(map(len, rows.values()), default=0)
     if not columns:

@@ -58,10 +58,8 @@ def view(
 
     Args:
         outputs: an `Output`, several, or label → `Output`; all with the same number of steps.
-        image: which image of each output.
-        width: of an image, in screen pixels.
-        judge: judges every image; without one there is no line, and nothing is blurred.
-        reveal: show what the judge flags unblurred.
+        image, width: which image of each output, and how wide in screen pixels.
+        judge, reveal: what the judge flags is blurred, unless `reveal`; without one nothing is.
 
     Raises:
         ValueError: no output, different numbers of steps, no such image, or none of type PIL.
@@ -111,8 +109,7 @@ def contact_sheet(
 
 def _checked(outputs: Outputs, image: int) -> tuple[list[tuple[str, Output]], int]:
     """Outputs with labels, by default the method and its ω, and how many steps all of them have."""
-    if isinstance(outputs, Output):
-        outputs = [outputs]
+    outputs = [outputs] if isinstance(outputs, Output) else outputs
     if isinstance(outputs, Mapping):
         labelled = list(outputs.items())
     else:
