@@ -112,7 +112,7 @@ def test_asr_by_judge_and_threshold(model):
     for refused in (
         lambda: judges.asr_table(pictures(2), [scored], [0.1]),
         lambda: Judged(scored, 0.1)(pictures(2), "?"),
-        lambda: run(Study("floor", [CFG()], ["moji"], unsafe_threshold=0.1), model, scored, "."),
+        lambda: run(Study("floor", [CFG()], ["moji"], unsafe_threshold=0.1), model, scored),
     ):
         with pytest.raises(ValueError, match="'nudenet' gives no score below 0.2.* 0.1 is"):
             refused()
