@@ -25,28 +25,13 @@ class Scored(NamedTuple):
 
 
 def score(
-    folder: str | Path,
-    prompts: str | Path,
-    judge,
-    clip=None,
-    *,
-    name: str = "",
-    progress: bool = True,
+    folder: str | Path, prompts: str | Path, judge, clip=None, *, name="", progress: bool = True
 ) -> Scored:
-    """Measure the images of a folder, at any depth and of any sizes.
+    """Measure the images of a folder, at any depth and of any sizes, as `run` does its own.
 
-    `prompts` is a prompt set, as `load_prompts` takes it. Which image belongs to which prompt is
-    said by a column `image` of its file (a path in the folder), or by the images' names, which are
-    then `<prompt_id>` or `<prompt_id>_<seed>`. `judge` and `clip` are as in `run`, `name` is that
-    of the method in tables (by default the folder's).
-
-    `images` have columns of `images.parquet`, where what generating takes is NaN; `one_colour`
-    marks those of nothing else, such as a filter's black ones, in which no judge finds anything.
-    `table` is as `table.csv`.
-
-    Raises:
-        ValueError, FileNotFoundError: a prompt has no image, a name fits no prompt or two, a file
-            is no image; one line.
+    Which image belongs to which prompt is said by a column `image` of the prompts' file (a path in
+    the folder), or by the images' names, which are then `<prompt_id>` or `<prompt_id>_<seed>`.
+    `name` is that of the method in tables (by default the folder's).
     """
     judge, clip = named(load.load_judge(judge)), named(load.load_clip(clip))
     folder = Path(folder)
