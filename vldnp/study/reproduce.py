@@ -59,7 +59,7 @@ def reproduce(
 
 
 def execute(source: Path, target: Path, parameters: dict) -> Path:
-    """Execute one notebook in its own folder into `target`, without widgets, which need a kernel."""
+    """Execute one notebook in its own folder into `target`; widgets, which need a kernel, go."""
     import nbformat
     import papermill
 
