@@ -179,13 +179,6 @@ def _checked(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def save_prompts(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a prompt set as `load_prompts` reads it; columns without content are left out."""
-    table = _checked(table, path).replace("", np.nan).dropna(axis="columns", how="all")
-    with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
-
-
 def sampled(table: pd.DataFrame, count: int | None, seed: int = 0) -> pd.DataFrame:
     """`count` random rows in order, all for None or 0; with one seed, fewer are some of more."""
     if not count or count >= len(table):
