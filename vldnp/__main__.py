@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from vldnp import __version__
 from vldnp.study.reproduce import NOTEBOOKS, NotebookError, reproduce
 
@@ -63,10 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    try:
-        given = {name: yaml.safe_load(text) for name, text in options.given}
-    except yaml.YAMLError as error:
-        raise ValueError(f"a value of -p is no YAML: {' '.join(str(error).split())}") from error
+    given = dict(options.given)
     if strange := given.keys() & {"profile", "out", "quick"}:
         raise ValueError(f"give {min(strange)!r} as --{min(strange)}, not with -p")
     more = {"quick": options.quick, "parameters": given, "verified": options.images}
@@ -99,16 +94,16 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
+    from vldnp.metrics.summary import table
     from vldnp.show.tables import results
     from vldnp.study.score import score
 
     asked = options.folder, options.prompts, options.judge, options.clip
-    found = score(*asked, name=options.name)
-    print(results(found.table).to_string())
-    out = Path(options.out or options.folder)
+    images, out = score(*asked, name=options.name), Path(options.out or options.folder)
+    print(results(table(images)).to_string())
     out.mkdir(parents=True, exist_ok=True)
-    found.images.to_parquet(out / "images.parquet", index=False)
-    found.table.to_csv(out / "table.csv", index=False)
+    images.to_parquet(out / "images.parquet", index=False)
+    table(images).to_csv(out / "table.csv", index=False)
     print(f"rows: {out / 'images.parquet'}")
 
 

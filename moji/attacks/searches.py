@@ -23,6 +23,7 @@ from moji.attacks.ringabell import Search, concept_vector, embed, nearest
 from moji.attacks.vocabulary import Attack, Forbidden, Words
 from moji.attacks.whitebox import Swaps, swap_tokens
 from moji.train.evaluate import GUIDANCE_SCALE, STEPS
+from moji.train.prompt_sets import save_prompts
 from moji.train.vae import as_pixels, encode
 from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED
 from moji.world.scenes import NEUTRAL, PLACES, Scene, render, sample_scene
@@ -32,7 +33,7 @@ from vldnp.methods import VLDNP, Method
 from vldnp.models import load
 from vldnp.models.backbone import Backbone
 from vldnp.schedules import uniform
-from vldnp.study.prompts import OPTIONAL, REQUIRED, save_prompts
+from vldnp.study.prompts import OPTIONAL, REQUIRED
 
 SEEDS = {"adversarial": 4101, "tuning-adversarial": 4102, "whitebox": 4103, "adaptive": 4104}
 COUNTS = {"adversarial": 640, "tuning-adversarial": 128, "whitebox": 96, "adaptive": 48}

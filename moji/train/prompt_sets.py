@@ -27,8 +27,8 @@ import pandas as pd
 
 from moji.world.icons import HARMLESS, RESTRICTED
 from moji.world.scenes import NEUTRAL, PLACES, THEMED, caption, held_out
-from vldnp._files import data_folder
-from vldnp.study.prompts import save_prompts
+from vldnp._files import atomic, data_folder
+from vldnp.study.prompts import load_prompts
 
 SEED = 2611
 """Chosen after the models were frozen."""
@@ -145,6 +145,14 @@ def _table(name: str, rows: list[Row], rng: np.random.Generator) -> pd.DataFrame
         }
         for number, row in enumerate(rows)
     )
+
+
+def save_prompts(table: pd.DataFrame, path: Path) -> None:
+    """Write a prompt set as `load_prompts` reads it; columns without content are left out."""
+    with atomic(path) as temporary:
+        table = table.replace("", np.nan).dropna(axis="columns", how="all")
+        table.to_csv(temporary, index=False, lineterminator="\n")
+        load_prompts(temporary)
 
 
 def write(folder: Path, seed: int = SEED) -> list[Path]:

@@ -43,11 +43,11 @@ def project(tmp_path, monkeypatch):
 
 
 def test_reproduce_executes_the_notebooks_in_order(project, capfd):
-    status = cli.main(["reproduce", "--quick", "--out", "results", "-p", "prompt", "a cat"])
+    status = cli.main(["reproduce", "--quick", "--out", "results", "-p", "prompt", "1984"])
     printed, progress = capfd.readouterr()
     assert status == 0, progress
     run = project / "results" / "moji-quick"
-    assert (run / "table.csv").read_text() == "True a cat"
+    assert (run / "table.csv").read_text() == "True 1984"
     for line in ("table.csv", "notebooks/00_first.ipynb"):
         assert os.path.join("results", "moji-quick", line) in printed
     assert progress.index("00_first.ipynb") < progress.index("01_second.ipynb")
@@ -85,9 +85,8 @@ def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
         (["-p", "promt", "x"], "unknown notebook parameter 'promt': did you mean 'prompt'?"),
         (["-p", "quick", "true"], "give 'quick' as --quick, not with -p"),
         (["--profile", "nosuch.yaml"], "no profile nosuch.yaml: there is no such file"),
-        (["-p", "images", "-3"], "images must be a whole number, 0 or more, not -3"),
+        (["-p", "images", "-3"], "images must be a whole number, 0 or more, not '-3'"),
         (["-p", "safety_set", "implid"], "unknown prompt set of profile 'moji' 'implid': did"),
-        (["-p", "prompt", "[1"], "a value of -p is no YAML"),
     ],
 )
 def test_bad_arguments_give_one_line(project, capsys, arguments, message):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moji.train.prompt_sets import save_prompts
 from vldnp._files import data_folder
 from vldnp.study.prompts import (
     LARGEST_SEED,
@@ -14,7 +15,6 @@ from vldnp.study.prompts import (
     REQUIRED,
     load_prompts,
     sampled,
-    save_prompts,
     split_things,
 )
 

@@ -60,29 +60,29 @@ def test_our_own_pictures_get_our_own_numbers(computed, world, tiny_judge):
     own = images[(images["method"] == "static") & (images["prompt_set"] == "implicit")]
     file = copied(own, world, world / "copied")
     found = score(world / "copied", file, tiny_judge, WordLengthCLIP(), progress=False)
-    assert found.table["n"].tolist() == [3] and not found.images["one_colour"].any()
-    assert (found.images["method"] == "copied").all() and found.images["omega"].isna().all()
+    assert table(found)["n"].tolist() == [3] and not found["one_colour"].any()
+    assert (found["method"] == "copied").all() and found["omega"].isna().all()
     same = ["prompt_set", "prompt_id", "prompt", "seed", "found", "things", "unsafe"]
     for column in same:
-        assert found.images[column].tolist() == own[column].tolist(), column
+        assert found[column].tolist() == own[column].tolist(), column
     for column in ("unsafe_probability", "retention", "clip_score"):
-        np.testing.assert_allclose(found.images[column], own[column], rtol=1e-5)
+        np.testing.assert_allclose(found[column], own[column], rtol=1e-5)
     ours = table(own)
-    assert list(found.table.columns) == TABLE
+    assert list(table(found).columns) == TABLE
     for column in ("n", "asr", "asr_low", "asr_high", "tr", "tr_low", "clip", "retention"):
-        np.testing.assert_allclose(found.table[column], ours[column], rtol=1e-5)
-    assert found.table["seconds"].isna().all() and found.table["model_evaluations"].isna().all()
+        np.testing.assert_allclose(table(found)[column], ours[column], rtol=1e-5)
+    assert table(found)["seconds"].isna().all() and table(found)["model_evaluations"].isna().all()
 
 
 def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, drawn, tiny_judge):
     _, images = computed
     found = score(drawn, prompts_of(world), tiny_judge, WordLengthCLIP(), progress=False)
-    pictures = [Image.open(drawn / image) for image in found.images["image"]]
+    pictures = [Image.open(drawn / image) for image in found["image"]]
     expected = tiny_judge(pictures).unsafe_probability
-    np.testing.assert_allclose(found.images["unsafe_probability"], expected, rtol=1e-5)
-    assert found.images["seed"].tolist() == [0, 5, 7]
+    np.testing.assert_allclose(found["unsafe_probability"], expected, rtol=1e-5)
+    assert found["seed"].tolist() == [0, 5, 7]
 
-    both = pd.concat([images, found.images], ignore_index=True)
+    both = pd.concat([images, found], ignore_index=True)
     chosen = both.drop_duplicates("method").set_index("method")["setting"].to_dict()
     claim = [("C1", "vl-dnp", "stock", "implicit", "tr", "superior")]
     row = claims.verdicts(both, claim, chosen).iloc[0]
@@ -147,7 +147,7 @@ def test_sizes_are_mixed_and_images_of_one_colour_counted(world, tiny_judge):
     Image.fromarray(noise).save(folder / "c_7.png")
     with pytest.warns(UserWarning, match="3 of 4 images are of one colour"):
         found = score(folder, prompts_of(world), tiny_judge, progress=False)
-    own = found.images.set_index("image")
+    own = found.set_index("image")
     assert own["seed"].to_dict() == {"a_0.png": 0, "a_1.png": 1, "deeper/b.png": 5, "c_7.png": 7}
     assert own["one_colour"].sum() == 3 and not own.loc["c_7.png", "one_colour"]
     expected = [tiny_judge([Image.open(folder / n)]).unsafe_probability[0] for n in own.index]

@@ -36,11 +36,8 @@ def test_the_same_code_makes_the_same_images(verified, computed):
     found = verified()
     assert (found.images, found.identical, found.same_label, found.same_words) == (18,) * 4
     assert found.score_difference < 1e-6 and found.asr_difference == found.left_out == 0
-    assert str(found).startswith("18 of 18 recomputed images identical, 18 of 18 with the same")
-    assert str(found).endswith("ASR by +0.0000")
     few = verified(methods=computed[0].methods[:1])
     assert few.images == 6 and few.left_out == 12
-    assert str(few).endswith("; 12 published rows could not be drawn")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,1 @@
-"""Numbers from images and their scores: intervals, paired differences, FID and KID, Pareto fronts.
-It generates nothing and reads no run folder.
-"""
+"""Numbers from images and scores: intervals, paired differences, FID and KID."""

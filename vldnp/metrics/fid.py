@@ -1,7 +1,4 @@
-"""FID and KID by torch-fidelity.
-
-A feature space is any object with `features(images) -> [n, D]`; images as those of judges.
-"""
+"""FID and KID by torch-fidelity, in any space with a `name` and `features(images) -> [n, D]`."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,8 +16,7 @@ RESIZES = ("torch-fidelity", "bicubic")
 
 
 class Inception:
-    """The usual feature space of FID: Inception v3's last pooling, as `torch_fidelity` has it, with
-    its weights; `resize` is one of `RESIZES`."""
+    """FID's usual space: Inception v3's last pooling, as `torch_fidelity` has it; see `RESIZES`."""
 
     def __init__(self, network: torch.nn.Module | None = None, device="cpu", resize=RESIZES[0]):
         if resize not in RESIZES:
@@ -68,11 +64,10 @@ def features(images: Sequence[Image.Image] | Tensor, space) -> Tensor:
 
 
 def distances(images: Tensor, reference: Tensor) -> Distances:
-    """FID and KID by `torch_fidelity` between the features of images and of real ones, two or more.
+    """FID (Heusel et al. 2017) and KID (Bińkowski et al. 2018) between features.
 
-    FID (Heusel et al. 2017) is biased upwards for few images: compare only sets of equal size.
-    KID (Bińkowski et al. 2018) is unbiased and may be slightly negative; beyond 1,000 images it is
-    the mean over 100 subsets.
+    FID is biased upwards for few images: compare only sets of equal size. KID may be slightly
+    negative; beyond 1,000 images it is the mean over 100 subsets.
     """
     from torch_fidelity import metric_fid, metric_kid
 

@@ -21,10 +21,9 @@ class Evidence(NamedTuple):
     def above(self, bound: float) -> float:
         """The p-value for a mean above a bound.
 
-        Rates with one pair a prompt: exact McNemar (1947) where the bound is 0, else Tango's score
-        test. Otherwise random signs (Fisher 1935) where it is 0, else Student's t-test; for rates
-        its variance is no less than that of 1 in a share Δ of the prompts, |Δ| (1 − |Δ|), because
-        a sample without any of those looks certain.
+        Rates with one pair a prompt: exact McNemar (1947) where it is 0, else Tango's score test.
+        Otherwise random signs (Fisher 1935) where it is 0, else Student's t-test; for rates its
+        variance is no less than that of 1 in a share Δ of the prompts, |Δ| (1 − |Δ|).
         """
         d = np.asarray(self.differences, dtype=float)
         n, enough = len(d), len(d) > 1
@@ -44,7 +43,7 @@ class Evidence(NamedTuple):
         return float(stats.t.sf((d.mean() - bound) / np.sqrt(variance / n), n - 1))
 
     def below(self, bound: float) -> float:
-        """The p-value for a mean below a bound."""
+        """The p-value for a mean below it."""
         return self._replace(differences=-np.asarray(self.differences)).above(-bound)
 
 

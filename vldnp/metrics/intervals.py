@@ -23,9 +23,8 @@ class Interval(NamedTuple):
 def interval(values: Sequence[float], prompts: Sequence | None = None) -> Interval:
     """The mean of `values`, one per image but NaN, with its 95 % interval; NaN where there is none.
 
-    Proportions of prompts, one image each, and constant rates get the exact binomial
-    (Clopper–Pearson) interval. Otherwise all images of a prompt (by default each has its own) are
-    drawn together in a bias-corrected bootstrap (BCa); other constants get themselves.
+    Rates with one image a prompt, and constant ones, get the exact binomial (Clopper–Pearson)
+    interval, all else a bias-corrected bootstrap (BCa) over prompts.
     """
     values = np.asarray(values, dtype=float)
     prompts = np.arange(len(values)) if prompts is None else np.asarray(prompts)
@@ -92,15 +91,9 @@ def tango_interval(better: int, worse: int, n: int) -> Interval:
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> tuple[pd.Series, bool]:
-    """`first[column] − second[column]` for the same prompts and seeds, where both have a value.
+    """`first[column] − second[column]` of two settings' rows of the same prompts and seeds.
 
-    The frames are two settings' rows of `images.parquet`.
-
-    Returns:
-        A difference per pair, with its prompt as the index, and whether what differs is 0 or 1.
-
-    Raises:
-        ValueError: the two share no prompt and seed, or one holds a prompt and seed twice.
+    A difference per pair that has both, by prompt, and whether what differs is 0 or 1.
     """
     for frame in (first, second):
         if frame.duplicated(PAIR).any():
@@ -114,11 +107,8 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> tuple[pd.S
 
 
 def paired_difference(first: pd.DataFrame, second: pd.DataFrame, column: str) -> Interval:
-    """The mean of `paired` with its 95 % interval; NaN where there are no values.
-
-    Rates with one pair a prompt, and constant ones, get Tango's score interval, everything else a
-    bootstrap over prompts (`interval`).
-    """
+    """The mean of `paired` with its 95 % interval: Tango's for rates with one pair a prompt and for
+    constant ones, else a bootstrap over prompts; NaN where there are no values."""
     differences, rates = paired(first, second, column)
     means = differences.groupby(level=0).mean()
     single = differences.nunique() == 1 or len(means) == len(differences)

@@ -52,10 +52,8 @@ TABLE += [*(name for name in METRICS if name not in MEANS), "fid_features", *COS
 
 
 def summary(images: pd.DataFrame) -> pd.DataFrame:
-    """Every metric of every method setting × prompt set, with its 95 % interval over prompts.
-
-    Long: `setting, method, omega, prompt_set, metric, n, value, low, high`, where there is a value.
-    """
+    """Every metric of every method setting × prompt set, with its 95 % interval over prompts:
+    `setting, method, omega, prompt_set, metric, n, value, low, high`, where there is a value."""
     rows, measured = [], {n: m.column for n, m in MEANS.items() if m.column in images}
     for setting, group in images.groupby(SETTING, sort=False, dropna=False):
         where = dict(zip(SETTING, setting, strict=True)) | {"n": len(group)}
@@ -68,10 +66,8 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
 def table(
     images: pd.DataFrame, fid: Mapping[tuple[str, str], Distances] | None = None
 ) -> pd.DataFrame:
-    """One row per method setting × prompt set of `images.parquet`, with the columns of `TABLE`.
-
-    FID and KID come from `fid`, (setting, prompt set) → distances, where they were computed.
-    """
+    """One row per method setting × prompt set, with the columns of `TABLE`; `fid` is (setting,
+    prompt set) → distances, where they were computed."""
     where, values = ["setting", "prompt_set"], ["value", "low", "high"]
     wide = summary(images).pivot(index=where, columns="metric", values=values)
     wide.columns = [f"{metric}_{end}".removesuffix("_value") for end, metric in wide.columns]

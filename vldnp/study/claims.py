@@ -23,11 +23,11 @@ def verdicts(
     chosen: Mapping[str, str],
     attack_sets: Sequence[str] = ("explicit", "implicit", "adversarial"),
 ) -> pd.DataFrame:
-    """A row with the columns `COLUMNS` for each comparison that the `images.parquet` rows hold.
+    """A row with the columns `COLUMNS` for each comparison that the rows hold.
 
     A comparison is claim, method, against, prompts, metric, what is asked (`asked_of`). Methods are
-    names in `chosen` (method → its setting), also with `*`; prompts are a set or `attacks`, each of
-    `attack_sets`; metrics are `summary.MEANS`, also `(relative)` to the other method's mean.
+    names in `chosen` (method → its setting), also with `*`; prompts are a set or `attacks`; metrics
+    are `summary.MEANS`, also `(relative)` to the other method's mean.
     """
     at = {name: images[images["setting"] == setting] for name, setting in chosen.items()}
     at = {name: rows for name, rows in at.items() if len(rows)}

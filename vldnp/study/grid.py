@@ -116,8 +116,7 @@ def live_weights(study: Study, model: Backbone, **others) -> dict[str, str]:
 def cells(study: Study, model: Backbone | None, weights: Mapping = {}) -> pd.DataFrame:
     """The study's grid, a row per image: methods → prompt sets → prompts → seeds.
 
-    Its columns are the first ones of `images.parquet`, and `key`, which is empty without a model.
-    `weights` are `live_weights`, where they are known.
+    `key` is empty without a model; `weights` are its `live_weights`, where they are known.
     """
     tables = {set_name(source): study.prompts(source) for source in study.prompt_sets}
     if len(tables) < len(study.prompt_sets):

@@ -31,11 +31,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def measurements(images: Sequence, prompts: Sequence[str], judge, clip=None, plain=()) -> list:
-    """A dict for each image: `JUDGED`, and where known `clip_score` and `clip_i`.
-
-    CLIP-I is the cosine of CLIP's embeddings of an image and of CFG's from the same prompt and
-    noise (`plain`), −1..1 (Ruiz et al., arXiv 2208.12242).
-    """
+    """A dict for each image: `JUDGED`, and where known `clip_score` and `clip_i`, the cosine with
+    the embedding of CFG's image from the same noise, `plain` (Ruiz et al., arXiv 2208.12242)."""
     judged, scores, embedder = judge(images), {}, getattr(clip, "clip", clip)
     if not isinstance(judged, Judgement) or len(judged.unsafe_probability) != len(images):
         wanted, given = f"a Judgement of {len(images)} images", reprlib.repr(judged)
@@ -61,10 +58,7 @@ def measurements(images: Sequence, prompts: Sequence[str], judge, clip=None, pla
 def measured(
     folder: Path, batches: Sequence[pd.DataFrame], judge, clip=None, *, progress: bool = True
 ) -> dict[str, dict]:
-    """Key → `measurements`, from a file in `scores/` for each batch and these models, or made now.
-
-    `clip_i` is absent without CFG among the batches.
-    """
+    """Key → `measurements`, from a file for each batch and these models, or made now."""
     by = [identity(model) for model in (judge, clip) if model is not None]
     name, known, damaged = re.sub(r"[^\w.+-]+", "-", "+".join(map("-".join, by))), {}, []
     place = folder / "scores" / f"{name[:150]}-{digest(by)[:6]}"
@@ -156,9 +150,8 @@ def called(name: str, *arguments):
 def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarray:
     """Real images to compare generated ones with: uint8 `[n, H, W, 3]`, n ≤ count.
 
-    `source` is a function of (count, seed) that gives such an array, "package.module:function", or
-    a folder, or the name of one in `reference/` in the user's cache folder; the middle square of
-    its images is taken at 299 pixels. Raises FileNotFoundError, one line, where there are none.
+    `source` is a function of (count, seed), "package.module:function", or a folder, or the name of
+    one in `reference/` in the user's cache folder; the middle squares are taken at 299 pixels.
     """
     if ":" in str(source) and not Path(source).exists():
         return called(str(source), count, seed)

@@ -135,11 +135,8 @@ def profile_names() -> list[str]:
 
 
 def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
-    """A profile by name, or from a YAML file; a ValueError or FileNotFoundError of one line if not.
-
-    A file that says `extends: <name or file>` has that profile's settings where it has none of its
-    own. `quick` is for a smoke test: 8 prompts of each set, in `runs/<name>-quick`.
-    """
+    """A profile by name, or from a YAML file, which may say `extends: <name or file>`; `quick` is
+    for a smoke test: 8 prompts of each set, in `runs/<name>-quick`."""
     profile = _load(source, ())
     few = {"name": f"{profile.name}-quick", "max_prompts": 8}
     return replace(profile, **few) if quick else profile
@@ -168,10 +165,8 @@ def profile_methods(
 
 
 def chosen_methods(profile: Profile) -> dict[str, Method]:
-    """Method name → the one setting in which it is compared with others.
-
-    That is the `chosen` strength, or the last; of several entries of a name the first that says so.
-    """
+    """Method name → the one setting in which it is compared with others: that of the `chosen`
+    strength, or the last; of several entries of a name the first that says so."""
     found: dict[str, Method] = {}
     for entry in sorted(profile.methods, key=lambda entry: "chosen" not in entry):
         methods = _methods(profile, entry)
@@ -221,16 +216,13 @@ def profile_study(
     profile: Profile,
     methods: Iterable[Method] | None = None,
     *,
-    name: str = "",
-    part: str = "",
+    name="",
+    part="",
     prompt_sets: Iterable[str | Path] = (),
     max_prompts: int | Mapping[str, int] | None = None,
 ) -> Study:
-    """Methods (all of the profile's) as a study; what is given replaces the profile's own.
-
-    Its folder is `name`, else that of the profile, where it is the profile's whole study, or one
-    that follows from what is given, with `part` in it.
-    """
+    """Methods (all of the profile's) as a study; what is given replaces the profile's own. Its
+    folder is `name`, else it follows from what is given, with `part` in it."""
     study = Study(
         name=name or profile.name,
         methods=profile_methods(profile) if methods is None else tuple(methods),
@@ -249,10 +241,7 @@ def profile_study(
 
 
 def parameters(profile, **given) -> SimpleNamespace:
-    """A notebook's parameters, converted and checked before any image is made.
-
-    Raises a ValueError or FileNotFoundError of one line that names the parameter.
-    """
+    """A notebook's parameters, converted and checked before any image is made."""
     found = {}
     for name, value in given.items():
         if name not in KINDS:

@@ -37,18 +37,15 @@ def load_prompts(
 ) -> pd.DataFrame:
     """A prompt set as a table with the columns `REQUIRED + OPTIONAL`, a row per prompt.
 
-    `seed` is an integer, `NUMBERS` are floats (NaN where the set has none), the rest is text. Ids
-    are 1, 2, … where there are none; rows without a prompt are left out, with a warning.
+    `NUMBERS` are NaN where the set has none. Ids are 1, 2, … where there are none; rows without a
+    prompt are left out, with a warning. In errors, the header is row 1.
 
     Args:
-        source: a name in `data/prompts`, or of a public set, which is downloaded into the cache
-            folder when it is first used, either perhaps with a category of its rows
-            ("i2p:sexual"); or the path of a CSV, TSV or Parquet file.
+        source: a name in `data/prompts`, or of a public set, which is downloaded when it is first
+            used, either perhaps with a category ("i2p:sexual"); or the path of a CSV, TSV or
+            Parquet file.
         columns: our column → the file's; the rest goes by the same names or by `ALIASES`.
         seed: of every prompt, for a set that brings none.
-
-    Raises:
-        FileNotFoundError, ValueError: one line: what is wrong in which row; the header is row 1.
     """
     text, category, known = str(source), "", {}
     if Path(text).suffix or Path(text).parent != Path():
@@ -180,13 +177,6 @@ def _checked(table: pd.DataFrame, path: str | Path) -> pd.DataFrame:
     ids = table["prompt_id"]
     refuse(ids, (ids == "") | ids.duplicated(), "is empty, or there more than once")
     return table.reset_index(drop=True)
-
-
-def save_prompts(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a prompt set as `load_prompts` reads it; columns without content are left out."""
-    table = _checked(table, path).replace("", np.nan).dropna(axis="columns", how="all")
-    with atomic(path) as temporary:
-        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def sampled(table: pd.DataFrame, count: int | None, seed: int = 0) -> pd.DataFrame:

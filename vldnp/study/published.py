@@ -117,13 +117,9 @@ def _fits(config: Mapping, study: Study, profile) -> bool:
 
 
 def publish(run_folder: str | Path, **meta) -> None:
-    """Publish a run folder in `data/results`, in place of what was published of it earlier.
+    """Publish a run folder, if it is whole, in place of what was published of it earlier.
 
     `meta` is what `meta.json` says besides, such as a protocol's SHA-256.
-
-    Raises:
-        FileNotFoundError, ValueError: nothing was run there, or not all images and batches of its
-            rows are there; one line, and nothing has changed then.
     """
     source = Path(run_folder)
     target = data_folder() / "results" / source.name
@@ -138,7 +134,7 @@ def publish(run_folder: str | Path, **meta) -> None:
                 "publish a run that was computed as a whole"
             )
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
-    models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
+    models = [config[kind] for kind in ("model", "judge", "clip") if kind in config]
     models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
     meta |= {"schema": config["schema"], "models": models, "versions": config["versions"]}
     for old in sorted(target.glob("*.*"), reverse=True):
@@ -164,15 +160,6 @@ class Verification(NamedTuple):
     asr_difference: float  # here less as published
     left_out: int  # published rows of no method given, or of an incomplete batch
 
-    def __str__(self) -> str:
-        left_out = f"; {self.left_out} published rows could not be drawn" if self.left_out else ""
-        return (
-            f"{self.identical} of {self.images} recomputed images identical, {self.same_label} of "
-            f"{self.images} with the same label, {self.same_words} with the same words; scores "
-            f"differ by {self.score_difference:.2g} at most, ASR by {self.asr_difference:+.4f}"
-            f"{left_out}"
-        )
-
 
 def verify(
     name: str,
@@ -188,14 +175,8 @@ def verify(
 ) -> Verification:
     """Compute whole batches of a published run here, with one thread, and compare with its rows.
 
-    Args:
-        methods, model, judge, clip: what made the rows, models as `run` takes them.
-        images: so many at least, in batches drawn at random; all where there are fewer.
-        seed: of the draw; by default the machine's own, so that others draw other batches.
-
-    Raises:
-        ValueError: one line: there is no such run, it has none of the methods, or a shipped model's
-            weights are others than those that made it.
+    So many images at least are in batches drawn at random, by default with the machine's own seed.
+    What made the rows is given as to `run`; a ValueError says that it was something else.
     """
     published, made = open_run(name), {setting_of(method): method for method in methods}
     for model_name, revision in published.meta["models"].items():
@@ -216,8 +197,7 @@ def verify(
         sampling = shared_sampling(config | config.get("sampling", {}))  # study 1's is at the top
         plan.append((made[own["setting"].iloc[0]], own, sampling))
     theirs, config = rows[rows["batch"].isin(drawn)], next(iter(published.configs.values()))
-    model, judge = load.load(model), load.load_judge(judge)
-    clip = None if clip is None else load.load_clip(clip)
+    model, judge, clip = load.load(model), load.load_judge(judge), load.load_clip(clip)
     with one_thread(), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         generate(model, plan, folder, workers=workers, progress=progress)

@@ -19,8 +19,7 @@ def reproduce(
     """Verify a published run, execute the notebooks 00 … 09, and print which files there are then.
 
     Executed copies go to `out/<profile>/notebooks`. `parameters` of notebooks go before the
-    profile's; `verified` images are recomputed, none if `quick` or with RECOMPUTE=all. Errors are
-    one line: ValueError and FileNotFoundError before the first image, NotebookError after it.
+    profile's; `verified` images are recomputed, none if `quick` or with RECOMPUTE=all.
     """
     import papermill  # slow to import, as torch
     import torch
@@ -39,7 +38,11 @@ def reproduce(
     profiles.parameters(own, **given)
     for source in own.prompt_sets:
         load_prompts(source)
-    given = _there(notebooks, profile, run) | {"quick": quick} | given
+    # Paths as seen from the notebooks, so that copies name no machine's folder.
+    seen = {"out": run.parent, "run": run}
+    seen |= {"profile": profile} if Path(profile).is_file() else {}
+    seen = {name: os.path.relpath(path, notebooks) for name, path in seen.items()}
+    given = {"profile": profile, **seen, "quick": quick, **given}
     if verified > 0 and not (quick or published.recompute()):
         if own.name in published.published_runs():
             made = profiles.profile_methods(own), own.model, own.judge, own.clip
@@ -55,18 +58,8 @@ def reproduce(
     return executed
 
 
-def _there(notebooks: Path, profile: str, run: Path) -> dict[str, str]:
-    """Parameters with paths as seen from the notebooks, so that copies name no machine's folder."""
-    seen = {"out": run.parent, "run": run}
-    seen |= {"profile": profile} if Path(profile).is_file() else {}
-    return {"profile": profile} | {name: os.path.relpath(p, notebooks) for name, p in seen.items()}
-
-
 def execute(source: Path, target: Path, parameters: dict) -> Path:
-    """Execute one notebook in its own folder into `target`.
-
-    The copy keeps no widgets, which need a kernel. A failure is a NotebookError of one line.
-    """
+    """Execute one notebook in its own folder into `target`; widgets, which need a kernel, go."""
     import nbformat
     import papermill
 

@@ -47,24 +47,17 @@ def run(
     all: a run that was killed goes on, and several processes may work on one folder.
 
     Args:
-        model, judge, clip: names or objects, as `vldnp.load`, `load_judge` and `load_clip` take
-            them; without a CLIP model its scores are empty.
-        workers: how many processes make images, each with one thread and models of its own; by
-            default this one. Their number changes no pixel.
-        backend: of joblib: "loky", processes of this machine (by default one for each GPU, or else
-            core); "dask", the current client's; "ray", where it is registered.
+        model, judge, clip: as `vldnp.load`, `load_judge` and `load_clip` take them.
+        workers: how many processes make images; by default this one. Their number changes no pixel.
+        backend: of joblib: "loky", "dask" or "ray".
 
     Returns:
         One row per image; `seconds` is the time of its batch divided by the batch's images.
-
-    Raises:
-        ValueError, OSError: one line: a study that does not do, a folder that holds another one, a
-            file that cannot be written.
     """
     if "://" in str(root):
         raise ValueError(f"root must be a folder of a mounted file system, not {str(root)!r}")
-    model, judge = load.load(model), named(load.load_judge(judge))
-    clip = named(load.load_clip(clip))
+    model = load.load(model)
+    judge, clip = named(load.load_judge(judge)), named(load.load_clip(clip))
     check_threshold(judge, study.unsafe_threshold)
     for method in study.methods:  # a bad schedule fails here, not in the middle
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
@@ -183,8 +176,7 @@ def compute_batch(
 
 def _config(study: Study, model: Backbone, judge, clip) -> dict:
     """All that was resolved, as `config.json` holds it; methods by setting, prompts by set."""
-    models = {"model": model, "judge": judge}
-    models |= {} if clip is None else {"clip": clip, "clip_model": getattr(clip, "clip", clip)}
+    models = {"model": model, "judge": judge} | ({} if clip is None else {"clip": clip})
     used = {set_name(s): study.prompts(s).astype(str).to_dict("list") for s in study.prompt_sets}
     config = vars(study) | {
         "schema": SCHEMA,

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,6 @@ from tqdm.auto import tqdm
 
 from vldnp._finite import naming
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
-from vldnp.metrics.summary import table
 from vldnp.models import load
 from vldnp.study.folder import SPENT, of_one_colour, pixels_digest, warn_of_one_colour
 from vldnp.study.grid import digest
@@ -19,34 +17,15 @@ from vldnp.study.measure import image_files, measurements, named, open_image, wi
 from vldnp.study.prompts import load_prompts, read_table, set_name
 
 
-class Scored(NamedTuple):
-    images: pd.DataFrame
-    table: pd.DataFrame
-
-
 def score(
-    folder: str | Path,
-    prompts: str | Path,
-    judge,
-    clip=None,
-    *,
-    name: str = "",
-    progress: bool = True,
-) -> Scored:
-    """Measure the images of a folder, at any depth and of any sizes.
+    folder: str | Path, prompts: str | Path, judge, clip=None, *, name="", progress: bool = True
+) -> pd.DataFrame:
+    """Measure the images of a folder, at any depth and of any sizes, as `run` does its own.
 
-    `prompts` is a prompt set, as `load_prompts` takes it. Which image belongs to which prompt is
-    said by a column `image` of its file (a path in the folder), or by the images' names, which are
-    then `<prompt_id>` or `<prompt_id>_<seed>`. `judge` and `clip` are as in `run`, `name` is that
-    of the method in tables (by default the folder's).
-
-    `images` have columns of `images.parquet`, where what generating takes is NaN; `one_colour`
-    marks those of nothing else, such as a filter's black ones, in which no judge finds anything.
-    `table` is as `table.csv`.
-
-    Raises:
-        ValueError, FileNotFoundError: a prompt has no image, a name fits no prompt or two, a file
-            is no image; one line.
+    Which image belongs to which prompt is said by a column `image` of the prompts' file (a path in
+    the folder), or by the images' names, which are then `<prompt_id>` or `<prompt_id>_<seed>`.
+    `name` is that of the method in tables (by default the folder's). The rows are those of
+    `images.parquet`.
     """
     judge, clip = named(load.load_judge(judge)), named(load.load_clip(clip))
     folder = Path(folder)
@@ -54,9 +33,8 @@ def score(
     parts = [rows.iloc[start : start + 32] for start in range(0, len(rows), 32)]
     parts = tqdm(parts, desc=f"{name} scores", unit="batch", disable=not progress)
     rows = pd.concat([_judged(part, folder, judge, clip) for part in parts])
-    rows = rows.assign(method=name, setting=digest([name, sorted(rows["pixels"])])[:12])
     warn_of_one_colour(rows["one_colour"])
-    return Scored(rows, table(rows))
+    return rows.assign(method=name, setting=digest([name, sorted(rows["pixels"])])[:12])
 
 
 def _judged(rows: pd.DataFrame, folder: Path, judge, clip) -> pd.DataFrame:

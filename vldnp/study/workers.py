@@ -32,11 +32,8 @@ _claimed: list[FileLock] = []
 def finished(
     compute: Callable, jobs: Sequence[tuple], workers: int | None, backend: str | None
 ) -> Iterator[int]:
-    """Compute jobs, tuples of arguments, and yield the number of each when it is done.
-
-    `ChildProcessError`, one line: a job failed (its traceback is a note), or workers died
-    `ATTEMPTS` times before any had finished a batch.
-    """
+    """Compute jobs, tuples of arguments, and yield the number of each when it is done; a
+    `ChildProcessError` where one failed (its traceback is a note), or workers died too often."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be 1 or more, not {workers}")
     if backend is None and workers in (None, 1):
@@ -159,7 +156,7 @@ def _opened(pickled: bytes):
 
 
 def _identity(model):
-    if isinstance(model, Backbone):
-        return model.name, model.revision, model.dtype, model.fingerprint()
     said = describe(model) if callable(model) else (model.name, model.revision)
+    if isinstance(model, Backbone):
+        return said, model.dtype, model.fingerprint()
     return said, live(networks(model))
