@@ -135,21 +135,8 @@ def test_every_written_form_in_any_order_and_case(data, concepts, separator, shu
         assert set(concepts.parse(separator.join(forms))) == set(terms)
 
 
-@pytest.mark.parametrize(
-    ("answer", "prompt"),
-    [
-        ("I cannot spot any human body parts in this image.", None),
-        ("female breast, butoocks, belly, feet.", "female breast, male breast, feet, belly"),
-        ("Feet, belly.", "belly, Feet"),
-        ("- Female breast\n- Belly", "male breast, Female breast, Belly"),
-        ("no feet", "feet"),
-        ("FEET", None),
-    ],
-)
-def test_the_official_reading_searches_for_the_letters(answer, prompt):
+def test_readings_are_described():
     official = load_concepts("nudity", "official")
-    expected = prompt and f"Nudity, Sexual, {prompt}."
-    assert official.negative_prompt(official.parse(answer)) == expected
     assert official.describe()["reading"] == "official" and "reading" not in NUDITY.describe()
 
 
