@@ -202,21 +202,6 @@ def test_nested(pipe):
                 pass
 
 
-def test_images_of_one_prompt_and_controlnets_inputs(pipe):
-    """Whatever the network is given besides has as many rows as its batch."""
-    seen = []
-    hook = pipe.unet.register_forward_pre_hook(
-        lambda _, args, given: seen.append(given["cross_attention_kwargs"]), with_kwargs=True
-    )
-    method, three = vldnp.Static("a knife", omega=4.0), {"num_images_per_prompt": 3}
-    with guiding(pipe, method):
-        latents = called(pipe, "a cat", cross_attention_kwargs={}, **three)
-    hook.remove()
-    expected = sampled(pipe, method, "a cat", **three)
-    assert torch.allclose(latents, expected.latents, atol=1e-4)
-    assert seen == [{}] * 2 * STEPS
-
-
 def test_what_no_hook_can_serve(pipe):
     unservable = "needs what the prompts are encoded to.*use vldnp.sample"
     with pytest.raises(ValueError, match=f"'safree' changes or {unservable}"):
