@@ -73,10 +73,8 @@ class ConceptSet:
         return f"{self.question} {form} {', '.join(self.vocabulary)}"
 
     def negative_prompt(self, found: Iterable[str]) -> str | None:
-        """`lead, term, term` and the `end` mark, in the order of `terms`; None for no term.
-
-        What is not among `terms` is a ValueError.
-        """
+        """`lead, term, term` and `end`, in the order of `terms`; None for no term; a ValueError
+        for what is not among them."""
         found = set(found)
         if outside := found.difference(self.terms):
             raise unknown(f"term of {self.name!r}", min(outside), self.vocabulary)
@@ -99,10 +97,8 @@ def load_concepts(source: str | Path | ConceptSet, reading: str | None = None) -
     """A concept set by its name in `data/concepts`, from a YAML file, or as it is.
 
     A file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and optionally
-    `lead`, `end`, `reading` and `name` (default: the file's name).
-
-    Raises:
-        ValueError, FileNotFoundError: an unknown name or a file of another form; one line.
+    `lead`, `end`, `reading` and `name` (default: the file's name). An unknown name or a file of
+    another form is a ValueError or FileNotFoundError of one line.
     """
     if not isinstance(source, ConceptSet):
         path, folder = Path(source), data_folder() / "concepts"

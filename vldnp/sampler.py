@@ -68,9 +68,7 @@ def denoise(
 
     Args:
         model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion or FLUX.1 pipeline.
-        prompt: one or several.
         method: `CFG()`, `Static(...)`, `VLDNP(...)`, `SAFREE(...)`, `SLD(...)` or another `Method`.
-        num_inference_steps: N ≥ 1.
         x0_every: decode x̂₀ at every step, not only where the VLM is queried.
         height, width: in pixels; default is the model's own size.
         scheduler: `dpm++`, `dpm++-karras`, `ddim`, `euler`, or an object that does not clip x̂₀;
@@ -79,8 +77,8 @@ def denoise(
             see `batch_of`.
 
     Raises:
-        ValueError, TypeError: an argument is wrong; one line that says which and what is right.
-        NonFiniteError: NaN or infinity at a step, with the step and the image.
+        ValueError, TypeError: an argument is wrong, in one line.
+        NonFiniteError: NaN or infinity, with the step and the image.
     """
     run = Run(as_backbone(model), num_inference_steps, scheduler, height, width)
     return _started(run, batch_of(prompt, **batch), method, x0_every)
@@ -105,10 +103,8 @@ def sample(
 ) -> Output:
     """Denoise to the end and decode; see `denoise` and `batch_of` for the other arguments.
 
-    Args:
-        output_type: `pil`, `pt`, `np` or `latent`; see `Output`.
-        batch_size: so many images at a time; default is all at once.
-        progress: show a progress bar.
+    The images' type is `pil`, `pt`, `np` or `latent` (see `Output`), and `batch_size` of them are
+    made at a time, by default all.
     """
     if output_type not in (*OUTPUT_TYPES, "latent"):
         raise unknown("output_type", output_type, (*OUTPUT_TYPES, "latent"))

@@ -63,11 +63,7 @@ def uniform(n: int) -> Schedule:
 
 
 def as_schedule(query_steps: Schedule | Mapping[str, int] | Iterable[int]) -> Schedule:
-    """A schedule as it is; `{spacing: n}` with n ≥ 0, or step indices, as a schedule.
-
-    Raises:
-        ValueError: it is none of these; one line.
-    """
+    """A schedule as it is; `{spacing: n}` with n ≥ 0, or step indices; else a ValueError."""
     if isinstance(query_steps, Schedule):
         return query_steps
     try:
