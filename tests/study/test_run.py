@@ -575,9 +575,17 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
     for wrong in ({"batch_size": 0}, {"max_prompts": -3}, {"max_prompts": {"few": -3}}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be . or more, not"):
             replace(study, **wrong)
-    for threshold in (0, 1.5, float("nan")):
+    for threshold in (0, 1.5, float("nan"), "0.6", None):
         with pytest.raises(ValueError, match=r"unsafe_threshold must be in \(0, 1\], not"):
             replace(study, unsafe_threshold=threshold)
+    for wrong in ({"height": "64"}, {"width": 0}, {"guidance_scale": float("nan")}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be "):
+            replace(study, sampling=wrong)
+    with pytest.raises(ValueError, match="multiples of 4, not 33"):
+        run(replace(study, sampling={"height": 33}), model, judge, root=tmp_path, progress=False)
+    (tmp_path / "large.csv").write_text(f"prompt_id,prompt,seed\na,a cat,{2**63 - 1}\n")
+    with pytest.raises(ValueError, match="seed is too large to count on from"):
+        cells(replace(study, prompt_sets=[tmp_path / "large.csv"], num_images_per_prompt=2), None)
     twice = replace(study, prompt_sets=(prompts[0], prompts[0]))
     with pytest.raises(ValueError, match="two prompt sets of the same name"):
         cells(twice, model)
