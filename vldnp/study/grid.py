@@ -29,7 +29,7 @@ SAMPLING = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": None}
 SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
 """The arguments of `vldnp.sample` that a study fixes, with their defaults."""
 
-COUNTS = "num_inference_steps", "num_images_per_prompt", "batch_size"
+COUNTS = "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width"
 NOISE = ["prompt", "seed", "guidance_scale"]
 """What the images of all methods from the same noise have in common."""
 
@@ -66,14 +66,12 @@ class Study:
         if strange := set(self.sampling) - set(SAMPLING):
             raise unknown(f"sampling setting of study {self.name!r}", min(strange), SAMPLING)
         object.__setattr__(self, "sampling", SAMPLING | dict(self.sampling))
-        limits = self.max_prompts
-        limits = limits.values() if isinstance(limits, Mapping) else [limits or 0]
-        counts = vars(self) | self.sampling
-        counts = [(n, 1, counts[n]) for n in COUNTS] + [("max_prompts", 0, n) for n in limits]
-        sizes = ((n, 1, self.sampling[n]) for n in ("height", "width"))
-        counts += [size for size in sizes if size[2] is not None]
+        limits, own = self.max_prompts, vars(self) | self.sampling
+        limits = limits.values() if isinstance(limits, Mapping) else [limits]
+        counts = [(n, 1, own[n]) for n in COUNTS] + [("max_prompts", 0, n) for n in limits]
         for name, least, value in counts:
-            if type(value) is not int or value < least:
+            unset = value is None and name in ("max_prompts", "height", "width")
+            if not unset and (type(value) is not int or value < least):
                 what = f"study {self.name!r}: {name} must be {least} or more"
                 raise ValueError(f"{what}, not {value!r}")
         number("guidance_scale", self.sampling["guidance_scale"])

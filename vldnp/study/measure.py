@@ -180,9 +180,7 @@ def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tupl
     real = features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
     groups = rows.sort_values(["prompt_id", "seed"]).groupby(["setting", "prompt_set"])
     return {
-        where: distances(features(load_images(own, folder), space), real)._replace(
-            features=space.name
-        )
+        where: distances(features(load_images(own, folder), space), real, space.name)
         for where, own in groups
         if len(own) > 1
     }
