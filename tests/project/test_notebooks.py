@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
+from nbconvert import HTMLExporter
 
 from vldnp.study.reproduce import reproduce
 
@@ -76,6 +78,9 @@ SMALL = {
 }
 
 
+SCRIPT = "<script>alert(1)</script>"
+
+
 @pytest.mark.slow
 @each
 def test_runs_alone(source, tiny_data, tmp_path):
@@ -88,13 +93,19 @@ def test_runs_alone(source, tiny_data, tmp_path):
         one.mkdir()
         (one / "02_findings.ipynb").write_bytes(SOURCES[2].read_bytes())
         reproduce("tiny", tmp_path / "runs", quick=True, notebooks=one)
-        given = {"run": "../runs/tiny-quick"}
+        given, table = {"run": "../runs/tiny-quick"}, tmp_path / "runs/tiny-quick/images.parquet"
+        rows = pd.read_parquet(table).assign(prompt=SCRIPT)
+        for column, name in (("method", "static"), ("prompt_set", "implicit")):
+            rows[column] = rows[column].replace(name, SCRIPT)
+        rows.to_parquet(table)
     (executed,) = reproduce(
         "tiny", tmp_path / "runs", quick=True, parameters=given, notebooks=folder
     )
     assert_clean(executed, str(tmp_path), str(tiny_data))
     kinds = {kind for output in outputs(executed) for kind in output.get("data", {})}
     assert kinds & {"image/png", "text/html"}
+    page, _ = HTMLExporter(exclude_input=True).from_filename(str(executed))
+    assert SCRIPT not in page and ("&lt;script&gt;alert" in page) == (source.stem == "09_report")
     if source.stem == "01_trajectories":
         shown = (output.get("data", {}).get("text/html", "") for output in outputs(executed))
         assert "<b>cat" not in "".join(shown)

@@ -1,5 +1,6 @@
 """Keys and scores follow from what is open now, whatever it was opened from."""
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -151,8 +152,6 @@ def bomb(path):
     """A PNG whose header promises 30,000 × 30,000 pixels."""
     data = bytearray(path.read_bytes())
     data[16:24] = (30_000).to_bytes(4, "big") * 2
-    import zlib
-
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     path.write_bytes(data)
 

@@ -85,7 +85,7 @@ def test_published_rows_are_taken_where_they_are_what_the_study_asks(
     broken.mkdir()
     (broken / "meta.json").write_text("{}")
     (broken / "methods.json").write_text('{"truncated')
-    with pytest.warns(UserWarning, match="'another' is left out: .*methods.json is no JSON"):
+    with pytest.warns(UserWarning, match="'another' cannot be read .*methods.json is no JSON"):
         rows = rows_of(some, profile, world / "ours")
     (broken / "meta.json").unlink()
     assert not (world / "ours").exists() and set(rows["origin"]) == {"published as tiny"}

@@ -63,7 +63,7 @@ def features(images: Sequence[Image.Image] | Tensor, space) -> Tensor:
     return torch.cat([space.features(part) for part in parts]).cpu().double()
 
 
-def distances(images: Tensor, reference: Tensor) -> Distances:
+def distances(images: Tensor, reference: Tensor, space: str = "") -> Distances:
     """FID (Heusel et al. 2017) and KID (Bińkowski et al. 2018) between features.
 
     FID is biased upwards for few images: compare only sets of equal size. KID may be slightly
@@ -79,4 +79,4 @@ def distances(images: Tensor, reference: Tensor) -> Distances:
     fid = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
     subsets = {"kid_subset_size": subset, "kid_subsets": 1 if subset == max(sizes) else 100}
     kid = metric_kid.kid_features_to_metric(images, reference, **subsets, verbose=False)
-    return Distances(fid[metric_fid.KEY_METRIC_FID], kid[metric_kid.KEY_METRIC_KID_MEAN])
+    return Distances(fid[metric_fid.KEY_METRIC_FID], kid[metric_kid.KEY_METRIC_KID_MEAN], space)

@@ -90,8 +90,7 @@ def write_cell(folder: Path, key: str, image: Image.Image, record: Mapping) -> N
     with atomic(path) as temporary:
         image.save(temporary)
     own = {"key": key, "pixels": pixels_digest(image), "one_colour": of_one_colour(image)}
-    record = {**record, **own}
-    write_json(path.with_suffix(".json"), record)
+    write_json(path.with_suffix(".json"), {**record, **own})
 
 
 def warn(damaged: Sequence[Path]) -> None:

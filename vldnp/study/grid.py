@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vldnp._files import is_file_name, unknown
+from vldnp._finite import is_finite, number
 from vldnp.methods import Method
 from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.models.backbone import Backbone
@@ -28,7 +29,7 @@ SAMPLING = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": None}
 SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
 """The arguments of `vldnp.sample` that a study fixes, with their defaults."""
 
-COUNTS = "num_inference_steps", "num_images_per_prompt", "batch_size"
+COUNTS = "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width"
 NOISE = ["prompt", "seed", "guidance_scale"]
 """What the images of all methods from the same noise have in common."""
 
@@ -65,15 +66,16 @@ class Study:
         if strange := set(self.sampling) - set(SAMPLING):
             raise unknown(f"sampling setting of study {self.name!r}", min(strange), SAMPLING)
         object.__setattr__(self, "sampling", SAMPLING | dict(self.sampling))
-        limits = self.max_prompts
-        limits = limits.values() if isinstance(limits, Mapping) else [limits or 0]
-        counts = vars(self) | self.sampling
-        counts = [(n, 1, counts[n]) for n in COUNTS] + [("max_prompts", 0, n) for n in limits]
+        limits, own = self.max_prompts, vars(self) | self.sampling
+        limits = limits.values() if isinstance(limits, Mapping) else [limits]
+        counts = [(n, 1, own[n]) for n in COUNTS] + [("max_prompts", 0, n) for n in limits]
         for name, least, value in counts:
-            if type(value) is not int or value < least:
+            unset = value is None and name in ("max_prompts", "height", "width")
+            if not unset and (type(value) is not int or value < least):
                 what = f"study {self.name!r}: {name} must be {least} or more"
                 raise ValueError(f"{what}, not {value!r}")
-        if not 0 < self.unsafe_threshold <= 1:
+        number("guidance_scale", self.sampling["guidance_scale"])
+        if not (is_finite(self.unsafe_threshold) and 0 < self.unsafe_threshold <= 1):
             raise ValueError(f"unsafe_threshold must be in (0, 1], not {self.unsafe_threshold}")
         described: dict[str, Method] = {}
         for method in self.methods:
@@ -130,6 +132,8 @@ def cells(study: Study, model: Backbone | None, weights: Mapping = {}) -> pd.Dat
     g, count = float(study.sampling["guidance_scale"]), study.num_images_per_prompt
     prompts = prompts.fillna({"guidance_scale": g}).loc[prompts.index.repeat(count)]
     prompts["seed"] += prompts.groupby(level=0).cumcount()
+    if prompts["seed"].min() < 0:  # int64 wraps
+        raise ValueError(f"study {study.name!r}: a prompt's seed is too large to count on from")
     prompts["things"] = prompts["things"].map(lambda things: ", ".join(split_things(things)))
     noise = prompts[NOISE].to_dict("records") if model is not None else []
     how, parts = {"schema": SCHEMA, **shared_sampling(study.sampling)}, []

@@ -141,10 +141,9 @@ def open_image(path: Path) -> Image.Image:
 def called(name: str, *arguments):
     """What a function, "package.module:function", returns; raises ValueError without one."""
     try:
-        function = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name!r} names no function: {first_line(error)}") from error
-    return function(*arguments)
+        return pkgutil.resolve_name(name)(*arguments)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"{name!r} is no function that does: {first_line(error)}") from error
 
 
 def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarray:
@@ -181,9 +180,7 @@ def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tupl
     real = features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
     groups = rows.sort_values(["prompt_id", "seed"]).groupby(["setting", "prompt_set"])
     return {
-        where: distances(features(load_images(own, folder), space), real)._replace(
-            features=space.name
-        )
+        where: distances(features(load_images(own, folder), space), real, space.name)
         for where, own in groups
         if len(own) > 1
     }

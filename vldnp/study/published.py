@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from vldnp._files import atomic, data_folder, fingerprint, unknown, write_text
+from vldnp._files import atomic, data_folder, fingerprint, first_line, unknown, write_text
 from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.study.folder import SAID, mapping, read_cell
@@ -92,20 +92,22 @@ def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
     """
     wanted = cells(study, None)[SAME]
     for name in [] if recompute() else published_runs():
-        found = open_run(name)
         try:
-            known, configs = found.methods.keys(), found.configs.items()
-        except (ValueError, OSError) as error:  # another study's run stops none
-            warnings.warn(f"the published run {name!r} is left out: {error}", stacklevel=2)
-            continue
-        if set(wanted["setting"]) <= known:
-            fits = [part for part, config in configs if _fits(config, study, profile)]
-            rows = found.images[found.images["part"].isin(fits)].drop_duplicates(SAME)
-            rows = wanted.merge(rows, on=SAME)
-            if len(rows) == len(wanted):
+            if (rows := _rows_in(open_run(name), wanted, study, profile)) is not None:
                 return rows.assign(origin=f"published as {name}")
+        except (ValueError, OSError, AttributeError, TypeError, KeyError) as error:
+            said = f"the published run {name!r} cannot be read and is left out"
+            warnings.warn(f"{said}: {first_line(error)}", stacklevel=2)
     rows = run(study, profile.model, profile.judge, profile.clip, root, progress=False)
     return rows.assign(origin="computed here")
+
+
+def _rows_in(run: Published, wanted: pd.DataFrame, study: Study, profile) -> pd.DataFrame | None:
+    if not set(wanted["setting"]) <= run.methods.keys():
+        return None
+    fits = [part for part, config in run.configs.items() if _fits(config, study, profile)]
+    rows = wanted.merge(run.images[run.images["part"].isin(fits)].drop_duplicates(SAME), on=SAME)
+    return rows if len(rows) == len(wanted) else None
 
 
 def _fits(config: Mapping, study: Study, profile) -> bool:

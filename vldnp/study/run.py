@@ -59,7 +59,9 @@ def run(
     model = load.load(model)
     judge, clip = named(load.load_judge(judge)), named(load.load_clip(clip))
     check_threshold(judge, study.unsafe_threshold)
-    for method in study.methods:  # a bad schedule fails here, not in the middle
+    # A bad size or schedule fails here, not in the middle.
+    model.picture_size(study.sampling["height"], study.sampling["width"])
+    for method in study.methods:
         method.negatives.query_steps_of(study.sampling["num_inference_steps"])
     weights = grid.live_weights(study, model, judge=judge, clip=clip)
     cells, folder = grid.cells(study, model, weights), Path(root) / study.name
