@@ -11,7 +11,7 @@ import papermill
 import pytest
 from nbconvert import HTMLExporter
 
-from vldnp.study.reproduce import reproduce
+from vldnp.__main__ import reproduce
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "notebooks").glob("*.ipynb"))

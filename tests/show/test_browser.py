@@ -25,7 +25,7 @@ from nbformat.sign import NotebookNotary
 
 from moji.judge import CNNJudge
 from moji.world.icons import RESTRICTED, THINGS
-from vldnp.study.reproduce import execute
+from vldnp.__main__ import execute
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -196,7 +196,7 @@ BOMB = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{f'*a{i}, ' * 10}]\n" fo
 CONTENT = [b"name: \xff\xfe", b"name: 2026-13-01", b"- a", b"a: [", b"a: " + b"[" * 9999]
 
 
-@pytest.mark.parametrize("content", [*CONTENT, b"a: &a [*a]", BOMB.encode()])
+@pytest.mark.parametrize("content", [*CONTENT, BOMB.encode()])
 def test_what_is_no_profile_gives_one_line(tmp_path, content):
     path = tmp_path / "mine.yaml"
     path.write_bytes(content)
