@@ -7,7 +7,7 @@ import pytest
 
 import vldnp
 from vldnp import __main__ as cli
-from vldnp.study import published, reproduce
+from vldnp.study import published
 
 
 def notebook(path, parameters, body):
@@ -64,7 +64,7 @@ def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
         return "9 of 9 recomputed images identical"
 
     monkeypatch.setattr(published, "published_runs", lambda: ["moji"])
-    monkeypatch.setattr(reproduce, "execute", lambda source, target, *args, **kwargs: target)
+    monkeypatch.setattr(cli, "execute", lambda source, target, *args, **kwargs: target)
     monkeypatch.setattr("vldnp.study.published.verify", verified)
     command = ["reproduce", "--out", "results"]
     assert cli.main([*command, "--images", "40"]) == 0
@@ -132,7 +132,7 @@ def test_a_failing_notebook_gives_one_line(project, capfd):
 
 def test_no_notebooks_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="no notebooks in"):
-        reproduce.reproduce(notebooks=tmp_path)
+        cli.reproduce(notebooks=tmp_path)
 
 
 @pytest.mark.parametrize("what", ["import vldnp", "import vldnp.__main__ as cli; cli._parser()"])
