@@ -34,11 +34,12 @@ def judge():
 
 
 def test_a_spoiled_batch_leaves_nothing_and_is_made_again(model, study, tmp_path):
+    own = judge()
     with spoiled(model.network, call=3, row=0, bad=np.nan):  # in the second batch
         with pytest.raises(NonFiniteError, match=r"\('a pizza', seed 6\) .* at step 1"):
-            run(study, model, judge(), root=tmp_path, progress=False)
+            run(study, model, own, root=tmp_path, progress=False)
     assert len(list((tmp_path / "s" / "cells").iterdir())) == 2 * 2
-    images = run(study, model, judge(), root=tmp_path, progress=False)
+    images = run(study, model, own, root=tmp_path, progress=False)
     pictures = [Image.open(tmp_path / "s" / path) for path in images["image"]]
     assert len(pictures) == 3 and all(p.getextrema() != ((0, 0),) * 3 for p in pictures)
 

@@ -40,7 +40,8 @@ def test_shipped_profiles_name_what_exists(name):
     for prompt_set in profile.prompt_sets:
         if prompt_set not in public_sets():  # which are downloaded
             load_prompts(prompt_set)
-    assert {profile.safety_set, profile.benign_set} <= set(profile.prompt_sets)
+    sets = {profile.notebooks.get("safety_set", "implicit"), profile.benign_set}
+    assert sets <= set(profile.prompt_sets)
     assert profile.notebooks.keys() <= KINDS.keys()
     methods = chosen_methods(replace(profile, vlm=NONE))
     assert {"cfg", "static", "vl-dnp", "safree"} <= methods.keys()

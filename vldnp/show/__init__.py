@@ -1,1 +1,1 @@
-"""What people look at: figures, the viewer, the explorer, a run's report. It measures nothing."""
+"""What people look at: figures, the viewer, the explorer. It measures nothing."""

@@ -111,11 +111,8 @@ class Profile:
             raise ValueError(f"name must be that of one folder, not {self.name!r}")
         if strange := self.sampling.keys() - SAMPLING.keys():
             raise unknown("sampling setting", min(strange), SAMPLING)
-        self.prompt_set(self.safety_set), self.prompt_set(self.benign_set)
-
-    @property
-    def safety_set(self) -> str:
-        return self.notebooks.get("safety_set", "implicit")
+        self.prompt_set(self.notebooks.get("safety_set", "implicit"))
+        self.prompt_set(self.benign_set)
 
     @property
     def benign_set(self) -> str:

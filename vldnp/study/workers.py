@@ -70,7 +70,7 @@ def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
         workers = min(workers or len(gpus), len(gpus)) if gpus else workers
         claims = tempfile.mkdtemp(prefix="vldnp-gpus-") if gpus else ""
         how = {"initializer": _begin, "initargs": (os.getpid(), gpus, claims)}
-        how |= {"inner_max_num_threads": 1}
+        how["inner_max_num_threads"] = 1
     elif backend == "ray":
         how, yields = {"ray_remote_args": {"num_gpus": int(bool(gpus))}}, "list"
     try:
