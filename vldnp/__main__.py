@@ -71,7 +71,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     if strange := given.keys() & {"profile", "out", "quick"}:
         raise ValueError(f"give {min(strange)!r} as --{min(strange)}, not with -p")
     more = {"quick": options.quick, "parameters": given, "verified": options.images}
-    reproduce(options.profile, options.out, **more)
+    reproduce(options.profile, options.out, notebooks=NOTEBOOKS, **more)
 
 
 def reproduce(
