@@ -14,8 +14,7 @@ class AuxiliaryRows:
 
     rows: tuple[int, ...]  # of the conditioning, `k` of them, that have an auxiliary row
     prompts: "Conditioning"  # the auxiliary rows' own, `k` of them
-    # (network, rows, auxiliary) → a context in which the network lets the features of the auxiliary
-    # rows (their places in the batch) act on those of the rows
+    # (network, rows, auxiliary), places in a batch → in this context the latter act on the former
     attending: Callable[[nn.Module, Sequence[int], Sequence[int]], AbstractContextManager]
 
 

@@ -20,14 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from vldnp.models.constrained import NONE, offered
-from vldnp.models.vlm import Conversation, VLMError
+from vldnp.models.vlm import NONE, Conversation, VLMError, offered
 
 KEY = "OPENAI_API_KEY"  # the environment variable; a server may need none
 REPLY_LIMIT = 1_000_000  # bytes; an answer of 64 tokens takes about one thousand
-THOUGHT = re.compile(
-    r"(?i)[<\[◁]\|?(/?)(?:\w+[:_])?(?:think\w*|thought|reasoning|channel)\|?[>\]▷]"
-)
+NAMES = r"(?:\w+[:_])?(?:think\w*|thought|reasoning|channel)"
+THOUGHT = re.compile(rf"(?i)[<\[◁]\|?(/?){NAMES}\|?[>\]▷]")
 UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
 
 
