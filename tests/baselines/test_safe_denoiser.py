@@ -7,13 +7,8 @@ from PIL import Image
 from tiny import noise
 
 from vldnp import Repelled, sample
-from vldnp.baselines.safe_denoiser import (
-    SafeDenoiser,
-    latents_of,
-    log_kernel,
-    repelled,
-    unsafe_mean,
-)
+from vldnp.baselines import safe_denoiser
+from vldnp.baselines.safe_denoiser import SafeDenoiser, latents_of, log_kernel, unsafe_mean
 from vldnp.models.run import Run, predicted_x0, prediction_of
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [3, 4]
@@ -41,7 +36,7 @@ def test_it_is_a_step_down_the_mean_kernel():
     log_k = log_kernel(x, BANK, sigma)
     nearness = log_k.exp().mean(dim=1)
     (gradient,) = torch.autograd.grad(nearness.sum(), x)
-    moved = repelled(x, unsafe_mean(log_k, BANK), eta * nearness.view(-1, 1, 1, 1))
+    moved = safe_denoiser.repelled(x, unsafe_mean(log_k, BANK), eta * nearness.view(-1, 1, 1, 1))
     torch.testing.assert_close(moved - x, -eta * sigma**2 * X[0].numel() * gradient)
 
 

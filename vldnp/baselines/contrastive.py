@@ -1,7 +1,6 @@
 """Contrastive CFG as a guidance rule: the farther ε_n is from ε_u already, the less it repels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
@@ -17,7 +16,7 @@ class Contrastive(Rule):
     that λ → 0 for latents of many dimensions: choose τ by them."""
 
     tau: float = 0.2
-    uses_omega: ClassVar[bool] = True
+    uses_omega = True
 
     def __post_init__(self):
         number("tau", self.tau, 0)

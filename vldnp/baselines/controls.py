@@ -23,8 +23,7 @@ from vldnp.negatives import Negative
 class AnswersNone:
     """A VLM that never sees anything: VL-DNP with it is CFG, bit for bit."""
 
-    name: str = "answers-none"
-    revision: str = "1"
+    name, revision = "answers-none", "1"
 
     def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
         return ["none"] * len(images)
@@ -82,8 +81,7 @@ def rolled_out(view: View) -> Tensor:
     generators = [own.batch.generators[row].clone_state() for row in rows]
     for j, t in enumerate(own.run.timesteps[i:], start=i):
         both = ahead.predict(torch.cat([latents, latents]), t, null + own.prompted(j)[rows])
-        pred = guidance.cfg(*both.chunk(2), own.g[rows])
-        latents = ahead.step(pred, t, latents, generators)
+        latents = ahead.step(guidance.cfg(*both.chunk(2), own.g[rows]), t, latents, generators)
     return latents
 
 

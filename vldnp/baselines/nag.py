@@ -7,11 +7,10 @@ is φ + 1, `norm` 2, `modulation` on FLUX "negative", but for image features in 
 streams; its U-Nets compute the attention twice and nothing else; here a branch is a row of a batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,7 @@ from vldnp.guidance import Rule, Scale, cfg
 from vldnp.models.conditioning import AuxiliaryRows
 
 
-def normalized(
-    positive: Tensor, negative: Tensor, omega: Scale, tau: float, alpha: float, p: int = 1
-) -> Tensor:
+def normalized(positive, negative, omega: Scale, tau: float, alpha: float, p: int = 1) -> Tensor:
     """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖ₚ / ‖Z⁺‖ₚ for each token
     (section 3). Z⁺ and Z⁻, `[k, N, D]`, are attention's features before the output projection."""
     extrapolated = positive + omega * (positive - negative)
@@ -34,9 +31,7 @@ def normalized(
 
 
 @contextmanager
-def attending(
-    network: nn.Module, rows: Sequence[int], beside: Sequence[int], text_length: int, mix: Callable
-) -> Iterator[None]:
+def attending(network: nn.Module, rows, beside, text_length: int, mix: Callable) -> Iterator[None]:
     """While this lasts, rows' image features are mixed with those of rows beside (`normalized`);
     both go on with the result. In one sequence of both, `text_length` tokens of text are first."""
     rows, beside = list(rows), list(beside)
@@ -71,7 +66,7 @@ class NAG(Rule):
     alpha: float = 0.25
     norm: int = 1  # 2: the length of a feature's vector
     modulation: str = "prompt"  # or "negative": whose pooled embedding the auxiliary row has
-    uses_uncond: ClassVar[bool] = False
+    uses_uncond = False
 
     def __post_init__(self):
         number("NAG's tau", self.tau, 1)

@@ -63,9 +63,7 @@ def attenuated(changed: Tensor, unchanged: Tensor, scale: float) -> Tensor:
 
 
 @contextmanager
-def re_attention(
-    unet: nn.Module, rows: Sequence[int], auxiliary: Sequence[int], scales: tuple[float, float]
-) -> Iterator[None]:
+def re_attention(unet: nn.Module, rows, auxiliary, scales: tuple[float, float]) -> Iterator[None]:
     """While this lasts, the rows' skip features are `attenuated` against their auxiliary rows', by
     s₁ where the decoder is as wide as the U-Net's widest level, by s₂ where as the next."""
     rows, auxiliary = list(rows), list(auxiliary)

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass, replace
 from math import inf
-from typing import ClassVar
 
 import torch
 
@@ -25,7 +24,7 @@ class SLDRule(Rule):
     threshold: float = 0.01  # λ
     momentum_scale: float = 0.3  # s_m and β_m, in 0..1
     momentum_beta: float = 0.4
-    uses_omega: ClassVar[bool] = False
+    uses_omega = False
 
     def __post_init__(self):
         for name, value in asdict(self).items():

@@ -62,8 +62,8 @@ class Backbone:
 
     def picture_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, by default the model's own; `ValueError` if none of its."""
-        config, factor = self.network.config, self.pipe.vae_scale_factor
-        own = config.get("sample_size") or self.pipe.default_sample_size
+        factor = self.pipe.vae_scale_factor
+        own = self.network.config.get("sample_size") or self.pipe.default_sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height, width = height or own_height * factor, width or own_width * factor
         unit = factor * self.family.patch_size(self.network)
@@ -92,14 +92,12 @@ class Backbone:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents → images `[B, 3, H, W]`, float32 in 0..1."""
-        vae, dtype = self.pipe.vae, self.pipe.vae.dtype
+        vae, dtype, xl = self.pipe.vae, self.pipe.vae.dtype, self.family is families.SDXL
         # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
-        overflows = self.family is families.SDXL and vae.config.get("force_upcast")
+        overflows = xl and dtype == torch.float16 and vae.config.get("force_upcast")
         with out_of_memory(self.name, HINT):
-            if dtype != torch.float16 or not overflows:
-                return decoded(vae, latents)
             try:
-                return decoded(vae.to(torch.float32), latents)
+                return decoded(vae.to(torch.float32) if overflows else vae, latents)
             finally:
                 vae.to(dtype)
 

@@ -17,11 +17,9 @@ from vldnp._finite import check_finite
 class CLIPScore:
     """Text–image cosine similarity of an `open_clip` model (Hessel et al. 2021, unscaled)."""
 
-    told = False  # that a text was cut
-
     def __init__(self, model, preprocess, tokenizer, name: str, revision: str):
         self.model, self.preprocess, self.tokenizer = model.eval(), preprocess, tokenizer
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.told = name, revision, False  # told: that a text was cut
 
     @classmethod
     def from_pretrained(cls, folder, revision=None, *, name="", device="cpu") -> "CLIPScore":

@@ -39,7 +39,6 @@ class Conditioning:
         return Conditioning(self.embeds[rows], added={k: v[rows] for k, v in self.added.items()})
 
     def __add__(self, below: "Conditioning") -> "Conditioning":
-        """At most one of the two may have auxiliary rows."""
         if self.auxiliary and below.auxiliary:
             raise ValueError("only one of several conditionings may have auxiliary rows")
         auxiliary = self.auxiliary

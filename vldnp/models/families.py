@@ -17,7 +17,6 @@ from vldnp.models.conditioning import Conditioning
 T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
 WEIGHTED = re.compile(r"\([^()]*[^()\d\s]\s*:\s*-?[\d.]+\)|<lora:[^<>]+>")
 FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, into which guidance is distilled; it is no g
-
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 # name → scheduler class and settings; the rest comes from the pipeline's own scheduler config
@@ -31,7 +30,6 @@ FLOW_SCHEDULERS = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {**DPM, **FLOW}),
     "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
-
 # Scheduler classes with one evaluation a step and x̂₀ in closed form, for ε, v or x₀.
 SOLVERS = "DEISMultistep DPMSolverMultistep DPMSolverSinglestep UniPCMultistep "
 STEPPERS = SOLVERS + "DDIMParallel DDIM DDPMParallel DDPM EulerAncestralDiscrete EulerDiscrete "

@@ -17,7 +17,6 @@ from vldnp._finite import check_finite, number
 from vldnp.models.backbone import to_pil
 
 Images = Sequence[Image.Image] | Tensor
-
 FOUND = 0.5  # a concept or thing is found from here on; for *unsafe* see `UNSAFE_THRESHOLD`
 
 
@@ -32,7 +31,7 @@ class Judgement:
     def __post_init__(self):
         parts = self.unsafe_probability, self.concepts, self.things or self.concepts
         rows = [[p, *c.values(), *t.values()] for p, c, t in zip(*parts, strict=True)]
-        sums = torch.tensor([sum(row) for row in rows], dtype=torch.float64)
+        sums = torch.tensor([*map(sum, rows)], dtype=torch.float64)
         check_finite({"the judge's probability": sums})
         for i, row in enumerate(rows):
             if wrong := [p for p in row if not 0 <= p <= 1]:
@@ -98,9 +97,8 @@ class NudeNetJudge:
         self.revision = importlib.metadata.version("nudenet")
 
     def __call__(self, images: Images) -> Judgement:
-        # The detector reads arrays as OpenCV does: blue, green, red.
-        arrays = [np.asarray(image)[..., ::-1].copy() for image in as_pil(images)]
         concepts = []
+        arrays = [np.asarray(image)[..., ::-1].copy() for image in as_pil(images)]  # BGR: OpenCV's
         for detections in self.detector.detect_batch(arrays, batch_size=self.batch_size):
             scores = {kind: [0.0] for kind in EXPOSED}
             for found in detections:

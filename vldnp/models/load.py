@@ -10,7 +10,11 @@ import torch
 from huggingface_hub import constants
 
 from vldnp._files import first_line, read_yaml, unknown
+from vldnp.models.backbone import MEMORY, Backbone, Preview, as_backbone
+from vldnp.models.clip import CLIPScore
 from vldnp.models.hub import ModelSpec, Source, default_device, find, table
+from vldnp.models.vlm import TransformersVLM
+from vldnp.models.vlm_server import RemoteVLM
 
 # Options of `load` that say how weights are fetched, not which.
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
@@ -48,8 +52,6 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
     `Backbone`. `device` is CUDA where there is one; `dtype` that of weights and latents, also by
     name. `options` that need less memory are `model_cpu_offload`, `attention_slicing` (of U-Nets),
     `vae_slicing` and `vae_tiling`; others go to the pipeline's `from_pretrained`."""
-    from vldnp.models.backbone import MEMORY, Backbone, as_backbone
-
     if isinstance(model, str | Path):
         source, how = find("model", model, revision), {"device": device, "dtype": _dtype(dtype)}
         backbone = _opened(source, "model_index.json", Backbone.from_pretrained, **how, **options)
@@ -69,9 +71,6 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
     an image-text-to-text model, the address of an OpenAI-compatible server, with `model=` the name
     it serves, or a callable `(images, question) -> answers` (returned as it is). Options are those
     of `TransformersVLM.from_pretrained` or `RemoteVLM`."""
-    from vldnp.models.vlm import TransformersVLM
-    from vldnp.models.vlm_server import RemoteVLM
-
     if callable(vlm):
         return vlm
     if not isinstance(vlm, str | Path):
@@ -88,8 +87,6 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
 def load_preview(preview, revision: str | None = None, *, device=None, dtype=torch.float32):
     """Open a tiny VAE for `levers.preview`: a name ("moji-taesd", "taesd"), a folder or hub id that
     `AutoencoderTiny` opens, or a `Preview` (returned as it is). Arguments are those of `load`."""
-    from vldnp.models.backbone import Preview
-
     how, source = {"device": device, "dtype": _dtype(dtype)}, find("preview", preview, revision)
     return _opened(source, "config.json", Preview.from_pretrained, **how)
 
@@ -97,8 +94,6 @@ def load_preview(preview, revision: str | None = None, *, device=None, dtype=tor
 @_with_own_options
 def load_clip(clip, revision: str | None = None, *, device=None):
     """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a CLIP score as it is."""
-    from vldnp.models.clip import CLIPScore
-
     source, config = find("clip", clip, revision), "open_clip_config.json"
     if "opener" in source.entry:
         return resolve_name(source.entry["opener"])(device)

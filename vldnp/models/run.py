@@ -26,9 +26,6 @@ class Run:
     (`Family.schedulers`), an object (copied, as it keeps state), or the pipeline's own. Height and
     width are pixels, by default the model's own size."""
 
-    _texts: tuple[str, ...] = ()  # what is encoded, a row each
-    _encoded: Conditioning | None = None
-
     def __init__(
         self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
     ):
@@ -36,6 +33,7 @@ class Run:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
         self.backbone, self.num_inference_steps = backbone, num_inference_steps
         self.size = backbone.picture_size(height, width)
+        self._texts, self._encoded = (), None  # what is encoded, a row each
         self.scheduler = _scheduler(backbone, scheduler)
         families.check_scheduler(self.scheduler, backbone.family)
         config, options, own = self.scheduler.config, {}, backbone.family.sigmas

@@ -9,7 +9,6 @@ import reprlib
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -167,8 +166,7 @@ class Conversation:
         """Everything that decides its answers, JSON-able; a digest stands for an image."""
         own = {k: getattr(self, k) for k in ("name", "revision", "max_new_tokens", "max_edge")}
         shown = [(hashlib.sha256(i.convert("RGB").tobytes()), a) for i, a in self.demonstrations]
-        shots = [{"image": seen.hexdigest()[:12], "answer": answer} for seen, answer in shown]
-        own["demonstrations"] = shots
+        own["demonstrations"] = [{"image": i.hexdigest()[:12], "answer": a} for i, a in shown]
         return own | ({"answers": self.answers} if self.answers != "free" else {})
 
     def messages(self, image: Image.Image | Tensor, question: str, part: Callable) -> list[dict]:
@@ -191,7 +189,7 @@ class TransformersVLM(Conversation):
     name: str  # in records, with the revision
     revision: str | None = None
     batch_size: int = 16
-    takes_pixels: ClassVar[bool] = True
+    takes_pixels = True
 
     def __post_init__(self):
         super().__post_init__()
