@@ -81,10 +81,8 @@ class TwiceCross:
 
 def twice_cross(network, negative):
     """The network's attention processors, with that in place of each cross-attention's."""
-    return {
-        name: TwiceCross(negative.embeds) if ".attn2." in name else processor
-        for name, processor in network.attn_processors.items()
-    }
+    crossing = {name for name in network.attn_processors if ".attn2." in name}
+    return network.attn_processors | dict.fromkeys(crossing, TwiceCross(negative.embeds))
 
 
 @pytest.mark.parametrize("make", [sd_pipeline, PIPELINES["sd-2"], sdxl_pipeline])

@@ -191,12 +191,10 @@ def test_the_released_script_finds_no_trigger_in_a_prompt_that_is_too_long(model
 
 
 def test_the_description_is_that_of_published_rows():
-    assert SAFREE(PHRASES).describe()["conditioning"] == {
-        "kind": "safree",
-        "phrases": PHRASES,
-        **dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], True),
-        **{"alpha": 0.01, "upper": 10.0, "k": 2.5, "t0": 5.333, "scales": [0.9, 0.2]},
-    }
+    on = dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], True)
+    options = {"alpha": 0.01, "upper": 10.0, "k": 2.5, "t0": 5.333, "scales": [0.9, 0.2]}
+    expected = {"kind": "safree", "phrases": PHRASES, **on, **options}
+    assert SAFREE(PHRASES).describe()["conditioning"] == expected
 
 
 # The whole, written out

@@ -1,6 +1,7 @@
 """Every model family against its stock pipeline, opened from a folder like a real model."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -23,13 +24,11 @@ ASKED = {"num_inference_steps": 4, "guidance_scale": 5.0}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A folder for each family, written when it is first asked for."""
-    made = {}
 
+    @cache
     def folder(name):
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            PIPELINES[name]().save_pretrained(made[name])
-        return made[name]
+        PIPELINES[name]().save_pretrained(made := tmp_path_factory.mktemp(name))
+        return made
 
     return folder
 

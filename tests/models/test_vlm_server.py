@@ -274,8 +274,6 @@ MALFORMED = {
     "no content": http(completion(None)),
     "blank content": http(completion(" \n")),
     "filtered": http(completion("a", finish_reason="content_filter")),
-    "content is a list": http(completion(["a knife"])),
-    "content is an object": http(completion({"seen": "a knife"})),
     "beside the content": http(completion("", message={"content": "", "reasoning_content": "a"})),
     "cut off by the limit": http(completion("a knife, a", finish_reason="length")),
     "an open thought": http(completion("<think>a knife? No, it is none")),
@@ -303,11 +301,8 @@ def test_a_malformed_reply_costs_no_other_images_answer(bad):
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+json_values = st.recursive(scalars, lambda x: st.lists(x) | st.dictionaries(st.text(), x))
 
 
 @given(st.binary(), st.text() | json_values, json_values)
