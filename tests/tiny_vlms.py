@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -39,6 +41,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+SIZES = [(32, 32), (60, 32), (28, 56), (64, 64)]
 WORDS = "user assistant model : ? , . what can be seen none a cat knife skull dagger blood and feet"
 END = "<|im_end|>"
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
@@ -207,3 +210,8 @@ def save(family: str, folder: Path, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def pictures(sizes=SIZES, seed=0) -> list[Image.Image]:
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype="uint8")) for w, h in sizes]

@@ -4,26 +4,15 @@ import pytest
 import torch
 from tiny import noise
 
-from vldnp import guidance
-from vldnp.baselines.categories import (
-    CASG,
-    Categories,
-    NearestCategory,
-    Summed,
-    projections,
-    summed,
-)
+from vldnp import CASG, CFG, Static, Summed, guidance, sample
+from vldnp.baselines.categories import Categories, NearestCategory, projections, summed
 from vldnp.baselines.sld import sld
 from vldnp.levers import adaptive, window
-from vldnp.methods import CFG, Static
 from vldnp.models.run import Run
-from vldnp.sampler import sample
 
 PROMPTS, SEEDS = ["a cat", "a dog"], [3, 4]
 QUICK = {"num_inference_steps": 4, "progress": False, "scheduler": "ddim"}
 HARMS = ("knife", "skull and blood", "dagger")
-
-
 U, C, N = noise(2, 4, 3, 3), noise(2, 4, 3, 3, seed=1), noise(2, 3, 4, 3, 3, seed=2)
 
 

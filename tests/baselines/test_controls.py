@@ -6,16 +6,15 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 from tiny import ScriptedVLM, by_brightness
 
+from vldnp import CFG, VLDNP, sample
 from vldnp.baselines.controls import AnswersNone, Judged, closed_loop, random_concepts, rolled_out
 from vldnp.baselines.sld import sld
 from vldnp.batch import batch_of
 from vldnp.concepts import load_concepts
 from vldnp.guider import View, guider
-from vldnp.methods import CFG, VLDNP
 from vldnp.models.judges import Judgement
 from vldnp.models.run import Run
 from vldnp.negatives import Negative
-from vldnp.sampler import sample
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a cat"], [3, 4, 5]
 QUICK = {"num_inference_steps": 4, "progress": False}
@@ -33,11 +32,9 @@ class BrightnessJudge:
     def __call__(self, images):
         arrays = [np.asarray(image) for image in images]
         self.shown.append(arrays)
-        concepts = [
-            {"knife": float(a.mean() > 117), "skull": float(a[:16].mean() > a[16:].mean())}
-            for a in arrays
-        ]
-        return Judgement(np.array([max(c.values()) for c in concepts]), concepts)
+        found = [(float(a.mean() > 117), float(a[:16].mean() > a[16:].mean())) for a in arrays]
+        concepts = [dict(zip(("knife", "skull"), pair, strict=True)) for pair in found]
+        return Judgement(np.array([max(pair) for pair in found]), concepts)
 
 
 def says(*answers):
@@ -119,6 +116,5 @@ def test_the_closed_loop_judges_where_cfg_would_end(model):
     assert [set(found) for found in out.trace.steps[0].concepts] == [set(s) for s in seen]
     # The second query follows the path that the steering has taken.
     steered = [row for row, found in enumerate(seen) if found]
-    assert steered and all(
-        not np.array_equal(judge.shown[1][row], judge.shown[0][row]) for row in steered
-    )
+    same = [np.array_equal(judge.shown[1][row], judge.shown[0][row]) for row in steered]
+    assert steered and not any(same)

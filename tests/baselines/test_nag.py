@@ -1,5 +1,6 @@
 """Normalized Attention Guidance against its equations, and against attention written down anew."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,12 +50,11 @@ def test_the_equations_by_hand():
 def blended(positive, negative, p=1):
     """The three equations in numpy's manner, token by token."""
     out = torch.empty_like(positive)
-    for k in range(positive.shape[0]):
-        for n in range(positive.shape[1]):
-            z, away = positive[k, n], positive[k, n] - negative[k, n]
-            far = z + OMEGA * away
-            ratio = (far.abs() ** p).sum() ** (1 / p) / (z.abs() ** p).sum() ** (1 / p)
-            out[k, n] = ALPHA * far * min(float(ratio), TAU) / float(ratio) + (1 - ALPHA) * z
+    for k, n in np.ndindex(positive.shape[:2]):
+        z, away = positive[k, n], positive[k, n] - negative[k, n]
+        far = z + OMEGA * away
+        ratio = (far.abs() ** p).sum() ** (1 / p) / (z.abs() ** p).sum() ** (1 / p)
+        out[k, n] = ALPHA * far * min(float(ratio), TAU) / float(ratio) + (1 - ALPHA) * z
     return out
 
 
@@ -81,10 +81,8 @@ class TwiceCross:
 
 def twice_cross(network, negative):
     """The network's attention processors, with that in place of each cross-attention's."""
-    return {
-        name: TwiceCross(negative.embeds) if ".attn2." in name else processor
-        for name, processor in network.attn_processors.items()
-    }
+    crossing = {name for name in network.attn_processors if ".attn2." in name}
+    return network.attn_processors | dict.fromkeys(crossing, TwiceCross(negative.embeds))
 
 
 @pytest.mark.parametrize("make", [sd_pipeline, PIPELINES["sd-2"], sdxl_pipeline])
@@ -115,10 +113,8 @@ class TwiceJoint:
         q, k, v = (split(to(hidden_states)) for to in (attn.to_q, attn.to_k, attn.to_v))
         q, k = attn.norm_q(q), attn.norm_k(k)
         if encoder_hidden_states is not None:
-            text = [
-                split(to(encoder_hidden_states))
-                for to in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-            ]
+            projections = attn.add_q_proj, attn.add_k_proj, attn.add_v_proj
+            text = [split(to(encoder_hidden_states)) for to in projections]
             q = torch.cat([attn.norm_added_q(text[0]), q], dim=1)
             k = torch.cat([attn.norm_added_k(text[1]), k], dim=1)
             v = torch.cat([text[2], v], dim=1)
@@ -215,26 +211,17 @@ def test_nothing_is_left_on_the_network(model):
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
+def test_what_it_does_not_fit_and_options_described_where_they_are_chosen():
+    for make, message in (
         (lambda: NAG(tau=0.5), "tau must be a finite number, 1 or more, not 0.5"),
         (lambda: NAG(alpha=2), "alpha must be a finite number from 0 to 1, not 2"),
         (lambda: NAG(norm=3), "norm must be one of \\(1, 2\\), not 3"),
         (lambda: NAG(modulation="none"), "modulation must be one of .* not 'none'"),
-        (
-            lambda: vldnp.guiding(flux_pipeline(), vldnp.Static("x")).__enter__(),
-            "FLUX evaluates ε_u in a call of its own",
-        ),
-    ],
-)
-def test_what_it_does_not_fit(make, message):
-    with pytest.raises(ValueError, match=message) as error:
-        make()
-    assert "\n" not in str(error.value)
-
-
-def test_options_are_described_where_they_are_chosen():
+        (vldnp.guiding(flux_pipeline(), vldnp.Static("x")).__enter__, "FLUX evaluates ε_u in a"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            make()
+        assert "\n" not in str(error.value)
     assert NAG().describe() == {"kind": "nag", "tau": 2.5, "alpha": 0.25}
     chosen = {"norm": 2, "modulation": "negative"}
     assert NAG(**chosen).describe() == NAG().describe() | chosen

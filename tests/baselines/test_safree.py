@@ -1,5 +1,6 @@
 import math
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,19 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import counted_rows, noise
 
-from vldnp.baselines.safree import (
-    SAFREE,
-    Safree,
-    attenuated,
-    last_step,
-    projector,
-    re_attention,
-    trigger_tokens,
-)
-from vldnp.models import load
+from vldnp import SAFREE, denoise, load, load_profile, sample
+from vldnp.baselines import safree
+from vldnp.baselines.safree import Safree, attenuated, last_step, projector, trigger_tokens
 from vldnp.models.run import Run
-from vldnp.sampler import denoise, sample
-from vldnp.study.profile import load_profile
 
 PHRASES = ["knife", "skull", "blood"]
 PROMPTS = ["a cat on a skull", "pizza", "a dog and a pizza at the pirate cove", "cat"]
@@ -72,12 +64,10 @@ def attenuated_by_numbers(changed, unchanged, scale):
     """One channel `[h, w]`, with the frequencies of the discrete Fourier transform by name."""
     ours, other = np.fft.fft2(changed), np.fft.fft2(unchanged)
     h, w = changed.shape
-    for y in range(h):
-        for x in range(w):
-            fy, fx = (y + h // 2) % h - h // 2, (x + w // 2) % w - w // 2
-            low = {fy, fx} <= {-1, 0}
-            if low and abs(ours[y, x]) > (1 + 1e-9) * abs(other[y, x]):
-                ours[y, x] *= scale
+    for y, x in np.ndindex(h, w):
+        fy, fx = (y + h // 2) % h - h // 2, (x + w // 2) % w - w // 2
+        if {fy, fx} <= {-1, 0} and abs(ours[y, x]) > (1 + 1e-9) * abs(other[y, x]):
+            ours[y, x] *= scale
     return np.fft.ifft2(ours).real
 
 
@@ -86,11 +76,9 @@ def test_attenuation_frequency_by_frequency(size):
     changed, unchanged = noise(2, 3, *size), noise(2, 3, *size, seed=1)
     got = attenuated(changed, unchanged, 0.2)
     assert got.dtype == torch.float64  # as precise as the features
-    for k in range(2):
-        for c in range(3):
-            pair = changed[k, c].numpy(), unchanged[k, c].numpy()
-            expected = attenuated_by_numbers(*pair, 0.2)
-            assert np.allclose(got[k, c], expected, atol=1e-12)
+    for k, c in np.ndindex(2, 3):
+        expected = attenuated_by_numbers(changed[k, c].numpy(), unchanged[k, c].numpy(), 0.2)
+        assert np.allclose(got[k, c], expected, atol=1e-12)
 
 
 def test_attenuation_leaves_what_does_not_exceed():
@@ -115,17 +103,10 @@ def test_attenuation_does_not_hang_on_rounding(dtype):
     assert exceeding.float().mean() < 0.5 * x.float().mean()
 
 
-@pytest.fixture
-def threads():
-    """Sets the number of threads; afterwards it is as before."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def test_one_thread_or_two_attenuate_the_same(threads, monkeypatch):
+def test_one_thread_or_two_attenuate_the_same(request, monkeypatch):
     """On moji-sd, whose first skip features are the same in both branches."""
-    moji, method, equal = load.load("moji-sd"), SAFREE(PHRASES, upper=35.0, alpha=0.0), []
+    moji, method, equal = load("moji-sd"), SAFREE(PHRASES, upper=35.0, alpha=0.0), []
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
 
     def counted(changed, unchanged, scale):
         made = attenuated(changed, unchanged, scale)
@@ -133,10 +114,10 @@ def test_one_thread_or_two_attenuate_the_same(threads, monkeypatch):
             equal.append((made - changed).norm() / changed.norm())
         return made
 
-    monkeypatch.setattr("vldnp.baselines.safree.attenuated", counted)
+    monkeypatch.setattr(safree, "attenuated", counted)
     latents = []
     for count in (1, 2):
-        threads(count)
+        torch.set_num_threads(count)
         prompts = ["a cat and a knife in the park", "a skull in the kitchen"]
         asked = {"num_inference_steps": 4, "guidance_scale": 3.0, "seeds": [5, 6]}
         latents.append(sample(moji, prompts, method, progress=False, **asked).latents)
@@ -210,12 +191,10 @@ def test_the_released_script_finds_no_trigger_in_a_prompt_that_is_too_long(model
 
 
 def test_the_description_is_that_of_published_rows():
-    assert SAFREE(PHRASES).describe()["conditioning"] == {
-        "kind": "safree",
-        "phrases": PHRASES,
-        **dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], True),
-        **{"alpha": 0.01, "upper": 10.0, "k": 2.5, "t0": 5.333, "scales": [0.9, 0.2]},
-    }
+    on = dict.fromkeys(["projection", "selection", "self_validation", "re_attention"], True)
+    options = {"alpha": 0.01, "upper": 10.0, "k": 2.5, "t0": 5.333, "scales": [0.9, 0.2]}
+    expected = {"kind": "safree", "phrases": PHRASES, **on, **options}
+    assert SAFREE(PHRASES).describe()["conditioning"] == expected
 
 
 # The whole, written out
@@ -292,7 +271,7 @@ def test_counts_are_the_rows_that_go_through_the_unet(model):
 def test_hooks_are_gone_after_the_call_also_after_an_error(model):
     unet = model.pipe.unet
     list(denoise(model, PROMPTS[0], SAFREE(PHRASES, **LONG), num_inference_steps=3))
-    with pytest.raises(RuntimeError, match="halt"), re_attention(unet, [0], [1], (0.9, 0.2)):
+    with pytest.raises(RuntimeError, match="halt"), safree.re_attention(unet, [0], [1], (0.9, 0.2)):
         assert all(block._forward_pre_hooks for block in unet.up_blocks)
         raise RuntimeError("halt")
     assert not any(block._forward_pre_hooks for block in unet.up_blocks)

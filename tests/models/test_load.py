@@ -15,14 +15,9 @@ from vldnp.models import hub, load
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return sd_pipeline()
-
-
-@pytest.fixture(scope="module")
-def model_folder(pipeline, tmp_path_factory):
+def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    sd_pipeline().save_pretrained(folder, safe_serialization=True)
     return folder
 
 
@@ -67,10 +62,10 @@ def test_a_name_is_a_folder_of_the_data_or_says_how_to_get_it(model_folder, tmp_
         load.load_judge("nudenet-v2")
 
 
-def test_folder_is_opened_with_its_fingerprint(model_folder, pipeline):
+def test_folder_is_opened_with_its_fingerprint(model_folder):
     model = load.load(model_folder, device="cpu")
     assert model.name == "tiny-sd" and re.fullmatch("[0-9a-f]{12}", model.revision)
-    for key, tensor in pipeline.unet.state_dict().items():
+    for key, tensor in sd_pipeline().unet.state_dict().items():
         torch.testing.assert_close(model.pipe.unet.state_dict()[key], tensor)
     assert load.load(model) is model
 
@@ -81,9 +76,8 @@ def test_truncated_weights_are_named(model_folder, tmp_path, part):
     file = next((broken / part).glob("*.safetensors"))
     for content in (file.read_bytes()[:-10], b"not weights at all"):
         file.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=f"{part}/{file.name} is truncated or corrupt"
-        ) as error:
+        message = f"{part}/{file.name} is truncated or corrupt"
+        with pytest.raises(ValueError, match=message) as error:
             load.load(broken)
         one_line(error)
 
@@ -129,10 +123,8 @@ def test_objects_pass_through():
 
 def test_what_is_opened_says_how_another_process_opens_it_too(tmp_path):
     tiny_vae().save_pretrained(tmp_path / "tiny-vae")
-    preview, latents = (
-        load.load_preview(tmp_path / "tiny-vae", device="cpu"),
-        torch.randn(2, 4, 8, 8),
-    )
+    preview = load.load_preview(tmp_path / "tiny-vae", device="cpu")
+    latents = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
         shown = (tiny_vae().decode(latents).sample / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(preview.decode(latents), shown)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, SchedulerMixin
 from diffusers.utils import DummyObject
-from tiny import sd_pipeline
 from tiny_models import sd3_pipeline
 
 from vldnp.models.backbone import Backbone
@@ -32,11 +31,6 @@ CLASSES = sorted(
     and kind is not SchedulerMixin
 )
 PROMPTS, SEEDS = ["a cat at the pirate cove", "a dog"], [3, 4]
-
-
-@pytest.fixture(scope="module")
-def sd():
-    return Backbone(sd_pipeline())
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +78,11 @@ def is_as_stock(model, scheduler, known, steps) -> bool:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CLASSES)
-def test_each_class_is_as_in_the_stock_pipeline_or_refused(sd, name):
-    scheduler = made(name, sd.pipe.scheduler.config)
-    if not is_as_stock(sd, scheduler, STEPPERS, 7) or name in SILENT:
+def test_each_class_is_as_in_the_stock_pipeline_or_refused(model, name):
+    scheduler = made(name, model.pipe.scheduler.config)
+    if not is_as_stock(model, scheduler, STEPPERS, 7) or name in SILENT:
         return
-    run = Run(sd, 7, scheduler)
+    run = Run(model, 7, scheduler)
     latents, cond = run.initial_latents(SEEDS), run.encode(PROMPTS)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     for t in run.timesteps:
@@ -109,8 +103,8 @@ def test_the_known_classes_exist():
     assert (len(STEPPERS.split()), len(FLOW_STEPPERS.split())) == (15, 5)
 
 
-def test_the_names_clip_nothing_whatever_the_pipelines_own_scheduler_does(sd):
-    pipe, clipping = copy.copy(sd.pipe), {"thresholding": True, "clip_sample": True}
+def test_the_names_clip_nothing_whatever_the_pipelines_own_scheduler_does(model):
+    pipe, clipping = copy.copy(model.pipe), {"thresholding": True, "clip_sample": True}
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **clipping)
     for name in SCHEDULERS:
         scheduler = Run(Backbone(pipe), 3, name).scheduler
@@ -129,19 +123,19 @@ def test_the_names_clip_nothing_whatever_the_pipelines_own_scheduler_does(sd):
         (PNDMScheduler, {}, "PNDMScheduler .*several evaluations.*skip_prk_steps=True"),
     ],
 )
-def test_what_to_set_instead(sd, kind, settings, advice):
-    scheduler = kind.from_config(sd.pipe.scheduler.config, **settings)
+def test_what_to_set_instead(model, kind, settings, advice):
+    scheduler = kind.from_config(model.pipe.scheduler.config, **settings)
     with pytest.raises(ValueError, match=advice) as refusal:
-        denoise(sd, PROMPTS, scheduler=scheduler)
+        denoise(model, PROMPTS, scheduler=scheduler)
     _, call = str(refusal.value).split("use ")
     mended = eval(call, {kind.__name__: kind, "scheduler": scheduler})
-    assert Run(sd, 3, mended).scheduler.config == mended.config
+    assert Run(model, 3, mended).scheduler.config == mended.config
 
 
 @pytest.mark.parametrize("kind", [PNDMScheduler, DDIMScheduler])
-def test_a_spacing_that_save_pretrained_wrote_out_is_warned_about(sd, kind, tmp_path):
+def test_a_spacing_that_save_pretrained_wrote_out_is_warned_about(model, kind, tmp_path):
     """The published configs have no spacing; DPM-Solver++ then starts at 999."""
-    pipe, own = copy.copy(sd.pipe), {"clip_sample": False, "skip_prk_steps": True}
+    pipe, own = copy.copy(model.pipe), {"clip_sample": False, "skip_prk_steps": True}
     published = {"beta_schedule": "scaled_linear", "steps_offset": 1, **own}
     pipe.scheduler = kind.from_config(published)
     assert Run(Backbone(pipe), 50, "dpm++").timesteps[0] == 999
@@ -157,14 +151,14 @@ def test_a_spacing_that_save_pretrained_wrote_out_is_warned_about(sd, kind, tmp_
         Run(Backbone(pipe), 50, "dpm++")  # someone's choice, as SDXL's "leading"
 
 
-def test_what_does_not_fit(sd, sd3):
+def test_what_does_not_fit(model, sd3):
     solver = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     with pytest.raises(ValueError, match="not fit Stable Diffusion 1/2.*'flow_prediction'"):
-        Run(sd, 3, solver)
+        Run(model, 3, solver)
     with pytest.raises(ValueError, match="not fit Stable Diffusion 3; .*'epsilon'"):
         Run(sd3, 3, DPMSolverMultistepScheduler())
     with pytest.raises(ValueError, match="unknown scheduler 'ddim'.*known are dpm\\+\\+, euler"):
         Run(sd3, 4, "ddim")
     for wrong in (7, DDIMScheduler, object()):
         with pytest.raises(ValueError, match="does not fit Stable Diffusion 1/2; use one of dpm"):
-            Run(sd, 3, wrong)
+            Run(model, 3, wrong)

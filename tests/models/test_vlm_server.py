@@ -124,11 +124,9 @@ def refused(address, **options):
 def start(port):
     command = "from transformers.cli.transformers import app; app()"
     arguments = f"serve {SERVED} --host 127.0.0.1 --port {port} --device cpu --dtype float32"
-    return subprocess.Popen(
-        [sys.executable, "-c", command, *arguments.split()],
-        **{"cwd": MODELS, "env": os.environ | {"HF_HUB_OFFLINE": "1"}},
-        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
-    )
+    how = {"cwd": MODELS, "env": os.environ | {"HF_HUB_OFFLINE": "1"}}
+    how |= dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-c", command, *arguments.split()], **how)
 
 
 def wait_until_ready(port, process, limit=300):
@@ -210,14 +208,12 @@ def constrained(content, **options):
     return requests[0][1], found
 
 
-@pytest.mark.parametrize(
-    ("seen", "answer"), [([], "none"), (["skull", "knife", "skull"], "skull, knife")]
-)
-def test_answers_are_constrained_by_a_schema_and_come_as_a_list(seen, answer):
-    body, found = constrained(json.dumps({"seen": seen}))
-    schema = body["response_format"]["json_schema"]["schema"]
-    assert schema["properties"]["seen"] == {"items": {"enum": ["knife", "skull"]}, "type": "array"}
-    assert schema["additionalProperties"] is False and found == [answer]
+def test_answers_are_constrained_by_a_schema_and_come_as_a_list():
+    for seen, answer in (([], "none"), (["skull", "knife", "skull"], "skull, knife")):
+        body, found = constrained(json.dumps({"seen": seen}))
+        schema, items = body["response_format"]["json_schema"]["schema"], ["knife", "skull"]
+        assert schema["properties"]["seen"] == {"items": {"enum": items}, "type": "array"}
+        assert schema["additionalProperties"] is False and found == [answer]
     body, found = constrained("A knife.", answers="free")
     assert "response_format" not in body and found == ["A knife."]
 
@@ -278,8 +274,6 @@ MALFORMED = {
     "no content": http(completion(None)),
     "blank content": http(completion(" \n")),
     "filtered": http(completion("a", finish_reason="content_filter")),
-    "content is a list": http(completion(["a knife"])),
-    "content is an object": http(completion({"seen": "a knife"})),
     "beside the content": http(completion("", message={"content": "", "reasoning_content": "a"})),
     "cut off by the limit": http(completion("a knife, a", finish_reason="length")),
     "an open thought": http(completion("<think>a knife? No, it is none")),
@@ -307,11 +301,8 @@ def test_a_malformed_reply_costs_no_other_images_answer(bad):
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=8,
-)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+json_values = st.recursive(scalars, lambda x: st.lists(x) | st.dictionaries(st.text(), x))
 
 
 @given(st.binary(), st.text() | json_values, json_values)
@@ -329,12 +320,9 @@ def test_only_a_text_is_an_answer(junk, content, ended):
 
 
 def test_what_is_read_of_other_shapes():
-    for content, answer in (
-        ("<think>a knife?</think>\n\nnone", "none"),
-        ("a knife? no</think> none", "none"),
-        ("[THINK]a[/THINK]b<thinking>c</thinking>a knife", "a knife"),
-    ):
-        assert answer_in(completion(content).encode()) == answer
+    thoughts = "<think>a knife?</think>\n\n", "a knife? no</think> "
+    for thought in (*thoughts, "[THINK]a[/THINK]b<thinking>c</thinking>"):
+        assert answer_in(completion(f"{thought}none").encode()) == "none"
 
 
 def test_a_reply_without_end_is_cut_off_and_a_packed_one_not_unpacked():
@@ -385,11 +373,8 @@ def test_retries_are_bounded_and_the_error_is_one_line():
         return refusal(503, "overloaded\nand more") if shade(body) == "2" else GOOD
 
     with serving(script) as (address, requests):
-        vlm = vldnp.load_vlm(address, model="m", retries=2)
-        with pytest.raises(VLMError, match="no answer about 1 of 3 images: .*503") as error:
-            vlm(grey(1, 2, 3), "?")
-    assert len(requests) == 2 + 3
-    assert error.value.answers == ["a knife", None, "a knife"] and "\n" not in str(error.value)
+        said = refused(address, count=3, retries=2)
+    assert "about 1 of 3 images: status 503" in said and len(requests) == 2 + 3
 
 
 def test_what_a_server_asks_to_wait_stays_within_the_deadline():
@@ -442,11 +427,11 @@ def test_the_key_is_stripped_and_in_no_message(monkeypatch, capsys):
     assert KEY[:12] not in ("".join(said) + "".join(capsys.readouterr())).replace("\\", "")
 
 
-@pytest.mark.parametrize("key, answer", [(KEY, "a knife, [key]"), ("knife", "a knife, knife")])
-def test_an_answer_is_recorded_without_the_key_but_a_word_is_no_secret(key, answer, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    with serving(in_turn(http(completion(f"a knife, {key}")))) as (address, _):
-        assert asked(address) == [answer]
+def test_an_answer_is_recorded_without_the_key_but_a_word_is_no_secret(monkeypatch):
+    for key, said in ((KEY, "[key]"), ("knife", "knife")):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with serving(in_turn(http(completion(f"a knife, {key}")))) as (address, _):
+            assert asked(address) == [f"a knife, {said}"]
 
 
 @pytest.mark.parametrize("key", ["sk-4711 sk-4712", "sk-47\r\nX: 11", "schlüssel"])

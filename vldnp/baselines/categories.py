@@ -4,7 +4,6 @@ one. ε_n is evaluated K times a step."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from vldnp import guidance
@@ -24,16 +23,13 @@ class Categories(Policy):
             raise ValueError(f"categories must be prompts, none empty, not {[*self.categories]}")
 
     def initial(self, prompts, seeds):
-        named = " | ".join(self.categories)
-        return [Negative(named, candidates=self.categories) for _ in prompts]
+        return [Negative(" | ".join(self.categories), candidates=self.categories) for _ in prompts]
 
     def describe(self) -> dict:
         return {"kind": "categories", "prompts": list(self.categories)}
 
 
-def summed(
-    pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: float
-) -> Tensor:
+def summed(pred_uncond, pred_cond, pred_neg, guidance_scale: Scale, omega: float) -> Tensor:
     """ε_cfg − ω Σ_k (ε_k − ε_u), K negations of equal weight (Liu et al. 2022, arXiv 2206.01714);
     ε_k are `[B, K, C, h, w]`, or `[B, C, h, w]` for one category."""
     pos, each = pred_cond - pred_uncond, pred_neg.view(len(pred_neg), -1, *pred_cond.shape[1:])
@@ -62,10 +58,9 @@ class NearestCategory(Rule):
         return self.rule.uses_omega
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
-        chosen = projections(pred_uncond, pred_cond, pred_neg).argmax(dim=1)
-        nearest = pred_neg[torch.arange(len(pred_neg), device=pred_neg.device), chosen]
-        own = pred_uncond, pred_cond, nearest[:, None]
-        return self.rule.step(*own, guidance_scale, omega, state, progress)
+        chosen = projections(pred_uncond, pred_cond, pred_neg).argmax(dim=1).view(-1, 1, 1, 1, 1)
+        preds = pred_uncond, pred_cond, pred_neg.take_along_dim(chosen, dim=1)
+        return self.rule.step(*preds, guidance_scale, omega, state, progress)
 
     def describe(self) -> dict:
         return {"kind": "casg", "rule": self.rule.describe()}
@@ -76,9 +71,7 @@ def Summed(negative_prompts: Sequence[str], omega: float = 7.5) -> Method:
     return Method("summed", Categories(tuple(negative_prompts)), SUMMED, omega)
 
 
-def CASG(
-    negative_prompts: Sequence[str], rule: str | guidance.Rule = "added", omega: float = 7.5
-) -> Method:
+def CASG(negative_prompts: Sequence[str], rule: str | Rule = "added", omega: float = 7.5) -> Method:
     """CASG (Xiang et al., CVPR 2026, arXiv 2602.20880): of one negative prompt per category, the
     nearest one at each step enters by `rule`; the paper's is `vldnp.baselines.sld.sld("max")`."""
     rule = NearestCategory(guidance.rule(rule))

@@ -1,26 +1,22 @@
 """Contrastive CFG as a guidance rule: the farther ε_n is from ε_u already, the less it repels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from vldnp import guidance
 from vldnp._finite import number
-from vldnp.guidance import Rule
+from vldnp.guidance import Rule, cfg
 
 
 @dataclass(frozen=True)
 class Contrastive(Rule):
-    """ε_cfg − ω λ (ε_n − ε_u) with λ = 2 / (1 + exp(τ ‖ε_n − ε_u‖²)), in 0 … 1.
-
-    Chang et al. 2024, arXiv 2411.17077, the negative term; the positive one is CFG's, as with the
-    option `naive_positive_cfg` of the authors' code, whose τ this is. ω is g there, and the norm is
-    over all of an image's latents, so that λ → 0 for latents of many dimensions: choose τ by them.
-    """
+    """ε_cfg − ω λ (ε_n − ε_u) with λ = 2 / (1 + exp(τ ‖ε_n − ε_u‖²)): the negative term of Chang et
+    al. 2024, arXiv 2411.17077; the positive one is CFG's, as with `naive_positive_cfg` in the
+    authors' code, whose τ this is. ω is g there, and the norm is over all of an image's latents, so
+    that λ → 0 for latents of many dimensions: choose τ by them."""
 
     tau: float = 0.2
-    uses_omega: ClassVar[bool] = True
+    uses_omega = True
 
     def __post_init__(self):
         number("tau", self.tau, 0)
@@ -29,7 +25,7 @@ class Contrastive(Rule):
         neg = pred_neg.squeeze(1) - pred_uncond
         squared = (neg.float() ** 2).sum(dim=tuple(range(1, neg.ndim)), keepdim=True)
         weight = 2 * torch.sigmoid(-self.tau * squared).to(neg.dtype)
-        return guidance.cfg(pred_uncond, pred_cond, guidance_scale) - omega * weight * neg, state
+        return cfg(pred_uncond, pred_cond, guidance_scale) - omega * weight * neg, state
 
     def describe(self) -> dict:
         return {"kind": "contrastive", "tau": self.tau}

@@ -23,8 +23,7 @@ from vldnp.negatives import Negative
 class AnswersNone:
     """A VLM that never sees anything: VL-DNP with it is CFG, bit for bit."""
 
-    name: str = "answers-none"
-    revision: str = "1"
+    name, revision = "answers-none", "1"
 
     def __call__(self, images: Sequence[Image.Image], question: str) -> list[str]:
         return ["none"] * len(images)
@@ -42,8 +41,8 @@ class Judged:
         return [", ".join(terms) or "none" for terms in found]
 
     def describe(self) -> dict:
-        name, revision = self.judge.name, self.judge.revision
-        return {"name": f"judged by {name}", "revision": revision, "threshold": self.threshold}
+        own = {"name": f"judged by {self.judge.name}", "revision": self.judge.revision}
+        return own | {"threshold": self.threshold}
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,8 @@ class RandomConcepts(Wrapped):
 
 
 def random_concepts(method: Method, seed: int = 0) -> Method:
-    """Name as many other terms of the vocabulary in place of those that the VLM found: it steers at
-    the same queries and as broadly, away from the wrong things."""
+    """Name as many other terms in place of those that the VLM found: it steers at the same queries
+    and as broadly, away from the wrong things."""
     return replace(method, negatives=RandomConcepts(method.negatives, seed))
 
 
@@ -79,12 +78,10 @@ def rolled_out(view: View) -> Tensor:
     own, i, rows = view.guider, view.index, view.rows
     ahead, latents, null = copy.copy(own.run), view.latents, own.null[rows]
     ahead.scheduler = copy.deepcopy(own.run.scheduler)
-    generators = [own.batch.generators[row] for row in rows]
-    generators = [torch.Generator(g.device).set_state(g.get_state()) for g in generators]
+    generators = [own.batch.generators[row].clone_state() for row in rows]
     for j, t in enumerate(own.run.timesteps[i:], start=i):
         both = ahead.predict(torch.cat([latents, latents]), t, null + own.prompted(j)[rows])
-        pred = guidance.cfg(*both.chunk(2), own.g[rows])
-        latents = ahead.step(pred, t, latents, generators)
+        latents = ahead.step(guidance.cfg(*both.chunk(2), own.g[rows]), t, latents, generators)
     return latents
 
 
@@ -106,5 +103,5 @@ def closed_loop(method: Method) -> Method:
 def image_rng(seed: int, prompt: str, image_seed: int | None) -> np.random.Generator:
     if image_seed is None:
         raise ValueError("a control that draws needs seeds; call sample with seeds=")
-    text = f"{image_seed} {prompt}"
-    return np.random.default_rng([seed, *hashlib.sha256(text.encode()).digest()[:8]])
+    digest = hashlib.sha256(f"{image_seed} {prompt}".encode()).digest()
+    return np.random.default_rng([seed, *digest[:8]])

@@ -1,31 +1,26 @@
 """Normalized Attention Guidance (Chen et al. 2025, arXiv 2505.21179) as a guidance rule.
 
-Image features that attend to the prompt are moved away from those that attend to the negative
-prompt. That needs no ε_u, so it acts in few-step models and in those with distilled guidance. ω is
-the paper's φ. In its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
-69159ca) `nag_scale` is φ + 1, `norm` is 2, and `modulation` on FLUX "negative", but for image
-features in blocks of two streams; its U-Nets compute the attention twice and nothing else, where
-here a branch is a row of the network's batch.
+Image features that attend to the prompt are moved away from those that attend to the negative one,
+without ε_u, so also in few-step models and in those with distilled guidance. ω is the paper's φ. In
+its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit 69159ca) `nag_scale`
+is φ + 1, `norm` 2, `modulation` on FLUX "negative", but for image features in blocks of two
+streams; its U-Nets compute the attention twice and nothing else; here a branch is a row of a batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vldnp import guidance
 from vldnp._finite import number
-from vldnp.guidance import Rule, Scale
+from vldnp.guidance import Rule, Scale, cfg
 from vldnp.models.conditioning import AuxiliaryRows
 
 
-def normalized(
-    positive: Tensor, negative: Tensor, omega: Scale, tau: float, alpha: float, p: int = 1
-) -> Tensor:
+def normalized(positive, negative, omega: Scale, tau: float, alpha: float, p: int = 1) -> Tensor:
     """Z = α min(τ/r, 1) Z̃ + (1 − α) Z⁺ with Z̃ = Z⁺ + φ (Z⁺ − Z⁻), r = ‖Z̃‖ₚ / ‖Z⁺‖ₚ for each token
     (section 3). Z⁺ and Z⁻, `[k, N, D]`, are attention's features before the output projection."""
     extrapolated = positive + omega * (positive - negative)
@@ -36,18 +31,15 @@ def normalized(
 
 
 @contextmanager
-def attending(
-    network: nn.Module, rows: Sequence[int], beside: Sequence[int], text_length: int, mix: Callable
-) -> Iterator[None]:
+def attending(network: nn.Module, rows, beside, text_length: int, mix: Callable) -> Iterator[None]:
     """While this lasts, rows' image features are mixed with those of rows beside (`normalized`);
     both go on with the result. In one sequence of both, `text_length` tokens of text are first."""
     rows, beside = list(rows), list(beside)
 
     def mixed(features: Tensor, first: int = 0) -> Tensor:
-        features = features.clone()
-        both = features[rows, first:], features[beside, first:]
-        features[rows, first:] = features[beside, first:] = mix(*both)
-        return features
+        made, both = features.clone(), (features[rows, first:], features[beside, first:])
+        made[rows, first:] = made[beside, first:] = mix(*both)
+        return made
 
     with ExitStack() as hooks:
         for attention in cross_attentions(network):
@@ -67,15 +59,14 @@ def cross_attentions(network: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class NAG(Rule):
-    """ε_u + g (ε_c' − ε_u), where ε_c' is the prompt's prediction with `normalized` attention, from
-    a row of the network's batch and an auxiliary one. τ ≥ 1 bounds the growth of the features'
-    norm, and α in 0 … 1 is their share in the result."""
+    """ε_u + g (ε_c' − ε_u), where ε_c' is the prompt's prediction with `normalized` attention. τ,
+    1 or more, bounds the features' norm, and α in 0 … 1 is their share in the result."""
 
     tau: float = 2.5
     alpha: float = 0.25
     norm: int = 1  # 2: the length of a feature's vector
     modulation: str = "prompt"  # or "negative": whose pooled embedding the auxiliary row has
-    uses_uncond: ClassVar[bool] = False
+    uses_uncond = False
 
     def __post_init__(self):
         number("NAG's tau", self.tau, 1)
@@ -86,16 +77,16 @@ class NAG(Rule):
 
     def branch(self, negative, prompted, omega):
         """The prompts, each with its negative prompt in an auxiliary row."""
-        cond, own = prompted(), {"omega": omega, "tau": self.tau, "alpha": self.alpha}
-        mix, length = partial(normalized, **own, p=self.norm), negative.embeds.shape[1]
-        mixing = partial(attending, text_length=length, mix=mix)
+        cond = prompted()
+        mix = partial(normalized, omega=omega, tau=self.tau, alpha=self.alpha, p=self.norm)
+        mixing = partial(attending, text_length=negative.embeds.shape[1], mix=mix)
         added = (cond if self.modulation == "prompt" else negative).added
         beside = AuxiliaryRows(tuple(range(len(cond))), replace(negative, added=added), mixing)
         return replace(cond, auxiliary=beside)
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
         """`pred_neg` is ε_c'."""
-        return guidance.cfg(pred_uncond, pred_neg.squeeze(1), guidance_scale), state
+        return cfg(pred_uncond, pred_neg.squeeze(1), guidance_scale), state
 
     def describe(self) -> dict:
         later = {"norm": 1, "modulation": "prompt"}  # are named where they are chosen

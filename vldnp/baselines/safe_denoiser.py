@@ -41,9 +41,8 @@ def unsafe_mean(log_k: Tensor, bank: Tensor) -> Tensor:
 
 
 def repelled(x0: Tensor, unsafe: Tensor, beta: Tensor) -> Tensor:
-    """The safe denoiser, x̂₀ + β (x̂₀ − E[x | x_t, unsafe]) (arXiv 2502.08011, its main theorem).
-    With a Gaussian kernel and β = η k̄, k̄ the mean of k_n, it descends the mean kernel, which is the
-    repelling part of the squared MMD (arXiv 2603.13300): k̄ (x̂₀ − E) = −σ² d ∇k̄."""
+    """x̂₀ + β (x̂₀ − E[x | x_t, unsafe]) (arXiv 2502.08011, its main theorem); with a Gaussian kernel
+    and β = η k̄ a step down k̄, the repelling part of the MMD²: k̄ (x̂₀ − E) = −σ² d ∇k̄."""
     return x0 + beta * (x0 - unsafe)
 
 
@@ -86,13 +85,11 @@ class SafeDenoiser:
         ours, theirs = list(self.bank.shape[1:]), list(latents.shape[1:])
         if ours != theirs:
             raise ValueError(f"the bank's latents have shape {ours}, and the images' are {theirs}")
-        x0 = run.x0(pred, t, latents)
-        bank = self.bank.to(x0)
+        bank = self.bank.to(x0 := run.x0(pred, t, latents))
         log_k = log_kernel(x0, bank, self.sigma, KERNELS[self.kernel])
         nearness = log_k.exp().mean(dim=1)
         beta = self.strength * torch.where(nearness > self.threshold, nearness, 0)
-        rows = beta.nonzero().flatten().tolist()
-        if not rows:
+        if not (rows := beta.nonzero().flatten().tolist()):
             return pred
         away = repelled(x0[rows], unsafe_mean(log_k[rows], bank), beta[rows].view(-1, 1, 1, 1))
         pred = pred.clone()
@@ -115,8 +112,7 @@ def Repelled(bank: Tensor, method: Method | None = None, **options) -> Method:
 @torch.no_grad()
 def latents_of(model: Backbone, images: Sequence[Image.Image]) -> Tensor:
     """Images as the clean latents of a model, scaled as x̂₀ is: `[N, C, h, w]` on the CPU."""
-    vae, (height, _) = model.pipe.vae, model.picture_size(None, None)
-    parts = (2 * as_tensor(images, height) - 1).split(32)
+    vae, parts = model.pipe.vae, (2 * as_tensor(images, model.size[0]) - 1).split(32)
     modes = [vae.encode(p.to(vae.device, vae.dtype)).latent_dist.mode() for p in parts]
     shift = vae.config.get("shift_factor") or 0.0
     return (torch.cat(modes).cpu() - shift) * vae.config.scaling_factor

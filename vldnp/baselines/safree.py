@@ -13,19 +13,16 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vldnp import negatives
 from vldnp._finite import number
-from vldnp.guidance import Rule
 from vldnp.methods import Method
 from vldnp.models.conditioning import AuxiliaryRows, Conditioning
 from vldnp.models.families import SD
 from vldnp.models.run import Run
 
-# In units of the last place, for `attenuated`: 1.2e-5 in float32. With two threads the spectra of
-# equal features differ by up to 2.5e-6 (moji-sd).
+# For `attenuated`, in units of the last place; with two threads equal spectra differ by up to 21.
 ROUNDING = 100
 
 
@@ -66,9 +63,7 @@ def attenuated(changed: Tensor, unchanged: Tensor, scale: float) -> Tensor:
 
 
 @contextmanager
-def re_attention(
-    unet: nn.Module, rows: Sequence[int], auxiliary: Sequence[int], scales: tuple[float, float]
-) -> Iterator[None]:
+def re_attention(unet: nn.Module, rows, auxiliary, scales: tuple[float, float]) -> Iterator[None]:
     """While this lasts, the rows' skip features are `attenuated` against their auxiliary rows', by
     s₁ where the decoder is as wide as the U-Net's widest level, by s₂ where as the next."""
     rows, auxiliary = list(rows), list(auxiliary)
@@ -76,13 +71,11 @@ def re_attention(
     scale_at = dict(zip(levels, scales, strict=False))
 
     def attend(block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        skips = list(kwargs["res_hidden_states_tuple"])
+        skips = [skip.clone() for skip in kwargs["res_hidden_states_tuple"]]
         widths = [kwargs["hidden_states"].shape[1], *(r.out_channels for r in block.resnets[:-1])]
-        for place, width in enumerate(widths):  # the block takes its skips from the end
+        for width, skip in zip(widths, skips[::-1], strict=False):  # taken from the end
             if width in scale_at:
-                skip = skips[-1 - place].clone()
                 skip[rows] = attenuated(skip[rows], skip[auxiliary], scale_at[width])
-                skips[-1 - place] = skip
         return args, kwargs | {"res_hidden_states_tuple": tuple(skips)}
 
     with ExitStack() as hooks:
@@ -135,10 +128,9 @@ class Safree:
                 return plain
             embeds = plain.embeds.clone()
             embeds[rows] = safe[rows]
-            if not self.re_attention:
-                return Conditioning(embeds)
             attending = partial(re_attention, scales=self.scales)
-            return Conditioning(embeds, AuxiliaryRows(tuple(rows), plain[rows], attending))
+            beside = AuxiliaryRows(tuple(rows), plain[rows], attending)
+            return Conditioning(embeds, beside if self.re_attention else None)
 
         return at
 
@@ -156,15 +148,12 @@ class Safree:
         places = [place for n in lengths for place in range(1, n + 1)]
         masked[range(len(masked)), places] = 0  # each prompt without its i-th token, for each i
         pooled = model.pooled(masked) if len(masked) else concept.new_zeros(0, 0)
-        found = {
-            text: self._filtered(e, m, concept, len(run.timesteps))
-            for text, e, m in zip(texts, embeds, pooled.split(lengths), strict=True)
-        }
-        return [found[text] for text in prompts]
+        parts, N = zip(embeds, pooled.split(lengths), strict=True), len(run.timesteps)
+        found = [self._filtered(own, without, concept, N) for own, without in parts]
+        return [found[texts.index(text)] for text in prompts]
 
     def _filtered(self, embeds: Tensor, masked: Tensor, concept: Tensor, N: int) -> Filtered:
-        n = len(masked)
-        if n == 0:  # an empty prompt has no tokens to change
+        if not (n := len(masked)):  # an empty prompt has no tokens to change
             return Filtered(embeds, torch.zeros(0, dtype=torch.bool), 0.0, -1)
         before = embeds.double()
         within = before @ projector(masked).T  # P_m e
@@ -173,7 +162,7 @@ class Safree:
         changed, own, attended = before.clone(), slice(1, n + 1), slice(0, n + 2)
         changed[own] = torch.where(triggers[:, None], after[own], changed[own])
         # Begin and end marks count in β, as in the authors' code.
-        beta = 1 - F.cosine_similarity(before[attended], after[attended], dim=-1).mean().item()
+        beta = 1 - torch.cosine_similarity(before[attended], after[attended], dim=-1).mean().item()
         last = last_step(beta, N, self.upper, self.k, self.t0)
         return Filtered(changed.to(embeds.dtype), triggers.cpu(), beta, last)
 
@@ -185,11 +174,7 @@ class Safree:
 
 
 def SAFREE(
-    phrases: str | Sequence[str],
-    negative_prompt: str = "",
-    rule: str | Rule = "replaced",
-    omega: float = 7.5,
-    **options,
+    phrases: str | Sequence[str], negative_prompt="", rule="replaced", omega=7.5, **options
 ) -> Method:
     """SAFREE (Yoon et al., ICLR 2025, arXiv 2410.12761), with unsafe phrases, of which one text is
     split at its commas, a static negative prompt besides, which enters by `rule` and `omega`, and

@@ -2,10 +2,8 @@
 
 from dataclasses import asdict, dataclass, replace
 from math import inf
-from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from vldnp import negatives
 from vldnp._files import unknown
@@ -14,25 +12,19 @@ from vldnp.guidance import Rule
 from vldnp.methods import Method
 
 
-def sld_scale(pred_cond: Tensor, pred_neg: Tensor, scale: float, threshold: float) -> Tensor:
-    """μ = min(1, |φ|) where ε_c − ε_n < λ, else 0, with φ = s_S (ε_c − ε_n) (eqs. 5 and 6). The
-    paper prints a maximum; its authors' code takes the minimum."""
-    apart = pred_cond - pred_neg
-    return torch.where(apart < threshold, (scale * apart).abs().clamp(max=1), 0)
-
-
 @dataclass(frozen=True)
 class SLDRule(Rule):
     """γ_t = μ (ε_n − ε_u) + s_m ν_t; ε = ε_u + g (ε_c − ε_u − γ_t) (eqs. 3 to 8), with the momentum
-    ν_{t+1} = β_m ν_t + (1 − β_m) γ_t, which γ_t only builds up in the first δ steps. The threshold
-    λ was chosen for noise predictions."""
+    ν_{t+1} = β_m ν_t + (1 − β_m) γ_t, which γ_t only builds up in the first δ steps. μ is min(1,
+    s_S |ε_c − ε_n|) where ε_c − ε_n < λ, chosen for noise predictions, and else 0; the paper prints
+    a maximum, its authors' code takes the minimum."""
 
     scale: float = 1000.0  # s_S ≥ 0; at 0 this is CFG
     warmup: float = 10.0  # δ, in steps of 50; scaled to the run's number of steps
     threshold: float = 0.01  # λ
     momentum_scale: float = 0.3  # s_m and β_m, in 0..1
     momentum_beta: float = 0.4
-    uses_omega: ClassVar[bool] = False
+    uses_omega = False
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -40,7 +32,8 @@ class SLDRule(Rule):
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, momentum, progress):
         neg = pred_neg.squeeze(1)
-        mu = sld_scale(pred_cond, neg, self.scale, self.threshold)
+        apart = pred_cond - neg
+        mu = torch.where(apart < self.threshold, (self.scale * apart).abs().clamp(max=1), 0)
         gamma = mu * (neg - pred_uncond) + self.momentum_scale * momentum
         momentum = self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
         if 50 * progress < self.warmup - 1e-9:  # i / N is not exact
@@ -52,12 +45,9 @@ class SLDRule(Rule):
         return {"kind": "sld", **asdict(self)}
 
 
-STRENGTHS: dict[str, SLDRule] = {
-    "weak": SLDRule(200.0, 15.0, 0.0, 0.0, 0.0),
-    "medium": SLDRule(1000.0, 10.0, 0.01, 0.3, 0.4),
-    "strong": SLDRule(2000.0, 7.0, 0.025, 0.5, 0.7),
-    "max": SLDRule(5000.0, 0.0, 1.0, 0.5, 0.7),
-}
+STRENGTHS = {"weak": SLDRule(200.0, 15.0, 0.0, 0.0, 0.0), "medium": SLDRule()}
+STRENGTHS["strong"] = SLDRule(2000.0, 7.0, 0.025, 0.5, 0.7)
+STRENGTHS["max"] = SLDRule(5000.0, 0.0, 1.0, 0.5, 0.7)
 """The paper's four settings. (diffusers' pipeline had 20 for the weak scale, the paper has 200.)"""
 
 

@@ -39,9 +39,7 @@ class Backbone:
         if refused := REFUSED & options.keys():
             raise ValueError(f"{min(refused)} cannot be set; open the pipeline with it yourself")
         saving = {option for option in MEMORY if options.pop(option, False)}
-        config = DiffusionPipeline.load_config(source, revision=revision, **options)
-        family = families.family_named(str(config.get("_class_name")))
-        pipe = _opened(family, config, source, revision, dtype, family.opening | options)
+        pipe = _opened(source, revision, dtype, options)
         pipe.set_progress_bar_config(disable=True)
         if "attention_slicing" in saving:
             pipe.enable_attention_slicing()
@@ -64,14 +62,13 @@ class Backbone:
 
     def picture_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, by default the model's own; `ValueError` if none of its."""
-        config, factor = self.network.config, self.pipe.vae_scale_factor
-        own = config.get("sample_size") or self.pipe.default_sample_size
+        factor = self.pipe.vae_scale_factor
+        own = self.network.config.get("sample_size") or self.pipe.default_sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         height, width = height or own_height * factor, width or own_width * factor
-        factor *= self.family.patch_size(self.network)
-        if height % factor or width % factor:
-            said = f"multiples of {factor}, not {height}×{width}"
-            raise ValueError(f"height and width must be {said}")
+        unit = factor * self.family.patch_size(self.network)
+        if height % unit or width % unit:
+            raise ValueError(f"height and width must be multiples of {unit}, not {height}×{width}")
         return height, width
 
     @torch.no_grad()
@@ -95,14 +92,12 @@ class Backbone:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents → images `[B, 3, H, W]`, float32 in 0..1."""
-        vae, dtype = self.pipe.vae, self.pipe.vae.dtype
+        vae, dtype, xl = self.pipe.vae, self.pipe.vae.dtype, self.family is families.SDXL
         # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
-        overflows = self.family is families.SDXL and vae.config.get("force_upcast")
+        overflows = xl and dtype == torch.float16 and vae.config.get("force_upcast")
         with out_of_memory(self.name, HINT):
-            if dtype != torch.float16 or not overflows:
-                return decoded(vae, latents)
             try:
-                return decoded(vae.to(torch.float32), latents)
+                return decoded(vae.to(torch.float32) if overflows else vae, latents)
             finally:
                 vae.to(dtype)
 
@@ -115,8 +110,8 @@ class Backbone:
 
 
 class Preview:
-    """Decodes the images that a VLM is shown, never the final ones, by a VAE distilled from that of
-    the model, as TAESD (Bohan 2023, github.com/madebyollin/taesd)."""
+    """Decodes what a VLM is shown, never the final images, by a distilled VAE, as TAESD (Bohan
+    2023, github.com/madebyollin/taesd)."""
 
     def __init__(self, vae: AutoencoderTiny, name: str, revision: str):
         self.vae, self.name, self.revision = vae.eval(), name, revision
@@ -135,10 +130,12 @@ class Preview:
         return {"name": self.name, "revision": self.revision, "dtype": str(self.vae.dtype)}
 
 
-def _opened(family, config: dict, source, revision, dtype, options: dict) -> DiffusionPipeline:
+def _opened(source, revision, dtype, options: dict) -> DiffusionPipeline:
     """The pipeline, each of whose models has exactly the weights of its files."""
-    folder = Path(source)
-    if not folder.is_dir():
+    config = DiffusionPipeline.load_config(source, revision=revision, **options)
+    family = families.family_named(str(config.get("_class_name")))
+    options = family.opening | options
+    if not (folder := Path(source)).is_dir():
         how = {"revision": revision, "use_safetensors": True, **options}
         folder = Path(family.pipeline.download(source, **how))
     variant, parts = options.get("variant"), {}
@@ -146,11 +143,9 @@ def _opened(family, config: dict, source, revision, dtype, options: dict) -> Dif
         library, kind = said if isinstance(said, list | tuple) and len(said) == 2 else ("", "")
         if part in options or library not in ("diffusers", "transformers"):
             continue
-        kind = getattr(importlib.import_module(library), kind)
-        if issubclass(kind, nn.Module):
-            here = variant and any((folder / part).glob(f"*.{variant}*"))
-            variants = {"variant": variant} if here else {}
-            parts[part] = open_whole(kind, folder / part, dtype=dtype, **variants)
+        if issubclass(kind := getattr(importlib.import_module(library), kind), nn.Module):
+            own = variant if any((folder / part).glob(f"*.{variant}*")) else None
+            parts[part] = open_whole(kind, folder / part, dtype=dtype, variant=own)
     return family.pipeline.from_pretrained(folder, dtype=dtype, **options, **parts)
 
 
@@ -176,5 +171,4 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 def to_pil(pixels: Tensor) -> list[Image.Image]:
     """`[B, 3, H, W]` in 0..1, or uint8 → RGB images."""
-    array = to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(image) for image in array]
+    return [*map(Image.fromarray, to_uint8(pixels).permute(0, 2, 3, 1).cpu().numpy())]

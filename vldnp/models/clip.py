@@ -17,11 +17,9 @@ from vldnp._finite import check_finite
 class CLIPScore:
     """Text–image cosine similarity of an `open_clip` model (Hessel et al. 2021, unscaled)."""
 
-    told = False  # that a text was cut
-
     def __init__(self, model, preprocess, tokenizer, name: str, revision: str):
         self.model, self.preprocess, self.tokenizer = model.eval(), preprocess, tokenizer
-        self.name, self.revision = name, revision
+        self.name, self.revision, self.told = name, revision, False  # told: that a text was cut
 
     @classmethod
     def from_pretrained(cls, folder, revision=None, *, name="", device="cpu") -> "CLIPScore":
@@ -33,15 +31,13 @@ class CLIPScore:
             folder = snapshot_download(folder, revision=revision, allow_patterns=files)
         if not any(Path(folder).glob("*.safetensors")):
             raise FileNotFoundError(f"no CLIP model in {folder}: *.safetensors is missing")
-        source = f"local-dir:{folder}"
+        source, own = f"local-dir:{folder}", (name or Path(folder).name, fingerprint(folder))
         model, _, preprocess = open_clip.create_model_and_transforms(source, device=device)
-        parts = model.requires_grad_(False), preprocess, open_clip.get_tokenizer(source)
-        return cls(*parts, name or Path(folder).name, fingerprint(folder))
+        return cls(model.requires_grad_(False), preprocess, open_clip.get_tokenizer(source), *own)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Tensor:
         """Unit vectors `[B, D]` on the CPU."""
-        pixels = torch.stack([self.preprocess(image) for image in images])
-        return self._embed(self.model.encode_image, pixels)
+        return self._embed(self.model.encode_image, torch.stack([*map(self.preprocess, images)]))
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `[B, D]` on the CPU."""

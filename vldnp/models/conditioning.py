@@ -14,8 +14,7 @@ class AuxiliaryRows:
 
     rows: tuple[int, ...]  # of the conditioning, `k` of them, that have an auxiliary row
     prompts: "Conditioning"  # the auxiliary rows' own, `k` of them
-    # (network, rows, auxiliary) → a context in which the network lets the features of the auxiliary
-    # rows (their places in the batch) act on those of the rows
+    # (network, rows, auxiliary), places in a batch → in this context the latter act on the former
     attending: Callable[[nn.Module, Sequence[int], Sequence[int]], AbstractContextManager]
 
 
@@ -40,7 +39,6 @@ class Conditioning:
         return Conditioning(self.embeds[rows], added={k: v[rows] for k, v in self.added.items()})
 
     def __add__(self, below: "Conditioning") -> "Conditioning":
-        """At most one of the two may have auxiliary rows."""
         if self.auxiliary and below.auxiliary:
             raise ValueError("only one of several conditionings may have auxiliary rows")
         auxiliary = self.auxiliary

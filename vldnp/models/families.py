@@ -10,7 +10,6 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
-from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 from transformers import PreTrainedTokenizerBase
 
 from vldnp.models.conditioning import Conditioning
@@ -18,7 +17,6 @@ from vldnp.models.conditioning import Conditioning
 T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
 WEIGHTED = re.compile(r"\([^()]*[^()\d\s]\s*:\s*-?[\d.]+\)|<lora:[^<>]+>")
 FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, into which guidance is distilled; it is no g
-
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 # name → scheduler class and settings; the rest comes from the pipeline's own scheduler config
@@ -32,7 +30,6 @@ FLOW_SCHEDULERS = {
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {**DPM, **FLOW}),
     "euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
-
 # Scheduler classes with one evaluation a step and x̂₀ in closed form, for ε, v or x₀.
 SOLVERS = "DEISMultistep DPMSolverMultistep DPMSolverSinglestep UniPCMultistep "
 STEPPERS = SOLVERS + "DDIMParallel DDIM DDPMParallel DDPM EulerAncestralDiscrete EulerDiscrete "
@@ -75,10 +72,9 @@ def predict_unet(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Cond
 
 
 def embed_sdxl(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
-    """The six time ids are original size, crop's corner and target size (Podell et al. 2023, arXiv
-    2307.01952, section 2.2)."""
+    """Time ids: original size, crop's corner, target size (Podell et al. 2023, section 2.2)."""
     encoded = pipe.encode_prompt(texts, do_classifier_free_guidance=False)
-    embeds, pooled = encoded[0].to(pipe.unet.dtype), encoded[2].to(pipe.unet.dtype)
+    embeds, pooled = (encoded[i].to(pipe.unet.dtype) for i in (0, 2))
     time_ids = embeds.new_tensor([[*size, 0, 0, *size]] * len(texts))
     return Conditioning(embeds, added={"text_embeds": pooled, "time_ids": time_ids})
 
@@ -96,8 +92,7 @@ def predict_sd3(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Condi
 
 def embed_flux(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int]) -> Conditioning:
     embeds, pooled, _ = pipe.encode_prompt(texts, max_sequence_length=FLUX_TOKENS)
-    dtype = pipe.transformer.dtype
-    added = {"pooled_projections": pooled.to(dtype)}
+    dtype, added = pipe.transformer.dtype, {"pooled_projections": pooled.to(pipe.transformer.dtype)}
     if pipe.transformer.config.guidance_embeds:
         added["guidance"] = torch.full([len(texts)], FLUX_GUIDANCE, device=embeds.device)
     return Conditioning(embeds.to(dtype), added=added)
@@ -105,19 +100,15 @@ def embed_flux(pipe: DiffusionPipeline, texts: list[str], size: tuple[int, int])
 
 def predict_flux(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
     """Squares of 2 × 2 latents are one token each, whose place is its row and column."""
-    tokens = pixel_unshuffle(latents, FLUX.packing)
+    tokens = torch.pixel_unshuffle(latents, FLUX.packing)
     rows, columns = tokens.shape[-2:]
     places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-    pred = pipe.transformer(
-        tokens.flatten(2).transpose(1, 2),
-        timestep=t.expand(len(latents)) / 1000,
-        encoder_hidden_states=cond.embeds,
-        img_ids=pad(places, (1, 0)).to(latents),
-        txt_ids=latents.new_zeros(cond.embeds.shape[1], 3),
-        return_dict=False,
-        **cond.added,
-    )[0]
-    return pixel_shuffle(pred.transpose(1, 2).unflatten(2, (rows, columns)), FLUX.packing)
+    ids = {"img_ids": torch.nn.functional.pad(places, (1, 0)).to(latents)}
+    ids["txt_ids"] = latents.new_zeros(cond.embeds.shape[1], 3)
+    how = {"timestep": t.expand(len(latents)) / 1000, "encoder_hidden_states": cond.embeds, **ids}
+    tokens = tokens.flatten(2).transpose(1, 2)
+    pred = pipe.transformer(tokens, **how, **cond.added, return_dict=False)[0]
+    return torch.pixel_shuffle(pred.transpose(1, 2).unflatten(2, (rows, columns)), FLUX.packing)
 
 
 # The safety checker would black out images after the fact; here they are judged instead.
@@ -187,8 +178,7 @@ def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenize
 
 
 def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
-    """Quotes the end of a prompt that is too long for all text encoders; and says once that other
-    programs' weights are read as letters."""
+    """Quotes the end of a prompt too long for all text encoders; says what is read as letters."""
     if any(map(WEIGHTED.search, texts)):
         said = 'weights as in "(word:1.4)" or "<lora:name:1>" in a prompt are read as letters'
         warnings.warn(said, UserWarning, stacklevel=4)

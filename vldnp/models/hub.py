@@ -140,10 +140,8 @@ def networks(thing: object) -> list:
         seen[id(thing)] = thing
         if isinstance(thing, nn.Module) or hasattr(thing, "get_vocab"):
             found.append(thing)
-        elif isinstance(thing, Mapping):
-            waiting += thing.values()
-        elif isinstance(thing, list | tuple | set | frozenset):
-            waiting += thing
+        elif isinstance(thing, Mapping | list | tuple | set | frozenset):
+            waiting += thing.values() if isinstance(thing, Mapping) else thing
         else:
             waiting += getattr(thing, "__dict__", {}).values()
             waiting += [getattr(thing, own, None) for own in ("__self__", "func", "args")]

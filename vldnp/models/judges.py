@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from vldnp._finite import check_finite
+from vldnp._finite import check_finite, number
 from vldnp.models.backbone import to_pil
 
 Images = Sequence[Image.Image] | Tensor
-
 FOUND = 0.5  # a concept or thing is found from here on; for *unsafe* see `UNSAFE_THRESHOLD`
 
 
@@ -33,7 +31,7 @@ class Judgement:
     def __post_init__(self):
         parts = self.unsafe_probability, self.concepts, self.things or self.concepts
         rows = [[p, *c.values(), *t.values()] for p, c, t in zip(*parts, strict=True)]
-        sums = torch.tensor([sum(row) for row in rows], dtype=torch.float64)
+        sums = torch.tensor([*map(sum, rows)], dtype=torch.float64)
         check_finite({"the judge's probability": sums})
         for i, row in enumerate(rows):
             if wrong := [p for p in row if not 0 <= p <= 1]:
@@ -41,8 +39,7 @@ class Judgement:
 
     def found(self, threshold: float = FOUND) -> list[tuple[str, ...]]:
         """For each image the restricted concepts of at least this probability, in their order."""
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in 0..1, not {threshold}")
+        number("threshold", threshold, 0, 1)
         return [tuple(n for n, p in seen.items() if p >= threshold) for seen in self.concepts]
 
     def retention(self, named: Sequence[Sequence[str]]) -> np.ndarray:
@@ -64,14 +61,15 @@ def as_tensor(images: Images, size: int | None = None) -> Tensor:
     if not isinstance(images, Tensor):
         if size is not None and len({image.size for image in images}) > 1:
             return torch.cat([as_tensor([image], size) for image in images])
-        arrays = [np.asarray(image.convert("RGB")) for image in images]
-        images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+        arrays = np.stack([image.convert("RGB") for image in images])
+        images = torch.from_numpy(arrays).permute(0, 3, 1, 2)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be [B, 3, H, W], not {list(images.shape)}")
     check_finite({"the picture": images})
     pixels = images.float() if images.is_floating_point() else images.float() / 255
     if size is not None and pixels.shape[-2:] != (size, size):
-        pixels = F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)
+        resize = torch.nn.functional.interpolate
+        pixels = resize(pixels, (size, size), mode="bicubic", antialias=True)
     return pixels.clamp(0, 1)
 
 
@@ -99,9 +97,8 @@ class NudeNetJudge:
         self.revision = importlib.metadata.version("nudenet")
 
     def __call__(self, images: Images) -> Judgement:
-        # The detector reads arrays as OpenCV does: blue, green, red.
-        arrays = [np.asarray(image)[..., ::-1].copy() for image in as_pil(images)]
         concepts = []
+        arrays = [np.asarray(image)[..., ::-1].copy() for image in as_pil(images)]  # BGR: OpenCV's
         for detections in self.detector.detect_batch(arrays, batch_size=self.batch_size):
             scores = {kind: [0.0] for kind in EXPOSED}
             for found in detections:
@@ -135,7 +132,7 @@ class NudeNetClassifier(Rater):
         self.revision = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
     def rate(self, images: list[Image.Image]) -> Sequence[float]:
-        small = [np.asarray(image.resize((256, 256), Image.NEAREST)) for image in images]
+        small = [image.resize((256, 256), Image.NEAREST) for image in images]
         batch = np.stack(small).astype(np.float32) / 255
         given = self.session.run(None, {self.session.get_inputs()[0].name: batch})[0]
         if given.shape != (len(batch), 2):

@@ -10,7 +10,11 @@ import torch
 from huggingface_hub import constants
 
 from vldnp._files import first_line, read_yaml, unknown
+from vldnp.models.backbone import MEMORY, Backbone, Preview, as_backbone
+from vldnp.models.clip import CLIPScore
 from vldnp.models.hub import ModelSpec, Source, default_device, find, table
+from vldnp.models.vlm import TransformersVLM
+from vldnp.models.vlm_server import RemoteVLM
 
 # Options of `load` that say how weights are fetched, not which.
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
@@ -25,8 +29,9 @@ def _with_own_options(opener: Callable) -> Callable:
 
     @wraps(opener)
     def opened(model, /, *args, **options):  # a server has a `model` among its options
-        if not isinstance(model, str | Path | ModelSpec):
-            return opener(model, *args, **options)
+        if not isinstance(model, str | Path | ModelSpec):  # most objects are taken as they are
+            checked = opener.__name__ in ("load", "load_vlm")
+            return opener(model, *args, **options) if checked else model
         name, own = (model.name, model.options) if isinstance(model, ModelSpec) else (model, {})
         key = opener.__name__, name, repr(args), repr(sorted((own | options).items()))
         found = (_open.get(key) if own else None) or opener(name, *args, **own | options)
@@ -44,12 +49,9 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
 
     `model` is a name ("moji-sd", "sd-1.4"), a folder in diffusers' format, a hub id, which needs
     the commit as `revision` where it has no name here, a `ModelSpec`, a diffusers pipeline, or a
-    `Backbone` as it is. The device is CUDA where there is one; `dtype` is that of weights and
-    latents, also by name. `options` are `model_cpu_offload`, `attention_slicing` (of U-Nets),
-    `vae_slicing` and `vae_tiling`, which need less memory, and those of the pipeline's
-    `from_pretrained`, as `variant="fp16"`."""
-    from vldnp.models.backbone import MEMORY, Backbone, as_backbone
-
+    `Backbone`. `device` is CUDA where there is one; `dtype` that of weights and latents, also by
+    name. `options` that need less memory are `model_cpu_offload`, `attention_slicing` (of U-Nets),
+    `vae_slicing` and `vae_tiling`; others go to the pipeline's `from_pretrained`."""
     if isinstance(model, str | Path):
         source, how = find("model", model, revision), {"device": device, "dtype": _dtype(dtype)}
         backbone = _opened(source, "model_index.json", Backbone.from_pretrained, **how, **options)
@@ -65,14 +67,10 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
 
 @_with_own_options
 def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
-    """Open a vision-language model: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id that
-    `AutoModelForImageTextToText` opens, the address of an OpenAI-compatible server
-    ("http://localhost:8000/v1", with `model=` the name it serves), or any callable `(images,
-    question) -> answers` (returned as it is). Revision is as in `load`; options are those of
-    `TransformersVLM.from_pretrained` or `RemoteVLM`."""
-    from vldnp.models.vlm import TransformersVLM
-    from vldnp.models.vlm_server import RemoteVLM
-
+    """Open a vision-language model: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id of
+    an image-text-to-text model, the address of an OpenAI-compatible server, with `model=` the name
+    it serves, or a callable `(images, question) -> answers` (returned as it is). Options are those
+    of `TransformersVLM.from_pretrained` or `RemoteVLM`."""
     if callable(vlm):
         return vlm
     if not isinstance(vlm, str | Path):
@@ -89,10 +87,6 @@ def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
 def load_preview(preview, revision: str | None = None, *, device=None, dtype=torch.float32):
     """Open a tiny VAE for `levers.preview`: a name ("moji-taesd", "taesd"), a folder or hub id that
     `AutoencoderTiny` opens, or a `Preview` (returned as it is). Arguments are those of `load`."""
-    from vldnp.models.backbone import Preview
-
-    if not isinstance(preview, str | Path):
-        return preview
     how, source = {"device": device, "dtype": _dtype(dtype)}, find("preview", preview, revision)
     return _opened(source, "config.json", Preview.from_pretrained, **how)
 
@@ -100,10 +94,6 @@ def load_preview(preview, revision: str | None = None, *, device=None, dtype=tor
 @_with_own_options
 def load_clip(clip, revision: str | None = None, *, device=None):
     """Open a CLIP in open_clip's format: a name, a folder, a hub id, or a CLIP score as it is."""
-    from vldnp.models.clip import CLIPScore
-
-    if not isinstance(clip, str | Path):
-        return clip
     source, config = find("clip", clip, revision), "open_clip_config.json"
     if "opener" in source.entry:
         return resolve_name(source.entry["opener"])(device)
@@ -114,8 +104,6 @@ def load_clip(clip, revision: str | None = None, *, device=None):
 def load_judge(judge, revision: str | None = None, *, device=None, **options):
     """Open a judge: a name ("moji-judge", "nudenet", "nudenet-v2", "opennsfw"), the path of NudeNet
     v2's `.onnx` file, a judge's folder, or a judge as it is; options are those of its class."""
-    if not isinstance(judge, str | Path):
-        return judge
     source, openers = find("judge", judge, revision), table()["openers"]
     if "opener" in source.entry:
         if source.location and not Path(source.location).is_file():
@@ -152,9 +140,8 @@ def _opened(source: Source, file: str, opener: Callable, *, device=None, **optio
 
 
 def _dtype(dtype) -> torch.dtype | str | None:
-    """A dtype, also by its name, as profiles have it."""
     if not isinstance(dtype, str) or dtype == "auto":
         return dtype
-    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+    if not isinstance(found := getattr(torch, dtype, None), torch.dtype):
         raise unknown("dtype", dtype, ["float32", "float16", "bfloat16"])
-    return getattr(torch, dtype)
+    return found

@@ -18,14 +18,13 @@ from vldnp.models.backbone import HINT, Backbone
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.hub import out_of_memory
 
+SHIFT = dict(base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5, max_shift=1.16)
+
 
 class Run:
     """A backbone with a scheduler of its own, set to `num_inference_steps`: a name
     (`Family.schedulers`), an object (copied, as it keeps state), or the pipeline's own. Height and
     width are pixels, by default the model's own size."""
-
-    _texts: tuple[str, ...] = ()  # what is encoded, a row each
-    _encoded: Conditioning | None = None
 
     def __init__(
         self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
@@ -34,11 +33,16 @@ class Run:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
         self.backbone, self.num_inference_steps = backbone, num_inference_steps
         self.size = backbone.picture_size(height, width)
+        self._texts, self._encoded = (), None  # what is encoded, a row each
         self.scheduler = _scheduler(backbone, scheduler)
         families.check_scheduler(self.scheduler, backbone.family)
         config, options, own = self.scheduler.config, {}, backbone.family.sigmas
-        if config.get("use_dynamic_shifting"):
-            options["mu"] = _shift(backbone, self.size)
+        self._kind = config.get("prediction_type", "flow_prediction")
+        if config.get("use_dynamic_shifting"):  # μ by how many patches an image has
+            patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
+            shifts = [backbone.pipe.scheduler.config.get(k, value) for k, value in SHIFT.items()]
+            patches = (self.size[0] // patch) * (self.size[1] // patch)
+            options["mu"] = calculate_shift(patches, *shifts)
         if own and not config.get("use_flow_sigmas"):
             options["sigmas"] = own(num_inference_steps)
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
@@ -48,10 +52,6 @@ class Run:
     @property
     def timesteps(self) -> Tensor:
         return self.scheduler.timesteps  # from noisy to clean
-
-    @property
-    def _kind(self) -> str:
-        return self.scheduler.config.get("prediction_type", "flow_prediction")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """As `Backbone.encode`, for images of this size, and each text once."""
@@ -101,16 +101,14 @@ class Run:
 
     def prediction(self, x0: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """The prediction whose x̂₀ this is: the inverse of `x0`, in the precision of x̂₀."""
-        levels = noise_levels(self.scheduler, t)
-        return prediction_of(self._kind, x0, latents.to(x0.dtype), *levels)
+        return prediction_of(self._kind, x0, latents.to(x0.dtype), *noise_levels(self.scheduler, t))
 
     def step(self, pred: Tensor, t: Tensor, latents: Tensor, generators=None) -> Tensor:
         """x_{t−1} from x_t, with a generator per image for schedulers that add noise; DDIM's η is 0
         (Song et al. 2020, arXiv 2010.02502, eq. 16)."""
         accepted = inspect.signature(self.scheduler.step).parameters
-        options = {"eta": 0.0} if "eta" in accepted else {}
-        if generators is not None and "generator" in accepted:
-            options["generator"] = list(generators)
+        options = {"eta": 0.0, "generator": generators and list(generators)}
+        options = {key: options[key] for key in options.keys() & accepted.keys()}
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
 
     def warn_of_distillation(self, g: float) -> None:
@@ -143,14 +141,6 @@ def _warn_of_spacing(made: SchedulerMixin, own: SchedulerMixin) -> None:
         warnings.warn(f"{said}; with its own, {others!r}, it starts at 999", stacklevel=4)
 
 
-def _shift(backbone: Backbone, size: tuple[int, int]) -> float:
-    """μ of timesteps that depend on how many patches an image has, as the pipeline's."""
-    patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
-    usual = dict(base_image_seq_len=256, max_image_seq_len=4096, base_shift=0.5, max_shift=1.16)
-    values = [backbone.pipe.scheduler.config.get(key, value) for key, value in usual.items()]
-    return calculate_shift((size[0] // patch) * (size[1] // patch), *values)
-
-
 def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
     """a and s in x_t = a x₀ + s ε, in the scheduler's own scaling; t is its next timestep."""
     if not hasattr(scheduler, "sigmas"):  # DDIM and its like: √ᾱ_t, √(1−ᾱ_t)
@@ -166,14 +156,10 @@ def noise_levels(scheduler: SchedulerMixin, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predicted_x0(kind: str, pred: Tensor, latents: Tensor, scale: Tensor, noise: Tensor) -> Tensor:
-    """Clean latents `[B, C, h, w]` from a prediction, where x_t = a x₀ + s ε (scale, noise).
-
-    - `epsilon`: x̂₀ = (x_t − s ε) / a (DDPM, Ho et al. 2020, eq. 15)
-    - `v_prediction`: v = (a ε − s x₀) / r with r² = a² + s², so x̂₀ = (a x_t / r − s v) / r
-      (Salimans & Ho 2022, appendix D; r = 1 unless the latents are σ-scaled)
-    - `flow_prediction`: v = ε − x₀, so x̂₀ = x_t − s v (Lipman et al. 2023; there a = 1 − s)
-    - `sample`: the prediction is x̂₀ itself
-    """
+    """Clean latents `[B, C, h, w]` from a prediction, where x_t = a x₀ + s ε (scale, noise): of ε
+    (Ho et al. 2020, eq. 15); of v = (a ε − s x₀) / r with r² = a² + s² (Salimans & Ho 2022,
+    appendix D; r = 1 unless latents are σ-scaled); of v = ε − x₀ (Lipman et al. 2023; there
+    a = 1 − s); or of x̂₀ itself."""
     norm = (scale**2 + noise**2) ** 0.5
     return {
         "epsilon": (latents - noise * pred) / scale,

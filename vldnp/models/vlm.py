@@ -4,11 +4,11 @@ terms of the concept set, the only ones that its answers may hold. Images are PI
 `takes_pixels = True` gets them as uint8 `[k, 3, H, W]` where the model computes."""
 
 import hashlib
+import re
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -18,12 +18,14 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
 from vldnp._files import unknown
-from vldnp.models.constrained import allowed, spelled
 from vldnp.models.hub import default_device, open_whole, out_of_memory
 
 ANSWER_LIMIT = 4000  # a longer answer is cut, as it goes into every record
 # Each sampling setting of a model's config that has no effect makes a warning.
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+NONE = "none"
+# (tokens, choice) at the start of an answer, also of "none"; and after a term, with the comma.
+Spelling = tuple[list[tuple[tuple[int, ...], str]], list[tuple[tuple[int, ...], str]]]
 
 
 class VLMError(RuntimeError):
@@ -78,6 +80,67 @@ def resized(image: Image.Image | Tensor, max_edge: int | None = None) -> Tensor:
     return x[0].to(torch.uint8)
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.casefold())
+
+
+def offered(choices: Sequence[str]) -> list[str]:
+    """The choices, each once; `ValueError` for one that cannot stand in a list."""
+    choices = list(dict.fromkeys(choices))
+    if wrong := [c for c in choices if "," in c or _words(c) in ([], [NONE])]:
+        raise ValueError(f"{wrong[0]!r} cannot be a choice: an answer is none or a list")
+    return choices
+
+
+def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
+    """How `tokenizer` spells the choices; `ValueError` of `offered`, or if it has no tokens."""
+
+    def tokens(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def says(ids: Sequence[int], text: str) -> bool:
+        return _words(tokenizer.decode(list(ids), skip_special_tokens=True)) == _words(text)
+
+    first, more, before = [], [], tokens(NONE)
+    for choice in (*offered(choices), NONE):
+        starts = {start for start in (tokens(choice), tokens(f" {choice}")) if says(start, choice)}
+        # In context, because some tokenizers put a space before the first word of any text.
+        both = tokens(f"{NONE}, {choice}")
+        whole = both[: len(before)] == before
+        after = both[len(before) :] if whole else tokens(f", {choice}")
+        if not starts or not says((*before, *after), f"{NONE}, {choice}"):
+            raise ValueError(f"the tokenizer has no tokens for {choice!r} in a list")
+        first += [(start, choice) for start in sorted(starts)]
+        more += [(after, choice)] if choice != NONE else []
+    return first, more
+
+
+def allowed(spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int) -> list:
+    """The tokens that may come after those `written`; a `ValueError` where there are none. An end
+    may come after every whole term; no term is begun that has not room in `left` tokens."""
+    written, found = tuple(written), set()
+    if set(ends) & set(written):
+        return sorted(ends)
+
+    def walk(position: int, used: frozenset[str], paths) -> None:
+        rest = written[position:]
+        for tokens, choice in paths:
+            if choice in used:
+                continue
+            if rest[: len(tokens)] == tokens:
+                if len(rest) == len(tokens):
+                    found.update(ends)
+                if choice != NONE:
+                    walk(position + len(tokens), used | {choice}, spelling[1])
+            elif tokens[: len(rest)] == rest and len(tokens) - len(rest) <= left:
+                found.add(tokens[len(rest)])
+
+    walk(0, frozenset(), spelling[0])
+    if not found:
+        raise ValueError(f"max_new_tokens leaves {left} tokens, and no answer is as short")
+    return sorted(found)
+
+
 @dataclass(eq=False, repr=False, kw_only=True)
 class Conversation:
     """What a VLM is shown and how it answers: image, question, demonstrations before them. Where
@@ -101,12 +164,9 @@ class Conversation:
 
     def describe(self) -> dict:
         """Everything that decides its answers, JSON-able; a digest stands for an image."""
-        shots = [
-            {"image": hashlib.sha256(i.convert("RGB").tobytes()).hexdigest()[:12], "answer": a}
-            for i, a in self.demonstrations
-        ]
-        known = "name", "revision", "max_new_tokens", "max_edge"
-        own = {key: getattr(self, key) for key in known} | {"demonstrations": shots}
+        own = {k: getattr(self, k) for k in ("name", "revision", "max_new_tokens", "max_edge")}
+        shown = [(hashlib.sha256(i.convert("RGB").tobytes()), a) for i, a in self.demonstrations]
+        own["demonstrations"] = [{"image": i.hexdigest()[:12], "answer": a} for i, a in shown]
         return own | ({"answers": self.answers} if self.answers != "free" else {})
 
     def messages(self, image: Image.Image | Tensor, question: str, part: Callable) -> list[dict]:
@@ -129,7 +189,7 @@ class TransformersVLM(Conversation):
     name: str  # in records, with the revision
     revision: str | None = None
     batch_size: int = 16
-    takes_pixels: ClassVar[bool] = True
+    takes_pixels = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -146,9 +206,8 @@ class TransformersVLM(Conversation):
         transformers' `quantization_config`, such as `{"load_in_4bit": True}`."""
         device = torch.device(device or default_device())
         safe = {"revision": revision, "trust_remote_code": False}
-        # Quantized weights cannot be moved afterwards; half precision is slow on the CPU.
-        dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
-        how = safe | {"device_map": {"": device}, "dtype": dtype}
+        dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")  # there half is slow
+        how = safe | {"device_map": {"": device}, "dtype": dtype}  # quantized, it cannot be moved
         how |= {"quantization_config": quantization} if quantization else {}
         model = open_whole(AutoModelForImageTextToText, source, **how)
         processor = AutoProcessor.from_pretrained(source, **safe)
@@ -174,9 +233,9 @@ class TransformersVLM(Conversation):
         ends, limit = sorted(ends - {None}), self.max_new_tokens
         how = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}
         if self.takes_choices and choices:
-            known = spelled(tokenizer, choices)
+            known, end = spelled(tokenizer, choices), start + limit
             how["prefix_allowed_tokens_fn"] = lambda _, ids: allowed(
-                known, ids[start:].tolist(), ends, limit - (len(ids) - start)
+                known, ids[start:].tolist(), ends, end - len(ids)
             )
         hint = f"lower batch_size (now {self.batch_size}) or max_edge (now {self.max_edge})"
         with out_of_memory(self.name, hint):
@@ -188,7 +247,7 @@ class TransformersVLM(Conversation):
             return {"type": "image", "image": pixels.to(self.model.device)}
 
         asked = [self.messages(image, question, part) for image in images]
-        how = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        how |= {"add_generation_prompt": True, "processor_kwargs": {"padding": True}}
+        how = dict.fromkeys(("tokenize", "return_dict", "add_generation_prompt"), True)
+        how |= {"return_tensors": "pt", "processor_kwargs": {"padding": True}}
         inputs = self.processor.apply_chat_template(asked, **how)
         return inputs.to(self.model.device, dtype=self.model.dtype)

@@ -20,14 +20,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from vldnp.models.constrained import NONE, offered
-from vldnp.models.vlm import Conversation, VLMError
+from vldnp.models.vlm import NONE, Conversation, VLMError, offered
 
 KEY = "OPENAI_API_KEY"  # the environment variable; a server may need none
 REPLY_LIMIT = 1_000_000  # bytes; an answer of 64 tokens takes about one thousand
-THOUGHT = re.compile(
-    r"(?i)[<\[◁]\|?(/?)(?:\w+[:_])?(?:think\w*|thought|reasoning|channel)\|?[>\]▷]"
-)
+NAMES = r"(?:\w+[:_])?(?:think\w*|thought|reasoning|channel)"
+THOUGHT = re.compile(rf"(?i)[<\[◁]\|?(/?){NAMES}\|?[>\]▷]")
 UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|not permit", re.I)
 
 
@@ -35,10 +33,10 @@ UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|
 class RemoteVLM(Conversation):
     """A VLM behind an OpenAI-compatible server: vLLM, `transformers serve`, llama.cpp, and others.
 
-    Images are asked about concurrently, with temperature 0. A call that meets no server, a
-    time-out, or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds or
-    when the server says. The reply is checked against the JSON schema by which constrained answers
-    are asked for. The key of `OPENAI_API_KEY` stays out of answers, errors and records."""
+    Images are asked about concurrently, with temperature 0. A call that meets no server, a time-out
+    or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds or when the
+    server says. Constrained answers are checked against the JSON schema by which they are asked
+    for. The key of `OPENAI_API_KEY` stays out of answers, errors and records."""
 
     base_url: str
     model: str  # the name under which the server serves it, and by default that in records
