@@ -26,6 +26,9 @@ class Run:
     (`Family.schedulers`), an object (copied, as it keeps state), or the pipeline's own. Height and
     width are pixels, by default the model's own size."""
 
+    _texts: tuple[str, ...] = ()
+    _encoded: Conditioning | None = None  # what is encoded, a row for each text
+
     def __init__(
         self, backbone: Backbone, num_inference_steps: int, scheduler=None, height=None, width=None
     ):
@@ -33,11 +36,9 @@ class Run:
             raise ValueError(f"num_inference_steps must be 1 or more, not {num_inference_steps}")
         self.backbone, self.num_inference_steps = backbone, num_inference_steps
         self.size = backbone.picture_size(height, width)
-        self._texts, self._encoded = (), None  # what is encoded, a row each
         self.scheduler = _scheduler(backbone, scheduler)
         families.check_scheduler(self.scheduler, backbone.family)
         config, options, own = self.scheduler.config, {}, backbone.family.sigmas
-        self._kind = config.get("prediction_type", "flow_prediction")
         if config.get("use_dynamic_shifting"):  # μ by how many patches an image has
             patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
             shifts = [backbone.pipe.scheduler.config.get(k, value) for k, value in SHIFT.items()]
@@ -48,6 +49,10 @@ class Run:
         self.scheduler.set_timesteps(num_inference_steps, device=backbone.device, **options)
         if isinstance(scheduler, str):
             _warn_of_spacing(self.scheduler, backbone.pipe.scheduler)
+
+    @property
+    def _kind(self) -> str:
+        return self.scheduler.config.get("prediction_type", "flow_prediction")
 
     @property
     def timesteps(self) -> Tensor:
