@@ -76,7 +76,8 @@ def judged(table: pd.DataFrame, known: Sequence[Evidence]) -> pd.DataFrame:
     tests = [hypotheses(one, margin) for one, (_, margin) in zip(known, asked, strict=True)]
     p = [[test[name], test[CONTRARY[name]]] for test, (name, _) in zip(tests, asked, strict=True)]
     p = pd.DataFrame(p, columns=["p", "p_contrary"], index=table.index, dtype=float)
-    p = p.groupby(table["claim"]).transform(holm)
+    for _, rows in table.groupby("claim").groups.items():
+        p.loc[rows] = p.loc[rows].apply(holm)
     said = [
         name if row.p <= ALPHA else CONTRARY[name] if row.p_contrary <= ALPHA else OPEN
         for row, (name, _) in zip(p.itertuples(), asked, strict=True)
