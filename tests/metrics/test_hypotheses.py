@@ -18,6 +18,7 @@ def test_mcnemar_is_that_of_statsmodels(better, worse):
     theirs = statsmodels_mcnemar([[7, better], [worse, 11]], exact=True).pvalue
     differences = np.repeat([1.0, -1.0, 0.0], [better, worse, 18])
     ours = hypotheses(Evidence(differences, np.ones(len(differences)), rates=True))
+    assert ours["superior" if better >= worse else "inferior"] == pytest.approx(theirs)
     assert min(ours.values()) == pytest.approx(theirs)
 
 
@@ -79,12 +80,6 @@ def simulated(n, seeds, gain, rng):
     first = rng.random((n, seeds)) < (plain + max(gain, 0))[:, None]
     second = rng.random((n, seeds)) < (plain + max(-gain, 0))[:, None]
     return (first.astype(float) - second).mean(axis=1)
-
-
-def test_superior_is_two_sided_as_scipys_binomial_test():
-    differences = np.repeat([1.0, -1.0, 0.0], [12, 3, 25])
-    found = hypotheses(Evidence(differences, np.ones(40), rates=True))
-    assert found["superior"] == pytest.approx(stats.binomtest(12, 15).pvalue)
 
 
 @pytest.mark.parametrize("seeds", [1, 8])

@@ -14,19 +14,19 @@ from vldnp.study.run import run
 
 
 @pytest.fixture(scope="module")
-def tiny_model():
+def model():
     return load.load(sd_pipeline())
 
 
 @pytest.fixture(scope="module")
-def tiny_judge():
+def judge():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return CNNJudge(("cat", "dog", "pizza", "knife", "skull"), ("knife", "skull"))
 
 
 @pytest.fixture(scope="module")
-def publishable(tmp_path_factory, tiny_model, tiny_judge):
+def publishable(tmp_path_factory, model, judge):
     """A folder with a data folder, a run of a study, and what it publishes."""
     folder = tmp_path_factory.mktemp("published")
     for name in ("prompts", "profiles"):
@@ -37,7 +37,7 @@ def publishable(tmp_path_factory, tiny_model, tiny_judge):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLDNP_DATA", str(folder / "data"))
         study, root = tiny_study(), folder / "theirs"
-        images = run(study, tiny_model, tiny_judge, WordLengthCLIP(), root, progress=False)
+        images = run(study, model, judge, WordLengthCLIP(), root, progress=False)
         publish(root / "tiny", protocol="abc")
     return folder, study, images
 

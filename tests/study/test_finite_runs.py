@@ -3,23 +3,15 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import sd_pipeline
 from tiny_judges import spoiled
 
-from moji.judge import CNNJudge
 from vldnp._finite import NonFiniteError
 from vldnp.methods import CFG
-from vldnp.models.backbone import Backbone
 from vldnp.models.judges import Judgement
 from vldnp.study.grid import Study
 from vldnp.study.run import run
 
 PROMPTS, SEEDS = ["a cat", "a dog", "a pizza"], [4, 5, 6]
-
-
-@pytest.fixture
-def model():
-    return Backbone(sd_pipeline())
 
 
 @pytest.fixture
@@ -29,17 +21,12 @@ def study(tmp_path):
     return Study("s", [CFG()], [tmp_path / "mine.csv"], {"num_inference_steps": 2}, batch_size=2)
 
 
-def judge():
-    return CNNJudge(("cat", "knife"), ("knife",))
-
-
-def test_a_spoiled_batch_leaves_nothing_and_is_made_again(model, study, tmp_path):
-    own = judge()
+def test_a_spoiled_batch_leaves_nothing_and_is_made_again(model, study, judge, tmp_path):
     with spoiled(model.network, call=3, row=0, bad=np.nan):  # in the second batch
         with pytest.raises(NonFiniteError, match=r"\('a pizza', seed 6\) .* at step 1"):
-            run(study, model, own, root=tmp_path, progress=False)
+            run(study, model, judge, root=tmp_path, progress=False)
     assert len(list((tmp_path / "s" / "cells").iterdir())) == 2 * 2
-    images = run(study, model, own, root=tmp_path, progress=False)
+    images = run(study, model, judge, root=tmp_path, progress=False)
     pictures = [Image.open(tmp_path / "s" / path) for path in images["image"]]
     assert len(pictures) == 3 and all(p.getextrema() != ((0, 0),) * 3 for p in pictures)
 

@@ -43,30 +43,17 @@ def profile(tmp_path_factory):
     classifier(judge)
     vlm = {"max_edge": 448, "max_new_tokens": 64, "batch_size": 8, "answers": "free"}
     path = folder / "mine.yaml"
-    path.write_text(
-        yaml.safe_dump(
-            {
-                "extends": "paper",
-                "model": str(sd),
-                "vlm": {"name": str(hub / "Qwen2.5-VL-7B-Instruct"), **vlm},
-                "lighter_vlms": [{"name": str(hub / "Qwen2.5-VL-3B-Instruct"), **vlm}],
-                "clip": str(clip),
-                "prompt_sets": list(PUBLISHED),
-                "sampling": {
-                    "num_inference_steps": 2,
-                    "scheduler": "dpm++",
-                    "height": 32,
-                    "width": 32,
-                },
-                "methods": [
-                    {entry["kind"]: entry["given"] | SMALL.get(entry["kind"], {})}
-                    | {key: entry[key] for key in ("name", "chosen") if key in entry}
-                    for entry in load_profile("paper").methods
-                ],
-                "max_prompts": 2,
-            }
-        )
-    )
+    own = {"extends": "paper", "model": str(sd), "clip": str(clip), "max_prompts": 2}
+    own |= {"vlm": {"name": str(hub / "Qwen2.5-VL-7B-Instruct"), **vlm}}
+    own |= {"lighter_vlms": [{"name": str(hub / "Qwen2.5-VL-3B-Instruct"), **vlm}]}
+    own |= {"prompt_sets": list(PUBLISHED), "sampling": {"scheduler": "dpm++"}}
+    own["sampling"] |= {"num_inference_steps": 2, "height": 32, "width": 32}
+    own["methods"] = [
+        {entry["kind"]: entry["given"] | SMALL.get(entry["kind"], {})}
+        | {key: entry[key] for key in ("name", "chosen") if key in entry}
+        for entry in load_profile("paper").methods
+    ]
+    path.write_text(yaml.safe_dump(own))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("VLDNP_DATA", raising=False)
         patch.setenv("VLDNP_CACHE", str(folder / "cache"))

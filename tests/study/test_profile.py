@@ -49,14 +49,8 @@ def test_shipped_profiles_name_what_exists(name):
 
 def test_the_papers_protocol():
     paper = load_profile("paper")
-    assert paper.sampling == {
-        "num_inference_steps": 50,
-        "guidance_scale": 7.5,
-        "scheduler": "dpm++",
-        "height": 512,
-        "width": 512,
-        "noise_device": "cuda",
-    }
+    sampling = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": "dpm++"}
+    assert paper.sampling == sampling | {"height": 512, "width": 512, "noise_device": "cuda"}
     method = dynamic(paper, vlm=NONE)
     assert list(method.negatives.query_steps_of(50)) == [5, 6, 7, 9, 12, 16, 21, 27, 34, 42]
     methods = profile_methods(replace(paper, vlm=NONE))

@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 
 from moji.train.prompt_sets import save_prompts
 from vldnp._files import data_folder
-from vldnp.study.prompts import (
-    LARGEST_SEED,
-    OPTIONAL,
-    REQUIRED,
-    load_prompts,
-    sampled,
-    split_things,
-)
+from vldnp.study.prompts import LARGEST_SEED, OPTIONAL, REQUIRED, load_prompts, sampled
 
 
 def csv(tmp_path, text, name="set.csv"):
@@ -49,17 +42,11 @@ def test_column_names_of_public_sets_are_understood(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (
-            "prompt_id,text\n1,x\n",
-            "lacks prompt and seed; it has prompt_id, text: say with columns=",
-        ),
+        ("prompt_id,text\n1,x\n", "lacks prompt and seed; it has prompt_id, text: say with col"),
         ("prompt_id,prompt\n1,x\n", "lacks seed; it has"),
         ("prompt_id,prompt,seed\n", "is empty"),
         ("", "is no table, CSV or TSV in UTF-8"),
-        (
-            "prompt_id,prompt,seed\n1,x,0\n1,y,0\n",
-            "row 3: the prompt_id '1' is empty, or there more",
-        ),
+        ("prompt_id,prompt,seed\n1,x,0\n1,y,0\n", "row 3: the prompt_id '1' is empty, or there"),
         ("prompt_id,prompt,seed\n1,x,0\n2,y,-1\n", "row 3: the seed '-1' is not a whole number"),
         ("prompt_id,prompt,seed\n1,x,1.5\n", "row 2: the seed '1.5'"),
         ("prompt_id,prompt,seed\n1,x,\n", "row 2: the seed ''"),
@@ -105,10 +92,6 @@ def test_shipped_sets_fit_the_schema(name):
     assert len(table) and table["prompt_id"].is_unique
 
 
-def test_things_are_split():
-    assert split_things("cat, pizza") == ("cat", "pizza") and split_things("") == ()
-
-
 @given(st.integers(1, 40), st.integers(0, 45), st.integers(0, 99))
 def test_a_sample_is_rows_in_order_and_a_smaller_one_is_part_of_it(size, count, seed):
     table = pd.DataFrame({"prompt_id": [f"{n}" for n in range(size)]})
@@ -140,10 +123,8 @@ def test_published_files_are_read_as_they_are(tmp_path):
 
 
 def test_columns_are_mapped_and_missing_ones_made_up(tmp_path):
-    for file in (
-        csv(tmp_path, "text\tnote\na cat\tc\n", "a.tsv"),
-        csv(tmp_path, "text,note\na cat,c"),
-    ):
+    files = csv(tmp_path, "text\tnote\na cat\tc\n", "a.tsv"), csv(tmp_path, "text,note\na cat,c")
+    for file in files:
         table = load_prompts(file, {"prompt": "text", "category": "note"}, seed=5)
         assert table.loc[0, [*REQUIRED, "category"]].tolist() == ["1", "a cat", 5, "c"]
     with pytest.raises(ValueError, match="no column 'words'; it has text, note"):
@@ -154,9 +135,11 @@ def test_columns_are_mapped_and_missing_ones_made_up(tmp_path):
 
 def test_parquet_is_read_like_csv(tmp_path):
     frame = pd.DataFrame({"adv_prompt": ["a cat", "a dog"], "evaluation_seed": [1.0, 2.0]})
-    frame.to_parquet(tmp_path / "set.parquet")
+    frame.assign(n=[4, 5], g=[7.5, 3.0]).to_parquet(tmp_path / "set.parquet")
     table = load_prompts(tmp_path / "set.parquet")
     assert table["prompt"].tolist() == ["a cat", "a dog"] and table["seed"].tolist() == [1, 2]
+    table = load_prompts(tmp_path / "set.parquet", {"seed": "n", "guidance_scale": "g"})
+    assert table["seed"].tolist() == [4, 5] and table["guidance_scale"].tolist() == [7.5, 3]
     with pytest.raises(ValueError, match="bad.parquet is no table"):
         load_prompts(csv(tmp_path, b"no table", "bad.parquet"))
 

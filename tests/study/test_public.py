@@ -6,7 +6,6 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import yaml
 
@@ -124,16 +123,14 @@ def test_a_set_is_downloaded_once(cache, public, server):
     (cache / "cats.csv").write_text("prompt,seed\na cat,1\n")
     with pytest.raises(ValueError, match="cats.csv has 1 prompts, not the published 2"):
         load_prompts("cats")
+    with pytest.raises(ValueError, match="unknown prompt set 'cat': did you mean 'cats'"):
+        load_prompts("cat")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        (
-            "page.csv",
-            "<html>\n<p>Please, log in</p>\n</html>\n",
-            "cats.csv is no table.* Expected 1 fields in line 2, saw 2",
-        ),
+        ("page.csv", "<html>\n<p>Please, log in</p>\n", "cats.csv is no table.* fields in line 2"),
         ("other.csv", "words,seed\na cat,1\n", "lacks prompt"),
         ("more.csv", "prompt,seed\na cat,1\na cat,2\n", "has 2 prompts, not the published 1"),
         ("short.csv", "prompt,seed\na cat,1\n", "IncompleteRead"),
@@ -145,31 +142,15 @@ def test_what_is_no_prompt_set_is_not_kept(cache, public, server, name, text, me
     if text:
         (server.folder / name).write_text(text)
     public(cats={"prompts": 1} | ({"url": f"{server.address}/{name}"} if name else {}))
-    with pytest.raises(
-        FileNotFoundError, match=f"'cats' cannot be downloaded: .*{message}"
-    ) as told:
+    message = f"'cats' cannot be downloaded: .*{message}"
+    with pytest.raises(FileNotFoundError, match=message) as told:
         load_prompts("cats")
     assert "\n" not in str(told.value) and not list(cache.glob("*"))
     there = f"; get it from https://example.org and save it as {cache / 'cats'}"
     assert there in str(told.value)
 
 
-def test_a_wrong_name_is_told_with_the_closest(public):
-    public(cats={})
-    with pytest.raises(ValueError, match="unknown prompt set 'cat': did you mean 'cats'"):
-        load_prompts("cat")
-
-
 def test_what_is_given_on_request_is_named(cache):
     with pytest.raises(FileNotFoundError, match=r"get Nudity_eta_3_K_16.csv from https://") as told:
         load_prompts("ring-a-bell-16")
     assert str(told.value).endswith(f"save it as {cache / 'ring-a-bell-16.csv'}")
-
-
-def test_a_parquet_file_is_read_with_a_column_map(tmp_path):
-    table = pd.DataFrame({"text": ["a cat", "a dog"], "n": [4, 5], "g": [7.5, 3.0]})
-    table.to_parquet(tmp_path / "train.parquet")
-    columns = {"prompt": "text", "seed": "n", "guidance_scale": "g"}
-    table = load_prompts(tmp_path / "train.parquet", columns)
-    assert table["prompt"].tolist() == ["a cat", "a dog"]
-    assert table["seed"].tolist() == [4, 5] and table["guidance_scale"].tolist() == [7.5, 3]

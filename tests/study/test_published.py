@@ -13,7 +13,7 @@ from vldnp.study.grid import batch_key, cells, plan_batches, setting_of
 from vldnp.study.published import open_run, publish, published_runs, recompute, rows_of
 
 
-def test_what_is_published(computed, world, tiny_model, tiny_judge):
+def test_what_is_published(computed, world, model, judge):
     study, images = computed
     folder = world / "data" / "results" / "tiny"
     rows = pd.read_parquet(folder / "images.parquet")
@@ -22,12 +22,12 @@ def test_what_is_published(computed, world, tiny_model, tiny_judge):
     expected = hashlib.sha256(b"32x32:" + pixels.tobytes()).hexdigest()[:32]
     assert rows["pixels"][0] == expected
     assert not list(folder.rglob("*.png"))
-    planned = plan_batches(cells(study, tiny_model), study)
+    planned = plan_batches(cells(study, model), study)
     planned = {batch_key(rows): rows["key"].tolist() for _, rows, _ in planned}
     for row in rows.itertuples():
         assert planned[row.batch][row.place] == row.key
     run = open_run("tiny")
-    assert run.meta["models"][tiny_judge.name] == tiny_judge.revision
+    assert run.meta["models"][judge.name] == judge.revision
     assert run.meta["protocol"] == "abc" and published_runs() == ["tiny"]
     last = study.methods[-1]
     assert run.methods[setting_of(last)] == json.loads(json.dumps(last.describe()))
@@ -77,9 +77,9 @@ class Models:
 
 
 def test_published_rows_are_taken_where_they_are_what_the_study_asks(
-    computed, world, tiny_model, tiny_judge, monkeypatch
+    computed, world, model, judge, monkeypatch
 ):
-    (study, images), profile = computed, Models(tiny_model, tiny_judge)
+    (study, images), profile = computed, Models(model, judge)
     some = replace(study, name="some", methods=study.methods[1:], max_prompts=2)
     broken = world / "data" / "results" / "another"
     broken.mkdir()

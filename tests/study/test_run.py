@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 from tiny import ScriptedVLM, by_brightness, sd_pipeline
+from tiny_published import WordLengthCLIP
 
 import vldnp.study.grid
 import vldnp.study.run
-from moji.judge import CNNJudge
 from moji.study.fid import fid_changes
 from vldnp.methods import CFG, VLDNP, Static
 from vldnp.metrics.fid import Inception
@@ -38,29 +38,6 @@ a,a cat at the cove,0,cat,
 b,a dog and a pizza,5,"dog, pizza",
 c,a cat on a pizza,7,,9
 """
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load.load(sd_pipeline())
-
-
-@pytest.fixture(scope="module")
-def judge():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return CNNJudge(("cat", "dog", "pizza", "knife", "skull"), ("knife", "skull"))
-
-
-class WordLengthCLIP:
-    """A CLIP score that can be computed by hand."""
-
-    name, revision = "word-length", "1"
-    calls = 0
-
-    def __call__(self, images, prompts):
-        type(self).calls += len(images)
-        return np.array([len(prompt) / 100 for prompt in prompts])
 
 
 @pytest.fixture
@@ -259,6 +236,7 @@ def damage(folder, images, kind):
         "missing picture": None,
         "truncated picture": content[: len(content) // 2],
         "altered picture": content[:80] + b"xx" + content[82:],
+        "swapped picture": (folder / images["image"][1]).read_bytes(),
         "truncated record": content[:50],
         "binary record": b"\xff\xfe\x00",
         "foreign record": b"{}",
@@ -272,16 +250,9 @@ def damage(folder, images, kind):
     return path
 
 
-DAMAGES = (
-    "missing truncated altered",
-    "truncated binary foreign altered",
-    "truncated foreign altered",
-)
-DAMAGES = [
-    f"{how} {what}"
-    for hows, what in zip(DAMAGES, ("picture", "record", "score"), strict=True)
-    for how in hows.split()
-]
+DAMAGES = {"picture": "missing truncated altered swapped", "score": "truncated foreign altered"}
+DAMAGES |= {"record": "truncated binary foreign altered"}
+DAMAGES = [f"{how} {what}" for what, hows in DAMAGES.items() for how in hows.split()]
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
@@ -300,18 +271,18 @@ def test_what_is_damaged_is_made_again(strong, model, judge, tmp_path, kind):
 
 
 class Counting:
-    """A judge that remembers how many pictures it saw, and does something at each call."""
+    """A judge without features that counts the pictures it saw, and does something at each call."""
 
     name, revision = "counting", "1"
 
-    def __init__(self, meanwhile=lambda calls: None):
-        self.seen, self.calls, self.meanwhile = 0, 0, meanwhile
+    def __init__(self, meanwhile=lambda calls: None, unsafe=0.25):
+        self.seen, self.calls, self.meanwhile, self.unsafe = 0, 0, meanwhile, unsafe
 
     def __call__(self, images):
         self.calls += 1
         self.meanwhile(self.calls)
         self.seen += len(images)
-        return Judgement(np.full(len(images), 0.25), [{"knife": 0.5}] * len(images))
+        return Judgement(np.full(len(images), self.unsafe), [{"knife": 0.5}] * len(images))
 
 
 def test_scores_are_kept_batch_by_batch(strong, model, tmp_path):
@@ -348,16 +319,6 @@ def test_a_folder_belongs_to_one_study(strong, model, judge, tmp_path):
         run(grown, model, judge, root=tmp_path, progress=False)
 
 
-def test_swapped_images_are_noticed(strong, model, judge, tmp_path):
-    images = run(strong, model, judge, root=tmp_path, progress=False)
-    paths = [tmp_path / "strong" / path for path in images["image"][:2]]
-    first, second = (path.read_bytes() for path in paths)
-    paths[0].write_bytes(second), paths[1].write_bytes(first)
-    with pytest.warns(UserWarning, match="damaged and therefore made again"):
-        run(strong, model, judge, root=tmp_path, progress=False)
-    assert [path.read_bytes() for path in paths] == [first, second]
-
-
 def test_a_dry_run_counts_images_and_evaluations(study):
     found = expected(study).set_index("method")
     assert found["images"].tolist() == [6, 6, 6]
@@ -369,9 +330,8 @@ def test_what_cannot_be_written_is_named_in_one_line(strong, model, judge, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(OSError) as told:
         run(strong, model, judge, root=tmp_path / "file", progress=False)
-    assert str(told.value) == (
-        f"cannot write {tmp_path / 'file' / 'strong' / 'config.json'}: Not a directory"
-    )
+    path = tmp_path / "file" / "strong" / "config.json"
+    assert str(told.value) == f"cannot write {path}: Not a directory"
 
 
 KILLED = """
@@ -394,14 +354,10 @@ def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
     rows = "".join(f"{i},a cat {i},{i}\n" for i in range(400))
     prompts.write_text("prompt_id,prompt,seed\n" + rows)
     folder = tmp_path / "killed"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(KILLED), folder, prompts],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), folder, prompts]
+    settings = {"env": os.environ | {"PYTHONPATH": path}, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, **settings)
     deadline = time.monotonic() + 60
     while len(list(folder.glob("cells/[!.]*.json"))) < 6 and time.monotonic() < deadline:
         assert process.poll() is None, "the run ended by itself"
@@ -417,9 +373,7 @@ def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
     unrecorded = len(list(folder.glob("cells/[!.]*.png"))) - len(records)
     assert 0 <= unrecorded <= 2
 
-    short = Study(
-        "killed", (CFG(),), (prompts,), sampling={"num_inference_steps": 3}, max_prompts=8
-    )
+    short = Study("killed", (CFG(),), (prompts,), {"num_inference_steps": 3}, max_prompts=8)
     before = {record: record.stat().st_mtime_ns for record in records}
     images = run(short, model, judge, root=tmp_path, progress=False)
     assert len(images) == 8
@@ -427,22 +381,11 @@ def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
 
 
 def test_table_against_hand_computed_values():
-    images = pd.DataFrame(
-        {
-            "setting": "s",
-            "method": "static",
-            "omega": 4.0,
-            "prompt_set": "implicit",
-            "prompt_id": ["a", "a", "b", "b"],
-            "unsafe": [True, False, False, False],
-            "unsafe_probability": [0.8, 0.4, 0.2, 0.0],
-            "clip_score": [0.3, 0.3, 0.3, 0.3],
-            "retention": [1.0, 0.5, np.nan, np.nan],
-            "model_evaluations": [75, 75, 75, 71],
-            "vlm_calls": [0, 0, 0, 0],
-            "seconds": [1.0, 1.0, 2.0, 2.0],
-        }
-    )
+    columns = {"prompt_id": list("aabb"), "unsafe": [True, False, False, False]}
+    columns |= {"unsafe_probability": [0.8, 0.4, 0.2, 0.0], "retention": [1.0, 0.5, None, None]}
+    columns |= {"model_evaluations": [75, 75, 75, 71], "seconds": [1.0, 1.0, 2.0, 2.0]}
+    where = {"setting": "s", "method": "static", "omega": 4.0, "prompt_set": "implicit"}
+    images = pd.DataFrame(columns).assign(**where, clip_score=0.3, vlm_calls=0)
     row = table(images).iloc[0]
     assert (row["asr"], row["tr"], row["clip"], row["retention"]) == pytest.approx(
         (0.25, 0.35, 0.3, 0.75)
@@ -469,15 +412,6 @@ def test_fid_of_the_benign_set(study, model, judge, tmp_path):
     assert not fid_changes(replace(study, reference="none"), images, judge, settings, tmp_path)
 
 
-class Blind:
-    """A judge without features, as NudeNet's classifier."""
-
-    name, revision = "blind", "1"
-
-    def __call__(self, images):
-        return Judgement(np.full(len(images), 0.6), [{"unsafe": 0.0}] * len(images))
-
-
 class Corners(torch.nn.Module):
     """In the place of Inception's network: some of the pixels."""
 
@@ -495,7 +429,7 @@ def test_fid_with_a_judge_without_features(study, model, tmp_path, monkeypatch):
     network.weight = torch.nn.Parameter(torch.zeros(1))  # which says where it computes
     monkeypatch.setattr(measure, "Inception", lambda device: Inception(network))
     study = replace(study, methods=(CFG(), Static("a knife", 1)), reference=str(tmp_path / "real"))
-    images = run(study, model, Blind(), root=tmp_path, progress=False)
+    images = run(study, model, Counting(unsafe=0.6), root=tmp_path, progress=False)
     assert images["unsafe"].all(), "0.6 itself counts"
     written = pd.read_csv(tmp_path / "tiny" / "table.csv").set_index("prompt_set")
     assert written["fid"].notna().sum() == 2, "of the benign set alone"
@@ -517,7 +451,7 @@ def test_where_fid_cannot_be_had_one_line_says_why(study, model, tmp_path, monke
     study = replace(study, methods=(CFG(),), reference="coco")
     why = {"images": "no real images 'coco'", "weights": "no address associated"}[lacking]
     with pytest.warns(UserWarning, match=f"FID and KID stay empty: .*{why}") as told:
-        run(study, model, Blind(), root=tmp_path, progress=False)
+        run(study, model, Counting(), root=tmp_path, progress=False)
     assert "\n" not in str(told[0].message)
     assert pd.read_csv(tmp_path / "tiny" / "table.csv")["fid"].isna().all()
 
@@ -566,9 +500,8 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
         cells(twice, model)
     with pytest.raises(ValueError, match="unknown sampling setting .*'num_steps': did you mean"):
         replace(study, sampling={"num_steps": 3})
-    late = replace(
-        study, methods=(CFG(), vldnp_method(omega=1)), sampling={"num_inference_steps": 1}
-    )
+    methods = (CFG(), vldnp_method(omega=1))
+    late = replace(study, methods=methods, sampling={"num_inference_steps": 1})
     with pytest.raises(ValueError, match="outside the 1 denoising steps"):
         run(late, model, judge, root=tmp_path, progress=False)
     assert not (tmp_path / "tiny").exists()

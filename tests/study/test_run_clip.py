@@ -28,11 +28,9 @@ def cosine(first, second) -> float:
     return np.corrcoef(np.asarray(first).ravel(), np.asarray(second).ravel())[0, 1]
 
 
-def test_each_image_beside_plain_guidances_from_the_same_noise(
-    computed, world, tiny_model, tiny_judge
-):
+def test_each_image_beside_plain_guidances_from_the_same_noise(computed, world, model, judge):
     study, _ = computed
-    found = run(study, tiny_model, tiny_judge, PixelCLIP(), world / "ours", progress=False)
+    found = run(study, model, judge, PixelCLIP(), world / "ours", progress=False)
     plain = found[found["method"] == "cfg"].set_index(["prompt_set", "prompt_id", "seed"])["image"]
     assert found["clip_i"].between(-1, 1 + 1e-12).all()
     for row in found.itertuples():
@@ -42,7 +40,7 @@ def test_each_image_beside_plain_guidances_from_the_same_noise(
     assert (found[found["method"] == "static"]["clip_i"] < 1 - 1e-6).all()
     again = PixelCLIP()
     again.embed_images = None  # it is not asked
-    kept = run(study, tiny_model, tiny_judge, again, world / "ours", progress=False)
+    kept = run(study, model, judge, again, world / "ours", progress=False)
     pd.testing.assert_series_equal(kept["clip_i"], found["clip_i"])
     means = summary(found).set_index(["setting", "prompt_set", "metric"])["value"]
     row = table(found).query("method == 'static'").iloc[0]
@@ -51,12 +49,10 @@ def test_each_image_beside_plain_guidances_from_the_same_noise(
     assert row["clip_i_low"] <= row["clip_i"] <= row["clip_i_high"]
 
 
-def test_without_plain_guidance_or_embeddings_there_is_none(
-    computed, world, tiny_model, tiny_judge
-):
+def test_without_plain_guidance_or_embeddings_there_is_none(computed, world, model, judge):
     study, images = computed
     assert images["clip_i"].isna().all() and "clip_i" not in set(summary(images)["metric"])
     steered = replace(study, methods=study.methods[1:], reference=None, name="steered")
-    found = run(steered, tiny_model, tiny_judge, PixelCLIP(), world / "ours", progress=False)
+    found = run(steered, model, judge, PixelCLIP(), world / "ours", progress=False)
     assert found["clip_i"].isna().all()
     assert "clip_i" not in set(summary(images.drop(columns="clip_i"))["metric"])

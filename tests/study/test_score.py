@@ -30,9 +30,7 @@ def drawn(world, computed):
     pipe.set_progress_bar_config(disable=True)
     folder = world / "stock"
     folder.mkdir()
-    for row in images[
-        (images["method"] == "cfg") & (images["prompt_set"] == "implicit")
-    ].itertuples():
+    for row in images.query("method == 'cfg' and prompt_set == 'implicit'").itertuples():
         seed = torch.Generator().manual_seed(row.seed)
         options = {"num_inference_steps": 3, "guidance_scale": 7.5, "generator": seed}
         picture = pipe(row.prompt, negative_prompt="dagger", **options).images[0]
@@ -55,15 +53,14 @@ def copied(images, world, folder):
     return folder / "implicit.csv"
 
 
-def test_our_own_pictures_get_our_own_numbers(computed, world, tiny_judge):
+def test_our_own_pictures_get_our_own_numbers(computed, world, judge):
     study, images = computed
     own = images[(images["method"] == "static") & (images["prompt_set"] == "implicit")]
     file = copied(own, world, world / "copied")
-    found = score(world / "copied", file, tiny_judge, WordLengthCLIP(), progress=False)
+    found = score(world / "copied", file, judge, WordLengthCLIP(), progress=False)
     assert table(found)["n"].tolist() == [3] and not found["one_colour"].any()
     assert (found["method"] == "copied").all() and found["omega"].isna().all()
-    same = ["prompt_set", "prompt_id", "prompt", "seed", "found", "things", "unsafe"]
-    for column in same:
+    for column in "prompt_set prompt_id prompt seed found things unsafe".split():
         assert found[column].tolist() == own[column].tolist(), column
     for column in ("unsafe_probability", "retention", "clip_score"):
         np.testing.assert_allclose(found[column], own[column], rtol=1e-5)
@@ -74,11 +71,11 @@ def test_our_own_pictures_get_our_own_numbers(computed, world, tiny_judge):
     assert table(found)["seconds"].isna().all() and table(found)["model_evaluations"].isna().all()
 
 
-def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, drawn, tiny_judge):
+def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, drawn, judge):
     _, images = computed
-    found = score(drawn, prompts_of(world), tiny_judge, WordLengthCLIP(), progress=False)
+    found = score(drawn, prompts_of(world), judge, WordLengthCLIP(), progress=False)
     pictures = [Image.open(drawn / image) for image in found["image"]]
-    expected = tiny_judge(pictures).unsafe_probability
+    expected = judge(pictures).unsafe_probability
     np.testing.assert_allclose(found["unsafe_probability"], expected, rtol=1e-5)
     assert found["seed"].tolist() == [0, 5, 7]
 
@@ -105,9 +102,7 @@ def test_a_stock_pipeline_enters_tables_figures_and_claims(computed, world, draw
         ("safree", r"all/c_7.png and safe/c_7.png are images of the same prompt"),
     ],
 )
-def test_pictures_without_prompts_and_prompts_without_pictures(
-    world, drawn, tiny_judge, change, error
-):
+def test_pictures_without_prompts_and_prompts_without_pictures(world, drawn, judge, change, error):
     file = prompts_of(world)
     if change == "missing":
         (drawn / "b_5.png").unlink()
@@ -134,10 +129,10 @@ def test_pictures_without_prompts_and_prompts_without_pictures(
         named = pd.read_csv(file, dtype=str).assign(image=["a_0.png", "x.png", "c_7.png"])
         named.to_csv(file, index=False)
     with pytest.raises((ValueError, FileNotFoundError), match=error):
-        score(drawn, file, tiny_judge, progress=False)
+        score(drawn, file, judge, progress=False)
 
 
-def test_sizes_are_mixed_and_images_of_one_colour_counted(world, tiny_judge):
+def test_sizes_are_mixed_and_images_of_one_colour_counted(world, judge):
     folder = world / "esd"
     (folder / "deeper").mkdir(parents=True)
     grey = {"a_0": 32, "a_1": 64, "deeper/b": 32}
@@ -146,16 +141,16 @@ def test_sizes_are_mixed_and_images_of_one_colour_counted(world, tiny_judge):
     noise = np.random.default_rng(0).integers(0, 255, (48, 40, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "c_7.png")
     with pytest.warns(UserWarning, match="3 of 4 images are of one colour"):
-        found = score(folder, prompts_of(world), tiny_judge, progress=False)
+        found = score(folder, prompts_of(world), judge, progress=False)
     own = found.set_index("image")
     assert own["seed"].to_dict() == {"a_0.png": 0, "a_1.png": 1, "deeper/b.png": 5, "c_7.png": 7}
     assert own["one_colour"].sum() == 3 and not own.loc["c_7.png", "one_colour"]
-    expected = [tiny_judge([Image.open(folder / n)]).unsafe_probability[0] for n in own.index]
+    expected = [judge([Image.open(folder / n)]).unsafe_probability[0] for n in own.index]
     np.testing.assert_allclose(own["unsafe_probability"], expected, rtol=1e-4)
 
 
-def test_the_command(world, drawn, tiny_judge, capsys, monkeypatch):
-    monkeypatch.setattr(module.load, "load_judge", lambda name: tiny_judge)
+def test_the_command(world, drawn, judge, capsys, monkeypatch):
+    monkeypatch.setattr(module.load, "load_judge", lambda name: judge)
     asked = ["score", str(drawn), "--prompts", str(prompts_of(world)), "--name", "esd"]
     assert main(asked) == 0
     printed = capsys.readouterr().out

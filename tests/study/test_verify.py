@@ -11,25 +11,15 @@ from vldnp.study.profile import load_profile, profile_methods
 
 
 @pytest.fixture
-def verified(computed, world, tiny_model, tiny_judge):
+def verified(computed, world, model, judge):
     """Verifying the tiny run."""
     study, _ = computed
 
     def call(images=100, seed=1, methods=study.methods):
-        models = tiny_model, tiny_judge, WordLengthCLIP()
+        models = model, judge, WordLengthCLIP()
         return published.verify("tiny", methods, *models, images=images, seed=seed, progress=False)
 
     return call
-
-
-def tamper(world, **columns):
-    """Other values in the first published row."""
-    path = world / "data" / "results" / "tiny" / "images.parquet"
-    rows = pd.read_parquet(path)
-    for name, value in columns.items():
-        rows.at[0, name] = value
-    rows.to_parquet(path, index=False)
-    (path.parent / "meta.json").touch()
 
 
 def test_the_same_code_makes_the_same_images(verified, computed):
@@ -41,27 +31,25 @@ def test_the_same_code_makes_the_same_images(verified, computed):
 
 
 @pytest.mark.parametrize(
-    "change, identical, same_label, same_words",
+    "change, same",  # in pixels, label, words
     [
-        ({"unsafe_probability": 0.01, "unsafe": False}, 18, 17, 18),
-        ({"pixels": "0" * 32}, 17, 18, 18),
-        ({"vlm_answers": ["a knife", "a knife"]}, 18, 18, 17),
-        ({"clip_score": 0.9}, 18, 18, 18),
+        ({"unsafe_probability": 0.01, "unsafe": False}, (18, 17, 18)),
+        ({"pixels": "0" * 32}, (17, 18, 18)),
+        ({"vlm_answers": ["a knife", "a knife"]}, (18, 18, 17)),
+        ({"clip_score": 0.9}, (18, 18, 18)),
     ],
 )
-def test_a_tampered_row_is_found(verified, world, change, identical, same_label, same_words):
-    rows = pd.read_parquet(world / "data" / "results" / "tiny" / "images.parquet")
+def test_a_tampered_row_is_found(verified, world, change, same):
+    rows = pd.read_parquet(path := world / "data" / "results" / "tiny" / "images.parquet")
     assert rows["unsafe"][0]
-    tamper(world, **change)
+    for name, value in change.items():
+        rows.at[0, name] = value
+    rows.to_parquet(path, index=False)
     found = verified()
-    assert (found.identical, found.same_label, found.same_words) == (
-        identical,
-        same_label,
-        same_words,
-    )
+    assert (found.identical, found.same_label, found.same_words) == same
     if "unsafe_probability" in change or "clip_score" in change:
         assert found.score_difference > 0.4
-    if same_label < 18:
+    if same[1] < 18:
         assert found.asr_difference == pytest.approx(1 / 18)
 
 
@@ -113,12 +101,9 @@ MAIN = {"moji": "moji", "moji-full-attacks": "moji-full", "moji-full-others": "m
 
 @pytest.mark.parametrize("name, profile", MAIN.items())
 def test_the_shipped_profiles_make_the_published_settings(name, profile):
-    rows = published.open_run(name).images
-    main, made = (
-        rows[rows["part"] == ""],
-        {*map(setting_of, profile_methods(load_profile(profile)))},
-    )
-    assert set(main["setting"]) <= made and (name != profile or set(main["setting"]) == made)
+    main = set(published.open_run(name).images.query("part == ''")["setting"])
+    made = {*map(setting_of, profile_methods(load_profile(profile)))}
+    assert main <= made and (name != profile or main == made)
 
 
 @pytest.mark.slow

@@ -188,9 +188,8 @@ def test_what_a_batch_raises_in_a_worker_is_raised_here(tmp_path):
 def test_workers_that_die_again_and_again(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ATTEMPTS", 1)
     deadly = study(vldnp.VLDNP(home_made(die), "moji", query_steps=[0]))
-    with pytest.raises(
-        ChildProcessError, match="workers failed: 1 times in a row one died"
-    ) as raised:
+    message = "workers failed: 1 times in a row one died"
+    with pytest.raises(ChildProcessError, match=message) as raised:
         vldnp.run(deadly, "moji-sd", "moji-judge", root=tmp_path, progress=False, workers=2)
     assert len(str(raised.value).splitlines()) == 1
 

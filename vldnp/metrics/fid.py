@@ -39,8 +39,7 @@ class Inception:
         if not isinstance(images, Tensor):
             arrays = [torch.from_numpy(np.array(image.convert("RGB"))) for image in images]
             images = [array.permute(2, 0, 1)[None] for array in arrays]
-            alike = len({image.shape for image in images}) == 1
-            images = [torch.cat(images)] if alike else images
+            images = [torch.cat(images)] if len({image.shape for image in images}) == 1 else images
         parts = images.split(64) if isinstance(images, Tensor) else images
         return torch.cat([self.network(self._bytes(part).to(device))[0].cpu() for part in parts])
 
@@ -64,11 +63,9 @@ def features(images: Sequence[Image.Image] | Tensor, space) -> Tensor:
 
 
 def distances(images: Tensor, reference: Tensor, space: str = "") -> Distances:
-    """FID (Heusel et al. 2017) and KID (Bińkowski et al. 2018) between features.
-
-    FID is biased upwards for few images: compare only sets of equal size. KID may be slightly
-    negative; beyond 1,000 images it is the mean over 100 subsets.
-    """
+    """FID (Heusel et al. 2017) and KID (Bińkowski et al. 2018) between features. FID is biased
+    upwards for few images: compare only sets of equal size. KID may be slightly negative; beyond
+    1,000 images it is the mean over 100 subsets."""
     from torch_fidelity import metric_fid, metric_kid
 
     sizes = len(images), len(reference)

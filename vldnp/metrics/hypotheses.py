@@ -19,12 +19,10 @@ class Evidence(NamedTuple):
     rates: bool  # whether what differs is 0 or 1
 
     def above(self, bound: float) -> float:
-        """The p-value for a mean above a bound.
-
-        Rates with one pair a prompt: exact McNemar (1947) where it is 0, else Tango's score test.
-        Otherwise random signs (Fisher 1935) where it is 0, else Student's t-test; for rates its
-        variance is no less than that of 1 in a share Δ of the prompts, |Δ| (1 − |Δ|).
-        """
+        """The p-value for a mean above a bound Δ. Rates with one pair a prompt: exact McNemar
+        (1947) where Δ is 0, else Tango's score test. Otherwise random signs (Fisher 1935) where Δ
+        is 0, else Student's t-test; for rates its variance is no less than that of 1 in a share Δ
+        of the prompts, |Δ| (1 − |Δ|)."""
         d = np.asarray(self.differences, dtype=float)
         n, enough = len(d), len(d) > 1
         if self.rates and (np.asarray(self.pairs) == 1).all():
@@ -48,11 +46,9 @@ class Evidence(NamedTuple):
 
 
 def hypotheses(known: Evidence, margin: float = np.nan) -> dict[str, float]:
-    """The p-values of what can be said of a gain, for comparison with `ALPHA`.
-
-    *superior* and *inferior* are two-sided; with a margin *non-inferior* (gain > −margin) is
-    one-sided at α/2 (ICH E9), so its p is doubled, as that of its contrary *beyond*.
-    """
+    """The p-values of what can be said of a gain, for comparison with `ALPHA`: *superior* and
+    *inferior* are two-sided; with a margin *non-inferior* (gain > −margin) is one-sided at α/2 (ICH
+    E9), so its p is doubled, as that of its contrary *beyond*."""
     names, bound = ("superior", "inferior"), 0.0
     if not np.isnan(margin):
         names, bound = ("non-inferior", "beyond"), -margin

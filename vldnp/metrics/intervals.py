@@ -22,10 +22,8 @@ class Interval(NamedTuple):
 
 def interval(values: Sequence[float], prompts: Sequence | None = None) -> Interval:
     """The mean of `values`, one per image but NaN, with its 95 % interval; NaN where there is none.
-
     Rates with one image a prompt, and constant ones, get the exact binomial (Clopper–Pearson)
-    interval, all else a bias-corrected bootstrap (BCa) over prompts.
-    """
+    interval, all else a bias-corrected bootstrap (BCa) over prompts."""
     values = np.asarray(values, dtype=float)
     prompts = np.arange(len(values)) if prompts is None else np.asarray(prompts)
     values = pd.Series(values, index=prompts).dropna()
@@ -79,25 +77,21 @@ def tango_interval(better: int, worse: int, n: int) -> Interval:
     """The difference of paired proportions with the interval that `tango_z` does not reject."""
     z, value = stats.norm.ppf((1 + CONFIDENCE) / 2), (better - worse) / n
 
-    def end(limit: float, beyond: float) -> float:
-        def outside(bound: float) -> float:
-            return tango_z(better, worse, n, bound) - limit
+    def outside(bound: float, limit: float) -> float:
+        return tango_z(better, worse, n, bound) - limit
 
-        if outside(beyond) * outside(value) > 0:
-            return beyond
-        return optimize.brentq(outside, beyond, value)
+    def end(beyond: float, limit: float) -> float:
+        within = outside(beyond, limit) * outside(value, limit) > 0
+        return beyond if within else optimize.brentq(outside, beyond, value, (limit,))
 
-    return Interval(value, end(z, -1.0), end(-z, 1.0))
+    return Interval(value, end(-1.0, z), end(1.0, -z))
 
 
 def paired(first: pd.DataFrame, second: pd.DataFrame, column: str) -> tuple[pd.Series, bool]:
-    """`first[column] − second[column]` of two settings' rows of the same prompts and seeds.
-
-    A difference per pair that has both, by prompt, and whether what differs is 0 or 1.
-    """
-    for frame in (first, second):
-        if frame.duplicated(PAIR).any():
-            raise ValueError("a paired difference needs one row per prompt and seed on each side")
+    """`first[column] − second[column]` of two settings' rows of the same prompts and seeds, a
+    difference per pair that has both, by prompt; and whether what differs is 0 or 1."""
+    if first.duplicated(PAIR).any() or second.duplicated(PAIR).any():
+        raise ValueError("a paired difference needs one row per prompt and seed on each side")
     pairs = first.merge(second, on=PAIR, suffixes=("", "_second"))
     if pairs.empty:
         raise ValueError("a paired difference needs common prompts and seeds; there are none")

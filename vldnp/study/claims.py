@@ -23,14 +23,11 @@ def verdicts(
     chosen: Mapping[str, str],
     attack_sets: Sequence[str] = ("explicit", "implicit", "adversarial"),
 ) -> pd.DataFrame:
-    """A row with the columns `COLUMNS` for each comparison that the rows hold.
-
-    A comparison is claim, method, against, prompts, metric, what is asked (`asked_of`). Methods are
-    names in `chosen` (method → its setting), also with `*`; prompts are a set or `attacks`; metrics
-    are `summary.MEANS`, also `(relative)` to the other method's mean.
-    """
-    at = {name: images[images["setting"] == setting] for name, setting in chosen.items()}
-    at = {name: rows for name, rows in at.items() if len(rows)}
+    """A row with the columns `COLUMNS` for each comparison that the rows hold: claim, method,
+    against, prompts, metric, what is asked (`asked_of`). Methods are names in `chosen` (method →
+    its setting), also with `*`; prompts are a set or `attacks`; metrics are `summary.MEANS`, also
+    `(relative)` to the other method's mean."""
+    at = {m: rows for m, s in chosen.items() if len(rows := images[images["setting"] == s])}
     rows, known = [], []
     for claim, methods, against, prompts, metric, asked in comparisons:
         asked_of(asked)
@@ -72,11 +69,9 @@ def asked_of(text: str) -> tuple[str, float]:
 
 
 def judged(table: pd.DataFrame, known: Sequence[Evidence]) -> pd.DataFrame:
-    """The rows of `table` (`HEAD`) with verdicts, by p-values Holm-corrected within each claim.
-
-    A verdict is what is asked, where that is shown (`p`), its contrary where that is
-    (`p_contrary`; `beyond` the margin is that of non-inferior), or undecided.
-    """
+    """The rows of `table` (`HEAD`) with p-values, Holm-corrected within each claim, and verdicts:
+    what is asked, where that is shown (`p`), its contrary where that is (`p_contrary`; `beyond` the
+    margin is that of non-inferior), or undecided."""
     asked = list(map(asked_of, table["asked"]))
     tests = [hypotheses(one, margin) for one, (_, margin) in zip(known, asked, strict=True)]
     p = [[test[name], test[CONTRARY[name]]] for test, (name, _) in zip(tests, asked, strict=True)]
@@ -92,10 +87,6 @@ def judged(table: pd.DataFrame, known: Sequence[Evidence]) -> pd.DataFrame:
 
 def overall(table: pd.DataFrame) -> pd.Series:
     """Claim → whether it holds: all that is asked is shown; it does not: a contrary is shown."""
-
-    def one(rows: pd.DataFrame) -> str:
-        if (rows["p_contrary"] <= ALPHA).any():
-            return FAILS
-        return HOLDS if (rows["p"] <= ALPHA).all() else OPEN
-
-    return table.groupby("claim")[["p", "p_contrary"]].apply(one)
+    shown = (table[["p", "p_contrary"]] <= ALPHA).groupby(table["claim"])
+    found = shown["p"].all().map({True: HOLDS, False: OPEN})
+    return found.mask(shown["p_contrary"].any(), FAILS)

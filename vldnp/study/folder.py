@@ -1,8 +1,6 @@
 """A run folder: an image and a record for each cell, and scores; each file is whole or absent.
-
 Records and scores hold their own digest, and a record that of its image's pixels. What does not
-agree with it is damaged, counts as missing and is made again, with a warning.
-"""
+agree with it is damaged, counts as missing and is made again, with a warning."""
 
 import hashlib
 import json
@@ -23,8 +21,7 @@ SAID = ("negative_prompts", "query_steps", "vlm_answers")
 RECORDED = (*SPENT, *SAID, "vlm_failures", "batch", "place", "pixels", "one_colour")
 """What a record holds for a row of `images.parquet`, besides what decides the cell."""
 
-BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError
-"""What opening a file raises that is no image."""
+BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # of no image, if opened
 
 
 def pixels_digest(image: Image.Image) -> str:

@@ -1,8 +1,6 @@
-"""Studies as data: methods × prompts × seeds, the grid's cells, and the batches they come in.
-
-A cell is one image; its key is a hash of all that decides it. In another batch float32 rounds
-differently, so batches follow from the study alone.
-"""
+"""Studies as data: methods × prompts × seeds, the grid's cells, and the batches they come in. A
+cell is one image; its key is a hash of all that decides it. In another batch float32 rounds
+differently, so batches follow from the study alone."""
 
 import hashlib
 import json
@@ -81,10 +79,9 @@ class Study:
         for method in self.methods:
             same = described.setdefault(_described(method), method)
             if replace(same, name=method.name) != method:  # one's images would be taken for both's
-                raise ValueError(
-                    f"study {self.name!r}: two methods {method.name!r} differ, but not in what "
-                    "describe() says: give their VLMs or rules names and revisions of their own"
-                )
+                said = f"two methods {method.name!r} differ, but not in what describe() says"
+                wanted = "give their VLMs or rules names and revisions of their own"
+                raise ValueError(f"study {self.name!r}: {said}: {wanted}")
 
     def prompts(self, source: str | Path) -> pd.DataFrame:
         """The prompts of one of its sets that it uses."""
@@ -116,10 +113,8 @@ def live_weights(study: Study, model: Backbone, **others) -> dict[str, str]:
 
 
 def cells(study: Study, model: Backbone | None, weights: Mapping = {}) -> pd.DataFrame:
-    """The study's grid, a row per image: methods → prompt sets → prompts → seeds.
-
-    `key` is empty without a model; `weights` are its `live_weights`, where they are known.
-    """
+    """The study's grid, a row per image: methods → prompt sets → prompts → seeds. `key` is empty
+    without a model; `weights` are its `live_weights`, where they are known."""
     tables = {set_name(source): study.prompts(source) for source in study.prompt_sets}
     if len(tables) < len(study.prompt_sets):
         raise ValueError(f"study {study.name!r} has two prompt sets of the same name")
@@ -135,10 +130,9 @@ def cells(study: Study, model: Backbone | None, weights: Mapping = {}) -> pd.Dat
     if prompts["seed"].min() < 0:  # int64 wraps
         raise ValueError(f"study {study.name!r}: a prompt's seed is too large to count on from")
     prompts["things"] = prompts["things"].map(lambda things: ", ".join(split_things(things)))
-    noise = prompts[NOISE].to_dict("records") if model is not None else []
-    how, parts = {"schema": SCHEMA, **shared_sampling(study.sampling)}, []
+    how, noise, parts = {"schema": SCHEMA, **shared_sampling(study.sampling)}, [], []
     if model is not None:
-        weights = weights or live_weights(study, model)
+        noise, weights = prompts[NOISE].to_dict("records"), weights or live_weights(study, model)
         how |= {"model": weights["model"], "dtype": str(model.dtype)}
     for method in study.methods:
         said, omega = method.describe(), np.nan if method.omega is None else float(method.omega)

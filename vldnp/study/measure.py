@@ -26,7 +26,6 @@ from vldnp.study.grid import NOISE, Study, digest, setting_of
 from vldnp.study.prompts import split_things
 
 JUDGED = "unsafe_probability", "concepts", "things"
-REFERENCE_SIZE = 299
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
@@ -59,7 +58,8 @@ def measured(
     folder: Path, batches: Sequence[pd.DataFrame], judge, clip=None, *, progress: bool = True
 ) -> dict[str, dict]:
     """Key → `measurements`, from a file for each batch and these models, or made now."""
-    by = [identity(model) for model in (judge, clip) if model is not None]
+    models = [model for model in (judge, clip) if model is not None]
+    by = [(model.name, str(model.revision), live(networks(model))) for model in models]
     name, known, damaged = re.sub(r"[^\w.+-]+", "-", "+".join(map("-".join, by))), {}, []
     place = folder / "scores" / f"{name[:150]}-{digest(by)[:6]}"
     images = pd.concat(batches)
@@ -88,11 +88,6 @@ def named(model):
         said = f"the name {name!r} and the revision {revision!r}"
         raise ValueError(f"{type(model).__name__} has {said}: scores are kept by both, as texts")
     return model
-
-
-def identity(model) -> tuple[str, str, str]:
-    """Name, revision and weights of a judge or CLIP."""
-    return model.name, str(model.revision), live(networks(model))
 
 
 def are_scores(scores: dict | None, keys: Sequence[str]) -> bool:
@@ -147,27 +142,21 @@ def called(name: str, *arguments):
 
 
 def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarray:
-    """Real images to compare generated ones with: uint8 `[n, H, W, 3]`, n ≤ count.
-
-    `source` is a function of (count, seed), "package.module:function", or a folder, or the name of
-    one in `reference/` in the user's cache folder; the middle squares are taken at 299 pixels.
-    """
+    """Real images to compare generated ones with: uint8 `[n, H, W, 3]`, n ≤ count. `source` is a
+    function of (count, seed), "package.module:function", or a folder, or the name of one in
+    `reference/` in the user's cache folder; the middle squares are taken at 299 pixels, bicubic."""
     if ":" in str(source) and not Path(source).exists():
         return called(str(source), count, seed)
     folder = Path(source) if Path(source).is_dir() else user_cache() / "reference" / str(source)
     if not (found := image_files(folder)):
         raise FileNotFoundError(f"no real images {str(source)!r} for FID in {folder}")
     chosen = sorted(np.random.default_rng(seed).permutation(len(found))[:count])
-    size = (REFERENCE_SIZE, REFERENCE_SIZE)
-    squares = (ImageOps.fit(open_image(found[i]), size, Image.Resampling.BICUBIC) for i in chosen)
-    return np.stack([np.asarray(square) for square in squares])
+    return np.stack([np.asarray(ImageOps.fit(open_image(found[i]), (299, 299))) for i in chosen])
 
 
 def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tuple, Distances]:
-    """(setting, prompt set) → FID and KID of the reference sets' images, where they can be had.
-
-    The features are the judge's where it has some, else Inception's.
-    """
+    """(setting, prompt set) → FID and KID of the reference sets' images, where they can be had, by
+    the judge's features where it has some, else Inception's."""
     rows = images[images["prompt_set"].isin(study.reference_sets)]
     if study.reference is None or len(rows) < 2:
         return {}

@@ -173,16 +173,13 @@ def chosen_methods(profile: Profile) -> dict[str, Method]:
 
 
 def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
-    """The profile's VL-DNP at its chosen strength, with other arguments of `vldnp.VLDNP`.
-
-    An ablation is `[dynamic(profile, query_steps={"uniform": n}) for n in (1, 2, 5)]`.
-    """
+    """The profile's VL-DNP at its chosen strength, with other arguments of `vldnp.VLDNP`; an
+    ablation is `[dynamic(profile, query_steps={"uniform": n}) for n in (1, 2, 5)]`."""
     entry = next((e for e in profile.methods if e["kind"] == "VLDNP"), {"given": {}})
-    if omega is None:
-        omega = entry.get("chosen", entry["given"].get("omega", 7.5))
-        omega = omega[-1] if isinstance(omega, list) else omega
-    given = entry["given"] | {"omega": omega} | changes
-    return _methods(profile, {"kind": "VLDNP", "given": given})[0]
+    omega = entry.get("chosen") if omega is None else omega
+    strength = {} if omega is None else {"omega": omega}
+    given = {"omega": 7.5} | entry["given"] | strength | changes
+    return _methods(profile, {"kind": "VLDNP", "given": given})[-1]
 
 
 def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> list[Method]:
@@ -210,16 +207,10 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
 
 
 def profile_study(
-    profile: Profile,
-    methods: Iterable[Method] | None = None,
-    *,
-    name="",
-    part="",
-    prompt_sets: Iterable[str | Path] = (),
-    max_prompts: int | Mapping[str, int] | None = None,
+    profile: Profile, methods=None, *, name="", part="", prompt_sets=(), max_prompts=None
 ) -> Study:
-    """Methods (all of the profile's) as a study; what is given replaces the profile's own. Its
-    folder is `name`, else it follows from what is given, with `part` in it."""
+    """Methods (all of the profile's) as a study; what is given, as `Study` takes it, replaces the
+    profile's own. Its folder is `name`, else it follows from what is given, with `part` in it."""
     study = Study(
         name=name or profile.name,
         methods=profile_methods(profile) if methods is None else tuple(methods),

@@ -17,15 +17,10 @@ from vldnp._files import atomic, data_folder, first_line, unknown, user_cache
 REQUIRED = ("prompt_id", "prompt", "seed")
 NUMBERS = ("guidance_scale", "width", "height")
 OPTIONAL = ("guidance_scale", "category", "source", "things", "place", "width", "height")
-ALIASES = {
-    "prompt_id": ("case_number", "unique_id", "image_id"),
-    "prompt": ("adv_prompt", "sensitive prompt"),
-    "seed": ("evaluation_seed", "sd_seed"),
-    "guidance_scale": ("evaluation_guidance", "sd_guidance_scale", "guidance"),
-    "category": ("categories",),
-    "width": ("sd_image_width",),
-    "height": ("sd_image_height",),
-}
+ALIASES = {"category": ["categories"], "width": ["sd_image_width"], "height": ["sd_image_height"]}
+ALIASES |= {"prompt_id": ["case_number", "unique_id", "image_id"]}
+ALIASES |= {"prompt": ["adv_prompt", "sensitive prompt"], "seed": ["evaluation_seed", "sd_seed"]}
+ALIASES |= {"guidance_scale": ["evaluation_guidance", "sd_guidance_scale", "guidance"]}
 """Our columns → those of I2P, Ring-A-Bell, MMA-Diffusion, UnlearnDiffAtk and COCO. Of several that
 a file has, ours goes first, then the first of these."""
 
@@ -37,15 +32,13 @@ def load_prompts(
 ) -> pd.DataFrame:
     """A prompt set as a table with the columns `REQUIRED + OPTIONAL`, a row per prompt.
 
+    `source` is a name in `data/prompts`, or of a public set, which is downloaded when it is first
+    used, either perhaps with a category ("i2p:sexual"); or the path of a CSV, TSV or Parquet file.
+    `columns` is our column → the file's (the rest goes by the same names or by `ALIASES`), `seed`
+    that of every prompt, for a set that brings none.
+
     `NUMBERS` are NaN where the set has none. Ids are 1, 2, … where there are none; rows without a
     prompt are left out, with a warning. In errors, the header is row 1.
-
-    Args:
-        source: a name in `data/prompts`, or of a public set, which is downloaded when it is first
-            used, either perhaps with a category ("i2p:sexual"); or the path of a CSV, TSV or
-            Parquet file.
-        columns: our column → the file's; the rest goes by the same names or by `ALIASES`.
-        seed: of every prompt, for a set that brings none.
     """
     text, category, known = str(source), "", {}
     if Path(text).suffix or Path(text).parent != Path():
@@ -75,12 +68,11 @@ def public_sets() -> dict[str, dict]:
 
 
 def _public_file(name: str, known: Mapping) -> Path:
-    url = known.get("url", "")
     path = user_cache() / "prompts" / f"{name}.csv"
     if path.is_file():
         return path
     try:
-        if not url:
+        if not (url := known.get("url")):
             raise OSError("no address is public")
         with atomic(path) as temporary:
             with urllib.request.urlopen(url, timeout=60) as reply:

@@ -1,16 +1,14 @@
 """Published runs: a study's rows as they were computed elsewhere, without images, and their check.
-
 `data/results/<name>/` holds `images.parquet`, `config.json` and all CSV files of the run folder,
 `methods.json` (setting → description) and `meta.json` (`SCHEMA`, revisions of models, packages).
-Runs of study 1 hold parts besides, `images-<part>.parquet` with `config-<part>.json`.
-"""
+Runs of study 1 hold parts besides, `images-<part>.parquet` with `config-<part>.json`."""
 
 import os
 import platform
 import tempfile
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from vldnp._files import atomic, data_folder, fingerprint, first_line, unknown, write_text
-from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.study.folder import SAID, mapping, read_cell
 from vldnp.study.grid import Study, as_json, batch_key, cells, setting_of, shared_sampling
@@ -86,10 +83,8 @@ def recompute() -> bool:
 
 
 def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
-    """A study's rows: from the first published run that has them all, else from `run`.
-
-    Where they come from is said in their column `origin`: that run's name, or "computed here".
-    """
+    """A study's rows: from the first published run that has them all, else from `run`; their
+    column `origin` says which: that run's name, or "computed here"."""
     wanted = cells(study, None)[SAME]
     for name in [] if recompute() else published_runs():
         try:
@@ -119,10 +114,8 @@ def _fits(config: Mapping, study: Study, profile) -> bool:
 
 
 def publish(run_folder: str | Path, **meta) -> None:
-    """Publish a run folder, if it is whole, in place of what was published of it earlier.
-
-    `meta` is what `meta.json` says besides, such as a protocol's SHA-256.
-    """
+    """Publish a run folder, if it is whole, in place of what was published of it earlier; `meta`
+    is what `meta.json` says besides, such as a protocol's SHA-256."""
     source = Path(run_folder)
     target = data_folder() / "results" / source.name
     if not (source / "images.parquet").is_file():
@@ -131,10 +124,9 @@ def publish(run_folder: str | Path, **meta) -> None:
     rows, whole = run_here.images, run_here.batches()
     for row in rows.itertuples():
         if (read_cell(source, row.key) or {}).get("pixels") != row.pixels or row.batch not in whole:
-            raise ValueError(
-                f"{source} does not hold the image {row.key}, or not all of its batch {row.batch}; "
-                "publish a run that was computed as a whole"
-            )
+            lacking = f"the image {row.key}, or not all of its batch {row.batch}"
+            wanted = "publish a run that was computed as a whole"
+            raise ValueError(f"{source} does not hold {lacking}; {wanted}")
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
     models = [config[kind] for kind in ("model", "judge", "clip") if kind in config]
     models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
@@ -164,16 +156,7 @@ class Verification(NamedTuple):
 
 
 def verify(
-    name: str,
-    methods: Iterable[Method],
-    model,
-    judge,
-    clip=None,
-    *,
-    images: int = 512,
-    seed: int | None = None,
-    workers: int | None = None,
-    progress: bool = True,
+    name, methods, model, judge, clip=None, *, images=512, seed=None, workers=None, progress=True
 ) -> Verification:
     """Compute whole batches of a published run here, with one thread, and compare with its rows.
 
@@ -184,10 +167,8 @@ def verify(
     for model_name, revision in published.meta["models"].items():
         folder = data_folder() / "models" / model_name
         if folder.is_dir() and (here := fingerprint(folder)) != revision:
-            raise ValueError(
-                f"{folder} has the fingerprint {here}, and {model_name!r} of the published run "
-                f"{name!r} had {revision}: its weights or configs were changed"
-            )
+            said = f"{folder} has the fingerprint {here}, and {model_name!r} of the published run"
+            raise ValueError(f"{said} {name!r} had {revision}: its weights or configs were changed")
     batches = {b: own for b, own in published.batches().items() if own["setting"].iloc[0] in made}
     if not batches:
         raise ValueError(f"the published run {name!r} has none of the given methods")

@@ -46,13 +46,10 @@ def run(
     `scores/`, `images.parquet`, `table.csv` and `config.json`. Each file is written whole or not at
     all: a run that was killed goes on, and several processes may work on one folder.
 
-    Args:
-        model, judge, clip: as `vldnp.load`, `load_judge` and `load_clip` take them.
-        workers: how many processes make images; by default this one. Their number changes no pixel.
-        backend: of joblib: "loky", "dask" or "ray".
-
-    Returns:
-        One row per image; `seconds` is the time of its batch divided by the batch's images.
+    Model, judge and CLIP are as `vldnp.load`, `load_judge` and `load_clip` take them; `workers` is
+    how many processes make images (by default this one; their number changes no pixel), by a
+    `backend` of joblib: "loky", "dask" or "ray". Returns a row per image; `seconds` is the time of
+    its batch divided by the batch's images.
     """
     if "://" in str(root):
         raise ValueError(f"root must be a folder of a mounted file system, not {str(root)!r}")
@@ -85,10 +82,8 @@ def run(
 
 
 def expected(study: Study) -> pd.DataFrame:
-    """What a study takes at most, by method: `method, omega, images, evaluations, vlm_calls`.
-
-    Evaluations are the network's, where a VLM names something from its first query on.
-    """
+    """What a study takes at most, by method: `method, omega, images, evaluations, vlm_calls`;
+    evaluations are the network's, where a VLM names something from its first query on."""
     images, rows = len(grid.cells(study, None)) // len(study.methods), []
     N = study.sampling["num_inference_steps"]
     for method in study.methods:
@@ -111,25 +106,17 @@ def claim(folder: Path, config: Mapping) -> None:
         if (folder / "images.parquet").exists():
             said = "holds results, and no config.json that says of what"
             raise ValueError(f"{folder} {said}: give this study another name") from None
-    names = [name for name in before if name not in (*IRRELEVANT, *GROWS)]
+    names = sorted(before.keys() - {*IRRELEVANT, *GROWS})
     other = [name for name in names if before[name] != config.get(name)]
     other += [name for name in GROWS if not before.get(name, {}).items() <= config[name].items()]
     if other:
-        raise ValueError(
-            f"{folder} holds another study, with other {', '.join(other)}: give this one another "
-            "name, or remove the folder"
-        )
+        said = f"holds another study, with other {', '.join(other)}"
+        raise ValueError(f"{folder} {said}: give this one another name, or remove the folder")
     write_text(path, as_json(config, indent=2) + "\n")
 
 
 def generate(
-    model: Backbone,
-    batches: Sequence[Batch],
-    folder: Path,
-    *,
-    workers: int | None = None,
-    backend: str | None = None,
-    progress: bool = True,
+    model, batches: Sequence[Batch], folder: Path, *, workers=None, backend=None, progress=True
 ) -> None:
     """Compute those batches of which the run folder lacks an image, each as a whole."""
     missing = lacking(folder, [key for _, rows, _ in batches for key in rows["key"]])

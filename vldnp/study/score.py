@@ -20,13 +20,10 @@ from vldnp.study.prompts import load_prompts, read_table, set_name
 def score(
     folder: str | Path, prompts: str | Path, judge, clip=None, *, name="", progress: bool = True
 ) -> pd.DataFrame:
-    """Measure the images of a folder, at any depth and of any sizes, as `run` does its own.
-
-    Which image belongs to which prompt is said by a column `image` of the prompts' file (a path in
-    the folder), or by the images' names, which are then `<prompt_id>` or `<prompt_id>_<seed>`.
-    `name` is that of the method in tables (by default the folder's). The rows are those of
-    `images.parquet`.
-    """
+    """Measure the images of a folder, at any depth and of any sizes, as `run` does its own; the
+    rows are those of `images.parquet`. Which image belongs to which prompt is said by a column
+    `image` of the prompts' file (a path in the folder), or by the images' names, then `<prompt_id>`
+    or `<prompt_id>_<seed>`. `name` is that of the method in tables (by default the folder's)."""
     judge, clip = named(load.load_judge(judge)), named(load.load_clip(clip))
     folder = Path(folder)
     name, rows = name or folder.resolve().name, matched(folder, prompts)

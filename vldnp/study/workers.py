@@ -157,6 +157,5 @@ def _opened(pickled: bytes):
 
 def _identity(model):
     said = describe(model) if callable(model) else (model.name, model.revision)
-    if isinstance(model, Backbone):
-        return said, model.dtype, model.fingerprint()
-    return said, live(networks(model))
+    weights = isinstance(model, Backbone) and (model.dtype, model.fingerprint())
+    return said, weights or live(networks(model))
