@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BOUNDS = {"vldnp": 7_720, "moji": 3_700, "tests/": 12_000}
-"""Lines; they only go down. What version 3 is to reach is 7,000 for `vldnp`."""
+BOUNDS = {"vldnp": 7_000, "moji": 3_700, "tests/": 12_000}
+"""Lines."""
 METHOD = "sampler guider guidance negatives schedules concepts methods".split()
 MODULES = [*(ROOT / "vldnp").rglob("*.py"), *(ROOT / "moji").rglob("*.py")]
 

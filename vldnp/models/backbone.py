@@ -96,8 +96,10 @@ class Backbone:
         # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
         overflows = xl and dtype == torch.float16 and vae.config.get("force_upcast")
         with out_of_memory(self.name, HINT):
+            if not overflows:
+                return decoded(vae, latents)
             try:
-                return decoded(vae.to(torch.float32) if overflows else vae, latents)
+                return decoded(vae.to(torch.float32), latents)
             finally:
                 vae.to(dtype)
 
