@@ -154,6 +154,11 @@ class Verification(NamedTuple):
     asr_difference: float  # here less as published
     left_out: int  # published rows of no method given, or of an incomplete batch
 
+    def __str__(self) -> str:
+        same = f"{self.identical} of {self.images} recomputed images identical"
+        same += f", {self.same_label} with the same label, {self.same_words} with the same words"
+        return f"{same}; {self.left_out:,} published rows could not be drawn"
+
 
 def verify(
     name, methods, model, judge, clip=None, *, images=512, seed=None, workers=None, progress=True
