@@ -128,7 +128,7 @@ def publish(run_folder: str | Path, **meta) -> None:
             wanted = "publish a run that was computed as a whole"
             raise ValueError(f"{source} does not hold {lacking}; {wanted}")
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
-    models = [config[kind] for kind in ("model", "judge", "clip") if kind in config]
+    models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
     models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
     meta |= {"schema": config["schema"], "models": models, "versions": config["versions"]}
     for old in sorted(target.glob("*.*"), reverse=True):

@@ -165,7 +165,8 @@ def compute_batch(
 
 def _config(study: Study, model: Backbone, judge, clip) -> dict:
     """All that was resolved, as `config.json` holds it; methods by setting, prompts by set."""
-    models = {"model": model, "judge": judge} | ({} if clip is None else {"clip": clip})
+    models = {"model": model, "judge": judge}
+    models |= {} if clip is None else {"clip": clip, "clip_model": getattr(clip, "clip", clip)}
     used = {set_name(s): study.prompts(s).astype(str).to_dict("list") for s in study.prompt_sets}
     config = vars(study) | {
         "schema": SCHEMA,
