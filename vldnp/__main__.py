@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vldnp: stopped; the same command goes on where it was", file=sys.stderr)
         return 130
-    except (ValueError, OSError, NotebookError) as error:
+    except (ValueError, OSError, ImportError, NotebookError) as error:
         print(f"vldnp: {error}", file=sys.stderr)
         return 1 if isinstance(error, NotebookError) else 2
 

@@ -79,6 +79,9 @@ def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
     assert NudeNetClassifier(other).revision != judge.revision
     with pytest.raises(FileNotFoundError, match="save it as .*none.onnx"):
         load_judge(tmp_path / "none.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="broken.onnx' cannot be opened: .*INVALID_PROTOBUF"):
+        load_judge(tmp_path / "broken.onnx")
 
 
 def test_opennsfw_gives_its_networks_probability():

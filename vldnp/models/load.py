@@ -110,9 +110,11 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options):
             raise FileNotFoundError(f"get {source.entry['url']} and save it as {source.location}")
         try:
             return resolve_name(source.entry["opener"])(*filter(None, [source.location]), **options)
-        except ImportError as error:
-            said = f"{judge!r} cannot be opened: {first_line(error)}; pip install 'vldnp[judges]'"
-            raise ImportError(said) from error
+        except Exception as error:  # onnxruntime raises its own
+            kind, hint = ValueError, ""
+            if isinstance(error, ImportError):
+                kind, hint = ImportError, "; pip install 'vldnp[judges]'"
+            raise kind(f"{judge!r} cannot be opened: {first_line(error)}{hint}") from error
     config = read_yaml(Path(source.location, "config.json"), "config of a judge")
     if (kind := str(config.get("_class_name"))) not in openers:
         raise unknown("kind of judge", kind, openers)
