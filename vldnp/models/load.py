@@ -114,7 +114,7 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options):
             kind, hint = ValueError, ""
             if isinstance(error, ImportError):
                 kind, hint = ImportError, "; pip install 'vldnp[judges]'"
-            raise kind(f"{judge!r} cannot be opened: {first_line(error)}{hint}") from error
+            raise kind(f"{str(judge)!r} cannot be opened: {first_line(error)}{hint}") from error
     config = read_yaml(Path(source.location, "config.json"), "config of a judge")
     if (kind := str(config.get("_class_name"))) not in openers:
         raise unknown("kind of judge", kind, openers)
