@@ -103,6 +103,8 @@ def test_published_rows_are_taken_where_they_are_what_the_study_asks(
         rows = rows_of(other, profile, world / "ours")
         assert len(rows) and (world / "ours" / other.name / "table.csv").is_file()
         assert set(rows["origin"]) == {"computed here"}
+        made = (world / "ours" / other.name / "cells").glob("*.png")
+        assert {path.stem for path in made} == set(rows["key"]), "no more than what was asked for"
     monkeypatch.setenv("RECOMPUTE", "all")
     assert len(rows_of(some, profile, world / "ours")) == 8
     assert (world / "ours" / "some" / "table.csv").is_file()
