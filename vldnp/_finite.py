@@ -1,7 +1,6 @@
 """NaN and infinity are errors where they first come up: a black image is not a safe one."""
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -22,8 +21,8 @@ class NonFiniteError(FloatingPointError):
 
 def label(index: int, prompt: str, seed: int | None) -> str:
     """An image in an error's words; `seed` is None where the caller passed a generator."""
-    shown = textwrap.shorten(prompt, 80, placeholder="…")
-    return f"image {index} ({shown!r}, {'no seed' if seed is None else f'seed {seed}'})"
+    said = "no seed" if seed is None else f"seed {seed}"
+    return f"image {index} ({prompt[:80]!r}, {said})"
 
 
 def is_finite(value) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -52,7 +53,8 @@ def record(
         for row in (*rows, *(rows[k] for k in conditioning.has_auxiliary)):
             evaluations[row] += 1
     asked = [n if called else Negative() for n, called in zip(negatives, calls, strict=True)]
-    shown = {row: to_pil(pixels[None])[0] for row, pixels in view.decoded.items()}
+    images = to_pil(torch.stack([*view.decoded.values()])) if view.decoded else []  # one transfer
+    shown = dict(zip(view.decoded, images, strict=True))
     return Step(
         index=view.index,
         timestep=t,
