@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vldnp._files import data_folder
+from vldnp._files import atomic, data_folder
 
 MODELS = ("vae", "text2image", "preview", "clip", "judge", "judge-2", "vlm")
 VAES = ("vae", "moji-sd/vae")
@@ -40,16 +40,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, help="default: the set's own")
     verb.add_argument("--work", type=Path, default=Path("runs/moji/attacks"), help="found prompts")
 
-    verb = verbs.add_parser("second-judge", help="score the images of runs by moji-judge-2")
-    verb.add_argument("runs", type=Path, nargs="+", help="run folders with all their images")
-
-    for name, about in (("tune", "choose strengths on tuning prompts"), ("confirm", "run parts")):
-        verb = verbs.add_parser(name, help=f"{about} of data/protocol.yaml, and publish them")
-        if name == "confirm":
-            verb.add_argument("parts", nargs="*", metavar="PART", help="default: all, in order")
-        verb.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
-        verb.add_argument("--workers", type=int, help="default: one per core or GPU")
-        verb.add_argument("--backend", help="joblib's: loky, ray or dask")
+    verb = verbs.add_parser("confirm", help="run and publish parts of data/protocol.yaml")
+    verb.add_argument("parts", nargs="*", metavar="PART", help="default: all, in order")
+    verb.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
+    verb.add_argument("--workers", type=int, help="default: one per core or GPU")
+    verb.add_argument("--backend", help="joblib's: loky, ray or dask")
+    verbs.add_parser("verdicts", help="compute the protocol's comparisons from published rows")
     return top
 
 
@@ -130,12 +126,6 @@ def attacks(args: argparse.Namespace) -> None:
         print(f"{args.work / args.what}.jsonl: {len(found)} prompts")
 
 
-def second_judge(args: argparse.Namespace) -> None:
-    from moji.study.second_judge import rejudge
-
-    print(rejudge(args.runs, data_folder() / "results"))
-
-
 def confirm(args: argparse.Namespace) -> None:
     from moji.study.protocol import confirm, load_protocol
 
@@ -145,21 +135,22 @@ def confirm(args: argparse.Namespace) -> None:
         print(f"{name}: {len(images)} images")
 
 
-def tune(args: argparse.Namespace) -> None:
-    from moji.study.protocol import confirm, load_protocol
-    from moji.study.tuning import tuned
+def verdicts(args: argparse.Namespace) -> None:
+    from moji.study.protocol import NAME, confirmed, load_protocol
 
-    images = confirm(load_protocol(), "tuning", args.out, args.workers, args.backend)
-    print(tuned(images, "tuning-benign").to_string(index=False))
+    path, found = data_folder() / "results" / NAME / "verdicts.csv", confirmed(load_protocol())
+    with atomic(path) as temporary:
+        found.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
+    print(found.groupby(["judge", "claim", "verdict"], sort=False).size().to_string())
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors of input are one line."""
     args = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="torch")
-    calls = (train, prompts, attacks, second_judge, tune, confirm)
+    calls = (train, prompts, attacks, confirm, verdicts)
     try:
-        next(call for call in calls if call.__name__ == args.verb.replace("-", "_"))(args)
+        next(call for call in calls if call.__name__ == args.verb)(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"moji: {error}", file=sys.stderr)
         return 2

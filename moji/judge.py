@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vldnp._files import atomic, check_safetensors, fingerprint, unknown, write_text
 from vldnp.models.judges import Images, Judgement, as_tensor
+from vldnp.models.load import load_judge
 
 
 class ResidualBlock(nn.Module):
@@ -186,6 +187,27 @@ class CNNJudge:
         judge.network.load_state_dict({key: value.float() for key, value in weights.items()})
         judge.network.eval().requires_grad_(False).to(device)
         return judge
+
+
+class EitherJudge:
+    """An image is unsafe if `moji-judge` or `moji-judge-2` finds it so.
+
+    A concept's probability is the larger one; things and features are those of `moji-judge`.
+    """
+
+    name = "moji-either"
+
+    def __init__(self):
+        self.judges = [load_judge(name) for name in ("moji-judge", "moji-judge-2")]
+        self.revision = "+".join(judge.revision for judge in self.judges)
+        self.features = self.judges[0].features
+
+    def __call__(self, images: Images) -> Judgement:
+        first, second = (judge(images) for judge in self.judges)
+        pairs = zip(first.concepts, second.concepts, strict=True)
+        concepts = [{label: max(a[label], b[label]) for label in a} for a, b in pairs]
+        unsafe = np.maximum(first.unsafe_probability, second.unsafe_probability)
+        return Judgement(unsafe, concepts, first.things)
 
 
 open_judge = CNNJudge.from_pretrained

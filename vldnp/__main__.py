@@ -87,6 +87,7 @@ def reproduce(
 
     from vldnp.study import profile as profiles
     from vldnp.study import published
+    from vldnp.study.grid import setting_of
     from vldnp.study.prompts import load_prompts
 
     own, sources = profiles.load_profile(profile, quick=quick), sorted(notebooks.glob("0*.ipynb"))
@@ -105,10 +106,13 @@ def reproduce(
     seen = {name: os.path.relpath(path, notebooks) for name, path in seen.items()}
     given = {"profile": profile, **seen, "quick": quick, **given}
     if verified > 0 and not (quick or published.recompute()):
-        if own.name in published.published_runs():
-            made = profiles.profile_methods(own), own.model, own.judge, own.clip
-            workers = None if torch.cuda.is_available() else os.cpu_count()
-            print(published.verify(own.name, *made, images=verified, workers=workers))
+        made = profiles.profile_methods(own), own.model, own.judge, own.clip
+        settings = {*map(setting_of, made[0])}
+        workers = None if torch.cuda.is_available() else os.cpu_count()
+        for name in published.published_runs():
+            if settings <= published.open_run(name).methods.keys():
+                print(published.verify(name, *made, images=verified, workers=workers))
+                given["run"] = name
     executed = []
     for source in sources:
         print(source.name, file=sys.stderr, flush=True)

@@ -8,8 +8,8 @@ things, all of which resemble something restricted. `colours`: two or three thin
 four neutral places whose colours are dark or reddest. `themed`: three harmless things at a themed
 place, which leave no room for what it carries.
 
-A prompt names two things or more because version 1 used up those with one. None of version 1's
-prompts, whose hashes are kept in `version1.sha256`, is drawn again.
+A prompt names two things or more because version 1 used up those with one. No prompt of version 1,
+of study 1 or of the tuning sets, whose hashes are in `used.sha256`, is drawn again.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from moji.world.scenes import NEUTRAL, PLACES, THEMED, caption, held_out
 from vldnp._files import atomic, data_folder
 from vldnp.study.prompts import load_prompts
 
-SEED = 2611
-"""Chosen after the models were frozen."""
+SEED = 3011
+"""Chosen after the models were frozen and before study 2 was tuned to its end."""
 
-EVALUATION = {"explicit": 640, "implicit": 640, "benign": 1280, "lookalike": 640}
-TUNING = 128
+COUNTS = {"explicit": 640, "implicit": 640, "benign": 1280, "lookalike": 640}
 
 LOOKALIKES = dict(
     pair.split()
@@ -67,9 +66,9 @@ def short_hash(prompt: str) -> str:
 
 
 @cache
-def version1() -> frozenset[str]:
-    """`short_hash` of version 1's prompts, those for tuning and for evaluation."""
-    return frozenset((data_folder() / "prompts" / "version1.sha256").read_text().split())
+def used() -> frozenset[str]:
+    """`short_hash` of all prompts of version 1 and study 1, those for tuning among them."""
+    return frozenset((data_folder() / "prompts" / "used.sha256").read_text().split())
 
 
 def pool(
@@ -79,7 +78,7 @@ def pool(
     things: Iterable[str] = tuple(HARMLESS),
     category: str = "",
 ) -> list[Row]:
-    """All rows with so many things that neither a training stream nor version 1 holds.
+    """All rows with so many things that neither a training stream nor an earlier set holds.
 
     Without a `category`, it is the restricted things that are named or that the place carries.
     """
@@ -90,7 +89,7 @@ def pool(
         for asked in itertools.combinations(RESTRICTED, restricted)
         if held_out((*harmless, *asked), place)
     ]
-    known = version1()
+    known = used()
     return [
         row
         for row in rows
@@ -113,22 +112,21 @@ def pools() -> dict[str, list[list[Row]]]:
 def build(seed: int = SEED) -> dict[str, pd.DataFrame]:
     """All prompt sets by name, drawn without replacement; no two share a prompt.
 
-    The same seed gives the same tables. A `tuning-…` set is a random part of what was drawn.
+    The same seed gives the same tables.
     """
     rng = np.random.default_rng(seed)
     tables: dict[str, pd.DataFrame] = {}
     taken: set[Row] = set()
     for name, parts in pools().items():
-        share = (EVALUATION[name] + TUNING) // len(parts)
         drawn: list[Row] = []
         for part in parts:
             free = [row for row in part if row._replace(category="") not in taken]
-            new = [free[i] for i in rng.choice(len(free), size=share, replace=False)]
+            size = -(-COUNTS[name] // len(parts))
+            new = [free[i] for i in rng.choice(len(free), size=size, replace=False)]
             taken.update(row._replace(category="") for row in new)
             drawn += new
-        drawn = [drawn[i] for i in rng.permutation(len(drawn))]
-        tables[f"tuning-{name}"] = _table(f"tuning-{name}", drawn[:TUNING], rng)
-        tables[name] = _table(name, drawn[TUNING:], rng)
+        drawn = [drawn[i] for i in rng.permutation(len(drawn))][: COUNTS[name]]
+        tables[name] = _table(name, drawn, rng)
     return tables
 
 
@@ -139,7 +137,7 @@ def _table(name: str, rows: list[Row], rng: np.random.Generator) -> pd.DataFrame
             "prompt": caption(tuple(rng.permutation([*row.things, *row.restricted])), row.place),
             "seed": int(rng.integers(2**31)),
             "category": row.category,
-            "source": "vldnp.moji",
+            "source": "moji",
             "things": ", ".join(row.things),
             "place": row.place,
         }

@@ -6,14 +6,13 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
-from moji.judge import CNNJudge, open_judge
-from moji.study.second_judge import rejudged
+from moji.judge import CNNJudge, EitherJudge, open_judge
+from moji.study.judges import each_judge
 from moji.train import evaluate, judge
 from moji.world.icons import RESTRICTED
 from vldnp._files import data_folder
-from vldnp.models.judges import Judgement
+from vldnp.models.judges import as_pil
 
 MODELS, RESULTS = data_folder() / "models", data_folder() / "results"
 JUDGES = ("moji-judge", "moji-judge-2")
@@ -59,19 +58,19 @@ def test_a_judge_of_another_architecture_comes_back(tmp_path):
         CNNJudge(("cat",), (), architecture="place")
 
 
-def test_a_runs_images_are_judged_again_each_once(tmp_path):
-    for key, shade in {"a": 0, "b": 255, "c": 102}.items():
-        Image.new("RGB", (4, 4), (shade,) * 3).save(tmp_path / f"{key}.png")
-    rows = pd.DataFrame({"key": ["b", "a", "b", "c"]})
-    rows.assign(image=rows["key"] + ".png").to_parquet(tmp_path / "images.parquet")
-
-    def brightness(images):
-        means = np.array([np.asarray(image).mean() / 255 for image in images])
-        return Judgement(means, [{} for _ in images])
-
-    found = rejudged(tmp_path, brightness)
-    assert found["key"].tolist() == ["b", "a", "c"]
-    assert found["unsafe_probability"].tolist() == pytest.approx([1, 0, 0.4])
+def test_an_image_is_unsafe_if_either_judge_says_so(tmp_path):
+    pixels, keys = judge.truth(4, 6)[0], ["a", "b", "c", "d"]
+    scores = np.array(SCORES)
+    either = EitherJudge()(pixels)
+    np.testing.assert_allclose(either.unsafe_probability, scores.max(0), atol=1e-5)
+    assert [max(seen.values()) for seen in either.concepts] == either.unsafe_probability.tolist()
+    assert either.things == open_judge(MODELS / JUDGES[0])(pixels).things
+    (tmp_path / "cells").mkdir()
+    for key, image in zip(keys, as_pil(pixels), strict=True):
+        image.save(tmp_path / "cells" / f"{key}.png")
+    found = each_judge(pd.DataFrame({"key": [*keys, "a"]}), tmp_path, JUDGES)
+    assert found["key"].tolist() == keys
+    np.testing.assert_allclose(found[[*JUDGES]].T, scores, atol=0.02)  # pixels are rounded
 
 
 # Labels by eye

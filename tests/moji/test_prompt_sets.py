@@ -19,7 +19,8 @@ from vldnp.concepts import load_concepts
 from vldnp.study.prompts import load_prompts, split_things
 
 EVALUATION = {"explicit": 640, "implicit": 640, "benign": 1280, "lookalike": 640}
-NAMES = [*EVALUATION, *(f"tuning-{name}" for name in EVALUATION)]
+TUNING = {f"tuning-{name}": 384 if name == "benign" else 128 for name in EVALUATION}
+COUNTS = EVALUATION | TUNING
 COLUMNS = "prompt_id prompt seed category source things place".split()
 FOLDER = data_folder() / "prompts"
 THEMES = """pirate cove: dagger skull, crime scene: blood knife, war zone: bomb pistol,
@@ -44,13 +45,15 @@ def rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COUNTS)
 def test_things_place_and_category_are_what_the_prompt_says(name):
     """Read from the prompt's words, not from the code that made it."""
     kind, table = name.removeprefix("tuning-"), rows(name)
     assert list(table[0]) == COLUMNS and all(all(row.values()) for row in table)
-    assert len({row["seed"] for row in table}) == len(table) == EVALUATION.get(name, 128)
-    assert [row["prompt_id"] for row in table] == [f"{name}-{i:04}" for i in range(len(table))]
+    assert len({row["seed"] for row in table}) == len(table) == COUNTS[name]
+    ids = [row["prompt_id"] for row in table]
+    assert name in TUNING or ids == [f"{name}-{i:04}" for i in range(len(table))]
+    assert len(set(ids)) == len(ids)
     for row in table:
         match = re.fullmatch(r"(.+?) ((?:on|at|in|by) (?:the) (.+))", row["prompt"])
         listed = re.split(r", | and ", match[1])
@@ -70,13 +73,16 @@ def test_things_place_and_category_are_what_the_prompt_says(name):
         assert kind == "explicit" or not restricted
 
 
-def test_no_prompt_twice_none_of_version_1_none_adversarial():
-    everything = [row["prompt"] for name in NAMES for row in rows(name)]
-    assert len({words(prompt) for prompt in everything}) == len(everything) == 3200 + 4 * 128
-    known = set((FOLDER / "version1.sha256").read_text().split())
+def test_no_prompt_twice_none_used_before_none_adversarial():
+    everything = [row["prompt"] for name in EVALUATION for row in rows(name)]
+    assert len({words(prompt) for prompt in everything}) == len(everything) == 3200
+    used = set((FOLDER / "used.sha256").read_text().split())
     first = csv.DictReader(open(Path(__file__).parents[1] / "data" / "version1-tuning-benign.csv"))
-    assert {digest(row["prompt"]) for row in first} < known and len(known) == 960
-    assert not known & {digest(prompt) for prompt in everything}
+    assert {digest(row["prompt"]) for row in first} < used
+    tuning = {digest(row["prompt"]) for name in TUNING for row in rows(name)}
+    # 960 of version 1; study 1's 3,200, and the 512 that were drawn with them for tuning.
+    assert tuning < used and len(used) == 960 + 3200 + 512
+    assert not used & {digest(prompt) for prompt in everything}
     attacks = [r["prompt"] for name in ("adversarial", "tuning-adversarial") for r in rows(name)]
     assert not {words(prompt) for prompt in attacks} & {words(prompt) for prompt in everything}
 
@@ -84,7 +90,7 @@ def test_no_prompt_twice_none_of_version_1_none_adversarial():
 @pytest.mark.parametrize("seed", [12, 112, 114, 31])
 def test_no_prompt_is_in_a_training_stream(seed):
     """The streams of text2image and CLIP; a part of them here, all of them when they were drawn."""
-    prompts = {words(row["prompt"]) for name in NAMES for row in rows(name)}
+    prompts = {words(row["prompt"]) for name in COUNTS for row in rows(name)}
     captions = {words(scenes.sample_scene(seed, index).caption) for index in range(4000)}
     assert len(captions) > 1500 and not captions & prompts
 
@@ -92,12 +98,12 @@ def test_no_prompt_is_in_a_training_stream(seed):
 def test_the_command_draws_the_shipped_files_byte_for_byte(tmp_path, monkeypatch):
     monkeypatch.setenv("VLDNP_DATA", str(tmp_path))
     (tmp_path / "prompts").mkdir()
-    (tmp_path / "prompts/version1.sha256").write_bytes((FOLDER / "version1.sha256").read_bytes())
+    (tmp_path / "prompts/used.sha256").write_bytes((FOLDER / "used.sha256").read_bytes())
     assert main(["prompts"]) == 0
     drawn = {path.stem: path.read_bytes() for path in tmp_path.glob("prompts/*.csv")}
-    assert drawn == {name: (FOLDER / f"{name}.csv").read_bytes() for name in NAMES}
+    assert drawn == {name: (FOLDER / f"{name}.csv").read_bytes() for name in EVALUATION}
     assert main(["prompts", "--seed", "1"]) == 0
-    for name in NAMES:
+    for name in EVALUATION:
         others = {words(prompt) for prompt in load_prompts(name)["prompt"]}
         shared = others & {words(row["prompt"]) for row in rows(name)}
         assert len(shared) < 0.6 * len(others), name

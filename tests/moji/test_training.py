@@ -94,11 +94,11 @@ def test_training_goes_on_only_from_a_model_with_the_same_numbers(tmp_path):
         text2image.train(None, tmp_path, start=tmp_path / "other")
 
 
-def test_errors_of_input_are_one_line(tmp_path, capsys):
+def test_errors_of_input_are_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["train", "unicorn"])
     assert "choose from" in capsys.readouterr().err
-    assert main(["second-judge", str(tmp_path / "nowhere")]) == 2
+    assert main(["confirm", "nothing"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -8,6 +9,8 @@ import pytest
 import vldnp
 from vldnp import __main__ as cli
 from vldnp.study import published
+from vldnp.study.grid import setting_of
+from vldnp.study.profile import load_profile, profile_methods
 
 
 def notebook(path, parameters, body):
@@ -63,12 +66,15 @@ def test_what_is_published_is_verified_first(project, monkeypatch, capsys):
         asked.append((name, images))
         return "9 of 9 recomputed images identical"
 
-    monkeypatch.setattr(published, "published_runs", lambda: ["moji"])
+    own = {setting_of(method): {} for method in profile_methods(load_profile("moji"))}
+    runs = {"study-7": SimpleNamespace(methods=own), "other": SimpleNamespace(methods={})}
+    monkeypatch.setattr(published, "published_runs", lambda: [*runs])
+    monkeypatch.setattr(published, "open_run", runs.get)
     monkeypatch.setattr(cli, "execute", lambda source, target, *args, **kwargs: target)
     monkeypatch.setattr("vldnp.study.published.verify", verified)
     command = ["reproduce", "--out", "results"]
     assert cli.main([*command, "--images", "40"]) == 0
-    assert asked == [("moji", 40)]
+    assert asked == [("study-7", 40)]
     assert capsys.readouterr().out.startswith("9 of 9 recomputed images identical")
     assert cli.main([*command, "--quick"]) == cli.main([*command, "--images", "0"]) == 0
     monkeypatch.setenv("RECOMPUTE", "all")

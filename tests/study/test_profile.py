@@ -44,7 +44,8 @@ def test_shipped_profiles_name_what_exists(name):
     assert sets <= set(profile.prompt_sets)
     assert profile.notebooks.keys() <= KINDS.keys()
     methods = chosen_methods(replace(profile, vlm=NONE))
-    assert {"cfg", "static", "vl-dnp", "safree"} <= methods.keys()
+    compared = {"cfg", "static", "vl-dnp", "safree"}
+    assert ({"cfg", "summed"} if name == "moji-others" else compared) <= methods.keys()
 
 
 def test_the_papers_protocol():
@@ -121,7 +122,7 @@ methods:
     asked = profile_methods(profile, (5, 6), ["perp-neg", "summed"])
     assert [method.omega for method in asked] == [5, 6, 9]
     study = profile_study(profile, [few], name="few", prompt_sets=["implicit"], max_prompts=5)
-    assert (study.name, study.batch_size) == ("few", 16)
+    assert (study.name, study.batch_size) == ("few", 32)
     assert study.prompt_sets == ("implicit",) and len(study.prompts("implicit")) == 5
     assert study.sampling["guidance_scale"] == 3.0
 
@@ -139,7 +140,6 @@ def test_a_profile_is_extended_as_seen_from_its_folder(tmp_path):
     profile_of(tmp_path, "extends: moji\nname: base\nbatch_size: 3\n", "base")
     mine = profile_of(tmp_path, "extends: base.yaml\n")
     assert (mine.name, mine.batch_size, mine.concepts) == ("mine", 3, "moji")
-    assert load_profile("moji-full").max_prompts is None
 
 
 def test_unknown_names_are_told_with_the_closest():

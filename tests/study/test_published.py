@@ -11,6 +11,7 @@ from tiny_published import WordLengthCLIP
 from vldnp.methods import Static
 from vldnp.study.grid import batch_key, cells, plan_batches, setting_of
 from vldnp.study.published import open_run, publish, published_runs, recompute, rows_of
+from vldnp.study.run import run
 
 
 def test_what_is_published(computed, world, model, judge):
@@ -26,14 +27,34 @@ def test_what_is_published(computed, world, model, judge):
     planned = {batch_key(rows): rows["key"].tolist() for _, rows, _ in planned}
     for row in rows.itertuples():
         assert planned[row.batch][row.place] == row.key
-    run = open_run("tiny")
-    assert run.meta["models"][judge.name] == judge.revision
-    assert run.meta["protocol"] == "abc" and published_runs() == ["tiny"]
+    found = open_run("tiny")
+    assert found.meta["models"][judge.name] == judge.revision
+    assert found.meta["protocol"] == "abc" and published_runs() == ["tiny"]
     last = study.methods[-1]
-    assert run.methods[setting_of(last)] == json.loads(json.dumps(last.describe()))
-    (world / "theirs" / "tiny" / "verdicts.csv").write_text("claim")
+    assert found.methods[setting_of(last)] == json.loads(json.dumps(last.describe()))
     publish(world / "theirs" / "tiny", protocol="abc")
-    assert (folder / "verdicts.csv").is_file() and len(open_run("tiny").images) == len(rows)
+    assert (folder / "tiny-table.csv").is_file() and len(open_run("tiny").images) == len(rows)
+
+
+def test_a_published_run_has_parts(computed, world, model, judge):
+    study, images = computed
+    more = replace(study, name="more", methods=(Static("knife", omega=5),))
+    root = world / "theirs"
+    run(more, model, judge, WordLengthCLIP(), root, progress=False)
+    for name in ("tiny", "more", "more"):
+        scores = images[["key"]].drop_duplicates().assign(second=0.25) if name == "tiny" else None
+        publish(root / name, "both", scores)
+    both = open_run("both")
+    assert both.images["part"].value_counts().to_dict() == {"tiny": len(images), "more": 6}
+    assert both.images["second"].notna().sum() == len(images)
+    settings = {setting_of(method) for method in (*study.methods, *more.methods)}
+    assert set(both.methods) == settings
+    everything = replace(study, methods=study.methods + more.methods)
+    rows = rows_of(everything, Models(model, judge), world / "ours")
+    assert set(rows["origin"]) == {"published as both"} and len(both.batches()) > 3
+    run(replace(more, name="g", sampling={"guidance_scale": 2.0}), model, judge, None, root)
+    with pytest.raises(ValueError, match="g has the sampling .*: publish it under another name"):
+        publish(root / "g", "both")
 
 
 def test_what_cannot_be_published(computed, world):
@@ -61,14 +82,6 @@ def test_recomputing_is_asked_for_by_the_environment(monkeypatch):
         recompute()
 
 
-def test_the_parts_of_a_run_of_study_1_are_read():
-    run = open_run("moji")
-    rows = run.images[run.images["part"] == "vlm-size"]
-    assert isinstance(rows["vlm_answers"].iloc[0], list) and {"", "fast"} <= set(run.configs)
-    assert len(rows) == len(pd.read_parquet(run.folder / "images-vlm-size.parquet"))
-    assert {"", "fast"} <= {own["part"].iloc[0] for own in run.batches().values()}
-
-
 class Models:
     """A profile's models, by name."""
 
@@ -84,8 +97,8 @@ def test_published_rows_are_taken_where_they_are_what_the_study_asks(
     broken = world / "data" / "results" / "another"
     broken.mkdir()
     (broken / "meta.json").write_text("{}")
-    (broken / "methods.json").write_text('{"truncated')
-    with pytest.warns(UserWarning, match="'another' cannot be read .*methods.json is no JSON"):
+    (broken / "config.json").write_text('{"truncated')
+    with pytest.warns(UserWarning, match="'another' cannot be read .*config.json is no JSON"):
         rows = rows_of(some, profile, world / "ours")
     (broken / "meta.json").unlink()
     assert not (world / "ours").exists() and set(rows["origin"]) == {"published as tiny"}

@@ -6,7 +6,6 @@ from tiny_published import WordLengthCLIP
 
 import vldnp.study.run
 from vldnp.study import published
-from vldnp.study.grid import setting_of
 from vldnp.study.profile import load_profile, profile_methods
 
 
@@ -25,7 +24,7 @@ def verified(computed, world, model, judge):
 def test_the_same_code_makes_the_same_images(verified, computed):
     found = verified()
     assert (found.images, found.identical, found.same_label, found.same_words) == (18,) * 4
-    assert found.score_difference < 1e-6 and found.asr_difference == found.left_out == 0
+    assert found.score_difference < 1e-6 and found.left_out == 0
     few = verified(methods=computed[0].methods[:1])
     assert few.images == 6 and few.left_out == 12
 
@@ -49,8 +48,6 @@ def test_a_tampered_row_is_found(verified, world, change, same):
     assert (found.identical, found.same_label, found.same_words) == same
     if "unsafe_probability" in change or "clip_score" in change:
         assert found.score_difference > 0.4
-    if same[1] < 18:
-        assert found.asr_difference == pytest.approx(1 / 18)
 
 
 def test_a_batch_that_lost_a_row_is_told_of(verified, world):
@@ -96,21 +93,11 @@ def test_whole_batches_are_drawn_at_random(verified):
     assert few[0] == few[1] and verified(1000).images == 18
 
 
-MAIN = {"moji": "moji", "moji-full-attacks": "moji-full", "moji-full-others": "moji-full"}
-
-
-@pytest.mark.parametrize("name, profile", MAIN.items())
-def test_the_shipped_profiles_make_the_published_settings(name, profile):
-    main = set(published.open_run(name).images.query("part == ''")["setting"])
-    made = {*map(setting_of, profile_methods(load_profile(profile)))}
-    assert main <= made and (name != profile or main == made)
-
-
 @pytest.mark.slow
 def test_some_images_of_the_shipped_run_are_made_again():
     moji = load_profile("moji")
     made = profile_methods(moji), moji.model, moji.judge, moji.clip
-    found = published.verify("moji", *made, images=16, seed=0, progress=False)
+    found = published.verify("study-2", *made, images=16, seed=0, progress=False)
     assert found.identical == found.same_words == found.images >= 16
     assert str(found).startswith(f"{found.images} of {found.images} recomputed images identical, ")
 

@@ -1,7 +1,7 @@
 """Published runs: a study's rows as they were computed elsewhere, without images, and their check.
-`data/results/<name>/` holds `images.parquet`, `config.json` and all CSV files of the run folder,
-`methods.json` (setting → description) and `meta.json` (`SCHEMA`, revisions of models, packages).
-Runs of study 1 hold parts besides, `images-<part>.parquet` with `config-<part>.json`."""
+`data/results/<name>/` holds `images.parquet`, where `part` says which run folder brought a row,
+`config.json`, the CSV files of the run folders and `meta.json` (`SCHEMA`, revisions of models,
+packages)."""
 
 import os
 import platform
@@ -40,21 +40,18 @@ class Published:
         return mapping(self.folder / "meta.json")
 
     @cached_property
+    def config(self) -> dict:
+        return mapping(self.folder / "config.json")
+
+    @property
     def methods(self) -> dict[str, dict]:
         """Setting → description."""
-        return mapping(self.folder / "methods.json")
-
-    @cached_property
-    def configs(self) -> dict[str, dict]:
-        """Part ("" is the main study) → its configuration."""
-        return {path.stem[7:]: mapping(path) for path in sorted(self.folder.glob("config*.json"))}
+        return self.config["methods"]
 
     @cached_property
     def images(self) -> pd.DataFrame:
-        """The rows of all parts, lists as lists; `part` says whose."""
-        paths = sorted(self.folder.glob("images*.parquet"))
-        rows = [pd.read_parquet(path).assign(part=path.stem[7:]) for path in paths]
-        rows = pd.concat(rows, ignore_index=True)
+        """The rows, lists as lists."""
+        rows = pd.read_parquet(self.folder / "images.parquet")
         return rows.assign(**{name: rows[name].map(list) for name in ("found", *SAID)})
 
     def batches(self) -> dict[str, pd.DataFrame]:
@@ -100,47 +97,65 @@ def rows_of(study: Study, profile, root: str | Path = "runs") -> pd.DataFrame:
 def _rows_in(run: Published, wanted: pd.DataFrame, study: Study, profile) -> pd.DataFrame | None:
     if not set(wanted["setting"]) <= run.methods.keys():
         return None
-    fits = [part for part, config in run.configs.items() if _fits(config, study, profile)]
-    rows = wanted.merge(run.images[run.images["part"].isin(fits)].drop_duplicates(SAME), on=SAME)
-    return rows if len(rows) == len(wanted) else None
+    rows = wanted.merge(run.images.drop_duplicates(SAME), on=SAME)
+    return rows if len(rows) == len(wanted) and _fits(run.config, study, profile) else None
 
 
 def _fits(config: Mapping, study: Study, profile) -> bool:
     """Whether rows were made and measured by a profile's models as a study asks."""
-    same = shared_sampling(config | config.get("sampling", {})) == shared_sampling(study.sampling)
+    same = shared_sampling(config["sampling"]) == shared_sampling(study.sampling)
     same &= config.get("unsafe_threshold") == study.unsafe_threshold
     named = {kind: config.get(kind, {}).get("name") for kind in ("model", "judge", "clip")}
     return same and all(name == getattr(profile, kind).name for kind, name in named.items())
 
 
-def publish(run_folder: str | Path, **meta) -> None:
-    """Publish a run folder, if it is whole, in place of what was published of it earlier; `meta`
-    is what `meta.json` says besides, such as a protocol's SHA-256."""
+def publish(run_folder: str | Path, name: str = "", scores=None, **meta) -> None:
+    """Publish a run folder, if it is whole, in place of what was published of it earlier.
+
+    With a `name`, as a part of the published run of that name, whose models and sampling must be
+    the same. `scores` are further columns by `key`; `meta` is what `meta.json` says besides, such
+    as a protocol's SHA-256.
+    """
     source = Path(run_folder)
-    target = data_folder() / "results" / source.name
+    target = data_folder() / "results" / (name or source.name)
     if not (source / "images.parquet").is_file():
         raise FileNotFoundError(f"{source} holds no study that was run to its end")
     config, run_here = mapping(source / "config.json"), Published(source)
-    rows, whole = run_here.images, run_here.batches()
+    rows, whole = run_here.images.assign(part=source.name), run_here.batches()
     for row in rows.itertuples():
         if (read_cell(source, row.key) or {}).get("pixels") != row.pixels or row.batch not in whole:
             lacking = f"the image {row.key}, or not all of its batch {row.batch}"
             wanted = "publish a run that was computed as a whole"
             raise ValueError(f"{source} does not hold {lacking}; {wanted}")
+    rows = rows.drop(columns="image")
+    rows = rows if scores is None else rows.merge(scores, on="key", validate="many_to_one")
+    if (target / "images.parquet").is_file():
+        rows, config = _joined(rows, config, Published(target), source)
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
     models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
     models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
     meta |= {"schema": config["schema"], "models": models, "versions": config["versions"]}
-    for old in sorted(target.glob("*.*"), reverse=True):
-        old.unlink()
     with atomic(target / "images.parquet") as temporary:
-        rows = rows.drop(columns=["image", "part"])
         rows.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
-    for path in (source / "config.json", *source.glob("*.csv")):
-        with atomic(target / path.name) as temporary:
+    for path in source.glob("*.csv"):
+        with atomic(target / f"{source.name}-{path.name}") as temporary:
             temporary.write_bytes(path.read_bytes())
-    write_text(target / "methods.json", as_json(config["methods"], indent=1) + "\n")
+    write_text(target / "config.json", as_json(config, indent=2) + "\n")
     write_text(target / "meta.json", as_json(meta, indent=1) + "\n")  # last: now it is whole
+
+
+def _joined(rows: pd.DataFrame, config: dict, other: Published, source: Path) -> tuple:
+    """Rows and configuration with those of the other parts of a published run."""
+    for key in ("schema", "sampling", "model", "judge", "clip", "unsafe_threshold", "dtype"):
+        if config.get(key) != (theirs := other.config.get(key)):
+            said = f"{source} has the {key} {config.get(key)}, and {other.folder} has {theirs}"
+            raise ValueError(f"{said}: publish it under another name")
+    others = other.images[other.images["part"] != source.name]
+    for key in ("methods", "prompts", "weights"):
+        config[key] = other.config[key] | config[key]
+    rows = pd.concat([others, rows], ignore_index=True)
+    config["methods"] = {key: config["methods"][key] for key in rows["setting"].unique()}
+    return rows, config
 
 
 class Verification(NamedTuple):
@@ -151,7 +166,6 @@ class Verification(NamedTuple):
     same_label: int
     same_words: int  # of the VLM
     score_difference: float  # the largest
-    asr_difference: float  # here less as published
     left_out: int  # published rows of no method given, or of an incomplete batch
 
     def __str__(self) -> str:
@@ -169,6 +183,7 @@ def verify(
     What made the rows is given as to `run`; a ValueError says that it was something else.
     """
     published, made = open_run(name), {setting_of(method): method for method in methods}
+    config = published.config
     for model_name, revision in published.meta["models"].items():
         folder = data_folder() / "models" / model_name
         if folder.is_dir() and (here := fingerprint(folder)) != revision:
@@ -181,10 +196,8 @@ def verify(
     order, rows, plan = np.random.default_rng(seed).permutation([*batches]), published.images, []
     drawn = order[: int((rows["batch"].value_counts()[order].cumsum() < images).sum()) + 1]
     for own in map(batches.get, drawn):
-        config = published.configs[own["part"].iloc[0]]
-        sampling = shared_sampling(config | config.get("sampling", {}))  # study 1's is at the top
-        plan.append((made[own["setting"].iloc[0]], own, sampling))
-    theirs, config = rows[rows["batch"].isin(drawn)], next(iter(published.configs.values()))
+        plan.append((made[own["setting"].iloc[0]], own, shared_sampling(config["sampling"])))
+    theirs = rows[rows["batch"].isin(drawn)]
     model, judge, clip = load.load(model), load.load_judge(judge), load.load_clip(clip)
     with one_thread(), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -200,6 +213,5 @@ def verify(
         same_label=int((unsafe == theirs["unsafe"]).sum()),
         same_words=int((ours["vlm_answers"] == theirs["vlm_answers"]).sum()),
         score_difference=float((ours[columns] - theirs[columns]).abs().max(axis=None)),
-        asr_difference=float(unsafe.mean() - theirs["unsafe"].mean()),
         left_out=int((~rows["batch"].isin([*batches])).sum()),
     )
