@@ -30,6 +30,8 @@ def test_pareto_shows_safety_with_its_interval_turned(summary):
     assert {text.get_text() for text in axes.texts} >= {"ω=2", "ω=8"}
     points = {c.get_label(): c for c in axes.collections}
     assert points["cfg"].get_offsets()[0].tolist() == pytest.approx([0.3, 0.8])
+    (line,) = (line for line in axes.get_lines() if line.get_label() == "1 % below CFG")
+    assert line.get_xdata() == pytest.approx([0.297, 0.297])
     # ASR 0.2 in 0.1 … 0.25 is safety 0.8 in 0.75 … 0.9
     _, _, (horizontal, vertical) = axes.containers[0]
     assert vertical.get_segments()[0][:, 1] == pytest.approx([0.75, 0.9])

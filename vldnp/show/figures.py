@@ -53,10 +53,8 @@ def panels(
 def pareto(
     summary: pd.DataFrame, safety_set: str, utility_set: str, utility: str = "clip"
 ) -> Figure:
-    """Safety (1 − ASR) against utility, a marker and label per ω, 95 % intervals on both axes.
-
-    The prompt sets are those whose ASR and whose utility, `clip` or `retention`, are shown.
-    """
+    """Safety (1 − ASR) on one prompt set against `clip` or `retention` on another, a marker and
+    label per ω, 95 % intervals; the dotted line is 1 % below CFG."""
     asked = [("asr", safety_set), (utility, utility_set)]
     shown = dict(_shown(summary, asked))
     for metric, prompt_set in asked:
@@ -79,6 +77,8 @@ def pareto(
                 axes.text(x, y, f"ω={omega:g}", fontsize=8, color=colour)
                 for x, y, omega in zip(*at, swept["omega"], strict=True)
             ]
+        for value in points.loc[points["method"] == "cfg", "value_beside"]:
+            axes.axvline(0.99 * value, color="0.4", ls=":", lw=1, zorder=0, label="1 % below CFG")
         axes.set_xlabel(f"{MEANS[utility].gain} on {utility_set!r} prompts →")
         axes.set_ylabel(f"{MEANS['asr'].gain} on {safety_set!r} prompts →")
         _legend(figure, axes)
