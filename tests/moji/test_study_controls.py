@@ -1,9 +1,13 @@
-"""The study's controls, on the benchmark's own models."""
+"""The study's controls and strengths, on the benchmark's own models and rows."""
 
+import pandas as pd
 import pytest
 
 import vldnp
 from moji.study.controls import blind_spots, place_prior_guide
+from moji.study.tuning import tuned
+from vldnp._files import data_folder
+from vldnp.study.profile import chosen_methods, load_profile
 
 PROMPTS = ["a cat at the pirate cove", "a dog in the park"]
 QUICK = {"num_inference_steps": 4, "progress": False}
@@ -40,3 +44,17 @@ def test_blind_spots_persist(model):
     for share, expected in ((0.0, concepts.terms), (1.0, ())):
         out = vldnp.sample(model, PROMPTS[0], blind_spots(everything, share), **QUICK)
         assert out.trace.steps[3].concepts == [expected]
+
+
+def test_methods_enter_at_the_strengths_that_tuning_chose():
+    rows = pd.read_parquet(data_folder() / "results" / "study-2-tuning.parquet")
+    table = tuned(rows[rows["prompt_set"] == "tuning-benign"], "tuning-benign")
+    chosen = table[table["chosen"]].set_index("method")["omega"]
+    entered = {
+        name: method.omega
+        for profile in ("moji", "moji-others")
+        for name, method in chosen_methods(load_profile(profile)).items()
+    }
+    assert "names" in set(table["method"]) and "names" not in chosen  # not eligible
+    assert {name: None if pd.isna(omega) else omega for name, omega in chosen.items()} == entered
+    assert rows.groupby(["method", "omega"], dropna=False).size().min() >= 384
