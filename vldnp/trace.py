@@ -78,13 +78,10 @@ def joined(parts: Sequence[Step]) -> Step:
 
 
 def _total(count: str) -> property:
-    def total(self) -> list[int]:
-        return np.sum([getattr(step, count) for step in self.steps], axis=0).tolist()
-
-    return property(total)
+    return property(lambda own: np.sum([getattr(s, count) for s in own.steps], axis=0).tolist())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """The steps of a run without their tensors, and of each image the totals of a step's counts."""
 
@@ -110,15 +107,17 @@ class Trace:
         return pd.concat(parts).sort_values(["image", "step"], ignore_index=True)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Output:
-    """Images and how they were generated.
-
-    By `output_type`, `images` are for `pil` a list of RGB images, for `pt` `[B, 3, H, W]` and for
-    `np` `[B, H, W, 3]`, both in 0..1, and for `latent` the clean latents.
-    """
+    """Images and how they were generated. By `output_type`, `images` are for `pil` a list of RGB
+    images, for `pt` `[B, 3, H, W]` and for `np` `[B, H, W, 3]`, both in 0..1, and for `latent` the
+    clean latents."""
 
     images: list[Image.Image] | Tensor | np.ndarray
     trace: Trace
     latents: Tensor  # the clean ones, `[B, C, h, w]`, on the CPU
     method: Method
+
+    def __repr__(self) -> str:
+        said = f"{len(self.trace.prompts)} images by {self.method.name}, ω = {self.method.omega}"
+        return f"<{said}, {len(self.trace.steps)} steps; vldnp.view shows them>"

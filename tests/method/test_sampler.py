@@ -246,6 +246,7 @@ def test_one_may_stop_early(model):
 def test_the_trace_as_a_table(model):
     vlm = ScriptedVLM(lambda image, question: 'a knife, "skulls"\n')
     out = sample(model, PROMPTS, VLDNP(vlm, "moji", query_steps=[1]), seeds=[5, 6], **QUICK)
+    assert repr(out).startswith("<2 images by vl-dnp, ω = 7.5, 6 steps;") and len(repr(out)) < 80
     table = out.trace.to_frame()
     assert len(table) == 2 * 6
     row = table[(table.image == 1) & (table.step == 1)].iloc[0]
