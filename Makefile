@@ -30,14 +30,14 @@ test: $(STAMP)  ## the test suite; SELECT="" runs the tests that start Ray too
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist loadfile \
 	    --no-loadscope-reorder -m "$(SELECT)"
 
-lab: $(STAMP)  ## open JupyterLab on the notebooks
-	$(RUN) -m jupyterlab notebooks
+lab: $(STAMP)  ## open JupyterLab on the notebooks; ARGS="--no-browser" and others are passed on
+	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 bench: $(STAMP)  ## what a busy neighbour costs: throughput alone and beside another process
 	$(RUN) tests/benchmarks/contention.py
 
 docs: $(STAMP)  ## the pages and the notebooks as a site in build/docs; broken links fail
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	$(RUN) docs/make_site.py
 
 lint: $(STAMP)
 	$(RUN) -m ruff check .

@@ -7,8 +7,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
-
 from vldnp._files import atomic, data_folder
 
 MODELS = ("vae", "text2image", "preview", "clip", "judge", "judge-2", "vlm")
@@ -58,6 +56,7 @@ def seed_of(recipe_seed: int, model: str, seed: int | None) -> int:
 
 def train(args: argparse.Namespace) -> None:
     """Train what `args.model` names, in order; weights are saved in half precision."""
+    import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline
 
     from moji.train import clip, judge, preview, text2image, vae, views, vlm

@@ -5,9 +5,8 @@
 >>> method = vldnp.VLDNP(vldnp.load_vlm("moji-vlm-l"), concepts="moji", omega=8)
 >>> out = vldnp.sample(model, ["a cat at the pirate cove"], method, seeds=[0])
 
-Names are imported when first used, so that `import vldnp` is quick. OpenMP's threads are told to
-spin for a moment only, or one other busy process takes most of PyTorch's speed; where torch is
-imported before vldnp, set the two variables below in the shell.
+Names are imported when first used. OpenMP's threads spin for a moment only, because one other busy
+process would take most of PyTorch's speed; import vldnp before torch, or set both variables.
 """
 
 import os
@@ -15,10 +14,9 @@ import os
 import lazy_loader
 
 if os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") == "PASSIVE":
-    # Alone, threads that never spin have to be woken up at every operation, which takes longer
-    # than many of a small network's operations do; a microsecond of it is enough.
+    # Waking a thread takes longer than a small operation, so threads spin for a microsecond.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

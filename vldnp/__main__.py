@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from vldnp import __version__
-from vldnp._files import atomic, first_line, unknown
+from vldnp._files import atomic, data_folder, first_line, unknown
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+# Of the clone; an installed package has none, and takes those of the working folder.
+NOTEBOOKS = next(filter(Path.is_dir, [Path(__file__).parents[1] / "notebooks"]), Path("notebooks"))
 
 
 class NotebookError(RuntimeError):
@@ -20,10 +21,14 @@ class NotebookError(RuntimeError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
+    try:  # a wrong name is an error before torch is imported
+        names = [path.stem for path in (data_folder() / "profiles").glob("*.yaml")]
+        asked = getattr(options, "profile", "")
+        if asked and asked not in names and not Path(asked).suffix:
+            raise unknown("profile", asked, names)
         return options.call(options) or 0
     except KeyboardInterrupt:
-        print("vldnp: stopped; the same command goes on where it was", file=sys.stderr)
+        print("vldnp: interrupted; the same command resumes the run", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError, NotebookError) as error:
         print(f"vldnp: {error}", file=sys.stderr)
@@ -77,11 +82,9 @@ def _reproduce(options: argparse.Namespace) -> None:
 def reproduce(
     profile="moji", out="runs", *, quick=False, parameters=None, notebooks=NOTEBOOKS, verified=512
 ) -> list[Path]:
-    """Verify a published run, execute the notebooks 00 … 09, and print which files there are then.
-
-    Executed copies go to `out/<profile>/notebooks`. `parameters` of notebooks go before the
-    profile's; `verified` images are recomputed, none if `quick` or with RECOMPUTE=all.
-    """
+    """Verify a published run, execute the notebooks 00 … 09 into `out/<profile>/notebooks`, and
+    print the files. `parameters` of notebooks override the profile's; `verified` images are
+    recomputed, none if `quick` or with RECOMPUTE=all."""
     import papermill  # slow to import, as torch
     import torch
 

@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 def atomic(path: str | Path) -> Iterator[Path]:
     """A temporary path of the same name that replaces `path` when the block ends without error.
 
-    It lies in a hidden folder `.tmp-…` beside `path`, which a kill may leave. An OSError is one
-    line that names `path`, e.g. where the disk is full or read-only.
-    """
+    A hidden folder `.tmp-…` beside `path` holds it, and may remain if the process is killed. An
+    OSError is one line that names `path`."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

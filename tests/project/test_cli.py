@@ -141,9 +141,13 @@ def test_no_notebooks_is_said(tmp_path):
         cli.reproduce(notebooks=tmp_path)
 
 
-@pytest.mark.parametrize("what", ["import vldnp", "import vldnp.__main__ as cli; cli._parser()"])
-def test_help_and_importing_are_quick(what):
-    code = f"import sys; {what}; assert not {{'torch', 'numpy', 'pandas'}} & sys.modules.keys()"
+@pytest.mark.parametrize(
+    "what",
+    ["vldnp", "vldnp.__main__ as vldnp; vldnp.main(['run', '--profile', 'mojji'])"]
+    + ["moji.__main__ as moji; moji.parser()"],
+)
+def test_help_and_typing_errors_import_nothing_large(what):
+    code = f"import sys, {what}; assert not {{'torch', 'numpy', 'pandas'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

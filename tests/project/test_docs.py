@@ -18,14 +18,15 @@ def test_no_link_is_broken(site_folder):
 def test_the_notebooks_are_a_gallery_with_their_outputs(site_folder):
     front = (site_folder / "index.html").read_text(encoding="utf-8")
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        assert f'href="notebooks/{notebook.stem}.html"' in front
-        assert (site_folder / "notebooks" / f"{notebook.stem}.html").stat().st_size > 10_000
-    shown = (site_folder / "notebooks" / "03_omega.html").read_text(encoding="utf-8")
+        assert f'href="notebooks/{notebook.stem}/"' in front
+        page = site_folder / "notebooks" / notebook.stem / "index.html"
+        assert page.stat().st_size > 20_000
+    shown = (site_folder / "notebooks/03_omega/index.html").read_text(encoding="utf-8")
     assert "data:image/png;base64" in shown
 
 
 def test_nothing_is_asked_of_another_server(site_folder):
-    for page in [*site_folder.glob("*/index.html"), *site_folder.glob("notebooks/*.html")]:
+    for page in site_folder.rglob("index.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img)[^>]+src="https?:', text)
         assert not re.findall(r'<link[^>]+rel="stylesheet"[^>]+href="https?:', text)

@@ -438,12 +438,17 @@ def test_the_docs_gallery(site, page):
     links = page.locator("article a[href^=notebooks]")
     names = [link.get_attribute("href") for link in links.all()]
     assert len(names) == len(list((ROOT / "notebooks").glob("*.ipynb")))
-    for name in ("notebooks/03_omega.html", "notebooks/08_explorer.html"):
+    for name in ("notebooks/03_omega/", "notebooks/08_explorer/"):
         page.goto(site)
         page.locator(f"article a[href='{name}']").click()
-        picture = page.locator(".jp-OutputArea-output img").first
+        picture = page.locator(".vldnp-output img").first
         picture.wait_for()
         assert picture.evaluate("image => image.complete && image.naturalWidth") > 100
+        page.get_by_role("link", name="VL-DNP").first.click()  # the way back
+        page.wait_for_url(f"{site}/")
+    page.goto(f"{site}/notebooks/01_trajectories/")
+    page.get_by_title("one step back").first.click()  # the viewer needs no kernel
+    assert "step 24" in page.locator(".vldnp-viewer output").first.inner_text()
     icon = f"{site}/favicon.ico"  # asked for by the browser itself
     assert [complaint for complaint in complaints if icon not in complaint] == []
     assert all(url.startswith((site, "data:")) for url in asked)
@@ -453,7 +458,7 @@ def test_the_docs_gallery(site, page):
 def test_the_docs_on_a_narrow_screen(site, browser, scheme):
     context = browser.new_context(viewport={"width": 700, "height": 900}, color_scheme=scheme)
     page = context.new_page()
-    for address in ("", "/models/", "/methods/"):
+    for address in ("", "/models/", "/methods/", "/notebooks/02_findings/"):
         page.goto(f"{site}{address}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 700, address
         assert contrast(page.locator("article p").first) >= 4.5, address
