@@ -5,6 +5,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny_world
 
@@ -101,6 +102,13 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}
 
 
+def test_pages_are_short_and_their_times_are_the_measured_ones():
+    assert [name for name, text in PAGES.items() if len(text.split()) > 1500] == ["papers"]
+    cost = pd.read_csv(ROOT / "data/results/cost-h200.csv", index_col="way")
+    said = f"{cost.seconds['plain CFG']:.2f} s an image and VL-DNP\n{cost.ratio['VL-DNP']:.1f} times"
+    assert said in PAGES["real-models"]
+
+
 def test_every_page_is_in_the_contents():
     contents = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
     listed = set(re.findall(r"([\w/-]+)\.md", str(contents)))
@@ -113,5 +121,7 @@ def test_commands_exist():
     shown = "\n".join(every_block("bash"))
     for target in re.findall(r"^make (\w+)", shown, re.MULTILINE):
         assert f"\n{target}:" in makefile
+    for target in re.findall(r"^([a-z]+):", makefile, re.MULTILINE):
+        assert f"| `make {target}` | " in PAGES["running"], "what to type without make"
     for line in re.findall(r"^python -m vldnp ([^#\n]*)", shown, re.MULTILINE):
         cli._parser().parse_args(shlex.split(line))
