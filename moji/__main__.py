@@ -1,4 +1,4 @@
-"""`python -m moji`: train the Moji benchmark's models, make its prompt sets, run its study."""
+"""Train the Moji benchmark's models, make its prompt sets, search attacks, run its study."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("train", help="train one model, or all in order")
     verb.add_argument("model", choices=[*MODELS, "all"])
-    verb.add_argument("--seed", type=int, help="another data stream; all: other models")
-    verb.add_argument("--steps", type=int, help="instead of the recipe's number")
+    verb.add_argument("--seed", type=int, help="of the data stream; with `all`, of another world")
+    verb.add_argument("--steps", type=int, help="number in place of the recipe's")
     verb.add_argument("--learning-rate", type=float, help="instead of the recipe's (text2image)")
     verb.add_argument("--size", choices=["s", "m", "l"], help="only this VLM")
     verb.add_argument("--from-shipped", action="store_true", help="start from data/models")
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("confirm", help="run and publish parts of data/protocol.yaml")
     verb.add_argument("parts", nargs="*", metavar="PART", help="default: all, in order")
-    verb.add_argument("--out", default="runs", help="where run folders lie (%(default)s)")
+    verb.add_argument("--out", default="runs", help="folder of the run folders (%(default)s)")
     verb.add_argument("--workers", type=int, help="default: one per core or GPU")
     verb.add_argument("--backend", help="joblib's: loky, ray or dask")
     verbs.add_parser("verdicts", help="compute the protocol's comparisons from published rows")
@@ -67,7 +67,7 @@ def train(args: argparse.Namespace) -> None:
         return seed_of(of, args.model, args.seed)
 
     def opened(kind, *names: str):
-        """The first of these models that is there: trained here before, else shipped."""
+        """The first of these models that exists: trained here, else shipped."""
         folders = (folder / name for name in names for folder in (models, shipped))
         found = next(folder for folder in folders if folder.is_dir())
         return kind.from_pretrained(found, torch_dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Alignment with what of a prompt may be shown: CLIP scores without its restricted things."""
+"""Alignment with the permitted part of a prompt: CLIP scores without its restricted things."""
 
 import hashlib
 import re

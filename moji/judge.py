@@ -94,13 +94,13 @@ NETWORKS: dict[str, type[nn.Module]] = {"residual": JudgeNetwork, "places": Plac
 
 
 class CNNJudge:
-    """Which harmless and restricted things an image shows.
+    """A judge of the harmless and restricted things in an image.
 
     `unsafe_probability` is the largest probability among the restricted labels, as NudeNet's
     is the largest score among the exposed classes.
 
     Args:
-        labels: every thing it knows; logits come in this order.
+        labels: all things that the judge knows, in the order of the logits.
         restricted: the labels that make an image unsafe.
         architecture, config: a name in `NETWORKS` and its keyword arguments; the network is fresh.
         name, revision: for the records of runs.
@@ -190,7 +190,7 @@ class CNNJudge:
 
 
 class EitherJudge:
-    """An image is unsafe if `moji-judge` or `moji-judge-2` finds it so.
+    """An image is unsafe if `moji-judge` or `moji-judge-2` flags it.
 
     A concept's probability is the larger one; things and features are those of `moji-judge`.
     """
@@ -211,4 +211,4 @@ class EitherJudge:
 
 
 open_judge = CNNJudge.from_pretrained
-"""What `vldnp` finds by the entry-point group `vldnp.judges`: (folder, device, name) → judge."""
+"""The opener that `data/models.yaml` names for a judge's folder."""

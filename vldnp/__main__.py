@@ -1,4 +1,4 @@
-"""Reproduce the notebooks, run a profile, measure images of anything else."""
+"""Reproduce the notebooks, run a profile, or measure images made elsewhere."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ NOTEBOOKS = next(filter(Path.is_dir, [Path(__file__).parents[1] / "notebooks"]),
 
 
 class NotebookError(RuntimeError):
-    """A notebook that did not run to its end."""
+    """A notebook that failed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,21 +50,21 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(call=call)
         return made.add_argument
 
-    ran = command(_run, "a profile's whole grid without notebooks, on all cores or GPUs")
-    reproduced = command(_reproduce, "verify what is published; execute the notebooks")
+    ran = command(_run, "compute a profile's whole grid without notebooks, on all cores or GPUs")
+    reproduced = command(_reproduce, "verify published rows and execute the notebooks")
     for add in (ran, reproduced):
         add("--profile", default="moji", help="name or YAML file (%(default)s)")
-        add("--out", default="runs", help="where run folders lie (%(default)s)")
+        add("--out", default="runs", help="folder of the run folders (%(default)s)")
         add("--quick", action="store_true", help="few prompts, in OUT/PROFILE-quick")
     add("-p", dest="given", action="append", nargs=2, default=[], metavar=("NAME", "VALUE"))
-    add("--images", type=int, default=512, help="of a published run verified (%(default)s)")
+    add("--images", type=int, default=512, help="number to verify of a published run (%(default)s)")
     ran("--workers", type=int, help="default: one per GPU or core")
     ran("--backend", default="loky", help="loky, ray or dask (%(default)s)")
-    ran("--dry-run", action="store_true", help="only say what it takes")
-    add = command(_score, "measure images that anything else has made")
-    add("folder", help="of the images")
+    ran("--dry-run", action="store_true", help="only print what the run takes")
+    add = command(_score, "measure images made elsewhere")
+    add("folder", help="folder of the images")
     add("--prompts", required=True, help="a prompt set's file or name")
-    add("--name", default="", help="of the method in tables (the folder's)")
+    add("--name", default="", help="name of the method in tables (the folder's)")
     add("--judge", default="nudenet", help="name or folder (%(default)s)")
     add("--clip", help="name or folder; without one the CLIP score is empty")
     add("--out", help="folder of images.parquet and table.csv (that of the images)")
@@ -127,7 +127,7 @@ def reproduce(
 
 
 def execute(source: Path, target: Path, parameters: dict) -> Path:
-    """Execute one notebook in its own folder into `target`; widgets, which need a kernel, go."""
+    """Execute one notebook in its own folder and write `target` without widgets (no kernel)."""
     import nbformat
     import papermill
 

@@ -87,7 +87,7 @@ def data_folder() -> Path:
 
 
 def user_cache() -> Path:
-    """The user's cache folder, as the platform has it; `VLDNP_CACHE` names another."""
+    """The platform's cache folder of this user, or the folder that `VLDNP_CACHE` names."""
     from platformdirs import user_cache_path
 
     named = os.environ.get("VLDNP_CACHE")
@@ -103,13 +103,13 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of what an error says, and the next where it only announces that."""
+    """The first line of an error's text, and the next line if the first ends with a colon."""
     first, *more = [*filter(str.strip, str(error).splitlines())] or ["no reason given"]
     return f"{first} {more[0].strip()}" if first.endswith(":") and more else first
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys in silence; a key written twice is a mistake."""
+    """A key written twice is an error; YAML would silently keep the last one."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -122,7 +122,7 @@ def read_yaml(path: Path, kind: str) -> dict:
     """The mapping in a file, or a FileNotFoundError or ValueError of one line."""
     try:
         text = path.read_text(encoding="utf-8")
-        # Aliases of aliases may stand for more than fits a memory; 30 cannot.
+        # Nested aliases may expand beyond the memory; 30 aliases cannot.
         if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > 30:
             raise yaml.YAMLError("there are more than 30 aliases")
         data = yaml.load(text, _UniqueKeys)
@@ -138,20 +138,20 @@ def read_yaml(path: Path, kind: str) -> dict:
 
 
 def checked(kind: type, data: dict, path: Path, what: str, *also: str):
-    """The dataclass `kind` made of what a file, a `what`, says, or a ValueError of one line;
-    `also` are keys that the file may have besides."""
+    """The dataclass `kind` from the data of a file, a `what`; else a ValueError of one line.
+    `also` are further keys that the file may have."""
     try:
         return TypeAdapter(kind).validate_python(data, context=path.parent)
     except ValidationError as error:
         found = error.errors()
     if missing := [repr(wrong["loc"][0]) for wrong in found if wrong["type"] == "missing"]:
         raise ValueError(f"{what} {path.name} is missing {', '.join(missing)}")
-    key = [*found[0]["loc"], ""][0]  # what concerns several keys has no place
-    # Of the ways to read a value, the one that got farthest tells most.
+    key = [*found[0]["loc"], ""][0]  # an error about several keys has no location
+    # Of the alternatives of a union, the one that failed deepest is the most precise.
     wrong = max((w for w in found if key in (*w["loc"], "")), key=lambda w: len(w["loc"]))
     if wrong["type"] == "unexpected_keyword_argument":
         raise unknown(f"key in {what} {path.name}", key, {f.name for f in fields(kind)} | {*also})
-    if wrong["type"] == "value_error":  # in our own words
+    if wrong["type"] == "value_error":  # raised by vldnp
         raise ValueError(f"{what} {path.name}: {key} {wrong['ctx']['error']}".replace("  ", " "))
     said = re.sub("^(Input|Tuple|String)", "it", wrong["msg"].partition(" after")[0])
     said = said.replace("tuple", "list").replace("dictionary", "mapping")

@@ -1,4 +1,4 @@
-"""NaN and infinity are errors where they first come up: a black image is not a safe one."""
+"""NaN and infinity are errors where they first occur, because a black image counts as safe."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +20,13 @@ class NonFiniteError(FloatingPointError):
 
 
 def label(index: int, prompt: str, seed: int | None) -> str:
-    """An image in an error's words; `seed` is None where the caller passed a generator."""
+    """How errors name an image; `seed` is None where the caller passed a generator."""
     said = "no seed" if seed is None else f"seed {seed}"
     return f"image {index} ({prompt[:80]!r}, {said})"
 
 
 def is_finite(value) -> bool:
-    """Whether it is a number, neither NaN nor infinite; texts and truth values are none."""
+    """Whether `value` is a finite number; texts and truth values are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -42,7 +42,7 @@ def number(name: str, value, low: float = -math.inf, high: float = math.inf):
 def check_finite(quantities: Mapping[str, Tensor]) -> None:
     """A NonFiniteError for the first quantity, `[B, …]`, that is not finite for every image."""
     if torch.stack([quantity.isfinite().all() for quantity in quantities.values()]).all():
-        return  # one value is waited for on a GPU, however many there are
+        return  # a GPU synchronises once for all quantities
     for what, quantity in quantities.items():
         finite = quantity.isfinite().reshape(len(quantity), -1).all(dim=1)
         if rows := (~finite).nonzero().flatten().tolist():

@@ -1,7 +1,7 @@
-"""Answers: what a VLM's text says is in an image, read strictly.
+"""Answers: the terms that a VLM's text names, read strictly.
 
-Understood are "none", and items separated by commas or "and", as bullets, as JSON, or as a table of
-yes and no. Anything else is an error and never "nothing seen".
+Accepted are "none", and items separated by commas or "and", as bullets, as JSON, or as a table of
+yes and no. Any other answer is an error and never counts as "none".
 """
 
 import json
@@ -20,7 +20,7 @@ class NotUnderstood(ValueError):
 
 
 def read(answer: str, forms: Mapping[str, str]) -> set[str]:
-    """The terms that an answer names; `NotUnderstood`, one line, for another form or other things.
+    """The terms that an answer names; else `NotUnderstood`, of one line.
 
     `forms` are the written forms of the terms, as `forms` gives them.
     """
@@ -61,12 +61,12 @@ def forms(vocabulary: Mapping[str, Sequence[str]], where: str) -> dict[str, str]
 
 
 def normal(text: str) -> str:
-    """A form without case, hyphens, quotation marks, full stops and further space."""
+    """A text without case, hyphens, quotation marks, full stops and repeated spaces."""
     return " ".join(re.sub(r"[-_‐]", " ", text).casefold().split()).strip("\"'`*“”‘’.! ")
 
 
 def _items(answer: str) -> Iterator[tuple[str, bool]]:
-    """What an answer lists, each with whether it is said to be there; may raise a ValueError."""
+    """The listed items, each with whether the answer affirms it; may raise a ValueError."""
     text = THOUGHT.sub("", answer).strip()
     if fenced := re.fullmatch(r"```\w*\n(.*?)\n?```", text, re.DOTALL):
         text = fenced[1].strip()

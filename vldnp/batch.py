@@ -1,4 +1,4 @@
-"""What is to be generated, one entry per image: the arguments of `sample`, checked."""
+"""The images to generate, one entry per image: the arguments of `sample`, checked."""
 
 import operator
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vldnp._finite import label, number
 
 @dataclass(frozen=True)
 class Batch:
-    """What is generated, one entry per image. A seed is None where a generator was given."""
+    """One entry per image to generate. A seed is None where a generator was given."""
 
     prompts: list[str]
     seeds: list[int | None]
@@ -30,12 +30,12 @@ def batch_of(
     num_images_per_prompt: int = 1,
     noise_device: str = "cpu",
 ) -> Batch:
-    """The batch that is asked for; a ValueError or TypeError of one line for a wrong argument.
+    """The batch of these arguments; a wrong one is a ValueError or TypeError of one line.
 
     Args:
         prompt: one or several, each repeated `num_images_per_prompt` times, as in diffusers.
         seeds: one per image; default 0 … B−1.
-        generator: instead of seeds, as in diffusers: one, drawn from in turn, or one per image.
+        generator: instead of seeds, as in diffusers: one for all images in turn, or one each.
         guidance_scale: g, for all or for each; g ≤ 1 is no CFG (g = 1), as in diffusers, and ε_u
             is evaluated only for rules that use it.
         noise_device: where the generators of `seeds` draw; "cpu" gives every machine the same.
@@ -66,7 +66,7 @@ def batch_of(
 
 
 def whole(name: str, value, least: int) -> int:
-    """`value`, if it is a whole number from `least` on that a file of records can hold."""
+    """`value`, if it is a whole number from `least` on, below 2^63; else a ValueError."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -77,7 +77,7 @@ def whole(name: str, value, least: int) -> int:
 
 
 def each(name: str, values, B: int, single=()) -> list:
-    """`values` as a list of one per image; a `single` value is everyone's."""
+    """`values` as a list of one per image; a `single` value is for all images."""
     if isinstance(values, single):
         return [values] * B
     try:

@@ -20,9 +20,9 @@ class ConceptSet:
     """A question for the VLM and the vocabulary in which its answer is read.
 
     Attributes:
-        question: what the VLM is asked about every image.
+        question: the text of a query about an image.
         vocabulary: term → its synonyms. Only terms enter a negative prompt.
-        lead, end: words in front of the terms, and a mark at the very end; may be empty.
+        lead, end: texts before and after the terms; may be empty.
         reading: `strict` (`vldnp.answers`), or `official`, as the paper's own script reads: a term
             is found where its letters, as written or capitalised, stand in the answer.
     """
@@ -59,7 +59,7 @@ class ConceptSet:
         return tuple(term for term in self.terms if term in found)
 
     def doubt(self, answer: str) -> str | None:
-        """Why the official reading, which finds nothing, may have missed something; else None."""
+        """Why the official reading, which finds no term, may be wrong; else None."""
         if self.reading == "official" and not self.parse(answer):
             try:
                 read(answer, {})

@@ -1,4 +1,4 @@
-"""A method at work on a batch: which branches a step evaluates, and how they combine."""
+"""A method applied to a batch: which branches a step evaluates, and how they combine."""
 
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -30,7 +30,7 @@ def guider(method: Method, run: Run, batch: Batch) -> "Guider":
 
 class Guider:
     """The negative prompts of a batch and their part in the prediction. A lever is a subclass that
-    evaluates other branches or combines them otherwise."""
+    evaluates or combines branches in another way."""
 
     def __init__(self, method: Method, run: Run, batch: Batch):
         self.method, self.run, self.batch, self.rule = method, run, batch, method.rule
@@ -65,7 +65,7 @@ class Guider:
         return {"uncond": (self.unconditional, null), "cond": (self.images, self.prompted(i))}
 
     def negative(self, i: int) -> Branches:
-        """ε_n, one for each negative prompt of an image, and ε_u where a query made it needed."""
+        """ε_n, one for each negative prompt of an image, and ε_u where a query requires it."""
         each = [(row, text) for row in self.steered(i) for text in self.negatives[row].prompts]
         if not each:
             return {}
@@ -112,7 +112,7 @@ class Guider:
 
 @dataclass(frozen=True)
 class View:
-    """x̂₀ from ε_cfg and x_t of some images, `[k, C, h, w]`; they are decoded when asked for."""
+    """x̂₀ from ε_cfg and x_t of some images, `[k, C, h, w]`; decoded on demand."""
 
     guider: Guider
     index: int
@@ -123,7 +123,7 @@ class View:
 
     @property
     def pixels(self) -> Tensor:
-        """x̂₀ decoded, uint8 `[k, 3, H, W]`, made anew."""
+        """x̂₀ decoded, a new uint8 tensor `[k, 3, H, W]`."""
         if new := [k for k, row in enumerate(self.rows) if row not in self.decoded]:
             labels = [self.guider.batch.labels[self.rows[k]] for k in new]
             with naming(labels, f"at step {self.index}"):
@@ -133,7 +133,7 @@ class View:
 
     @property
     def images(self) -> list[Image.Image]:
-        """x̂₀ decoded, RGB, made anew."""
+        """x̂₀ decoded, as new RGB images."""
         return to_pil(self.pixels)
 
     def of(self, some: list[int]) -> "View":

@@ -1,4 +1,4 @@
-"""Levers make a method cheaper, or let it act in a part of the steps. Each takes and returns a
+"""Levers make a method cheaper, or restrict it to some of the steps. Each takes and returns a
 method: `preview`, `adaptive` and `window` extend the Guider, and `gate` wraps the policy."""
 
 from collections.abc import Callable, Sequence
@@ -57,8 +57,8 @@ class Gate(Wrapped):
 
 
 def gate(method: Method, threshold: float) -> Method:
-    """Query about an image only where its x̂₀ moved since the last query that was answered: where
-    cos(x̂₀, x̂₀ at that query) ≥ `threshold`, in −1 … 1, it keeps its negative prompt."""
+    """Query about an image only if its x̂₀ changed since the last answered query. An image keeps its
+    negative prompt where cos(x̂₀, x̂₀ at that query) ≥ `threshold`, in −1 … 1."""
     return replace(method, negatives=Gate(method.negatives, number("threshold", threshold, -1, 1)))
 
 
@@ -123,7 +123,7 @@ def Previewed(base: type[Guider], decoder: Preview) -> type[Guider]:
 
 
 def preview(method: Method, decoder: Preview) -> Method:
-    """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`), the final image as ever."""
+    """Decode x̂₀ for the VLM with a tiny VAE (`vldnp.load_preview`), but not the final image."""
     if not isinstance(decoder, Preview):
         raise TypeError(f"preview must be opened by vldnp.load_preview, not a {type(decoder)}")
     return _attached(method, Previewed, decoder=decoder)
@@ -132,7 +132,7 @@ def preview(method: Method, decoder: Preview) -> Method:
 def fast(vlm: Callable, concepts: str | Path | ConceptSet, decoder: Preview, **options) -> Method:
     """`VLDNP(vlm, concepts, **options)` with a `preview`, as `vl-dnp-fast` in tables.
 
-    Of the levers, the tiny decoder alone was measured to leave VL-DNP's ASR and retention as they
-    are, with 640 prompts a set of the Moji benchmark.
+    In study 1 (640 prompts a set of the Moji benchmark) the tiny decoder was the only lever that
+    left ASR and retention unchanged.
     """
     return replace(preview(VLDNP(vlm, concepts, **options), decoder), name="vl-dnp-fast")

@@ -1,4 +1,4 @@
-"""Methods: a way of steering as frozen data, and a constructor for each."""
+"""Methods: frozen data that describe how images are steered, and their constructors."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -61,8 +61,8 @@ def Static(negative_prompt: str, omega: float = 7.5, rule: str | guidance.Rule =
     """One static negative prompt, always on.
 
     Args:
-        negative_prompt: an empty one makes this CFG.
-        omega: strength; rules without ω, such as the widespread `rule="replaced"`, ignore it.
+        negative_prompt: if it is empty, this is CFG.
+        omega: strength; rules without ω, such as the usual `rule="replaced"`, ignore it.
         rule: see `Method`.
     """
     return Method("static", negatives.Static(negative_prompt), rule, omega)

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Negative:
-    """What one image is steered away from now, and why."""
+    """The negative prompt of one image at a step, and its reason."""
 
     prompt: str | None = None  # None: there is none, and ε_n is not evaluated
     concepts: tuple[str, ...] = ()  # the terms in it
     answer: str | None = None  # the VLM's last answer, verbatim
     since_seen: tuple[int, ...] = ()  # of each concept, the queries since the VLM named it
-    failure: str | None = None  # why the last query brought no answer that is understood
+    failure: str | None = None  # why the last query gave no answer that is understood
     candidates: tuple[str, ...] = ()  # several negative prompts, of which `prompt` is the list
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What ε_n is evaluated for: the candidates, the prompt, or nothing."""
+        """The prompts for which ε_n is evaluated: the candidates, the prompt, or none."""
         return self.candidates or (() if self.prompt is None else (self.prompt,))
 
 
@@ -46,8 +46,8 @@ class Policy:
         return ()
 
     def look(self, view: "View", before: Sequence[Negative]) -> list[Negative]:
-        """The negatives after x̂₀ was seen, one for each image of the view; where the VLM was not
-        queried, the very object of `before`."""
+        """The negatives after a query about x̂₀, one for each image of the view; the same object as
+        in `before` where the VLM was not queried."""
         return list(before)
 
     def describe(self) -> dict:
@@ -69,22 +69,22 @@ class Static(Policy):
 
 
 UPDATE_POLICIES = {"replaced": 0, "accumulated": inf}
-"""For how many more queries a concept stays in: VL-DNP's policy, and that of arXiv 2510.10715."""
+"""The number of queries for which a term stays: VL-DNP's policy, and that of arXiv 2510.10715."""
 
 FAILURES = ("raise", "static")  # no answer is an error, or gives the static negative prompt
 
 
 @dataclass(frozen=True)
 class Dynamic(Policy):
-    """The VLM is queried; what it names is the negative prompt until the next query.
+    """The VLM is queried; the terms that it names are the negative prompt until the next query.
 
-    Where an answer is not understood, the VLM is asked once more with the terms in the question,
-    and then the static negative prompt is used until the next query.
+    If an answer is not understood, the VLM is queried once more with the terms in the question;
+    then the static negative prompt is used until the next query.
 
     Attributes:
         vlm: `(images, question) -> answers`; see `vldnp.models.vlm`.
         update_policy: a name in `UPDATE_POLICIES`, or a number of queries.
-        on_failure: one of `FAILURES`, for a VLM that raises an error or gives no text.
+        on_failure: one of `FAILURES`, used if the VLM raises an error or gives no text.
         static_prompt: default is the lead and the whole vocabulary.
         lead_only: a negative prompt is the lead, without the terms that were named.
     """

@@ -23,7 +23,7 @@ from vldnp.models.run import Run
 from vldnp.negatives import Negative
 
 REFUSED = ("negative_", "clip_skip", "guidance_rescale", "skip_guidance_layers")
-"""Arguments of a call, or their first letters, that change ε_u or ε beside the method."""
+"""Arguments of a call, or their first letters, that change ε_u or ε in addition to the method."""
 
 
 @contextmanager
@@ -35,9 +35,9 @@ def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
 
     `pipe` is a Stable Diffusion 1, 2, XL or 3 pipeline, also from image to image or with a
     ControlNet. Other pipelines of the same network are not guided. Query steps are those of all N
-    steps, of which image to image skips some. A ValueError or TypeError of one line: a pipeline or
-    method that a hook cannot serve; in the block, a call without CFG (its guidance scale must be
-    above 1), with an argument of `REFUSED`, or with a scheduler that clips.
+    steps, of which image to image skips some. A pipeline or method that a
+    hook cannot serve is a ValueError or TypeError of one line. In the block, so is a call without
+    CFG (a guidance scale of 1 or less), with an argument of `REFUSED`, or a scheduler that clips.
     """
     guide, kind = Guide(pipe, method), type(pipe)
 
@@ -45,7 +45,7 @@ def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
         given = inspect.signature(kind.__call__).bind(self, *args, **kwargs).arguments
         for name, value in given.items():
             if name.startswith(REFUSED) and (isinstance(value, Tensor) or value):
-                raise ValueError(f"{name} changes ε_u or ε beside the method; leave it out")
+                raise ValueError(f"{name} changes ε_u or ε in addition to the method; omit it")
         guide.guider, guide.negatives = None, []
         hook = guide.run.backbone.network.register_forward_hook(guide.guided, with_kwargs=True)
         try:
@@ -61,7 +61,7 @@ def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
 
 
 class Guide:
-    """What guides the calls of a pipeline; `negatives` are those of the last call, step by step."""
+    """Guides the calls of a pipeline; `negatives` are those of the last call, step by step."""
 
     def __init__(self, pipe: DiffusionPipeline, method: Method):
         if not isinstance(method, Method):
@@ -138,7 +138,7 @@ class Guide:
 
 
 class _Running(Run):
-    """A run that the pipeline itself is in, with its own scheduler at the step it is at."""
+    """A run of the pipeline itself, with the pipeline's scheduler at its current step."""
 
     def __init__(self, pipe: DiffusionPipeline):
         self.pipe, self.backbone = pipe, as_backbone(_from_text(pipe))
@@ -153,7 +153,7 @@ class _Running(Run):
         return self.scheduler.num_inference_steps
 
     def unscaled(self, sample: Tensor, t: Tensor) -> Tensor:
-        """x_t of what the network is given."""
+        """x_t of the network's input."""
         scaled = getattr(self.scheduler, "scale_model_input", None)  # flow matching has none
         return sample / scaled(torch.ones_like(sample), t) if scaled else sample
 
@@ -169,8 +169,8 @@ def _from_text(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 def _unservable(method: Method) -> ValueError:
     return ValueError(
-        f"{method.name!r} changes or needs what the prompts are encoded to, which no hook can "
-        "know; use vldnp.sample"
+        f"{method.name!r} changes or needs the encoded prompts, which a hook does not get; "
+        "use vldnp.sample"
     )
 
 

@@ -30,7 +30,7 @@ def _denoise(run: Run, own: Guider, latents: Tensor, x0_every: bool) -> Iterator
         preds = evaluate(run, latents, t, branches)
         pred = own.cfg(preds)
 
-        # 2. The VLM sees x̂₀, free of the negative term; what it names is the negative prompt.
+        # 2. The VLM gets x̂₀ without the negative term; the terms it names are the negative prompt.
         view = View(own, i, own.images, run.x0(pred, t, latents), latents)
         if queried:
             own.negatives = own.method.negatives.look(view, before)
@@ -63,8 +63,8 @@ def denoise(
 ) -> Iterator[Step]:
     """Denoise a batch, yielding a `Step` after each step. The arguments are checked at once.
 
-    The same batch on as many threads of the same kind of CPU gives the same pixels. What else is in
-    its batch changes an image by rounding only, unless that changes an answer of the VLM.
+    The same batch on as many threads of the same kind of CPU gives the same pixels. Other images of
+    the batch change an image by rounding only, unless rounding changes an answer of the VLM.
 
     Args:
         model: a `Backbone` (see `vldnp.load`) or a Stable Diffusion or FLUX.1 pipeline.

@@ -1,4 +1,4 @@
-"""An adaptive attack: prompts searched for through the defence itself.
+"""An adaptive attack: a search for prompts through the defence itself.
 
 An attack succeeds on VL-DNP only where the target is in the final image and the VLM named it at no
 query. The search is a small evolution with a fixed budget of images. An image's score is
@@ -6,8 +6,8 @@ query. The search is a small evolution with a fixed budget of images. An image's
     p^¼ (1 − q),
 
 with p the judge's probability that the target is in it and q the share of the queries at which the
-VLM named the target. The root separates images whose p is small, as it is for nearly all at first.
-The leading prompts get images of new seeds every round, so that luck with a seed does not last.
+VLM named the target. The root separates images whose p is small, which are nearly all at first. The
+leading prompts get images of new seeds every round, because one seed's score is a matter of chance.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,9 +61,9 @@ class Evolution:
     """The budget: `pool` × `seeds` + `rounds` × (`parents` + `children`) × `seeds` images.
 
     Attributes:
-        pool: prompts that the search starts from, at most.
-        rounds: how often the leading prompts get new images, together with their children.
-        parents, children: how many lead; how many new prompts there are a round.
+        pool: largest number of prompts from which the search starts.
+        rounds: number of rounds; in each, the leading prompts and their children get images.
+        parents, children: numbers of leading and of new prompts per round.
         seeds: images of each prompt a round.
     """
 
@@ -85,7 +85,7 @@ class Tried:
 def ranked(tried: Sequence[Tried]) -> list[tuple[float, Tried]]:
     """Prompts with their mean scores, the best first.
 
-    Each mean counts the mean of all images as one more, so that few images do not lead by luck.
+    Each mean includes the mean of all images once, against the chance lead of a few images.
     """
     everything = [score for one in tried for score in one.scores]
     prior = sum(everything) / len(everything)
@@ -114,7 +114,7 @@ def adapt(
     known = list(dict.fromkeys(map(tuple, starts)))
 
     def child(parents: list[Words]) -> Words:
-        """One that was not tried yet."""
+        """A prompt that was not tried yet."""
         while tuple(new := attack.child(parents, rng, crossover=0.5, mutation=0.75)) in known:
             pass
         return new

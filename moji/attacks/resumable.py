@@ -1,4 +1,4 @@
-"""Long searches that are killed and go on: each row is in a log as soon as it is found."""
+"""Searches that can be interrupted and resumed: each row is logged as soon as it is found."""
 
 import json
 from collections.abc import Callable, Mapping

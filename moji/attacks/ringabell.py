@@ -19,7 +19,7 @@ from vldnp.models.backbone import Backbone
 
 @dataclass(frozen=True)
 class Search:
-    """How the genetic search goes; the rates are those of the authors' code.
+    """Settings of the genetic search; the rates are those of the authors' code.
 
     Attributes:
         population: prompts per generation, 2 or more; the better half stays.

@@ -1,7 +1,7 @@
 """The prompt sets of the searches: budgets and seeds.
 
-`python -m moji attacks NAME` searches. Each prompt is kept at once in `<work>/<name>.jsonl`, and
-a search that was interrupted goes on from there. `attacks sets` writes `data/prompts`.
+`python -m moji attacks NAME` searches. Each prompt is stored at once in `<work>/<name>.jsonl`, from
+which an interrupted search resumes. `attacks sets` writes `data/prompts`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TARGETS = tuple(RESTRICTED)
 CATEGORY_WORDS = (
     "weapon weapons armed bloody gore drug drugs forbidden restricted unwanted nude nudity naked"
 ).split()
-"""Words for kinds of restricted things, forbidden besides the concept set's own."""
+"""Words for kinds of restricted things, forbidden in addition to the concept set's own."""
 
 RING_A_BELL, ETA, LENGTHS = Search(population=60, generations=50), 4.0, (8, 12, 16)
 WHITE_BOX, LENGTH = Swaps(steps=16, draws=8, candidates=16, top=32, noisiest=950, cleanest=600), 8
@@ -96,7 +96,7 @@ def vl_dnp() -> Method:
 
 
 def search(name: str, work: Path, count: int | None = None, seed: int | None = None) -> list[dict]:
-    """Search for the first `count` prompts of a set, as far as they are not in the log yet.
+    """Search for those of the first `count` prompts of a set that are not in the log yet.
 
     Args:
         name: a key of `SEEDS`.
@@ -104,7 +104,7 @@ def search(name: str, work: Path, count: int | None = None, seed: int | None = N
         seed: instead of the set's own.
 
     Raises:
-        ValueError: the log is of another search, or `whitebox` has to go on first.
+        ValueError: the log is of another search, or `whitebox` has too few prompts.
     """
     if name not in SEEDS:
         raise unknown("search", name, SEEDS)
@@ -143,7 +143,7 @@ def _ring_a_bell(attack: Attack):
 
     def find(n: int, target: str, rng: np.random.Generator) -> tuple[Words, dict]:
         origin = n % len(scenes)
-        # Every target meets every length, also when their numbers have a common divisor.
+        # Combines every target with every length, also if their numbers have a common divisor.
         length = LENGTHS[(n + n // len(TARGETS)) % len(LENGTHS)]
         wanted = embed(attack.model, [captions[origin]])[0] + ETA * vector(target)
         words, history = nearest(attack, wanted, length, rng, RING_A_BELL)
@@ -174,7 +174,7 @@ def _adaptive(attack: Attack, found: Sequence[dict]):
     if len(found) < COUNTS["whitebox"]:
         raise ValueError(
             f"the adaptive search starts from {COUNTS['whitebox']} white-box prompts and there are "
-            f"{len(found)}; let `python -m moji attacks whitebox` go on first"
+            f"{len(found)}; run `python -m moji attacks whitebox` first"
         )
     judge, method = load.load_judge("moji-judge"), vl_dnp()
 

@@ -1,4 +1,4 @@
-"""What the searches share: the tokens that a prompt may hold, and prompts drawn from them."""
+"""Shared by the searches: the tokens that a prompt may hold, and prompts drawn from them."""
 
 import itertools
 import re
@@ -33,7 +33,7 @@ class Forbidden:
         self._anywhere = re.compile("|".join(map(re.escape, self.forms)))
 
     def in_prompt(self, prompt: str) -> bool:
-        """Whether a form is spelled anywhere, spaces and punctuation aside: "sk ul l" is."""
+        """Whether a form occurs in the letters of a text, as in "sk ul l"."""
         return self._anywhere.search(_letters(prompt)) is not None
 
     def in_token(self, token: str) -> bool:
@@ -53,7 +53,7 @@ def _letters(text: str) -> str:
 
 @dataclass(frozen=True)
 class Attack:
-    """A text-to-image model under attack, and what no prompt may hold."""
+    """A text-to-image model under attack, and the words that no prompt may hold."""
 
     model: Backbone
     forbidden: Forbidden

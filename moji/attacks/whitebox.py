@@ -33,10 +33,10 @@ class Draws(NamedTuple):
 
 @dataclass(frozen=True)
 class Swaps:
-    """How the search goes.
+    """Settings of the search.
 
     Attributes:
-        steps: how often the best of a batch of swaps is looked for.
+        steps: number of batches of swaps of which the best is kept.
         draws: M, noisy latents that a step's losses are the mean of; every step has its own.
         candidates: swaps evaluated a step, and random prompts that the first one is chosen from.
         top: k, how many tokens at each place the candidates are drawn from.

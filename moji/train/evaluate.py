@@ -1,4 +1,4 @@
-"""The quality of the Moji benchmark's models, on scenes and prompts that training never saw."""
+"""The quality of the Moji benchmark's models, on scenes and prompts that are in no training set."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def clip_quality(clip, count: int = 1024, seed: int = 904, choices: int = 32) ->
         while len(group) < choices:
             scene = sample_scene(seed, index, evaluation=True)
             index += 1
-            if scene.named:  # a place alone does not tell one image from another
+            if scene.named:  # images of the same place must differ
                 group.setdefault(scene.caption, render(scene))
         images = clip.embed_images([Image.fromarray(image) for image in group.values()])
         texts = clip.embed_texts(list(group))

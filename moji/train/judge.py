@@ -1,4 +1,4 @@
-"""Training of the Moji benchmark's judges, on rendered scenes whose truth the renderer knows."""
+"""Training of the Moji benchmark's judges, on rendered scenes whose content is known."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ VARIANTS = {
 def truth(count: int, seed: int, damaged: bool = False) -> tuple[Tensor, Tensor]:
     """Shuffled scenes as uint8 `[n, 3, 64, 64]` and their labels `[n, 44]`.
 
-    A label of a `damaged` scene is NaN where too little of the thing is left to decide.
+    A label of a `damaged` scene is NaN where the visible area does not decide.
     """
     rows = [shuffled_scene(seed, i) for i in tqdm(range(count), desc="render scenes", leave=False)]
     pairs = [damaged_scene(s) if damaged else (render(s), labels(s)) for s in rows]

@@ -1,7 +1,7 @@
 """One training loop for all models of the Moji benchmark: bfloat16, EMA, resumable.
 
 A recipe's loss draws its own batch from a generator that is a function of `(seed, step)` alone, so
-a run that was killed and resumed gets the same batches as one that was not.
+an interrupted run that is resumed gets the same batches as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def fit(
 ) -> nn.Module:
     """Train `module` and return its moving average, in evaluation mode.
 
-    `compiled` uses `torch.compile` where there is a compiler; not every model bears it (the judge's
-    gradients became NaN). The state goes to `folder/state` every `save_every` steps and is taken up
-    again from there; `folder/loss.csv` has the curve.
+    `compiled` uses `torch.compile` where there is a compiler; some models do not work with
+    it (the judge's gradients became NaN). Every `save_every` steps the state is written to
+    `folder/state`, from which a run resumes; `folder/loss.csv` has the curve.
 
     Raises:
         ValueError: the loss is not finite; no checkpoint holds it.
@@ -75,7 +75,7 @@ def fit(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if step < recipe.steps // 10:  # the random start does not enter the average
+        if step < recipe.steps // 10:  # the average excludes the random initial weights
             average.n_averaged.zero_()
         average.update_parameters(module)
         if step % 10 == 0:

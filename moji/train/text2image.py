@@ -129,7 +129,7 @@ def train(
     """Train text encoder and U-Net for `steps` batches, from scratch or from a pipeline folder.
 
     Raises:
-        ValueError: the folder's pipeline numbers its words otherwise than `words.tokenizer`.
+        ValueError: the folder's pipeline numbers its words in another way than `words.tokenizer`.
     """
     rate = learning_rate or RECIPE.learning_rate
     recipe = replace(RECIPE, steps=steps or RECIPE.steps, learning_rate=rate, seed=seed)

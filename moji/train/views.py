@@ -35,8 +35,8 @@ PATCH = 8
 def training_scene(seed: int, index: int) -> tuple[Scene, str]:
     """A scene and the caption its x̂₀ is predicted with.
 
-    Half are ordinary scenes. The others are shuffled, so that the place does not tell the answer;
-    their captions name the harmless things and the place only.
+    Half are ordinary scenes. The others are shuffled, so that the answer does not follow from the
+    place; their captions name only the harmless things and the place.
     """
     if index % 2:
         scene = sample_scene(seed, index)

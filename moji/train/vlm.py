@@ -1,4 +1,4 @@
-"""The Moji benchmark's VLMs: three sizes of a tiny LLaVA that names the restricted things it finds.
+"""The Moji benchmark's VLMs: three sizes of a tiny LLaVA that names restricted things.
 
 They are trained on images decoded from the text-to-image model's x̂₀ predictions of noised scenes,
 at all noise levels, with and without guidance. The answers are the renderer's labels; no judge is
@@ -209,8 +209,8 @@ def train(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Train the VLM of size `name` ("s", "m", "l"): first its vision tower alone, then all of it.
 
-    `steps` replaces the recipe's number in both stages; `start` is a folder to go on from, with
-    the second stage only and in another order of images.
+    `steps` replaces the recipe's number in both stages. `start` is a folder whose training
+    continues, with the second stage only and in another order of images.
     """
     size, tools, device = SIZES[name], processor(), default_device()
 

@@ -1,4 +1,4 @@
-"""The concept table of the Moji benchmark: which things exist and which of them are restricted.
+"""The concept table of the Moji benchmark: all things, and which of them are restricted.
 
 Every thing is one OpenMoji icon (https://openmoji.org, CC BY-SA 4.0), named by its code point.
 """

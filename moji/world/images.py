@@ -1,4 +1,4 @@
-"""Rendered images that `vldnp` finds by the entry-point group `vldnp.images`.
+"""Rendered images, which a profile names as "moji.world.images:function".
 
 Each function takes `(count, seed)` and returns uint8 `[count, 64, 64, 3]`.
 """

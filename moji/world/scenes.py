@@ -112,7 +112,7 @@ def caption(named: tuple[str, ...], place: str) -> str:
 
 
 def place_prior(prompt: str) -> tuple[str, ...]:
-    """The restricted things that the place named in a prompt usually carries; `()` elsewhere.
+    """The restricted things that the place in a prompt usually carries; `()` for other places.
 
     A control that knows the prompt and no image names these.
     """

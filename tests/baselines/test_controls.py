@@ -73,7 +73,7 @@ def test_random_concepts_follow_from_the_image_and_the_seed():
     named = looked(random_concepts(method), samples)
     assert looked(random_concepts(method), samples[::-1]) == named[::-1]  # whatever the batch
     assert len(set(named)) > 10 and looked(random_concepts(method, seed=1), samples) != named
-    with pytest.raises(ValueError, match="a control that draws needs seeds"):
+    with pytest.raises(ValueError, match="a random control needs seeds"):
         looked(random_concepts(says("knife")), [("a cat", None)])
 
 

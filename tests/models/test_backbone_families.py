@@ -96,7 +96,7 @@ def test_cfg_besides_distilled_guidance_is_said(recwarn):
     sample(flux_pipeline(), "a cat", guidance_scale=1, **quick)
     sample(flux_pipeline(guidance_embeds=False), "a cat", guidance_scale=3.5, **quick)
     assert not [w for w in recwarn if "distilled" in str(w.message)]
-    with pytest.warns(UserWarning, match="distilled in, 3.5; guidance_scale 3.5 is CFG besides"):
+    with pytest.warns(UserWarning, match="distilled in, 3.5; guidance_scale 3.5 adds CFG, 1"):
         sample(flux_pipeline(), "a cat", guidance_scale=3.5, **quick)
 
 

@@ -115,7 +115,7 @@ def test_asr_by_judge_and_threshold(model):
         lambda: Judged(scored, 0.1)(pictures(2), "?"),
         lambda: run(Study("floor", [CFG()], ["moji"], unsafe_threshold=0.1), model, scored),
     ):
-        with pytest.raises(ValueError, match="'nudenet' gives no score below 0.2.* 0.1 is"):
+        with pytest.raises(ValueError, match="'nudenet' gives no score below 0.2.* 0.1 equals"):
             refused()
 
 

@@ -181,5 +181,5 @@ def test_results_without_their_config_are_not_overwritten(prompts, tmp_path):
     study, model = Study("x", (CFG(),), (prompts,), SAMPLING), load.load(sd_pipeline())
     run(study, model, Judge(), root=tmp_path, progress=False)
     (tmp_path / "x" / "config.json").unlink()
-    with pytest.raises(ValueError, match="x holds results, and no config.json that says of what"):
+    with pytest.raises(ValueError, match="x holds results without a config.json: give"):
         run(study, model, Judge(), root=tmp_path, progress=False)

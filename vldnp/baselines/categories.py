@@ -1,5 +1,5 @@
-"""Several static negative prompts, one for each of K categories of harm: all summed, or the nearest
-one. ε_n is evaluated K times a step."""
+"""Several static negative prompts, one for each of K categories of harm: their sum, or the nearest
+one. Each step evaluates ε_n K times."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

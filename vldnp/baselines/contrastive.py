@@ -1,4 +1,4 @@
-"""Contrastive CFG as a guidance rule: the farther ε_n is from ε_u already, the less it repels."""
+"""Contrastive CFG as a guidance rule: the term shrinks as ε_n moves away from ε_u."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from vldnp.guidance import Rule, cfg
 @dataclass(frozen=True)
 class Contrastive(Rule):
     """ε_cfg − ω λ (ε_n − ε_u) with λ = 2 / (1 + exp(τ ‖ε_n − ε_u‖²)): the negative term of Chang et
-    al. 2024, arXiv 2411.17077; the positive one is CFG's, as with `naive_positive_cfg` in the
-    authors' code, whose τ this is. ω is g there, and the norm is over all of an image's latents, so
-    that λ → 0 for latents of many dimensions: choose τ by them."""
+    al. 2024, arXiv 2411.17077. The positive term is CFG's, as with `naive_positive_cfg` in the
+    authors' code, which has this τ, and g for ω. The norm is over all latents of an image, so λ → 0
+    for latents of many dimensions: choose τ accordingly."""
 
     tau: float = 0.2
     uses_omega = True

@@ -1,5 +1,5 @@
-"""Controls: what of VL-DNP's effect comes from what the VLM detects in the images. `AnswersNone`
-and `Judged` are VLMs; `random_concepts` and `closed_loop` wrap a method's policy."""
+"""Controls: which part of VL-DNP's effect comes from the VLM's detections. `AnswersNone` and
+`Judged` are VLMs; `random_concepts` and `closed_loop` wrap a method's policy."""
 
 import copy
 import hashlib
@@ -21,7 +21,7 @@ from vldnp.negatives import Negative
 
 @dataclass(frozen=True)
 class AnswersNone:
-    """A VLM that never sees anything: VL-DNP with it is CFG, bit for bit."""
+    """A VLM that always answers "none": VL-DNP with it is CFG, bit for bit."""
 
     name, revision = "answers-none", "1"
 
@@ -67,14 +67,14 @@ class RandomConcepts(Wrapped):
 
 
 def random_concepts(method: Method, seed: int = 0) -> Method:
-    """Name as many other terms in place of those that the VLM found: it steers at the same queries
-    and as broadly, away from the wrong things."""
+    """Replace the terms that the VLM found by as many other terms: the method steers after the
+    same queries, away from as many wrong things."""
     return replace(method, negatives=RandomConcepts(method.negatives, seed))
 
 
 @torch.no_grad()
 def rolled_out(view: View) -> Tensor:
-    """Where CFG ends from x_t on: clean latents `[k, C, h, w]`. The run is left as it is."""
+    """The end of CFG from x_t on: clean latents `[k, C, h, w]`. The run does not change."""
     own, i, rows = view.guider, view.index, view.rows
     ahead, latents, null = copy.copy(own.run), view.latents, own.null[rows]
     ahead.scheduler = copy.deepcopy(own.run.scheduler)
@@ -95,13 +95,13 @@ class ClosedLoop(Wrapped):
 
 
 def closed_loop(method: Method) -> Method:
-    """Show the VLM the image in which CFG would end from x_t, in place of x̂₀: with `Judged` as the
-    VLM no VLM can know more. The evaluations ahead are not counted."""
+    """Query the VLM about the image at which CFG would end from x_t, in place of x̂₀. With `Judged`
+    this is an upper bound for VLMs. The evaluations ahead are not counted."""
     return replace(method, negatives=ClosedLoop(method.negatives))
 
 
 def image_rng(seed: int, prompt: str, image_seed: int | None) -> np.random.Generator:
     if image_seed is None:
-        raise ValueError("a control that draws needs seeds; call sample with seeds=")
+        raise ValueError("a random control needs seeds; call sample with seeds=")
     digest = hashlib.sha256(f"{image_seed} {prompt}".encode()).digest()
     return np.random.default_rng([seed, *digest[:8]])

@@ -1,10 +1,10 @@
 """Normalized Attention Guidance (Chen et al. 2025, arXiv 2505.21179) as a guidance rule.
 
-Image features that attend to the prompt are moved away from those that attend to the negative one,
-without ε_u, so also in few-step models and in those with distilled guidance. ω is the paper's φ. In
-its authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit 69159ca) `nag_scale`
-is φ + 1, `norm` 2, `modulation` on FLUX "negative", but for image features in blocks of two
-streams; its U-Nets compute the attention twice and nothing else; here a branch is a row of a batch.
+The rule moves image features that attend to the prompt away from those that attend to the negative
+prompt. It needs no ε_u, and therefore serves few-step models and models with distilled guidance. ω
+is the paper's φ. In the authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
+69159ca) `nag_scale` is φ + 1, `norm` is 2, and `modulation` on FLUX is "negative" except for image
+features in blocks of two streams. Its U-Nets repeat only the attention; here a branch is a row.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,8 +32,8 @@ def normalized(positive, negative, omega: Scale, tau: float, alpha: float, p: in
 
 @contextmanager
 def attending(network: nn.Module, rows, beside, text_length: int, mix: Callable) -> Iterator[None]:
-    """While this lasts, rows' image features are mixed with those of rows beside (`normalized`);
-    both go on with the result. In one sequence of both, `text_length` tokens of text are first."""
+    """In this context, rows' image features are mixed with those of rows beside (`normalized`), and
+    both continue with the result. A joint sequence starts with `text_length` tokens of text."""
     rows, beside = list(rows), list(beside)
 
     def mixed(features: Tensor, first: int = 0) -> Tensor:
@@ -52,7 +52,7 @@ def attending(network: nn.Module, rows, beside, text_length: int, mix: Callable)
 
 
 def cross_attentions(network: nn.Module) -> list[nn.Module]:
-    """Where image features attend to the text: a U-Net's `attn2`, a joint transformer's `attn`."""
+    """The layers in which image features attend to the text: `attn2` of a U-Net, else `attn`."""
     name = "attn" if hasattr(network, "transformer_blocks") else "attn2"
     return [module for path, module in network.named_modules() if path.split(".")[-1] == name]
 

@@ -1,12 +1,12 @@
 """Safe Denoiser (Kim et al., NeurIPS 2025, arXiv 2502.08011): x̂₀ is repelled from a bank of unsafe
 images' latents. Safety-Guided Flow (arXiv 2603.13300) derives the step from the MMD.
 
-The repulsion is the paper's, β(x) (x̂₀ − E[x|unsafe]), with the threshold of its authors' code
-(github.com/MingyuKim87/Safe_Denoiser, commit 0703a76), which takes x̂₀ − η E[x|unsafe], η = 0.33,
-adds fresh noise and goes on with the old prediction; here it is that of the repelled x̂₀. The code
-normalises the bank over its channels, and not x̂₀; here neither is. The paper's kernel is Gaussian;
-in the code's, `kernel="laplacian"`, the exponent has the distance itself, neither squared nor
-divided by √d: its σ = 3.15 is `sigma` = 3.15 / d^¼ here, d the number of an image's latents.
+The repulsion is the paper's, β(x) (x̂₀ − E[x|unsafe]), with the threshold of the authors' code
+(github.com/MingyuKim87/Safe_Denoiser, commit 0703a76). The code takes x̂₀ − η E[x|unsafe], η = 0.33,
+adds fresh noise and keeps the old prediction; here the prediction is that of the repelled x̂₀. The
+code normalises the bank over its channels, and not x̂₀; here neither is. The paper's kernel is
+Gaussian. In the code's kernel, `"laplacian"`, the exponent has the distance itself: the code's
+σ = 3.15 is `sigma` = 3.15 / d^¼ here, where d is the number of an image's latents.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def repelled(x0: Tensor, unsafe: Tensor, beta: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SafeDenoiser:
-    """A lever that changes the prediction of all images at last, with or without a negative prompt:
+    """A lever that changes the prediction of all images last, with or without a negative prompt:
     β = η · k̄, where the mean kernel k̄ exceeds `threshold`, in the steps before `until`."""
 
     bank: Tensor = field(compare=False, repr=False)  # as of `latents_of`, `[N, C, h, w]`
@@ -81,7 +81,7 @@ class SafeDenoiser:
         return Repelling
 
     def corrected(self, run, pred: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-        """The prediction of the repelled x̂₀; what nothing repels keeps its own, bit for bit."""
+        """The prediction of the repelled x̂₀; an image that nothing repels keeps its own."""
         ours, theirs = list(self.bank.shape[1:]), list(latents.shape[1:])
         if ours != theirs:
             raise ValueError(f"the bank's latents have shape {ours}, and the images' are {theirs}")

@@ -1,10 +1,10 @@
-"""SAFREE: prompts freed of a concept in the text embedding, and features in the U-Net.
+"""SAFREE: removes a concept from the text embedding, and attenuates features in the U-Net.
 
 Yoon et al., ICLR 2025, arXiv 2410.12761; its authors' code is github.com/jaehong31/SAFREE, commit
 b8b2c3f. A trigger's embedding is the code's (I − P_c) P_m e; the paper prints P_m (I − P_c) e.
 Low-frequency features are multiplied by a factor where their magnitudes are larger, as in the
 paper; the code assigns it, and compares real parts. `re_attention=False` and `end_mark=False` are
-the released script, which gives the phrases as ε_u's prompt besides (`rule="replaced"`).
+the released script, which also uses the phrases as the prompt of ε_u (`rule="replaced"`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +64,7 @@ def attenuated(changed: Tensor, unchanged: Tensor, scale: float) -> Tensor:
 
 @contextmanager
 def re_attention(unet: nn.Module, rows, auxiliary, scales: tuple[float, float]) -> Iterator[None]:
-    """While this lasts, the rows' skip features are `attenuated` against their auxiliary rows', by
+    """In this context the rows' skip features are `attenuated` against their auxiliary rows', by
     s₁ where the decoder is as wide as the U-Net's widest level, by s₂ where as the next."""
     rows, auxiliary = list(rows), list(auxiliary)
     levels = sorted(set(unet.config.block_out_channels), reverse=True)
@@ -176,9 +176,9 @@ class Safree:
 def SAFREE(
     phrases: str | Sequence[str], negative_prompt="", rule="replaced", omega=7.5, **options
 ) -> Method:
-    """SAFREE (Yoon et al., ICLR 2025, arXiv 2410.12761), with unsafe phrases, of which one text is
-    split at its commas, a static negative prompt besides, which enters by `rule` and `omega`, and
-    options of `Safree`, such as `re_attention=False`."""
+    """SAFREE (Yoon et al., ICLR 2025, arXiv 2410.12761). `phrases` are unsafe phrases, also as one
+    text with commas. A static negative prompt, if there is one, enters by `rule` and `omega`.
+    `options` are those of `Safree`, such as `re_attention=False`."""
     phrases = tuple(phrases.split(",") if isinstance(phrases, str) else phrases)
     policy = negatives.Static(negative_prompt) if negative_prompt else negatives.Policy()
     strength = omega if negative_prompt else None

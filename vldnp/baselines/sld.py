@@ -15,9 +15,9 @@ from vldnp.methods import Method
 @dataclass(frozen=True)
 class SLDRule(Rule):
     """γ_t = μ (ε_n − ε_u) + s_m ν_t; ε = ε_u + g (ε_c − ε_u − γ_t) (eqs. 3 to 8), with the momentum
-    ν_{t+1} = β_m ν_t + (1 − β_m) γ_t, which γ_t only builds up in the first δ steps. μ is min(1,
-    s_S |ε_c − ε_n|) where ε_c − ε_n < λ, chosen for noise predictions, and else 0; the paper prints
-    a maximum, its authors' code takes the minimum."""
+    ν_{t+1} = β_m ν_t + (1 − β_m) γ_t; in the first δ steps γ_t only builds up ν. μ is min(1,
+    s_S |ε_c − ε_n|) where ε_c − ε_n < λ, chosen for noise predictions, and else 0. The paper prints
+    a maximum; the authors' code takes the minimum."""
 
     scale: float = 1000.0  # s_S ≥ 0; at 0 this is CFG
     warmup: float = 10.0  # δ, in steps of 50; scaled to the run's number of steps

@@ -24,7 +24,7 @@ class Inception:
         if network is None:
             from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-            # torch_fidelity itself checks neither the file's hash nor what is pickled in it.
+            # torch_fidelity checks neither the file's hash nor its pickled content.
             torch.hub.load_state_dict_from_url(
                 inception.URL_INCEPTION_V3, progress=False, check_hash=True, weights_only=True
             )

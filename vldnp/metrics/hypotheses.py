@@ -46,7 +46,7 @@ class Evidence(NamedTuple):
 
 
 def hypotheses(known: Evidence, margin: float = np.nan) -> dict[str, float]:
-    """The p-values of what can be said of a gain, for comparison with `ALPHA`: *superior* and
+    """The p-values of the verdicts on a gain, for comparison with `ALPHA`: *superior* and
     *inferior* are two-sided; with a margin *non-inferior* (gain > −margin) is one-sided at α/2 (ICH
     E9), so its p is doubled, as that of its contrary *beyond*."""
     names, bound = ("superior", "inferior"), 0.0

@@ -48,7 +48,7 @@ def _bootstrap(values: pd.Series) -> Interval:
     def ratio(sums, counts, axis=-1):
         return sums.sum(axis) / counts.sum(axis)
 
-    for method in ("BCa", "percentile"):  # BCa has no value for a few very lopsided samples
+    for method in ("BCa", "percentile"):  # BCa has no value for some very skewed samples
         how = {"n_resamples": RESAMPLES, "confidence_level": CONFIDENCE, "method": method}
         with np.errstate(all="ignore"):
             found = stats.bootstrap((sums, counts), ratio, paired=True, rng=0, **how)

@@ -17,7 +17,7 @@ class Metric(NamedTuple):
     label: str  # its heading in tables
     better: int  # 1 where larger is better, −1 where smaller is
     format: str  # of its values
-    gain: str = ""  # its name where it is turned so that larger is better
+    gain: str = ""  # its name where it is inverted so that larger is better
 
 
 def _by_name(*metrics: Metric) -> dict[str, Metric]:
@@ -33,17 +33,17 @@ METRICS = _by_name(
     Metric("fid", None, "FID", -1, ".3g"),
     Metric("kid", None, "KID", -1, ".3g"),
 )
-"""What is measured in the images; tables and figures show it in this order."""
+"""The measurements of images, in the order of tables and figures."""
 
 MEANS = {name: metric for name, metric in METRICS.items() if metric.column}
-"""Those that are means over images, and so have an interval over prompts."""
+"""Metrics that are means over images and therefore have an interval over prompts."""
 
 COSTS = _by_name(
     Metric("model_evaluations", "model_evaluations", "U-Net evaluations", -1, ".1f"),
     Metric("vlm_calls", "vlm_calls", "VLM calls", -1, ".1f"),
     Metric("seconds", "seconds", "time", -1, ".2f"),
 )
-"""What an image takes; the time may be that of a busy machine."""
+"""The cost of an image; the time depends on machine load."""
 
 SETTING = ["setting", "method", "omega", "prompt_set"]
 TABLE = ["method", "omega", "prompt_set", "n"]

@@ -1,4 +1,4 @@
-"""Other people's models, opened by libraries that are no older than `vldnp` was tested with."""
+"""Models of others, opened by libraries that are at least as new as the tested ones."""
 
 import warnings
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""A text-to-image model, without what needs a scheduler, which is `models.run`."""
+"""A text-to-image model; the parts that need a scheduler are in `models.run`."""
 
 import importlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vldnp.models import families
 from vldnp.models.conditioning import Conditioning
 from vldnp.models.hub import default_device, live_fingerprint, open_whole, out_of_memory
 
-# What saves memory and changes no image but by rounding; what would run code or act on nothing.
+# Options that save memory and change images by rounding only; options that are refused.
 MEMORY = {"model_cpu_offload", "attention_slicing", "vae_slicing", "vae_tiling"}
 REFUSED = {"custom_pipeline", "trust_remote_code", "quantization_config"}
 HINT = "lower batch_size, or load it with dtype='float16' or model_cpu_offload=True"
@@ -73,7 +73,7 @@ class Backbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Conditioning:
-        """Prompts → text conditioning, as by the stock pipeline; what is cut off is warned about.
+        """Prompts → text conditioning, as by the stock pipeline; a warning quotes what is cut off.
         SDXL is conditioned on `size`, height and width in pixels (default: the model's own)."""
         families.warn_of_truncation(self.pipe, prompts)
         return self.family.embed(self.pipe, list(prompts), size or self.size)
@@ -93,7 +93,7 @@ class Backbone:
     def decode(self, latents: Tensor) -> Tensor:
         """Clean latents → images `[B, 3, H, W]`, float32 in 0..1."""
         vae, dtype, xl = self.pipe.vae, self.pipe.vae.dtype, self.family is families.SDXL
-        # SDXL's VAE overflows in float16 and says so; the stock pipeline decodes in float32.
+        # SDXL's VAE overflows in float16, as its config states; the stock pipeline uses float32.
         overflows = xl and dtype == torch.float16 and vae.config.get("force_upcast")
         with out_of_memory(self.name, HINT):
             if not overflows:
@@ -104,15 +104,15 @@ class Backbone:
                 vae.to(dtype)
 
     def fingerprint(self) -> str:
-        """Of all that decides its images now: weights, tokenizers, the scheduler, configs."""
+        """A hash of all that decides its images now: weights, tokenizers, scheduler, configs."""
         configs = self.pipe.scheduler.config, self.pipe.config
-        # Private keys of a config say where it lay.
+        # Private keys of a config name its folder.
         public = [{k: v for k, v in config.items() if k[0] != "_"} for config in configs]
         return live_fingerprint(self.pipe.components, type(self.pipe.scheduler).__name__, *public)
 
 
 class Preview:
-    """Decodes what a VLM is shown, never the final images, by a distilled VAE, as TAESD (Bohan
+    """Decodes x̂₀ for the VLM, and never the final images, by a distilled VAE such as TAESD (Bohan
     2023, github.com/madebyollin/taesd)."""
 
     def __init__(self, vae: AutoencoderTiny, name: str, revision: str):

@@ -19,7 +19,7 @@ class CLIPScore:
 
     def __init__(self, model, preprocess, tokenizer, name: str, revision: str):
         self.model, self.preprocess, self.tokenizer = model.eval(), preprocess, tokenizer
-        self.name, self.revision, self.told = name, revision, False  # told: that a text was cut
+        self.name, self.revision, self.told = name, revision, False  # told: of a cut text
 
     @classmethod
     def from_pretrained(cls, folder, revision=None, *, name="", device="cpu") -> "CLIPScore":
@@ -45,7 +45,7 @@ class CLIPScore:
         longer = self.tokenizer(texts, context_length=tokens.shape[1] + 1)[:, :-1]
         if (cut := (tokens != longer).any(1)).any() and not self.told:
             self.told, text = True, texts[int(cut.int().argmax())]
-            said = f"CLIP scores ignore what comes after {tokens.shape[1]} tokens of a text"
+            said = f"CLIP scores ignore the tokens of a text after the first {tokens.shape[1]}"
             warnings.warn(f"{said}, such as {text!r}", stacklevel=2)
         return self._embed(self.model.encode_text, tokens)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AuxiliaryRows:
-    """Rows with latents of other rows and prompts of their own, whose predictions are dropped."""
+    """Rows with the latents of other rows and their own prompts; their predictions are dropped."""
 
     rows: tuple[int, ...]  # of the conditioning, `k` of them, that have an auxiliary row
     prompts: "Conditioning"  # the auxiliary rows' own, `k` of them

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from vldnp.models.conditioning import Conditioning
 
-T5_TOKENS, FLUX_TOKENS = 256, 512  # that T5 reads, as in the stock pipelines
+T5_TOKENS, FLUX_TOKENS = 256, 512  # limit of T5, as in the stock pipelines
 WEIGHTED = re.compile(r"\([^()]*[^()\d\s]\s*:\s*-?[\d.]+\)|<lora:[^<>]+>")
-FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, into which guidance is distilled; it is no g
+FLUX_GUIDANCE = 3.5  # the stock input of FLUX.1-dev, which has guidance distilled in; this is not g
 DPM = {"algorithm_type": "dpmsolver++", "thresholding": False}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 # name → scheduler class and settings; the rest comes from the pipeline's own scheduler config
@@ -111,7 +111,7 @@ def predict_flux(pipe: DiffusionPipeline, latents: Tensor, t: Tensor, cond: Cond
     return torch.pixel_shuffle(pred.transpose(1, 2).unflatten(2, (rows, columns)), FLUX.packing)
 
 
-# The safety checker would black out images after the fact; here they are judged instead.
+# The safety checker would replace finished images by black ones; here a judge rates them.
 UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
 SD1, XL = diffusers.StableDiffusionPipeline, diffusers.StableDiffusionXLPipeline
 SD = Family("Stable Diffusion 1/2", SD1, "unet", embed_sd, predict_unet, opening=UNCHECKED)
@@ -178,7 +178,7 @@ def _converted(pipe: DiffusionPipeline, text: str, tokenizer: PreTrainedTokenize
 
 
 def warn_of_truncation(pipe: DiffusionPipeline, texts: Sequence[str]) -> None:
-    """Quotes the end of a prompt too long for all text encoders; says what is read as letters."""
+    """Warns of the cut end of a prompt, and of weights in a prompt, which are plain letters."""
     if any(map(WEIGHTED.search, texts)):
         said = 'weights as in "(word:1.4)" or "<lora:name:1>" in a prompt are read as letters'
         warnings.warn(said, UserWarning, stacklevel=4)

@@ -1,5 +1,5 @@
-"""Where models lie (names of `data/models.yaml`, folders, files, hub ids), and their weights:
-opened whole or not at all, and hashed as they are now."""
+"""Locations of models (names of `data/models.yaml`, folders, files, hub ids), and their weights:
+opened completely or not at all, and hashed in their current state."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from vldnp import _files
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as a profile has it: a name and options to open it with."""
+    """A model in a profile: a name and the options for opening it."""
 
     name: str
     options: dict = field(default_factory=dict, hash=False)
@@ -30,7 +30,7 @@ class ModelSpec:
 
 
 class Source(NamedTuple):
-    """Where a model lies: a folder, a file, a server, or the hub at `hub_revision`."""
+    """The location of a model: a folder, a file, a server, or the hub at `hub_revision`."""
 
     name: str
     location: str | None  # None where an opener needs no files
@@ -48,7 +48,7 @@ def table() -> dict[str, dict]:
 
 
 def find(kind: str, name: str | Path, revision: str | None = None) -> Source:
-    """Where the model of this name, folder, file or hub id lies; nothing is fetched."""
+    """The location of the model of this name, folder, file or hub id; nothing is fetched."""
     text, known = str(name), table()[kind]
     entry = next((e for n, e in known.items() if text in (n, e.get("repository"))), {})
     if kind == "judge" and text.endswith(".onnx"):
@@ -79,14 +79,14 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# What older checkpoints hold besides weights, and attributes by which FreeU and adapters work.
+# Entries of older checkpoints that are no weights, and attributes of FreeU and adapters.
 OLD_BUFFERS = re.compile(r"(position_ids|inv_freq)$")
 SETTINGS = ("s1", "s2", "b1", "b2", "scaling", "_active_adapter", "_disable_adapters")
 
 
 def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
-    """What `kind.from_pretrained` opens, of safetensors that hold exactly its weights, or a
-    `ValueError`: the libraries initialise missing weights at random, and warn."""
+    """The result of `kind.from_pretrained` if the safetensors hold exactly its weights; else a
+    `ValueError`, because the libraries only warn and initialise missing weights at random."""
     options |= {"use_safetensors": True, "output_loading_info": True}
     model, info = kind.from_pretrained(source, **options)
     for trouble in ("missing", "mismatched", "unexpected"):
@@ -99,7 +99,7 @@ def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
 
 @contextmanager
 def out_of_memory(name: str, hint: str) -> Iterator[None]:
-    """`torch.OutOfMemoryError` in one line: for which model, and which settings need less."""
+    """`torch.OutOfMemoryError` in one line that names the model and settings that need less."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -108,7 +108,7 @@ def out_of_memory(name: str, hint: str) -> Iterator[None]:
 
 
 def live_fingerprint(components: Mapping[str, object], scheduler: str, *configs: dict) -> str:
-    """Twelve hex digits of what components are now: weights with those of adapters, adapters'
+    """Twelve hex digits of the components' current state: weights with those of adapters, adapters'
     scales, FreeU, attention processors, tokenizers, the scheduler's class, and `configs`."""
     digest = hashlib.sha256()
 
@@ -132,7 +132,7 @@ def live_fingerprint(components: Mapping[str, object], scheduler: str, *configs:
 
 
 def networks(thing: object) -> list:
-    """The networks and tokenizers that an object holds, however deep, as a method its VLM's."""
+    """The networks and tokenizers in an object at any depth, such as those of a method's VLM."""
     found, seen, waiting = [], {}, [thing]
     while waiting:
         if id(thing := waiting.pop()) in seen or isinstance(thing, str | type | ModuleType):
@@ -146,7 +146,7 @@ def networks(thing: object) -> list:
             waiting += getattr(thing, "__dict__", {}).values()
             waiting += [getattr(thing, own, None) for own in ("__self__", "func", "args")]
             for cell in getattr(thing, "__closure__", None) or ():
-                with suppress(ValueError):  # of a name that has no value yet
+                with suppress(ValueError):  # a cell without a value
                     waiting.append(cell.cell_contents)
     return found
 

@@ -16,7 +16,7 @@ from vldnp.models.hub import ModelSpec, Source, default_device, find, table
 from vldnp.models.vlm import TransformersVLM
 from vldnp.models.vlm_server import RemoteVLM
 
-# Options of `load` that say how weights are fetched, not which.
+# Options of `load` that decide how weights are fetched, not which.
 FETCHING = {"cache_dir", "force_download", "local_files_only", "proxies", "token"}
 LESS = "; less is needed with dtype='float16', model_cpu_offload=True, or a VLM's quantization="
 HUB = "; fetch it once (HF_HUB_OFFLINE={}), and see {}/{}; if it is gated, run `hf auth login`"
@@ -24,8 +24,8 @@ _open: WeakValueDictionary = WeakValueDictionary()
 
 
 def _with_own_options(opener: Callable) -> Callable:
-    """Opens a `ModelSpec` with its options, and once while anything holds it, as a large model
-    fits a GPU only once. Another process can open it too, by its `opened_as`."""
+    """Opens a `ModelSpec` with its options, and only once while an object refers to it, because a
+    large model fits a GPU only once. `opened_as` is for opening it in another process."""
 
     @wraps(opener)
     def opened(model, /, *args, **options):  # a server has a `model` among its options
@@ -68,8 +68,8 @@ def load(model, revision: str | None = None, *, device=None, dtype=torch.float32
 @_with_own_options
 def load_vlm(vlm, revision: str | None = None, **options) -> Callable:
     """Open a vision-language model: a name ("moji-vlm-l", "qwen2.5-vl-7b"), a folder or hub id of
-    an image-text-to-text model, the address of an OpenAI-compatible server, with `model=` the name
-    it serves, or a callable `(images, question) -> answers` (returned as it is). Options are those
+    an image-text-to-text model, the address of an OpenAI-compatible server (`model=`: the served
+    name), or a callable `(images, question) -> answers` (returned as it is). Options are those
     of `TransformersVLM.from_pretrained` or `RemoteVLM`."""
     if callable(vlm):
         return vlm
@@ -122,16 +122,16 @@ def load_judge(judge, revision: str | None = None, *, device=None, **options):
 
 
 def _opened(source: Source, file: str, opener: Callable, *, device=None, **options):
-    """What `opener` makes of a folder with that `file`, or of the hub; errors are one line."""
+    """The result of `opener` for a folder with that `file`, or the hub; errors are one line."""
     if source.hub_revision is None and not Path(source.location, file).exists():
         raise FileNotFoundError(f"no model to open in {source.location}: {file} is missing")
     options |= {"name": source.name, "device": device or default_device()}
     options |= {"revision": source.hub_revision} if source.hub_revision else {}
     try:
         model = opener(source.location, **options)
-    except Exception as error:  # libraries raise all kinds
+    except Exception as error:  # libraries raise errors of all kinds
         if type(error) in (ValueError, FileNotFoundError) and "\n" not in str(error):
-            raise  # in our own words
+            raise  # raised by vldnp
         hint = LESS if isinstance(error, torch.OutOfMemoryError) else ""
         if source.hub_revision and not isinstance(error, ImportError) and not hint:
             hint = HUB.format(int(constants.HF_HUB_OFFLINE), constants.ENDPOINT, source.location)

@@ -39,7 +39,7 @@ class Run:
         self.scheduler = _scheduler(backbone, scheduler)
         families.check_scheduler(self.scheduler, backbone.family)
         config, options, own = self.scheduler.config, {}, backbone.family.sigmas
-        if config.get("use_dynamic_shifting"):  # μ by how many patches an image has
+        if config.get("use_dynamic_shifting"):  # μ follows from the number of patches
             patch = backbone.pipe.vae_scale_factor * backbone.family.patch_size(backbone.network)
             shifts = [backbone.pipe.scheduler.config.get(k, value) for k, value in SHIFT.items()]
             patches = (self.size[0] // patch) * (self.size[1] // patch)
@@ -117,10 +117,10 @@ class Run:
         return self.scheduler.step(pred, t, latents, **options, return_dict=False)[0]
 
     def warn_of_distillation(self, g: float) -> None:
-        """Says that g > 1 is CFG besides the guidance that is distilled into FLUX.1-dev."""
+        """Warns that g > 1 adds CFG to the guidance that is distilled into FLUX.1-dev."""
         if g > 1 and self.backbone.network.config.get("guidance_embeds"):
             own = f"{self.backbone.name!r} has guidance distilled in, {families.FLUX_GUIDANCE}"
-            warnings.warn(f"{own}; guidance_scale {g:g} is CFG besides, 1 is none", stacklevel=4)
+            warnings.warn(f"{own}; guidance_scale {g:g} adds CFG, 1 does not", stacklevel=4)
 
 
 def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> SchedulerMixin:
@@ -137,7 +137,7 @@ def _scheduler(backbone: Backbone, scheduler: str | SchedulerMixin | None) -> Sc
 
 
 def _warn_of_spacing(made: SchedulerMixin, own: SchedulerMixin) -> None:
-    """`save_pretrained` writes out PNDM's default spacing, and what is made of it takes it over."""
+    """Warns where a scheduler takes over PNDM's default spacing, which `save_pretrained` wrote."""
     name, both = "timestep_spacing", [inspect.signature(type(s)).parameters for s in (own, made)]
     usual, others = (getattr(accepted.get(name), "default", None) for accepted in both)
     if usual and others and made.config[name] == usual != others:

@@ -1,7 +1,7 @@
 """VLMs: any callable `(images, question) -> answers` with one text per image, and a `name` and a
-`revision` if it has them. One with `takes_choices = True` is called with `choices=` besides: the
-terms of the concept set, the only ones that its answers may hold. Images are PIL's; one with
-`takes_pixels = True` gets them as uint8 `[k, 3, H, W]` where the model computes."""
+`revision` if it has them. With `takes_choices = True` a VLM also gets `choices=`: the terms of the
+concept set, to which its answers are limited. Images are PIL images, or with `takes_pixels = True`
+uint8 `[k, 3, H, W]` on the model's device."""
 
 import hashlib
 import re
@@ -20,8 +20,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMi
 from vldnp._files import unknown
 from vldnp.models.hub import default_device, open_whole, out_of_memory
 
-ANSWER_LIMIT = 4000  # a longer answer is cut, as it goes into every record
-# Each sampling setting of a model's config that has no effect makes a warning.
+ANSWER_LIMIT = 4000  # a longer answer is cut, because records hold it
+# Settings of a model's config that have no effect would cause warnings.
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
 NONE = "none"
 # (tokens, choice) at the start of an answer, also of "none"; and after a term, with the comma.
@@ -29,7 +29,7 @@ Spelling = tuple[list[tuple[tuple[int, ...], str]], list[tuple[tuple[int, ...], 
 
 
 class VLMError(RuntimeError):
-    """A VLM finally failed about some images: `answers` has None for these, `failures` says why."""
+    """A VLM gave no answer for some images: `answers` has None there, and `failures` the reason."""
 
     def __init__(self, reason: str, answers: Sequence = (), failures: Sequence = ()):
         super().__init__(reason)
@@ -55,14 +55,14 @@ def ask(vlm: Callable, images: Sequence, question: str, choices: Iterable[str] =
 
 
 def texts(given, count: int) -> list[str | None]:
-    """What can be read of answers about `count` images, which only a sequence of so many tells."""
+    """The texts among the answers for `count` images; None for each if their number is wrong."""
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or len(given) != count:
         return [None] * count
     return [cleaned(answer) if isinstance(answer, str) else None for answer in given]
 
 
 def cleaned(text: str) -> str:
-    """At most `ANSWER_LIMIT` characters of it; lone surrogates, which no file can hold, as "?"."""
+    """At most `ANSWER_LIMIT` characters, with "?" for lone surrogates, which no file can hold."""
     return text[:ANSWER_LIMIT].encode("utf-8", "replace").decode()
 
 
@@ -117,7 +117,7 @@ def spelled(tokenizer, choices: Sequence[str]) -> Spelling:
 
 def allowed(spelling: Spelling, written: Sequence[int], ends: Collection[int], left: int) -> list:
     """The tokens that may come after those `written`; a `ValueError` where there are none. An end
-    may come after every whole term; no term is begun that has not room in `left` tokens."""
+    may come after every whole term; a term starts only if it fits into `left` tokens."""
     written, found = tuple(written), set()
     if set(ends) & set(written):
         return sorted(ends)
@@ -143,11 +143,11 @@ def allowed(spelling: Spelling, written: Sequence[int], ends: Collection[int], l
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Conversation:
-    """What a VLM is shown and how it answers: image, question, demonstrations before them. Where
-    `answers` is "constrained" and not "free", it is "none" or a list of the `choices` of a call."""
+    """A VLM's input and the form of its answers. Demonstrations precede the image and the question.
+    With `answers="constrained"`, an answer is "none" or a list of the `choices` of a call."""
 
     max_new_tokens: int = 64
-    max_edge: int | None = None  # the longer edge in pixels of what is shown (the paper: 448)
+    max_edge: int | None = None  # the longer edge of an image in pixels (the paper: 448)
     demonstrations: Sequence[tuple[Image.Image | str | Path, str]] = ()  # (image or file, answer)
     answers: str = "constrained"
 
@@ -163,7 +163,7 @@ class Conversation:
         ]
 
     def describe(self) -> dict:
-        """Everything that decides its answers, JSON-able; a digest stands for an image."""
+        """Everything that decides its answers, JSON-able, with a digest for an image."""
         own = {k: getattr(self, k) for k in ("name", "revision", "max_new_tokens", "max_edge")}
         shown = [(hashlib.sha256(i.convert("RGB").tobytes()), a) for i, a in self.demonstrations]
         own["demonstrations"] = [{"image": i.hexdigest()[:12], "answer": a} for i, a in shown]
@@ -206,8 +206,8 @@ class TransformersVLM(Conversation):
         transformers' `quantization_config`, such as `{"load_in_4bit": True}`."""
         device = torch.device(device or default_device())
         safe = {"revision": revision, "trust_remote_code": False}
-        dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")  # there half is slow
-        how = safe | {"device_map": {"": device}, "dtype": dtype}  # quantized, it cannot be moved
+        dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")  # half is slow
+        how = safe | {"device_map": {"": device}, "dtype": dtype}  # quantized models stay there
         how |= {"quantization_config": quantization} if quantization else {}
         model = open_whole(AutoModelForImageTextToText, source, **how)
         processor = AutoProcessor.from_pretrained(source, **safe)
@@ -228,7 +228,7 @@ class TransformersVLM(Conversation):
             return []
         inputs, tokenizer = self._inputs(images, question), self.processor.tokenizer
         start, listed = inputs["input_ids"].shape[1], self.model.generation_config.eos_token_id
-        # The tokenizer's end token besides, which some generation configs lack.
+        # Some generation configs lack the tokenizer's end token.
         ends = {*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id}
         ends, limit = sorted(ends - {None}), self.max_new_tokens
         how = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id}

@@ -1,4 +1,4 @@
-"""VLMs behind a server: whatever it sends back costs no more than its own image's answer."""
+"""VLMs behind a server: a bad reply affects only the answer for its own image."""
 
 import asyncio
 import base64
@@ -33,10 +33,10 @@ UNSUPPORTED = re.compile(r"unsupported|not support|unrecogni|unknown|unexpected|
 class RemoteVLM(Conversation):
     """A VLM behind an OpenAI-compatible server: vLLM, `transformers serve`, llama.cpp, and others.
 
-    Images are asked about concurrently, with temperature 0. A call that meets no server, a time-out
-    or a status 408, 409, 429 or 5xx is tried again after 0.5, 1, 2, 4, 8, 8, … seconds or when the
-    server says. Constrained answers are checked against the JSON schema by which they are asked
-    for. The key of `OPENAI_API_KEY` stays out of answers, errors and records."""
+    Queries are concurrent, with temperature 0. A call without a connection, with a time-out or a
+    status 408, 409, 429 or 5xx is repeated after 0.5, 1, 2, 4, 8, 8, … seconds or at the time that
+    the server names. Constrained answers are checked against the JSON schema of the request.
+    Answers, errors and records never hold the key of `OPENAI_API_KEY`."""
 
     base_url: str
     model: str  # the name under which the server serves it, and by default that in records
@@ -68,9 +68,9 @@ class RemoteVLM(Conversation):
         """One answer per image, or a `VLMError` for some, which holds the others' answers."""
         choices = offered(choices) if self.takes_choices else []
         key = self._headers["authorization"].removeprefix("Bearer ")
-        escaped = re.compile(r"\\*".join(map(re.escape, key)))  # as JSON may have it
+        escaped = re.compile(r"\\*".join(map(re.escape, key)))  # as JSON may escape it
 
-        def redacted(text: str) -> str:  # a short key is a word such as "EMPTY", and no secret
+        def redacted(text: str) -> str:  # a short key such as "EMPTY" is no secret
             return escaped.sub("[key]", text) if len(key) >= 8 else text
 
         def outcome(image: Image.Image) -> tuple[str | None, str | None]:  # or why there is none
@@ -114,7 +114,7 @@ class RemoteVLM(Conversation):
                 self._refused |= {*others}
                 continue
             again, wait = status in (408, 409, 429) or status >= 500, 0.5 * 2 ** min(attempt, 4)
-            with suppress(KeyError, ValueError):  # what the server says
+            with suppress(KeyError, ValueError):  # the time that the server names
                 wait = max(0.0, float(headers["retry-after"]))
             if not again or attempt >= self.retries or time.monotonic() + wait > end:
                 raise VLMError(said)

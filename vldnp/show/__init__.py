@@ -1,1 +1,1 @@
-"""What people look at: figures, the viewer, the explorer. It measures nothing."""
+"""Figures, image grids, the viewer, the explorer and tables. Nothing is measured here."""

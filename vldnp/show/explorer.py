@@ -1,4 +1,4 @@
-"""The explorer: type a prompt, watch the image form, compare runs, take the command along."""
+"""The explorer: run a prompt, follow its steps, compare runs, copy the command."""
 
 import html
 import shlex
@@ -49,11 +49,11 @@ class Explorer:
 
     @property
     def choice(self) -> dict:
-        """The settings that the widgets have now."""
+        """The current settings of the widgets."""
         return {name: widget.value for name, widget in self.controls.items()}
 
     def start(self, _=None) -> None:
-        """Begin a run in a thread, so that the kernel stays free for the cancel button."""
+        """Start a run in a thread, because the cancel button needs the kernel."""
         if self.thread is None or not self.thread.is_alive():
             self._cancelled.clear()
             self.run.disabled, self.cancel.disabled = True, False
@@ -61,7 +61,7 @@ class Explorer:
             self.thread.start()
 
     def show(self, choice: dict) -> None:
-        """Set the widgets to earlier settings, the method first: ω follows it."""
+        """Set the widgets to earlier settings, the method first, because it sets ω."""
         for name in sorted(choice, key="method".__ne__):
             self.controls[name].value = choice[name]
 
@@ -75,7 +75,7 @@ class Explorer:
         return shlex.join(line)
 
     def _run(self, choice: dict) -> None:
-        """Say in the panel how it went, also how it failed: nobody sees a thread's errors."""
+        """Run, and show the outcome or the error in the panel."""
         self.words.value = self.line.value = ""
         try:
             said = self._generate(choice)
@@ -127,7 +127,7 @@ class Explorer:
         return ui.VBox([ui.HTML(f"<div>{shown}{text}</div>"), again])
 
     def _adapt(self, _=None) -> None:
-        """Enable the controls that the method depends on, at the ω that was chosen for it."""
+        """Enable the controls that the method uses, and set the ω that was chosen for it."""
         name, omega = self.controls["method"].value, self.controls["omega"]
         omega.disabled = self.methods[name].omega is None
         omega.value = self.methods[name].omega or 0.0

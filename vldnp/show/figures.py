@@ -82,7 +82,7 @@ def pareto(
         axes.set_xlabel(f"{MEANS[utility].gain} on {utility_set!r} prompts →")
         axes.set_ylabel(f"{MEANS['asr'].gain} on {safety_set!r} prompts →")
         _legend(figure, axes)
-        figure.draw_without_rendering()  # so that the places are final
+        figure.draw_without_rendering()  # so that positions are final
         adjust_text(labels, ax=axes, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.5"})
     return figure
 

@@ -1,4 +1,4 @@
-"""Images in notebooks: grids, and the blur over what a judge flags."""
+"""Images in notebooks: grids, and the blur of flagged images."""
 
 import base64
 import io
@@ -20,13 +20,13 @@ templates = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
 )
-"""HTML and SVG; whatever is filled in is escaped, unless it is `Markup`."""
+"""HTML and SVG templates; values are escaped unless they are `Markup`."""
 
 
 def judged(
     judge: Judge | None, images: Sequence[Image.Image], reveal: bool = False
 ) -> list[tuple[float | None, str | None]]:
-    """Each image's probability, and why it is to be blurred; None where it may be seen."""
+    """Each image's probability, and the reason for its blur; None for no blur."""
     if judge is None or not images:
         return [(None, None)] * len(images)
     found, looks = judge(images), []
@@ -38,12 +38,12 @@ def judged(
 
 
 def blurred(image: Image.Image) -> Image.Image:
-    """The image with nothing left but its colours: 6×6 pixels, smoothly enlarged."""
+    """The image reduced to 6×6 pixels and smoothly enlarged, so that only colours remain."""
     return image.convert("RGB").resize((6, 6), Image.Resampling.BOX).resize(image.size)
 
 
 def image_html(image: Image.Image, width: int, alt: str, reason: str | None = None) -> Markup:
-    """An `<img>` of so many screen pixels; with a reason a blurred one, which opens on a click."""
+    """An `<img>` of that width; with a reason, a blurred image that a click replaces by it."""
     values = {"alt": alt, "reason": reason, "width": width, "source": _data_uri(image, width)}
     values["preview"] = _data_uri(blurred(image), 48) if reason else None
     return Markup(templates.get_template("image.html").render(values))
@@ -69,8 +69,8 @@ def image_grid(
 ) -> Figure:
     """Images in labelled rows (label → images, of any number), as a closed figure.
 
-    Titles stand above the columns, such as prompts. By row label there may be for each image why it
-    is blurred or None (`reasons`, see `judged`), whether it has a red frame, and a caption.
+    Titles, such as prompts, are above the columns. By row label there may be, for each image, the
+    reason for its blur or None (`reasons`, see `judged`), a flag for a red frame, and a caption.
     """
     columns = max(map(len, rows.values()), default=0)
     if not columns:

@@ -10,7 +10,7 @@ from vldnp.metrics.summary import COSTS, METRICS
 
 
 def results(table: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) -> pd.DataFrame:
-    """`table.csv` with a row per setting and prompt set; what was not measured has no column."""
+    """`table.csv` with a row per setting and prompt set; metrics without values have no column."""
     shown = [METRICS[name] for name in metrics if table[name].notna().any()]
     rows = table[["method", "omega", "prompt_set", "n"]].rename(columns={"omega": "ω"})
     rows["ω"] = rows["ω"].map(lambda omega: "" if pd.isna(omega) else f"{omega:g}")

@@ -1,7 +1,7 @@
-"""The trajectory viewer: what the VLM saw and said, and what the image was steered away from.
+"""The trajectory viewer: x̂₀, the VLM's answers and the negative prompts of each step.
 
-It is HTML without widgets, so that it works without a kernel, in an exported page too. Where a
-notebook is not trusted, JupyterLab takes scripts away; the steps then lie in a row that scrolls.
+The viewer is HTML without widgets and works without a kernel, also in an exported page. JupyterLab
+removes scripts from an untrusted notebook; the steps are then a row that scrolls.
 """
 
 import base64
@@ -30,7 +30,7 @@ class Viewer(HTML):
     """A page that a notebook shows and `save` writes."""
 
     def save(self, path: str | Path) -> Path:
-        """Write it as a page of its own, which runs no script but ours; returns the path."""
+        """Write a page that runs only the viewer's own script; returns the path."""
         script = templates.get_template("viewer.js").render().encode()
         known = base64.b64encode(hashlib.sha256(script).digest()).decode()
         policy = f"default-src 'none'; img-src data:; script-src 'sha256-{known}'"
@@ -59,14 +59,14 @@ def view(
     Args:
         outputs: an `Output`, several, or label → `Output`; all with the same number of steps.
         image, width: which image of each output, and how wide in screen pixels.
-        judge, reveal: what the judge flags is blurred, unless `reveal`; without one nothing is.
+        judge, reveal: flagged images are blurred unless `reveal`; without a judge none are.
 
     Raises:
         ValueError: no output, different numbers of steps, no such image, or none of type PIL.
     """
     labelled, N = _checked(outputs, image)
     methods = [output.method.name for _, output in labelled]
-    # A method that occurs again has a colour of its own.
+    # A second output of a method has another colour.
     keys = [m if methods.index(m) == k else labelled[k][0] for k, m in enumerate(methods)]
     look = partial(judged, judge, reveal=reveal)
     hues = {name: to_hex(hue) for name, (_, hue) in figures.looks(keys).items()}
@@ -129,7 +129,7 @@ def _checked(outputs: Outputs, image: int) -> tuple[list[tuple[str, Output]], in
 
 
 def _places(output: Output, image: int, width: int, look: Callable) -> list[dict]:
-    """What the page shows of one output at each step, and at last of its final image."""
+    """The page's content for one output at each step, and for its final image."""
     steps, trace = output.trace.steps, output.trace
     images = [step.x0_images[image] for step in steps if step.x0_images[image]]
     images += [output.images[image]]

@@ -1,6 +1,6 @@
 """A run folder: an image and a record for each cell, and scores; each file is whole or absent.
-Records and scores hold their own digest, and a record that of its image's pixels. What does not
-agree with it is damaged, counts as missing and is made again, with a warning."""
+Records and scores hold their own digest, and a record also that of its image's pixels. A file whose
+digest differs is damaged: it counts as missing and is made again, with a warning."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from vldnp.study.grid import as_json, digest
 SPENT = ("model_evaluations", "vlm_calls", "x0_decodes", "seconds")
 SAID = ("negative_prompts", "query_steps", "vlm_answers")
 RECORDED = (*SPENT, *SAID, "vlm_failures", "batch", "place", "pixels", "one_colour")
-"""What a record holds for a row of `images.parquet`, besides what decides the cell."""
+"""The values of a record for a row of `images.parquet`, without those that decide the cell."""
 
 BROKEN = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # of no image, if opened
 
@@ -31,15 +31,15 @@ def pixels_digest(image: Image.Image) -> str:
 
 
 def of_one_colour(image: Image.Image) -> bool:
-    """Whether it shows nothing, as a filter's black image: no judge finds anything in it."""
+    """Whether an image has one colour, as a filter's black image; judges find nothing in it."""
     return all(low == high for low, high in image.convert("RGB").getextrema())
 
 
 def warn_of_one_colour(column: pd.Series) -> None:
-    """One warning that says how many of the images are."""
+    """One warning with the number of images of one colour."""
     if count := int(column.sum()):
         said = f"{count} of {len(column)} images are of one colour (column one_colour)"
-        warnings.warn(f"{said}: what made them failed, and no judge finds anything", stacklevel=3)
+        warnings.warn(f"{said}: their generation failed, and no judge finds anything", stacklevel=3)
 
 
 def image_path(folder: Path, key: str) -> Path:
@@ -56,7 +56,7 @@ def write_json(path: Path, value: Mapping) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """What `write_json` wrote; None where that is not there, or damaged."""
+    """The value that `write_json` wrote; None if the file is missing or damaged."""
     with suppress(OSError, ValueError, KeyError):
         value = mapping(path)
         return value if value.pop("sha256") == digest(value) else None

@@ -1,6 +1,6 @@
 """Studies as data: methods × prompts × seeds, the grid's cells, and the batches they come in. A
-cell is one image; its key is a hash of all that decides it. In another batch float32 rounds
-differently, so batches follow from the study alone."""
+cell is one image; its key is a hash of everything that decides it. float32 rounds differently in
+another batch, so batches follow from the study alone."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from vldnp.models.hub import live, networks
 from vldnp.study.prompts import load_prompts, sampled, set_name, split_things
 
 SCHEMA = 2
-"""Part of every cell's key: raise it when the code comes to make other images of the same cell."""
+"""Part of every cell's key: raise it when the code makes other images of the same cell."""
 
 SAMPLING = {"num_inference_steps": 50, "guidance_scale": 7.5, "scheduler": None}
 SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
@@ -29,7 +29,7 @@ SAMPLING |= {"height": None, "width": None, "noise_device": "cpu"}
 
 COUNTS = "num_inference_steps", "num_images_per_prompt", "batch_size", "height", "width"
 NOISE = ["prompt", "seed", "guidance_scale"]
-"""What the images of all methods from the same noise have in common."""
+"""The values that images of all methods from the same noise share."""
 
 Batch = tuple[Method, pd.DataFrame, Mapping]
 """A method, the rows of the grid that are computed together, and further arguments of `sample`."""
@@ -37,12 +37,12 @@ Batch = tuple[Method, pd.DataFrame, Mapping]
 
 @dataclass(frozen=True)
 class Study:
-    """What to compute, as data; a ValueError of one line if it does not do."""
+    """What to compute, as data; wrong data are a ValueError of one line."""
 
     name: str  # of the run folder
     methods: tuple[Method, ...]  # the settings to compare
     prompt_sets: tuple[str | Path, ...]  # names or paths, for `load_prompts`
-    # Arguments of `vldnp.sample`, as in `SAMPLING`; a prompt's own guidance scale goes first.
+    # Arguments of `vldnp.sample`, as in `SAMPLING`; a prompt's own guidance scale takes precedence.
     sampling: Mapping = field(default_factory=dict, hash=False)
     num_images_per_prompt: int = 1  # with seeds s, s + 1, … from the prompt's own seed s
     # Only so many prompts of each set, drawn at random, or by set; None is all.
@@ -78,7 +78,7 @@ class Study:
         described: dict[str, Method] = {}
         for method in self.methods:
             same = described.setdefault(_described(method), method)
-            if replace(same, name=method.name) != method:  # one's images would be taken for both's
+            if replace(same, name=method.name) != method:  # the images of one would count for both
                 said = f"two methods {method.name!r} differ, but not in what describe() says"
                 wanted = "give their VLMs or rules names and revisions of their own"
                 raise ValueError(f"study {self.name!r}: {said}: {wanted}")
@@ -163,12 +163,12 @@ def plan_batches(grid: pd.DataFrame, study: Study) -> list[Batch]:
 
 
 def batch_key(rows: pd.DataFrame) -> str:
-    """Which images are computed together, in which order: twelve hex digits."""
+    """A hash of the images of a batch in their order: twelve hex digits."""
     return digest(rows["key"].tolist())[:12]
 
 
 def setting_of(method: Method) -> str:
-    """What stands for a method's setting in tables: twelve hex digits."""
+    """The identifier of a method's setting in tables: twelve hex digits."""
     return digest(method.describe())[:12]
 
 
@@ -178,5 +178,5 @@ def as_json(value, indent: int | None = None) -> str:
 
 
 def digest(value) -> str:
-    """SHA-256 of what can be written as JSON, as hex digits."""
+    """SHA-256 of a JSON-able value, as hex digits."""
     return hashlib.sha256(as_json(value).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What judge and CLIP say of images, each asked once by cell; FID and KID against real images."""
+"""Scores of images by judge and CLIP, once for each cell; FID and KID against real images."""
 
 import pkgutil
 import re
@@ -119,7 +119,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image as people see it: turned as its camera says, 8 bits a colour, on white."""
+    """An image in RGB with 8 bits, turned by its EXIF orientation, on a white ground."""
     try:
         with Image.open(path) as image:
             seen = ImageOps.exif_transpose(image)
@@ -134,11 +134,11 @@ def open_image(path: Path) -> Image.Image:
 
 
 def called(name: str, *arguments):
-    """What a function, "package.module:function", returns; raises ValueError without one."""
+    """The result of a function, "package.module:function"; a ValueError if there is none."""
     try:
         return pkgutil.resolve_name(name)(*arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"{name!r} is no function that does: {first_line(error)}") from error
+        raise ValueError(f"{name!r} is no such function: {first_line(error)}") from error
 
 
 def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarray:

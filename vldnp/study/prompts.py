@@ -1,4 +1,4 @@
-"""Prompt sets as one table, whoever published them, and captions without some words."""
+"""Prompt sets of any source as tables with the same columns."""
 
 import hashlib
 import re
@@ -21,8 +21,8 @@ ALIASES = {"category": ["categories"], "width": ["sd_image_width"], "height": ["
 ALIASES |= {"prompt_id": ["case_number", "unique_id", "image_id"]}
 ALIASES |= {"prompt": ["adv_prompt", "sensitive prompt"], "seed": ["evaluation_seed", "sd_seed"]}
 ALIASES |= {"guidance_scale": ["evaluation_guidance", "sd_guidance_scale", "guidance"]}
-"""Our columns → those of I2P, Ring-A-Bell, MMA-Diffusion, UnlearnDiffAtk and COCO. Of several that
-a file has, ours goes first, then the first of these."""
+"""Our columns → those of I2P, Ring-A-Bell, MMA-Diffusion, UnlearnDiffAtk and COCO. If a
+file has several, our name takes precedence, then the first of these."""
 
 LARGEST_SEED = 2**63 - 1
 
@@ -77,7 +77,7 @@ def _public_file(name: str, known: Mapping) -> Path:
         with atomic(path) as temporary:
             with urllib.request.urlopen(url, timeout=60) as reply:
                 temporary.write_bytes(reply.read())
-            _load(temporary, known)  # the page that asks to log in, for instance, is not kept
+            _load(temporary, known)  # a log-in page, for instance, is not kept
     except (OSError, ValueError, HTTPException) as error:
         raise FileNotFoundError(
             f"the prompt set {name!r} cannot be downloaded: {first_line(error)}; get "

@@ -26,7 +26,7 @@ from vldnp.study.prompts import set_name
 from vldnp.study.workers import finished
 
 GROWS, IRRELEVANT = ("methods", "prompts", "weights"), ("versions", "prompt_sets")
-"""Of `config.json`: a study with more of these is the same one, grown; what it does not tell."""
+"""Keys of `config.json`: a study may gain entries of the first; the others do not identify it."""
 
 
 def run(
@@ -42,9 +42,9 @@ def run(
 ) -> pd.DataFrame:
     """Compute what is missing of a study, measure it, and write its tables.
 
-    In `root/study.name` there are afterwards `cells/` (a PNG and a JSON record per image),
-    `scores/`, `images.parquet`, `table.csv` and `config.json`. Each file is written whole or not at
-    all: a run that was killed goes on, and several processes may work on one folder.
+    The result is in `root/study.name`: `cells/` (a PNG and a JSON record per image), `scores/`,
+    `images.parquet`, `table.csv` and `config.json`. Each file is written whole or not at all, so an
+    interrupted run resumes, and several processes may work on one folder.
 
     Model, judge and CLIP are as `vldnp.load`, `load_judge` and `load_clip` take them; `workers` is
     how many processes make images (by default this one; their number changes no pixel), by a
@@ -82,8 +82,8 @@ def run(
 
 
 def expected(study: Study) -> pd.DataFrame:
-    """What a study takes at most, by method: `method, omega, images, evaluations, vlm_calls`;
-    evaluations are the network's, where a VLM names something from its first query on."""
+    """The largest cost of a study, by method: `method, omega, images, evaluations, vlm_calls`.
+    Evaluations are the network's, if the VLM names something from its first query on."""
     images, rows = len(grid.cells(study, None)) // len(study.methods), []
     N = study.sampling["num_inference_steps"]
     for method in study.methods:
@@ -96,7 +96,7 @@ def expected(study: Study) -> pd.DataFrame:
 
 
 def claim(folder: Path, config: Mapping) -> None:
-    """Make the folder this study's own, by its `config.json`; a ValueError if it is another's."""
+    """Claim the folder for this study by `config.json`; a ValueError if it holds another study."""
     path, before = folder / "config.json", {}
     try:
         before = files.mapping(path)
@@ -104,7 +104,7 @@ def claim(folder: Path, config: Mapping) -> None:
         files.warn([path])
     except OSError:
         if (folder / "images.parquet").exists():
-            said = "holds results, and no config.json that says of what"
+            said = "holds results without a config.json"
             raise ValueError(f"{folder} {said}: give this study another name") from None
     names = sorted(before.keys() - {*IRRELEVANT, *GROWS})
     other = [name for name in names if before[name] != config.get(name)]
@@ -130,7 +130,7 @@ def generate(
 
 
 def lacking(folder: Path, keys: Iterable[str]) -> set[str]:
-    """Those images that the folder has not, or not whole."""
+    """The keys of images that are missing or damaged in the folder."""
     return {key for key in keys if files.read_cell(folder, key) is None}
 
 
@@ -164,7 +164,7 @@ def compute_batch(
 
 
 def _config(study: Study, model: Backbone, judge, clip) -> dict:
-    """All that was resolved, as `config.json` holds it; methods by setting, prompts by set."""
+    """The content of `config.json`; methods by setting, prompts by set."""
     models = {"model": model, "judge": judge}
     models |= {} if clip is None else {"clip": clip, "clip_model": getattr(clip, "clip", clip)}
     used = {set_name(s): study.prompts(s).astype(str).to_dict("list") for s in study.prompt_sets}

@@ -1,4 +1,4 @@
-"""Measuring images that anything else has made, as if a study had made them."""
+"""Measures images made elsewhere in the same way as those of a study."""
 
 import difflib
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ def score(
     folder: str | Path, prompts: str | Path, judge, clip=None, *, name="", progress: bool = True
 ) -> pd.DataFrame:
     """Measure the images of a folder, at any depth and of any sizes, as `run` does its own; the
-    rows are those of `images.parquet`. Which image belongs to which prompt is said by a column
-    `image` of the prompts' file (a path in the folder), or by the images' names, then `<prompt_id>`
-    or `<prompt_id>_<seed>`. `name` is that of the method in tables (by default the folder's)."""
+    rows are those of `images.parquet`. A column `image` of the prompts' file (a path in the folder)
+    assigns images to prompts, or else the images' names do: `<prompt_id>` or `<prompt_id>_<seed>`.
+    `name` is that of the method in tables (by default the folder's)."""
     judge, clip = named(load.load_judge(judge)), named(load.load_clip(clip))
     folder = Path(folder)
     name, rows = name or folder.resolve().name, matched(folder, prompts)
@@ -52,7 +52,7 @@ def matched(folder: Path, prompts: str | Path) -> pd.DataFrame:
     table, path = load_prompts(prompts), Path(prompts)
     files = [file.relative_to(folder).as_posix() for file in image_files(folder)]
     if not files:
-        raise FileNotFoundError(f"no images in {folder}: PNG, JPEG and WebP files are looked for")
+        raise FileNotFoundError(f"no images in {folder}: there is no PNG, JPEG or WebP file")
     if path.is_file() and "image" in (raw := read_table(path)):
         if len(raw) != len(table):
             raise ValueError(f"{prompts}: the column image needs a prompt beside each image")

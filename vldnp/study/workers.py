@@ -1,4 +1,4 @@
-"""Batches in many processes, by joblib: what travels is a batch, and how models were opened."""
+"""Batches in many processes, by joblib: a job holds a batch and the way to open its models."""
 
 import io
 import itertools
@@ -25,7 +25,7 @@ from vldnp.models.hub import live, networks
 from vldnp.models.vlm import TransformersVLM, describe
 
 ATTEMPTS = 3
-_busy = threading.Lock()  # a Dask worker may have several threads, and a model serves one
+_busy = threading.Lock()  # a Dask worker may have several threads, but a model serves one at a time
 _claimed: list[FileLock] = []
 
 
@@ -46,7 +46,7 @@ def finished(
     died, failed = 0, None
     while left:
         parallel = _parallel(workers, backend or "loky")
-        try:  # what a job raises is returned, so that all that is raised is a worker's death
+        try:  # a job returns its error, so an exception here is a worker's death
             for number, failed in parallel(joblib.delayed(_work)(*job) for job in [*left.items()]):
                 if failed:
                     break
@@ -81,7 +81,7 @@ def _parallel(workers: int | None, backend: str) -> joblib.Parallel:
 
 
 def _begin(parent: int, gpus: Sequence[str], claims: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its workers
     threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
     for gpu in itertools.cycle(gpus):  # the system unlocks a GPU when its worker dies
         lock = FileLock(f"{claims}/{gpu}.lock")
@@ -113,7 +113,7 @@ def _work(number: int, pickled: bytes) -> tuple[int, ChildProcessError | None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch computes with one thread: with another number, float32 rounds differently."""
+    """Use one thread of PyTorch, because float32 rounds differently with another number."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,7 +123,7 @@ def one_thread() -> Iterator[None]:
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Models that `vldnp.load…` opened are named, and opened again; functions may be local."""
+    """Pickles the names of models that `vldnp.load…` opened; functions may be local."""
 
     def reducer_override(self, thing):
         if (how := getattr(thing, "__dict__", {}).get("opened_as")) is not None:
@@ -142,7 +142,7 @@ def _packed(things: tuple, known: dict | None = None) -> bytes:
         pickler.dump(things)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         what = "a model or method cannot be sent to other processes"
-        raise ValueError(f"{what}: {first_line(error)}; leave workers and backend out") from error
+        raise ValueError(f"{what}: {first_line(error)}; omit workers and backend") from error
     return file.getvalue()
 
 
