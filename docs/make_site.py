@@ -1,5 +1,5 @@
 """`python docs/make_site.py [FOLDER]`: the pages and the executed notebooks as a site in
-FOLDER/docs (default: build/docs), by zensical. A link that leads nowhere is an error.
+FOLDER/docs (default: build/docs), by zensical. A link to a missing page or anchor is an error.
 
 README.md is the first page. A notebook becomes a page with its stored outputs; the trajectory
 viewer in it needs no kernel. Outputs are put into the page after the build, because Markdown
