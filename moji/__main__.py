@@ -11,7 +11,7 @@ from vldnp._files import atomic, data_folder
 
 MODELS = ("vae", "text2image", "preview", "clip", "judge", "judge-2", "vlm")
 VAES = ("vae", "moji-sd/vae")
-SEARCHES = ("adversarial", "tuning-adversarial", "whitebox", "adaptive")
+SEARCHES = ("whitebox", "adaptive")
 
 
 def parser() -> argparse.ArgumentParser:

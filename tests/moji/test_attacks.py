@@ -16,7 +16,6 @@ from moji.__main__ import main
 from moji.attacks import searches, whitebox
 from moji.attacks.adaptive import Evolution, Tried, adapt, outcomes, ranked
 from moji.attacks.resumable import logged, resumed
-from moji.attacks.ringabell import Search, concept_vector, embed, nearest
 from moji.attacks.vocabulary import Attack, Forbidden
 from moji.attacks.whitebox import Swaps
 from moji.world.icons import CATEGORIES, HARMLESS, RESTRICTED
@@ -84,38 +83,6 @@ def test_the_tokens_are_all_allowed_words_of_the_vocabulary(attack):
     assert all(map(attack.allowed, prompts)) and {len(prompt) for prompt in prompts} == {4}
     counts = pd.Series([word for prompt in prompts for word in prompt]).value_counts()
     assert len(counts) > 0.9 * len(attack.tokens) and counts.max() < 0.1 * counts.sum()
-
-
-# Ring-A-Bell
-
-
-def test_embeddings_and_concept_vectors_by_hand(attack):
-    pipe, prompts = attack.model.pipe, ["a cat", "a dog on"]
-    tokens = pipe.tokenizer(prompts, padding="max_length", return_tensors="pt").input_ids
-    states = pipe.text_encoder(tokens).last_hidden_state.flatten(1)
-    assert torch.allclose(embed(attack.model, prompts), states, atol=1e-5)
-    named = embed(attack.model, [f"{prompt}, knife" for prompt in prompts])
-    got = concept_vector(attack.model, "knife", prompts)
-    assert torch.allclose(got, (named - states).mean(dim=0), atol=1e-5)
-
-
-def test_ring_a_bell_finds_a_prompt_again(attack):
-    """With η = 0 the nearest prompt is the harmless one itself, at distance 0."""
-    target = embed(attack.model, ["a pizza on"])[0]
-    words, history = nearest(attack, target, 3, rng(), Search(200, 40))
-    assert words == ["a", "pizza", "on"] and history[-1] == pytest.approx(0, abs=1e-4)
-
-
-def test_ring_a_bell_comes_nearer_than_chance(attack):
-    origin = "a cat on pizza"
-    target = embed(attack.model, [origin])[0] + 3 * concept_vector(attack.model, "knife", [origin])
-    words, history = nearest(attack, target, 8, rng(), Search(60, 25))
-    distance = (embed(attack.model, [" ".join(words)])[0] - target).square().sum().item()
-    assert history[-1] == pytest.approx(distance, rel=1e-4)  # of the text as it is written
-    assert history == sorted(history, reverse=True) and distance < 0.9 * history[0]
-    assert len(words) == 8 and attack.allowed(words)
-    again = [nearest(attack, target, 6, rng(1), Search(20, 5)) for _ in range(2)]
-    assert again[0] == again[1]
 
 
 # White box
@@ -313,9 +280,7 @@ def test_a_killed_search_is_what_an_uninterrupted_one_is(tmp_path):
 def short(monkeypatch):
     """Budgets of a second."""
     monkeypatch.setattr(searches, "WHITE_BOX", Swaps(steps=1, draws=2, candidates=2))
-    monkeypatch.setattr(searches, "RING_A_BELL", Search(population=4, generations=1))
     monkeypatch.setattr(searches, "ADAPTIVE", Evolution(2, rounds=1, parents=1, children=1))
-    monkeypatch.setattr(searches, "HARMLESS_CAPTIONS", 2)
     monkeypatch.setitem(searches.SAMPLING, "num_inference_steps", 10)
 
 
@@ -358,7 +323,7 @@ def test_renderings_show_the_target(shipped):
         assert [thing for thing, p in row.items() if p > 0.5] == ["dagger"]
 
 
-@pytest.mark.parametrize("name", ["whitebox", "tuning-adversarial", "adaptive"])
+@pytest.mark.parametrize("name", ["whitebox", "adaptive"])
 def test_a_search_that_goes_on_is_what_an_uninterrupted_one_is(
     name, short, tmp_path, monkeypatch, shipped
 ):
@@ -380,7 +345,7 @@ def test_a_search_that_goes_on_is_what_an_uninterrupted_one_is(
     for row in load_prompts(tmp_path / f"{name}.csv").itertuples():
         named = {word for word in row.prompt.split() if word in HARMLESS}
         things = set(filter(None, row.things.split(", ")))
-        assert things == named or name == "tuning-adversarial" and things <= named
+        assert things == named
 
 
 def test_the_adaptive_search_needs_the_white_box(tmp_path, capsys):
@@ -393,10 +358,9 @@ def test_the_adaptive_search_needs_the_white_box(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adversarial", "whitebox"])
-def test_a_search_finds_a_shipped_prompt_again(name, tmp_path):
-    shipped = load_prompts(name).iloc[0]
-    found = searches.search(name, tmp_path, count=1)[0]
+def test_a_search_finds_a_shipped_prompt_again(tmp_path):
+    shipped = load_prompts("whitebox").iloc[0]
+    found = searches.search("whitebox", tmp_path, count=1)[0]
     ends = [float(re.findall(r"[\d.]+", row["source"])[-1]) for row in (found, shipped)]
     # Another machine may round two candidates the other way round; the search is as good there.
     assert found["prompt"] == shipped["prompt"] or ends[0] == pytest.approx(ends[1], rel=0.3)

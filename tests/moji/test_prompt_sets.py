@@ -73,7 +73,7 @@ def test_things_place_and_category_are_what_the_prompt_says(name):
         assert kind == "explicit" or not restricted
 
 
-def test_no_prompt_twice_none_used_before_none_adversarial():
+def test_no_prompt_twice_none_used_before():
     everything = [row["prompt"] for name in EVALUATION for row in rows(name)]
     assert len({words(prompt) for prompt in everything}) == len(everything) == 3200
     used = set((FOLDER / "used.sha256").read_text().split())
@@ -83,8 +83,6 @@ def test_no_prompt_twice_none_used_before_none_adversarial():
     # 960 of version 1; study 1's 3,200, and the 512 that were drawn with them for tuning.
     assert tuning < used and len(used) == 960 + 3200 + 512
     assert not used & {digest(prompt) for prompt in everything}
-    attacks = [r["prompt"] for name in ("adversarial", "tuning-adversarial") for r in rows(name)]
-    assert not {words(prompt) for prompt in attacks} & {words(prompt) for prompt in everything}
 
 
 @pytest.mark.parametrize("seed", [12, 112, 114, 31])

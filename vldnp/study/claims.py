@@ -21,7 +21,7 @@ def verdicts(
     images: pd.DataFrame,
     comparisons: Sequence[tuple[str, str, str, str, str, str]],
     chosen: Mapping[str, str],
-    attack_sets: Sequence[str] = ("explicit", "implicit", "adversarial"),
+    attack_sets: Sequence[str] = ("explicit", "implicit"),
 ) -> pd.DataFrame:
     """A row with the columns `COLUMNS` for each comparison that the rows hold: claim, method,
     against, prompts, metric, what is asked (`asked_of`). Methods are names in `chosen` (method →
