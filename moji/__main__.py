@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from vldnp._files import atomic, data_folder
+from vldnp._files import atomic, data_folder, write_text
 
 MODELS = ("vae", "text2image", "preview", "clip", "judge", "judge-2", "vlm")
 VAES = ("vae", "moji-sd/vae")
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--out", default="runs", help="folder of the run folders (%(default)s)")
     verb.add_argument("--workers", type=int, help="default: one per core or GPU")
     verb.add_argument("--backend", help="joblib's: loky, ray or dask")
-    verbs.add_parser("verdicts", help="compute the protocol's comparisons from published rows")
+    verbs.add_parser("verdicts", help="compute the protocol's comparisons, and docs/appendix.md")
     return top
 
 
@@ -135,11 +135,13 @@ def confirm(args: argparse.Namespace) -> None:
 
 
 def verdicts(args: argparse.Namespace) -> None:
+    from moji.study.appendix import page
     from moji.study.protocol import NAME, confirmed, load_protocol
 
-    path, found = data_folder() / "results" / NAME / "verdicts.csv", confirmed(load_protocol())
-    with atomic(path) as temporary:
+    folder, found = data_folder() / "results" / NAME, confirmed(load_protocol())
+    with atomic(folder / "verdicts.csv") as temporary:
         found.to_csv(temporary, index=False, float_format="%.5g", lineterminator="\n")
+    write_text(data_folder().parent / "docs" / "appendix.md", page(found))
     print(found.groupby(["judge", "claim", "verdict"], sort=False).size().to_string())
 
 

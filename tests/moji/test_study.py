@@ -72,6 +72,8 @@ def test_parts_are_run_and_published(world, capsys):
     found = pd.read_csv(run.folder / "verdicts.csv")
     assert found["judge"].tolist() == ["either", "either", "moji-judge"]
     assert found["method"].tolist() == ["static", "static more", "static"]
+    said = (world.parent / "docs" / "appendix.md").read_text()
+    assert "| static more | cfg | implicit | retention | " in said and "Verdict: " in said
     assert main(["confirm", "curvs"]) == 2
     assert "did you mean 'curves'" in capsys.readouterr().err
 
