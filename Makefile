@@ -33,8 +33,8 @@ test: $(STAMP)  ## the test suite; SELECT="" runs the tests that start Ray too
 lab: $(STAMP)  ## open JupyterLab on the notebooks; ARGS="--no-browser" and others are passed on
 	$(RUN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-bench: $(STAMP)  ## what a busy neighbour costs: throughput alone and beside another process
-	$(RUN) tests/benchmarks/contention.py
+bench: $(STAMP)  ## operations of each part at the real models' sizes; ARGS=--time on a GPU
+	$(RUN) tests/benchmarks/real_size.py $(ARGS)
 
 docs: $(STAMP)  ## the pages and the notebooks as a site in build/docs; broken links fail
 	$(RUN) docs/make_site.py
