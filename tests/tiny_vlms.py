@@ -5,41 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
-    Gemma3ImageProcessor,
-    Gemma3Processor,
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessor,
-    Idefics3Processor,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessor,
-    LlavaOnevisionProcessor,
-    LlavaOnevisionVideoProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-    SmolVLMImageProcessor,
-    SmolVLMProcessor,
-    SmolVLMVideoProcessor,
-)
 
 SIZES = [(32, 32), (60, 32), (28, 56), (64, 64)]
 WORDS = "user assistant model : ? , . what can be seen none a cat knife skull dagger blood and feet"
@@ -71,7 +42,7 @@ GEMMA_TEMPLATE = (
 )
 
 
-def tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
+def tokenizer(*special: str, **named: str) -> hf.PreTrainedTokenizerFast:
     """A word is a token; `named` are special tokens that the processor asks for by name."""
     words = ["<pad>", "<s>", END, "<unk>", *special, *named.values(), *WORDS.split()]
     vocabulary = {word: i for i, word in enumerate(words)}
@@ -79,39 +50,36 @@ def tokenizer(*special: str, **named: str) -> PreTrainedTokenizerFast:
     backend.normalizer = Lowercase()
     backend.pre_tokenizer = Whitespace()
     backend.add_special_tokens(list(special))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token=END,
-        unk_token="<unk>",
-        extra_special_tokens=named,
-    )
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token=END,
+        unk_token="<unk>", extra_special_tokens=named,
+    )  # fmt: skip
 
 
-def qwen2_5_vl():
-    kinds = Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig, Qwen2_5_VLProcessor
-    vision = {"depth": 1, "fullatt_block_indexes": [0]}
-    return _qwen(*kinds, Qwen2VLVideoProcessor, 14, vision)
+def qwen2_5_vl(vision=None, most=16, **text):
+    """With at most so many tokens an image; `vision` and `text` are sizes of the real ones."""
+    kinds = hf.Qwen2_5_VLForConditionalGeneration, hf.Qwen2_5_VLConfig, hf.Qwen2_5_VLProcessor
+    vision = vision or {"depth": 1, "fullatt_block_indexes": [0]}
+    return _qwen(*kinds, hf.Qwen2VLVideoProcessor, 14, vision, most=most, **text)
 
 
 def qwen3_vl():
-    kinds = Qwen3VLForConditionalGeneration, Qwen3VLConfig, Qwen3VLProcessor
+    kinds = hf.Qwen3VLForConditionalGeneration, hf.Qwen3VLConfig, hf.Qwen3VLProcessor
     vision = {"depth": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 16}
     rope = {"mrope_interleaved": True}
-    return _qwen(*kinds, Qwen3VLVideoProcessor, 16, vision, rope, head_dim=8)
+    return _qwen(*kinds, hf.Qwen3VLVideoProcessor, 16, vision, rope, head_dim=8)
 
 
-def _qwen(model, config, processor, video_processor, patch, vision, rope=None, **text):
+def _qwen(model, config, processor, video_processor, patch, vision, rope=None, most=16, **text):
     tok = tokenizer("<|im_start|>", *QWEN_MARKS)
-    edge = 2 * patch
-    size = {"shortest_edge": edge**2, "longest_edge": 16 * edge**2}
+    size = {"shortest_edge": 4 * patch**2, "longest_edge": most * 4 * patch**2}
     parts = {
-        "image_processor": Qwen2VLImageProcessor(size=size, patch_size=patch),
+        "image_processor": hf.Qwen2VLImageProcessor(size=size, patch_size=patch),
         "video_processor": video_processor(size=size, patch_size=patch),
     }
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], **(rope or {})}
-    text |= {**TEXT, **HEADS, **IDS, "vocab_size": len(tok), "rope_parameters": rope}
+    own = {**TEXT, **HEADS, "vocab_size": len(tok), "rope_parameters": rope}
+    text = own | text | IDS
     names = "vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"
     ids = dict(zip(names, tok.convert_tokens_to_ids(QWEN_MARKS), strict=True))
     built = config(text_config=text, vision_config={**QWEN_VISION, **vision}, **ids)
@@ -119,14 +87,16 @@ def _qwen(model, config, processor, video_processor, patch, vision, rope=None, *
 
 
 def idefics3():
-    kinds = Idefics3ForConditionalGeneration, Idefics3Config, Idefics3Processor
-    return _idefics(*kinds, Idefics3ImageProcessor)
+    kinds = hf.Idefics3ForConditionalGeneration, hf.Idefics3Config, hf.Idefics3Processor
+    return _idefics(*kinds, hf.Idefics3ImageProcessor)
 
 
 def smolvlm():
     size = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
-    kinds = SmolVLMForConditionalGeneration, SmolVLMConfig, SmolVLMProcessor
-    return _idefics(*kinds, SmolVLMImageProcessor, video_processor=SmolVLMVideoProcessor(**size))
+    kinds = hf.SmolVLMForConditionalGeneration, hf.SmolVLMConfig, hf.SmolVLMProcessor
+    return _idefics(
+        *kinds, hf.SmolVLMImageProcessor, video_processor=hf.SmolVLMVideoProcessor(**size)
+    )
 
 
 def _idefics(model, config, processor, image_processor, **parts):
@@ -146,37 +116,30 @@ def _idefics(model, config, processor, image_processor, **parts):
 def llava_onevision():
     tok = tokenizer("<|im_start|>", "<image>", "<video>")
     grid, square = [[16, 16], [16, 32], [32, 16]], {"height": 16, "width": 16}
-    processor = LlavaOnevisionProcessor(
-        image_processor=LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=grid),
-        tokenizer=tok,
-        video_processor=LlavaOnevisionVideoProcessor(size=square),
-        num_image_tokens=16,
-        vision_feature_select_strategy="full",
-        chat_template=LLAVA_TEMPLATE,
-    )
+    processor = hf.LlavaOnevisionProcessor(
+        image_processor=hf.LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=grid),
+        tokenizer=tok, video_processor=hf.LlavaOnevisionVideoProcessor(size=square),
+        num_image_tokens=16, vision_feature_select_strategy="full", chat_template=LLAVA_TEMPLATE,
+    )  # fmt: skip
     vision = {"model_type": "siglip_vision_model", **VISION, "vision_use_head": False}
     vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 4}
-    config = LlavaOnevisionConfig(
+    config = hf.LlavaOnevisionConfig(
         text_config={"model_type": "qwen2", **TEXT, **HEADS, **IDS, "vocab_size": len(tok)},
-        vision_config=vision,
-        image_token_index=tok.convert_tokens_to_ids("<image>"),
-        video_token_index=tok.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=grid,
-    )
-    return LlavaOnevisionForConditionalGeneration(config), processor
+        vision_config=vision, image_token_index=tok.convert_tokens_to_ids("<image>"),
+        video_token_index=tok.convert_tokens_to_ids("<video>"), image_grid_pinpoints=grid,
+    )  # fmt: skip
+    return hf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
 def gemma3():
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     tok = tokenizer("<start_of_turn>", **named, image_token="<image_soft_token>")
-    processor = Gemma3Processor(
-        image_processor=Gemma3ImageProcessor(size={"height": 16, "width": 16}),
-        tokenizer=tok,
-        image_seq_length=4,
-        chat_template=GEMMA_TEMPLATE,
-    )
+    processor = hf.Gemma3Processor(
+        image_processor=hf.Gemma3ImageProcessor(size={"height": 16, "width": 16}), tokenizer=tok,
+        image_seq_length=4, chat_template=GEMMA_TEMPLATE,
+    )  # fmt: skip
     text = {**TEXT, **HEADS, **IDS, "head_dim": 8, "query_pre_attn_scalar": 8}
-    config = Gemma3Config(
+    config = hf.Gemma3Config(
         text_config=text | {"vocab_size": len(tok)},
         vision_config={**VISION, "num_attention_heads": 2, "image_size": 16, "patch_size": 4},
         mm_tokens_per_image=4,
@@ -185,17 +148,13 @@ def gemma3():
         image_token_index=tok.image_token_id,
         tie_word_embeddings=False,  # tied random weights say the last token again and again
     )
-    return Gemma3ForConditionalGeneration(config), processor
+    return hf.Gemma3ForConditionalGeneration(config), processor
 
 
 FAMILIES: dict[str, Callable] = {
-    "qwen2.5-vl": qwen2_5_vl,
-    "qwen3-vl": qwen3_vl,
-    "idefics3": idefics3,
-    "smolvlm": smolvlm,
-    "llava-onevision": llava_onevision,
-    "gemma3": gemma3,
-}
+    "qwen2.5-vl": qwen2_5_vl, "qwen3-vl": qwen3_vl, "idefics3": idefics3, "smolvlm": smolvlm,
+    "llava-onevision": llava_onevision, "gemma3": gemma3,
+}  # fmt: skip
 
 
 def save(family: str, folder: Path, seed: int = 0) -> Path:

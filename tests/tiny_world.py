@@ -66,6 +66,7 @@ def make(folder: Path) -> Path:
         tiny_vae().save_pretrained(models / "moji-taesd")
     shutil.copytree(DATA / "concepts", folder / "concepts")
     shutil.copy(DATA / "models.yaml", folder)
+    shutil.copytree(DATA / "results", folder / "results", ignore=shutil.ignore_patterns("[!c]*"))
     (folder / "profiles").mkdir()
     for name in ("tiny", "moji"):
         (folder / "profiles" / f"{name}.yaml").write_text(PROFILE.replace("tiny", name))

@@ -166,6 +166,8 @@ def _run(options: argparse.Namespace) -> None:
         for kind, name in (models | {"vlm": profile.vlm}).items():
             source = find(kind, str(name), getattr(name, "options", {}).get("revision"))
             print(f"{kind} {name}: {source.location or source.entry['opener']}")
+        for entry in profile.methods:
+            entry["given"].pop("preview", None)  # nothing is opened
         takes = run.expected(profile_study(replace(profile, vlm=AnswersNone())))
         print(takes.to_string(index=False))
         images, evaluations, calls = takes.iloc[:, 2:].sum()

@@ -130,9 +130,7 @@ def preview(method: Method, decoder: Preview) -> Method:
 
 
 def fast(vlm: Callable, concepts: str | Path | ConceptSet, decoder: Preview, **options) -> Method:
-    """`VLDNP(vlm, concepts, **options)` with a `preview`, as `vl-dnp-fast` in tables.
-
-    In study 1 (640 prompts a set of the Moji benchmark) the tiny decoder was the only lever that
-    left ASR and retention unchanged.
+    """`VLDNP(vlm, concepts, **options)` with a `preview`, as `vl-dnp-fast` in tables. In study 1
+    (640 prompts a set) the tiny decoder was the only lever that left ASR and retention unchanged.
     """
     return replace(preview(VLDNP(vlm, concepts, **options), decoder), name="vl-dnp-fast")

@@ -4,12 +4,14 @@ from pathlib import Path
 import papermill
 import pytest
 import yaml
+from tiny_models import tiny_vae
 
 import vldnp
 from vldnp._files import data_folder
 from vldnp.baselines.controls import AnswersNone
 from vldnp.concepts import load_concepts
 from vldnp.models import load
+from vldnp.models.backbone import Preview
 from vldnp.models.load import ModelSpec
 from vldnp.study.grid import setting_of
 from vldnp.study.profile import (
@@ -33,7 +35,8 @@ def test_a_profile_is_small():
 
 
 @pytest.mark.parametrize("name", profile_names())
-def test_shipped_profiles_name_what_exists(name):
+def test_shipped_profiles_name_what_exists(name, monkeypatch):
+    monkeypatch.setattr(load, "load_preview", lambda said: Preview(tiny_vae(), str(said), "0"))
     profile = load_profile(name)
     assert profile.name == name
     load_concepts(profile.concepts)
@@ -46,6 +49,9 @@ def test_shipped_profiles_name_what_exists(name):
     methods = chosen_methods(replace(profile, vlm=NONE))
     compared = {"cfg", "static", "vl-dnp", "safree"}
     assert ({"cfg", "summed"} if name == "moji-others" else compared) <= methods.keys()
+    if name == "paper-fast":
+        said = methods["vl-dnp"].describe()
+        assert said["previewed"]["decoder"]["name"] == "taesd" and said["negatives"]["gate"] == 0.98
 
 
 def test_the_papers_protocol():

@@ -14,14 +14,16 @@ from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationI
 
 import vldnp
 from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
+from vldnp.baselines.safe_denoiser import latents_of
+from vldnp.levers import gate, preview
 from vldnp.methods import Method
 from vldnp.models import load
-from vldnp.models.load import ModelSpec
 from vldnp.study.grid import SAMPLING, Study, digest, setting_of
 from vldnp.study.measure import called
 from vldnp.study.prompts import load_prompts, set_name
 
 CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
+LEVERS = {"preview": lambda m, said: preview(m, load.load_preview(said)), "gate": gate}  # of VLDNP
 
 Text, PromptSet = Annotated[str, "a text"], Annotated[str, "a prompt set"]
 Flag = Annotated[bool, Field(strict=True), "true or false"]
@@ -39,9 +41,9 @@ KINDS = {  # of the notebooks' parameters
 }
 
 
-def _model(said: object, info: ValidationInfo) -> ModelSpec:
+def _model(said: object, info: ValidationInfo) -> load.ModelSpec:
     """A name, or a mapping of a name and options; images of demonstrations lie beside the file."""
-    if isinstance(said, ModelSpec):
+    if isinstance(said, load.ModelSpec):
         return said
     options = dict(said) if isinstance(said, Mapping) else {"name": said}
     if not isinstance(name := options.pop("name", None), str):
@@ -52,7 +54,7 @@ def _model(said: object, info: ValidationInfo) -> ModelSpec:
         except (TypeError, KeyError) as error:
             raise ValueError("has demonstrations that are no {image: …, answer: …}") from error
         options["demonstrations"] = shots
-    return ModelSpec(name, options)
+    return load.ModelSpec(name, options)
 
 
 def _entry(said: object, info: ValidationInfo) -> dict:
@@ -68,12 +70,12 @@ def _entry(said: object, info: ValidationInfo) -> dict:
         raise unknown("method", kind, CONSTRUCTORS)
     if not isinstance(given := given or {}, dict):
         raise ValueError(f"must have a mapping of arguments for {kind}, not {given!r}")
-    if "vlm" in given:
-        given["vlm"] = _model(given["vlm"], info)
+    for name in {"vlm", "preview"} & given.keys():
+        given[name] = _model(given[name], info)
     return about | {"kind": kind, "given": given}
 
 
-Model = Annotated[ModelSpec, PlainValidator(_model)]
+Model = Annotated[load.ModelSpec, PlainValidator(_model)]
 Entry = Annotated[dict, PlainValidator(_entry)]
 
 
@@ -92,8 +94,8 @@ class Profile:
     clip: Model
     concepts: str  # the concept set that the VLM is asked about
     prompt_sets: Annotated[tuple[str, ...], Field(min_length=1)]
-    # `CONSTRUCTORS` with their arguments; a list as `omega` gives a method for each value, of which
-    # the `chosen` one is compared with others; `name` renames them.
+    # `CONSTRUCTORS` with their arguments and `LEVERS`; a list as `omega` gives a method for each
+    # value, of which the `chosen` one is compared with others; `name` renames them.
     methods: Annotated[tuple[Entry, ...], Field(min_length=1)] = field(hash=False)
     sampling: dict[str, Any] = field(default_factory=dict, hash=False)
     lighter_vlms: tuple[Model, ...] = ()
@@ -135,8 +137,7 @@ def load_profile(source: str | Path, *, quick: bool = False) -> Profile:
     """A profile by name, or from a YAML file, which may say `extends: <name or file>`; `quick` is
     for a smoke test: 8 prompts of each set, in `runs/<name>-quick`."""
     profile = _load(source, ())
-    few = {"name": f"{profile.name}-quick", "max_prompts": 8}
-    return replace(profile, **few) if quick else profile
+    return replace(profile, name=f"{profile.name}-quick", max_prompts=8) if quick else profile
 
 
 def _load(source: str | Path, extending: tuple[Path, ...]) -> Profile:
@@ -177,8 +178,7 @@ def dynamic(profile: Profile, omega: float | None = None, **changes) -> Method:
     ablation is `[dynamic(profile, query_steps={"uniform": n}) for n in (1, 2, 5)]`."""
     entry = next((e for e in profile.methods if e["kind"] == "VLDNP"), {"given": {}})
     omega = entry.get("chosen") if omega is None else omega
-    strength = {} if omega is None else {"omega": omega}
-    given = {"omega": 7.5} | entry["given"] | strength | changes
+    given = {"omega": 7.5} | entry["given"] | ({} if omega is None else {"omega": omega}) | changes
     return _methods(profile, {"kind": "VLDNP", "given": given})[-1]
 
 
@@ -187,6 +187,7 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
     given, kind, name = dict(entry["given"]), entry["kind"], entry.get("name")
     swept = given.pop("omega", None)
     swept = omegas or swept if isinstance(swept, list) else [swept]
+    levers = {key: given.pop(key) for key in LEVERS if key in given and kind == "VLDNP"}
     if kind == "VLDNP":
         given = {"concepts": profile.concepts, "vlm": profile.vlm} | given
         given["vlm"] = load.load_vlm(given["vlm"])
@@ -194,8 +195,6 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
         rule = vldnp.NAG(**{key: given.pop(key) for key in ("tau", "alpha") if key in given})
         given, kind, name = given | {"rule": rule}, "Static", name or "nag"
     elif kind == "Repelled":
-        from vldnp.baselines.safe_denoiser import latents_of
-
         bank = [Image.fromarray(pixels) for pixels in called(given.pop("bank"), 64, 64)]
         given["bank"] = latents_of(load.load(profile.model), bank)
     try:  # 8 and 8.0 are one setting
@@ -203,6 +202,8 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
         found = [getattr(vldnp, kind)(**given, **strength) for strength in strengths]
     except TypeError as error:
         raise ValueError(f"profile {profile.name!r}: {kind}: {error}") from error
+    for lever, said in levers.items():
+        found = [LEVERS[lever](method, said) for method in found]
     return [replace(method, name=name or method.name) for method in found]
 
 
@@ -241,8 +242,8 @@ def parameters(profile, **given) -> SimpleNamespace:
                 said = json.loads(text)
             found[name] = TypeAdapter(kind).validate_python(said)
         except (ValueError, RecursionError) as error:  # of JSON, too
-            given = reprlib.repr(value)
-            raise ValueError(f"{name} must be {get_args(kind)[-1]}, not {given}") from error
+            must = f"{name} must be {get_args(kind)[-1]}, not {reprlib.repr(value)}"
+            raise ValueError(must) from error
         if kind is PromptSet:
             load_prompts(profile.prompt_set(said))
     return SimpleNamespace(**found)
