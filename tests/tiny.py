@@ -2,48 +2,28 @@
 
 from contextlib import contextmanager
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
 
 WORDS = "a cat dog pizza at the pirate cove knife skull dagger blood and on".split()
 TOKEN_LIMIT = 16
 UNET = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
+    "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "norm_num_groups": 4,
-}
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "norm_num_groups": 4,
+}  # fmt: skip
 UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> hf.CLIPTokenizer:
     """A handmade vocabulary: the letters, and merges that make each of `WORDS` one token."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789,.!?-'"
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
@@ -57,54 +37,48 @@ def clip_tokenizer() -> CLIPTokenizer:
             tokens += [] if parts[0] in tokens else [parts[0]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKEN_LIMIT)
+    return hf.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=TOKEN_LIMIT)
 
 
 def text_encoder(width: int, projection: int | None = None, act: str = "quick_gelu"):
     tokenizer = clip_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKEN_LIMIT,
-        hidden_act=act,
-        projection_dim=projection or width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    config = hf.CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=TOKEN_LIMIT, hidden_act=act,
+        projection_dim=projection or width, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = (
+        hf.CLIPTextModel(config) if projection is None else hf.CLIPTextModelWithProjection(config)
     )
-    model = CLIPTextModel(config) if projection is None else CLIPTextModelWithProjection(config)
     with torch.no_grad():  # the usual initial weights are so small that prompts hardly differ
         model.get_input_embeddings().weight.normal_()
     return model.eval()
 
 
-def vae(channels: int, **settings) -> AutoencoderKL:
+def vae(channels: int, **settings) -> diffusers.AutoencoderKL:
     """32×32 pictures from 8×8 latents."""
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=32,
-        scaling_factor=0.5,
-        **settings,
-    )
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=channels, norm_num_groups=4,
+        sample_size=32, scaling_factor=0.5, **settings,
+    )  # fmt: skip
 
 
-def sd_pipeline(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+def sd_pipeline(
+    prediction_type: str = "epsilon", seed: int = 0
+) -> diffusers.StableDiffusionPipeline:
     """32×32 pictures from 4×8×8 latents."""
     torch.manual_seed(seed)
     tokenizer, encoder = clip_tokenizer(), text_encoder(16)
-    unet = UNet2DConditionModel(**UNET, cross_attention_dim=16, attention_head_dim=4)
+    unet = diffusers.UNet2DConditionModel(**UNET, cross_attention_dim=16, attention_head_dim=4)
     parts = {"vae": vae(4).eval(), "text_encoder": encoder, "tokenizer": tokenizer}
-    scheduler = DPMSolverMultistepScheduler(
+    scheduler = diffusers.DPMSolverMultistepScheduler(
         **NOISE, prediction_type=prediction_type, steps_offset=1
     )
-    return StableDiffusionPipeline(**parts, unet=unet.eval(), scheduler=scheduler, **UNCHECKED)
+    return diffusers.StableDiffusionPipeline(
+        **parts, unet=unet.eval(), scheduler=scheduler, **UNCHECKED
+    )
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -159,7 +133,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def llava(seed: int = 0, more_words=()) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def llava(
+    seed: int = 0, more_words=()
+) -> tuple[hf.LlavaForConditionalGeneration, hf.LlavaProcessor]:
     """32×32 pictures as 16 patches; a word is a token."""
     words = ["<pad>", "<s>", "</s>", "<unk>", "<image>", ":", "user", "assistant", "what", "?"]
     words += [*WORDS, ",", "none", "restricted", "things", "can", "be", "seen"]
@@ -168,31 +144,24 @@ def llava(seed: int = 0, more_words=()) -> tuple[LlavaForConditionalGeneration, 
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.normalizer = Lowercase()
     backend.pre_tokenizer = Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        additional_special_tokens=["<image>"],
-    )
-    pictures = CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
-    processor = LlavaProcessor(
-        image_processor=pictures,
-        tokenizer=tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE,
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        unk_token="<unk>", additional_special_tokens=["<image>"],
+    )  # fmt: skip
+    pictures = hf.CLIPImageProcessor(size={"height": 32, "width": 32}, do_center_crop=False)
+    processor = hf.LlavaProcessor(
+        image_processor=pictures, tokenizer=tokenizer, patch_size=8,
+        vision_feature_select_strategy="full", chat_template=CHAT_TEMPLATE,
         num_additional_image_tokens=1,
-    )
+    )  # fmt: skip
     torch.manual_seed(seed)
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=CLIPVisionConfig(
+    model = hf.LlavaForConditionalGeneration(
+        hf.LlavaConfig(
+            vision_config=hf.CLIPVisionConfig(
                 **size, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=16
             ),
-            text_config=LlamaConfig(
+            text_config=hf.LlamaConfig(
                 **size,
                 num_attention_heads=2,
                 num_key_value_heads=2,

@@ -52,13 +52,10 @@ def classifier(path, weights=WEIGHTS):
     matrix = message((1, 3), (1, 2), (2, 1), (8, "w"), (9, weights.tobytes()))
     graph = message(
         (1, node("ReduceMean", ["x"], "mean", (5, axes), (5, keep))),
-        (1, node("MatMul", ["mean", "w"], "logits")),
-        (1, node("Softmax", ["logits"], "y")),
-        (2, "classifier"),
-        (5, matrix),
-        (11, tensor_type("x", "B", 256, 256, 3)),
+        (1, node("MatMul", ["mean", "w"], "logits")), (1, node("Softmax", ["logits"], "y")),
+        (2, "classifier"), (5, matrix), (11, tensor_type("x", "B", 256, 256, 3)),
         (12, tensor_type("y", "B", 2)),
-    )
+    )  # fmt: skip
     path.write_bytes(message((1, 8), (7, graph), (8, message((1, ""), (2, 13)))))
     return path
 

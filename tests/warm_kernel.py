@@ -7,6 +7,7 @@ and each kernel is a process of its own.
     python warm_kernel.py SOCKET -f FILE …    is a kernel, as far as Jupyter can see
 """
 
+import importlib
 import json
 import os
 import signal
@@ -51,21 +52,11 @@ def serve(address: str) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    import ipykernel.zmqshell  # noqa: F401, I001
-    import diffusers  # noqa: F401
-    import ipywidgets  # noqa: F401
-    import open_clip  # noqa: F401
-    import pandas  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import torch  # noqa: F401
-    import torchvision  # noqa: F401
-    from diffusers import StableDiffusionPipeline  # noqa: F401
-    from transformers import (  # noqa: F401
-        AutoModelForImageTextToText,
-        AutoProcessor,
-        LlavaForConditionalGeneration,
-    )
-
+    names = "ipykernel.zmqshell diffusers ipywidgets open_clip pandas scipy.stats torch torchvision"
+    modules = [importlib.import_module(name) for name in (*names.split(), "transformers")]
+    classes = "AutoModelForImageTextToText AutoProcessor LlavaForConditionalGeneration"
+    assert modules[1].StableDiffusionPipeline  # these are imported when first asked for
+    assert all(getattr(modules[-1], name) for name in classes.split())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # kernels that have ended leave nothing behind
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)

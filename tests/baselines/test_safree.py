@@ -16,13 +16,11 @@ from vldnp.models.run import Run
 
 PHRASES = ["knife", "skull", "blood"]
 PROMPTS = ["a cat on a skull", "pizza", "a dog and a pizza at the pirate cove", "cat"]
+# The tiny text encoder's β is small; with these its embeddings serve some of the steps.
 LONG = {"upper": 34.0, "t0": 1.0}
-"""The tiny text encoder's β is small; with these its embeddings serve some of the steps."""
 
 
 # The parts, against second implementations
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 6), st.integers(0, 3), st.integers(0, 99))
 def test_the_projector_is_least_squares(independent, copies, seed):
@@ -198,8 +196,6 @@ def test_the_description_is_that_of_published_rows():
 
 
 # The whole, written out
-
-
 @contextmanager
 def features_written_out(unet, scales):
     """Re-attention for a batch [u, changed, unchanged], at the doors of the single resnets."""

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import torch
@@ -62,15 +63,10 @@ def start(folder: Path, root: str, largest_file: int | None = None, **options):
     """`main` in a new process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["small_run"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # for the fork server
-    try:
+    path = os.pathsep.join(filter(None, sys.path))
+    with mock.patch.dict(os.environ, PYTHONPATH=path):  # for the fork server
         process = context.Process(target=main, args=(folder, root, largest_file), kwargs=options)
         process.start()
-    finally:
-        os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
     return process
 
 

@@ -16,8 +16,7 @@ from tiny import sd_pipeline
 
 KILLS = int(os.environ.get("VLDNP_FAULTS", "3"))
 
-LOST = 8
-"""A kill comes after so many new images or more: two workers have then finished a batch of 4."""
+LOST = 8  # a kill comes after so many new images: two workers have then finished a batch of 4
 
 
 @pytest.fixture(scope="module")

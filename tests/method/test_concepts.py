@@ -32,8 +32,6 @@ def test_shipped_sets(name):
 
 
 # What is read
-
-
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
@@ -141,8 +139,6 @@ def test_readings_are_described():
 
 
 # Negative prompts
-
-
 def test_negative_prompts():
     assert MOJI.negative_prompt([]) is None
     assert MOJI.negative_prompt(["skull", "axe", "skull"]) == "axe, skull"
@@ -159,8 +155,6 @@ def test_an_end_mark_is_a_part_of_what_decides_the_images(tmp_path):
 
 
 # Sets as data
-
-
 def test_a_form_belongs_to_one_term():
     with pytest.raises(ValueError, match="'gun'.*'pistol' and 'rifle'"):
         ConceptSet("x", "?", {"pistol": ("gun",), "rifle": ("gun",)})

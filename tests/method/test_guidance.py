@@ -46,8 +46,6 @@ def test_an_unknown_rule_is_named():
 
 
 # Rules by hand, and against second implementations
-
-
 def predictions(shape=(3, 4, 5, 5), seed=0):
     return list(noise(3, *shape, seed=seed))
 

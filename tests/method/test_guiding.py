@@ -60,14 +60,12 @@ def check(pipe, make):
 
 
 METHODS = {
-    "static": lambda: vldnp.Static("a knife", omega=4.0),
-    "vl-dnp": scripted,
+    "static": lambda: vldnp.Static("a knife", omega=4.0), "vl-dnp": scripted,
     "perp-neg": lambda: scripted(query_steps=(1, 2, 4), rule="perp-neg"),
     "window": lambda: window(vldnp.Static("a knife", omega=4.0), stop=0.5),
-    "gate": lambda: gate(scripted(), -1.0),
-    "sld": lambda: vldnp.SLD("a knife", strength="weak"),
+    "gate": lambda: gate(scripted(), -1.0), "sld": lambda: vldnp.SLD("a knife", strength="weak"),
     "summed": lambda: vldnp.Summed(["a knife", "a skull"], omega=2.0),
-}
+}  # fmt: skip
 BOTH = [(name, method) for name in SCHEDULERS for method in ("static", "vl-dnp")]
 BOTH += [("dpm++", method) for method in METHODS if ("dpm++", method) not in BOTH]
 
@@ -111,12 +109,9 @@ def test_nothing_stays_behind(pipe):
 
 
 CHANGED = {
-    "negative_prompt": "a knife",
-    "negative_prompt_embeds": torch.zeros(1, 16, 32),
-    "clip_skip": 1,
-    "guidance_rescale": 0.5,
-    "skip_guidance_layers": [0],
-}
+    "negative_prompt": "a knife", "negative_prompt_embeds": torch.zeros(1, 16, 32), "clip_skip": 1,
+    "guidance_rescale": 0.5, "skip_guidance_layers": [0],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHANGED)

@@ -169,8 +169,6 @@ def test_wrong_levers(wrong, message):
 
 
 # What is recorded of images that were not queried
-
-
 def test_batches_of_which_not_all_were_queried_make_one_trace(model):
     answers = iter(["a knife"] * 4)
     method = VLDNP(ScriptedVLM(lambda image, question: next(answers)), "moji", OMEGA, (1, 3))

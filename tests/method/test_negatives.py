@@ -93,8 +93,6 @@ def test_policies_without_a_vlm(policy, prompt):
 
 
 # No answer
-
-
 DOWN = ConnectionError("server is down\nand more")
 
 

@@ -86,8 +86,6 @@ def test_free_answers_are_described_as_before(tmp_path):
 
 
 # The grammar alone, with tokenizers of the usual kinds, against a walk at random.
-
-
 def byte_level(merges):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = alphabet + ["".join(pair) for pair in merges]

@@ -47,8 +47,6 @@ def shipped():
 
 
 # What may be searched in
-
-
 @given(st.sampled_from(sorted(RESTRICTED)), st.text(" ,.-_!", max_size=3), st.data())
 def test_no_separator_hides_a_word(word, separator, data):
     cut = data.draw(st.integers(0, len(word)))
@@ -86,8 +84,6 @@ def test_the_tokens_are_all_allowed_words_of_the_vocabulary(attack):
 
 
 # White box
-
-
 def latents(count=5):
     return torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -246,8 +242,6 @@ def test_the_score_and_the_pool_of_an_adaptive_search(attack):
 
 
 # Searches that go on
-
-
 def killed_at(number):
     def find(n):
         if n == number:
@@ -274,8 +268,6 @@ def test_a_killed_search_is_what_an_uninterrupted_one_is(tmp_path):
 
 
 # On the shipped model
-
-
 @pytest.fixture
 def short(monkeypatch):
     """Budgets of a second."""

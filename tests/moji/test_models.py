@@ -20,8 +20,7 @@ from vldnp.study.prompts import load_prompts, split_things
 pytestmark = pytest.mark.slow
 
 MODELS = data_folder() / "models"
-FINAL, EARLY = 0, 680
-"""Timesteps: a finished image, and 30 % of 25 steps."""
+FINAL, EARLY = 0, 680  # timesteps: a finished image, and 30 % of 25 steps
 
 
 @pytest.fixture(scope="module")

@@ -74,8 +74,6 @@ def test_an_image_is_unsafe_if_either_judge_says_so(tmp_path):
 
 
 # Labels by eye
-
-
 def read(name):
     return pd.read_csv(RESULTS / name, keep_default_na=False)
 

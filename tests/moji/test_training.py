@@ -103,8 +103,6 @@ def test_errors_of_input_are_one_line(capsys):
 
 
 # Damaged icons, of which the second judge learns
-
-
 @pytest.mark.parametrize(
     ("opacity", "rows", "area", "label"),
     [(0.5, 8, 1, 1), (0.2, 8, 0.4, math.nan), (0.1, 8, 0.2, 0), (1, 4, 0.5, 1), (1, 1, 0.125, 0)],

@@ -7,11 +7,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 # The text encoder is wider than there are phrases, or SAFREE's projector is ill-posed.
 TEXT = {
-    "hidden_size": 48,
-    "projection_dim": 48,
-    "intermediate_size": 64,
-    "hidden_act": "quick_gelu",
-}
+    "hidden_size": 48, "projection_dim": 48, "intermediate_size": 64, "hidden_act": "quick_gelu",
+}  # fmt: skip
 TEXT |= {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 77}
 TEXT |= {"vocab_size": 49408, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 UNET = {"sample_size": 8, "block_out_channels": (16, 32), "layers_per_block": 1}
@@ -60,9 +57,7 @@ def tokenizer() -> CLIPTokenizer:
 def pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=filled(AutoencoderKL(**VAE)),
-        text_encoder=filled(CLIPTextModel(CLIPTextConfig(**TEXT)), 2.0),
-        tokenizer=tokenizer(),
+        text_encoder=filled(CLIPTextModel(CLIPTextConfig(**TEXT)), 2.0), tokenizer=tokenizer(),
         unet=filled(UNet2DConditionModel(**UNET), 1.5),
-        scheduler=PNDMScheduler.from_config(NOISE | PNDM),
-        **UNCHECKED,
-    )
+        scheduler=PNDMScheduler.from_config(NOISE | PNDM), **UNCHECKED,
+    )  # fmt: skip

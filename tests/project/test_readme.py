@@ -15,8 +15,7 @@ from vldnp.study.profile import load_profile
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
-GOES_ON = "](../README.md#start)"
-"""What a page says whose examples go on from the README's."""
+GOES_ON = "](../README.md#start)"  # says a page whose examples go on from the README's
 
 
 def blocks(language: str, text: str) -> list[str]:

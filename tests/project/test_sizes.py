@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-BOUNDS = {"vldnp": 7_000, "moji": 3_700, "tests/": 12_000}
-"""Lines."""
+BOUNDS = {"vldnp": 7_000, "moji": 3_700, "tests/": 12_000}  # lines
 METHOD = "sampler guider guidance negatives schedules concepts methods".split()
 MODULES = [*(ROOT / "vldnp").rglob("*.py"), *(ROOT / "moji").rglob("*.py")]
 

@@ -30,18 +30,13 @@ from vldnp.__main__ import execute
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 NASTY = '<img src=x onerror="window.harmed = 1"> a cat'
+PATIENCE = 180_000  # milliseconds until something that must come has not come
+LONG = 900  # steps of a run that does not come to its end while it is cancelled
+# What has a scrollbar in the explorer's output.
 SCROLLED = """[...document.querySelectorAll(".jp-OutputArea:has(.vldnp-explorer) *")].filter(e =>
   /auto|scroll/.test(getComputedStyle(e).overflow)
   && (e.scrollHeight > e.clientHeight || e.scrollWidth > e.clientWidth)).map(e =>
   `${e.className} ${[e.scrollWidth, e.clientWidth, e.scrollHeight, e.clientHeight]}`)"""
-"""What has a scrollbar in the explorer's output."""
-
-PATIENCE = 180_000
-"""Milliseconds until something that must come has not come."""
-
-LONG = 900
-"""Steps of a run that does not come to its end while it is cancelled."""
-
 OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update"
@@ -101,10 +96,8 @@ def browser():
 
 @contextmanager
 def new_page(browser):
-    context = browser.new_context(
-        viewport={"width": 1400, "height": 1000},
-        permissions=["clipboard-read", "clipboard-write"],
-    )
+    size, clipboard = {"width": 1400, "height": 1000}, ["clipboard-read", "clipboard-write"]
+    context = browser.new_context(viewport=size, permissions=clipboard)
     context.set_default_timeout(PATIENCE)
     yield context.new_page()
     context.close()
@@ -148,13 +141,9 @@ def jupyterlab(root: Path, home: Path, *options: str):
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(setting))
-    folders = {
-        "JUPYTER_CONFIG_DIR": "config",
-        "JUPYTER_DATA_DIR": "data",
-        "JUPYTER_RUNTIME_DIR": "runtime",
-        "JUPYTERLAB_SETTINGS_DIR": "settings",
-        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-    }
+    folders = {f"JUPYTER_{name.upper()}_DIR": name for name in ("config", "data", "runtime")}
+    folders |= {f"JUPYTERLAB_{name.upper()}_DIR": name for name in ("settings", "workspaces")}
+    environment = os.environ | {name: str(home / folder) for name, folder in folders.items()}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -162,12 +151,7 @@ def jupyterlab(root: Path, home: Path, *options: str):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", *options]
     command += ["--IdentityProvider.token=", *(f"--ServerApp.{one}" for one in settings)]
     with open(home / "log", "w") as log:
-        server = subprocess.Popen(
-            command,
-            env=os.environ | {name: str(home / folder) for name, folder in folders.items()},
-            stdout=log,
-            stderr=log,
-        )
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
         until = time.monotonic() + PATIENCE / 1000
@@ -282,14 +266,12 @@ def check_viewer(page) -> None:
     expect(place).to_have_text("final image")
     tops = now.locator(".vldnp-column").evaluate_all("all => all.map(e => e.offsetTop)")
     assert len(tops) == 4 and len(set(tops)) == 1  # four methods in one row
-
     viewer.get_by_label("step", exact=True).focus()
     page.keyboard.press("Home")
     expect(column).to_contain_text("step 0,")
     expect(column).not_to_contain_text("VLM:")
     expect(place).to_have_text("step 0")
     first = picture.get_attribute("src")
-
     page.keyboard.press("ArrowRight")
     expect(column).to_contain_text("step 1,")
     expect(column).to_contain_text("VLM:")
@@ -306,7 +288,6 @@ def check_viewer(page) -> None:
         assert active.first.get_attribute("data-windowed-list-index") == cell
     assert picture.get_attribute("src") == first
     assert now.get_by_text("step 0,").count() == 4  # one slider for all
-
     expect(column).to_contain_text("judged unsafe")
     expect(picture).to_be_hidden()
     column.get_by_text("show / hide").click()
@@ -315,7 +296,6 @@ def check_viewer(page) -> None:
     expect(column).to_contain_text("step 1,")
     expect(picture).to_be_visible()  # once shown, a column stays so
     expect(now.locator("img.vldnp-image").first).to_be_hidden()
-
     viewer.get_by_title("play").click()
     expect(column).to_contain_text("final image")
     assert page.evaluate("window.harmed") is None
@@ -329,9 +309,8 @@ def test_with_a_kernel(lab, page):
 def test_exported_html(explored, project, page):
     from nbconvert import HTMLExporter
 
-    text, _ = HTMLExporter(require_js_url="", mathjax_url="").from_filename(
-        str(project / "explored.ipynb")
-    )
+    exporter = HTMLExporter(require_js_url="", mathjax_url="")
+    text, _ = exporter.from_filename(str(project / "explored.ipynb"))
     exported = project / "exported.html"
     exported.write_text(text, encoding="utf-8")
     page.context.set_offline(True)
@@ -413,26 +392,20 @@ def test_without_a_kernel_and_trust(opened):
 @pytest.fixture(scope="module")
 def site(site_folder):
     """The address of the documentation."""
-    handler = partial(QuietHandler, directory=site_folder)
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = partial(quiet, directory=site_folder)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 def test_the_docs_gallery(site, page):
     """Each notebook of the front page's table opens with its outputs; no browser complains."""
     complaints, asked = [], []
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "console",
-        lambda said: said.type == "error" and complaints.append((said.text, said.location["url"])),
-    )
+    told = lambda said: complaints.append((said.text, said.location["url"]))  # noqa: E731
+    page.on("console", lambda said: said.type == "error" and told(said))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(site)
     links = page.locator("article a[href^=notebooks]")

@@ -90,8 +90,6 @@ def test_no_figure_stays_open(summary):
 
 
 # Tables
-
-
 @pytest.fixture
 def images():
     rng, rows = np.random.default_rng(0), []

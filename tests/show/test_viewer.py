@@ -137,10 +137,8 @@ def test_what_the_judge_flags_is_blurred_until_one_asks(guided):
     before, inside = images[-1].split("</summary>")  # what lies after it is seen when opened
     assert "vldnp-image" not in before and opened(inside) is not None
     preview = base64.b64decode(re.search(r'base64,([^"]+)"', before)[1])
-    difference = np.asarray(Image.open(io.BytesIO(preview)), float) - np.asarray(
-        blurred(guided.images[0]), float
-    )
-    assert np.abs(difference).mean() < 8
+    shown = Image.open(io.BytesIO(preview)), blurred(guided.images[0])
+    assert np.abs(np.subtract(*(np.asarray(image, float) for image in shown))).mean() < 8
     for options in ({"judge": Judge(), "reveal": True}, {"judge": Judge(limit=999)}, {}):
         ((images, _),) = columns(view(guided, **options))
         assert not any("<details" in place for place in images)

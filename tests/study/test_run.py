@@ -73,7 +73,6 @@ def test_run_writes_tidy_tables(study, model, judge, tmp_path, monkeypatch):
     made = counting(monkeypatch)
     images = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
     folder = tmp_path / "tiny"
-
     assert len(images) == 3 * 2 * 3
     assert len(made) == 3 * 3, "the two sets hold the same prompts, so their images are shared"
     stored = pd.read_parquet(folder / "images.parquet")
@@ -82,7 +81,6 @@ def test_run_writes_tidy_tables(study, model, judge, tmp_path, monkeypatch):
     assert list(written.columns) == TABLE and len(written) == 6
     assert written["method"].tolist() == ["cfg"] * 2 + ["static"] * 2 + ["vl-dnp"] * 2
     assert written["fid"].isna().all() and (written["n"] == 3).all()
-
     config = json.loads((folder / "config.json").read_text())
     assert config["model"]["revision"] == model.revision
     names = {method["name"] for method in config["methods"].values()}
@@ -95,7 +93,6 @@ def test_rows_say_what_happened(study, model, judge, tmp_path):
     row = images[(images["method"] == "vl-dnp") & (images["prompt_id"] == "b")].iloc[0]
     picture = load_images(images.loc[[row.name]], tmp_path / "tiny")[0]
     judgement = judge([picture])
-
     # the image is what the sampler alone makes
     asked = {"num_inference_steps": 3, "guidance_scale": 7.5, "progress": False}
     alone = sample(model, row["prompt"], study.methods[2], seeds=[5], **asked)
@@ -123,7 +120,6 @@ def test_nothing_is_made_or_measured_twice(study, model, judge, tmp_path, monkey
     again = run(study, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
     assert not made and not WordLengthCLIP.calls
     pd.testing.assert_frame_equal(first, again)
-
     # a larger grid computes only what is new
     larger = replace(study, methods=(*study.methods, Static("knife", omega=5)))
     run(larger, model, judge, WordLengthCLIP(), root=tmp_path, progress=False)
@@ -139,7 +135,6 @@ def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts
     assert keys(replace(study, batch_size=7, name="other", unsafe_threshold=0.1)) == base
     renamed = replace(CFG(), name="plain")
     assert keys(replace(study, methods=(renamed,))) == keys(replace(study, methods=(CFG(),)))
-
     for change in (
         {"sampling": study.sampling | {"num_inference_steps": 4}},
         {"sampling": study.sampling | {"guidance_scale": 3.0}},
@@ -151,8 +146,7 @@ def test_key_changes_with_what_decides_the_image(study, model, tmp_path, prompts
         changed = keys(replace(study, **change))
         assert changed != base and len(changed) == len(base)
     assert not set(base) & set(keys(model=load.load(sd_pipeline(seed=1))))
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vldnp.study.grid, "SCHEMA", vldnp.study.grid.SCHEMA + 1)
         assert not set(base) & set(keys())
 
@@ -178,7 +172,6 @@ def test_a_failing_batch_leaves_no_half_result(study, model, judge, tmp_path, mo
     folder = tmp_path / "tiny"
     assert len(list((folder / "cells").iterdir())) == 4, "two images, two records"
     assert not (folder / "table.csv").exists() and not (folder / "images.parquet").exists()
-
     monkeypatch.setattr(vldnp.study.run, "sample", sample)
     made = counting(monkeypatch)
     run(study, model, judge, root=tmp_path, progress=False)
@@ -364,7 +357,6 @@ def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-
     records = list(folder.glob("cells/[!.]*.json"))
     assert 6 <= len(records) < 400
     for record in records:  # every record is whole and has its whole image
@@ -372,7 +364,6 @@ def test_a_killed_run_loses_at_most_its_batch(model, judge, tmp_path):
         Image.open(record.with_suffix(".png")).load()
     unrecorded = len(list(folder.glob("cells/[!.]*.png"))) - len(records)
     assert 0 <= unrecorded <= 2
-
     short = Study("killed", (CFG(),), (prompts,), {"num_inference_steps": 3}, max_prompts=8)
     before = {record: record.stat().st_mtime_ns for record in records}
     images = run(short, model, judge, root=tmp_path, progress=False)
@@ -387,9 +378,8 @@ def test_table_against_hand_computed_values():
     where = {"setting": "s", "method": "static", "omega": 4.0, "prompt_set": "implicit"}
     images = pd.DataFrame(columns).assign(**where, clip_score=0.3, vlm_calls=0)
     row = table(images).iloc[0]
-    assert (row["asr"], row["tr"], row["clip"], row["retention"]) == pytest.approx(
-        (0.25, 0.35, 0.3, 0.75)
-    )
+    found = [row[name] for name in ("asr", "tr", "clip", "retention")]
+    assert found == pytest.approx([0.25, 0.35, 0.3, 0.75])
     assert row["n"] == 4 and row["model_evaluations"] == 74 and row["seconds"] == 1.5
     assert (row["clip_low"], row["clip_high"]) == (0.3, 0.3)
     assert 0 <= row["asr_low"] <= 0.25 <= row["asr_high"] <= 0.5
@@ -508,20 +498,11 @@ def test_bad_studies_are_refused_in_one_line(study, model, judge, tmp_path, prom
 
 
 def test_methods_that_would_share_images_are_refused(prompts):
-    class Guide:
-        name, revision = "guide", "1"
-
-        def __init__(self, answer):
-            self.answer = answer
-
-        def __call__(self, images, question):
-            return [self.answer] * len(images)
-
     def method(vlm, name="vl-dnp"):
         return replace(VLDNP(vlm, "moji", omega=4), name=name)
 
-    knife = Guide("knife")
-    for other in (method(Guide("none")), method(Guide("none"), "another name")):
+    knife, none = (ScriptedVLM(lambda *_, said=said: said) for said in ("knife", "none"))
+    for other in (method(none), method(none, "another name")):
         with pytest.raises(ValueError, match="two methods '.*' differ, but not in what describe"):
             Study("x", (method(knife), other), prompts)
     Study("x", (method(knife), method(knife, "another name")), prompts)  # the same images
