@@ -109,14 +109,13 @@ methods:
     name: perp-neg
     chosen: 2
   - VLDNP: {omega: [3, 7], query_steps: {uniform: 4}, lead: something}
-  - NAG: {negative_prompt: a knife, omega: 10, alpha: 0.5}
   - Summed: {negative_prompts: [a knife, a gun], omega: 9}
 """,
     )
     profile = replace(profile, vlm=NONE)
     found = [(method.name, method.omega) for method in profile_methods(profile)]
     assert found[:3] == [("cfg", None), ("perp-neg", 2), ("perp-neg", 4.5)]
-    assert found[3:] == [("vl-dnp", 3), ("vl-dnp", 7), ("nag", 10), ("summed", 9)]
+    assert found[3:] == [("vl-dnp", 3), ("vl-dnp", 7), ("summed", 9)]
     by_hand = vldnp.VLDNP(NONE, "moji", 7.0, vldnp.uniform(4), lead="something")
     assert setting_of(profile_methods(profile)[4]) == setting_of(by_hand)
     assert setting_of(dynamic(profile)) == setting_of(by_hand)

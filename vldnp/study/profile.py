@@ -9,20 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar, get_args
 
-from PIL import Image
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo
 
 import vldnp
 from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
-from vldnp.baselines.safe_denoiser import latents_of
 from vldnp.levers import gate, preview
 from vldnp.methods import Method
 from vldnp.models import load
 from vldnp.study.grid import SAMPLING, Study, digest, setting_of
-from vldnp.study.measure import called
 from vldnp.study.prompts import load_prompts, set_name
 
-CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG", "NAG", "Repelled")
+CONSTRUCTORS = ("CFG", "Static", "VLDNP", "SAFREE", "SLD", "Summed", "CASG")
 LEVERS = {"preview": lambda m, said: preview(m, load.load_preview(said)), "gate": gate}  # of VLDNP
 
 Text, PromptSet = Annotated[str, "a text"], Annotated[str, "a prompt set"]
@@ -191,12 +188,6 @@ def _methods(profile: Profile, entry: Mapping, omegas: Sequence[float] = ()) -> 
     if kind == "VLDNP":
         given = {"concepts": profile.concepts, "vlm": profile.vlm} | given
         given["vlm"] = load.load_vlm(given["vlm"])
-    elif kind == "NAG":
-        rule = vldnp.NAG(**{key: given.pop(key) for key in ("tau", "alpha") if key in given})
-        given, kind, name = given | {"rule": rule}, "Static", name or "nag"
-    elif kind == "Repelled":
-        bank = [Image.fromarray(pixels) for pixels in called(given.pop("bank"), 64, 64)]
-        given["bank"] = latents_of(load.load(profile.model), bank)
     try:  # 8 and 8.0 are one setting
         strengths = [{} if omega is None else {"omega": float(omega)} for omega in swept]
         found = [getattr(vldnp, kind)(**given, **strength) for strength in strengths]
