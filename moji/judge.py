@@ -135,7 +135,7 @@ class CNNJudge:
         return self._batched(lambda pixels: self.network(pixels).sigmoid(), images)
 
     def features(self, images: Images) -> Tensor:
-        """Penultimate activations `[B, F]` on the CPU, in which FID and KID compare."""
+        """Penultimate activations `[B, F]` on the CPU, in which FID compares."""
         return self._batched(self.network.features, images)
 
     def __call__(self, images: Images) -> Judgement:

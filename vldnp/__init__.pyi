@@ -8,7 +8,6 @@ from .baselines.safree import SAFREE as SAFREE
 from .baselines.sld import SLD as SLD
 from .concepts import ConceptSet as ConceptSet
 from .concepts import load_concepts as load_concepts
-from .levers import fast as fast
 from .methods import CFG as CFG
 from .methods import VLDNP as VLDNP
 from .methods import Method as Method

@@ -3,7 +3,6 @@ method: `preview`, `adaptive` and `window` extend the Guider, and `gate` wraps t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -11,7 +10,7 @@ from torch.nn.functional import cosine_similarity
 from vldnp._finite import number
 from vldnp.concepts import ConceptSet
 from vldnp.guider import Guider, View
-from vldnp.methods import VLDNP, Method
+from vldnp.methods import Method
 from vldnp.models.backbone import Preview
 from vldnp.negatives import Negative, Policy
 
@@ -127,10 +126,3 @@ def preview(method: Method, decoder: Preview) -> Method:
     if not isinstance(decoder, Preview):
         raise TypeError(f"preview must be opened by vldnp.load_preview, not a {type(decoder)}")
     return _attached(method, Previewed, decoder=decoder)
-
-
-def fast(vlm: Callable, concepts: str | Path | ConceptSet, decoder: Preview, **options) -> Method:
-    """`VLDNP(vlm, concepts, **options)` with a `preview`, as `vl-dnp-fast` in tables. In study 1
-    (640 prompts a set) the tiny decoder was the only lever that left ASR and retention unchanged.
-    """
-    return replace(preview(VLDNP(vlm, concepts, **options), decoder), name="vl-dnp-fast")

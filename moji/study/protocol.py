@@ -45,7 +45,7 @@ class Part:
         prompts: prompt set → how many of its prompts, drawn at random.
         seeds: images of each prompt.
         omegas: strengths other than the chosen ones, which are left out; none: the chosen ones.
-        reference: where the real images of FID and KID come from, as in a profile.
+        reference: where the real images of FID come from, as in a profile.
         profile: whose methods these are, if not the protocol's.
     """
 

@@ -1,5 +1,6 @@
 import sys
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import nudenet.nudenet
 import numpy as np
@@ -82,6 +83,48 @@ def test_nudenet_v2_gives_the_probability_of_unsafe(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="broken.onnx' cannot be opened: .*INVALID_PROTOBUF"):
         load_judge(tmp_path / "broken.onnx")
+
+
+class Detections:
+    """Like an ONNX session: boxes, scores and labels of the one image that it is shown."""
+
+    def get_inputs(self):
+        return [SimpleNamespace(name="x")]
+
+    def run(self, outputs, given):
+        (self.shown,) = given["x"]
+        labels = np.array([[11, 3, 1, -1]], np.int32)
+        return [
+            np.zeros((1, 4, 4), np.float32),
+            np.array([[0.7, 0.9, 0.8, -1]], np.float32),
+            labels,
+        ]
+
+
+def test_nudenet_v2s_detector_counts_five_labels(tmp_path):
+    path = classifier(tmp_path / "detector_v2_default_checkpoint.onnx")
+    judge = judges.NudeNetV2Detector(path)
+    judge.session, red = Detections(), Image.new("RGB", (100, 400), (255, 0, 0))
+    found = judge([red])
+    assert found.unsafe_probability.tolist() == [pytest.approx(0.7)]
+    assert [name for name, p in found.concepts[0].items() if p] == ["BREAST_F"]
+    assert len(found.concepts[0]) == 5 and judge.session.shown.shape == (1333, 333, 3)
+    # Blue, green, red less ImageNet's means, as in the package.
+    np.testing.assert_allclose(judge.session.shown[5, 5], [-103.939, -116.779, 131.32], atol=1e-3)
+
+
+def test_q16_is_the_softmax_of_two_cosines(tmp_path):
+    prompts = np.array([[3, 4], [0, 2]], np.float16)
+    np.save(tmp_path / "q16.npy", prompts)
+    vectors = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    clip = SimpleNamespace(embed_images=lambda images: vectors[: len(images)], revision="1")
+    found = judges.Q16(tmp_path / "q16.npy", clip)(pictures(3)).unsafe_probability
+    cosines = vectors.numpy() @ np.array([[0.6, 0.8], [0, 1]]).T
+    expected = 1 / (1 + np.exp(100 * (cosines[:, 0] - cosines[:, 1])))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+    assert (found > 0.5).tolist() == [False, True, False]
+    with pytest.raises(FileNotFoundError, match="Q16 .* and save it as .*q16.npy"):
+        load_judge("q16")
 
 
 def test_opennsfw_gives_its_networks_probability():

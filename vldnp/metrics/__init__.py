@@ -1,1 +1,1 @@
-"""Numbers from images and scores: intervals, paired differences, FID and KID."""
+"""Numbers from images and scores: intervals, paired differences, FID."""

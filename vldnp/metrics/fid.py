@@ -1,7 +1,6 @@
-"""FID and KID by torch-fidelity, in any space with a `name` and `features(images) -> [n, D]`."""
+"""FID by torch-fidelity, in any space with a `name` and `features(images) -> [n, D]`."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,30 +49,19 @@ class Inception:
         return (pixels.clamp(0, 1) * 255).round().byte() if pixels.is_floating_point() else pixels
 
 
-class Distances(NamedTuple):
-    fid: float
-    kid: float
-    features: str = ""  # whose: the name of the feature space, with its resize
-
-
 def features(images: Sequence[Image.Image] | Tensor, space) -> Tensor:
     """Features of images, 64 at a time: `[n, D]`, float64, on the CPU."""
     parts = (images[start : start + 64] for start in range(0, len(images), 64))
     return torch.cat([space.features(part) for part in parts]).cpu().double()
 
 
-def distances(images: Tensor, reference: Tensor, space: str = "") -> Distances:
-    """FID (Heusel et al. 2017) and KID (Bińkowski et al. 2018) between features. FID is biased
-    upwards for few images: compare only sets of equal size. KID may be slightly negative; beyond
-    1,000 images it is the mean over 100 subsets."""
-    from torch_fidelity import metric_fid, metric_kid
+def fid(images: Tensor, reference: Tensor) -> float:
+    """FID (Heusel et al. 2017) between features `[n, D]`. FID is biased upwards for few images:
+    compare only sets of equal size."""
+    from torch_fidelity import metric_fid
 
-    sizes = len(images), len(reference)
-    if min(sizes) < 2:
-        raise ValueError(f"FID and KID need at least two images on each side, not {sizes}")
-    subset = min(*sizes, 1000)
+    if (least := min(len(images), len(reference))) < 2:
+        raise ValueError(f"FID needs at least two images on each side, not {least}")
     statistics = map(metric_fid.fid_features_to_statistics, (images, reference))
-    fid = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
-    subsets = {"kid_subset_size": subset, "kid_subsets": 1 if subset == max(sizes) else 100}
-    kid = metric_kid.kid_features_to_metric(images, reference, **subsets, verbose=False)
-    return Distances(fid[metric_fid.KEY_METRIC_FID], kid[metric_kid.KEY_METRIC_KID_MEAN], space)
+    found = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    return found[metric_fid.KEY_METRIC_FID]

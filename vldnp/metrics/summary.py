@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from vldnp.metrics.fid import Distances
 from vldnp.metrics.intervals import interval
 
 
@@ -31,7 +30,6 @@ METRICS = _by_name(
     Metric("retention", "retention", "retention", 1, ".2f", "Retention"),
     Metric("clip_i", "clip_i", "CLIP-I", 1, ".2f", "CLIP-I to plain CFG"),
     Metric("fid", None, "FID", -1, ".3g"),
-    Metric("kid", None, "KID", -1, ".3g"),
 )
 """The measurements of images, in the order of tables and figures."""
 
@@ -64,10 +62,10 @@ def summary(images: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(
-    images: pd.DataFrame, fid: Mapping[tuple[str, str], Distances] | None = None
+    images: pd.DataFrame, fid: Mapping[tuple[str, str], tuple[float, str]] | None = None
 ) -> pd.DataFrame:
     """One row per method setting × prompt set, with the columns of `TABLE`; `fid` is (setting,
-    prompt set) → distances, where they were computed."""
+    prompt set) → FID and its features' name, where it was computed."""
     where, values = ["setting", "prompt_set"], ["value", "low", "high"]
     wide = summary(images).pivot(index=where, columns="metric", values=values)
     wide.columns = [f"{metric}_{end}".removesuffix("_value") for end, metric in wide.columns]
@@ -75,5 +73,5 @@ def table(
     rows = groups[list(COSTS)].mean().assign(n=groups.size()).reset_index().join(wide, on=where)
     for (setting, prompt_set), found in (fid or {}).items():
         own = (rows["setting"] == setting) & (rows["prompt_set"] == prompt_set)
-        rows.loc[own, ["fid", "kid", "fid_features"]] = list(found)
+        rows.loc[own, ["fid", "fid_features"]] = list(found)
     return rows.reindex(columns=TABLE)

@@ -1,4 +1,4 @@
-"""Scores of images by judge and CLIP, once for each cell; FID and KID against real images."""
+"""Scores of images by judge and CLIP, once for each cell; FID against real images."""
 
 import pkgutil
 import re
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from vldnp._files import first_line, user_cache
 from vldnp._finite import NonFiniteError, check_finite, is_finite, label, naming
 from vldnp.methods import CFG
-from vldnp.metrics.fid import Distances, Inception, distances, features
+from vldnp.metrics.fid import Inception, features, fid
 from vldnp.models import load
 from vldnp.models.hub import live, networks
 from vldnp.models.judges import Judgement
@@ -154,8 +154,8 @@ def reference_images(source: str | Path, count: int, seed: int = 0) -> np.ndarra
     return np.stack([np.asarray(ImageOps.fit(open_image(found[i]), (299, 299))) for i in chosen])
 
 
-def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tuple, Distances]:
-    """(setting, prompt set) → FID and KID of the reference sets' images, where they can be had, by
+def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tuple, tuple]:
+    """(setting, prompt set) → FID of the reference sets' images, where it can be had, by
     the judge's features where it has some, else Inception's."""
     rows = images[images["prompt_set"].isin(study.reference_sets)]
     if study.reference is None or len(rows) < 2:
@@ -164,12 +164,12 @@ def fid_of(study: Study, images: pd.DataFrame, judge, folder: Path) -> dict[tupl
         real = reference_images(study.reference, study.reference_count)
         space = judge if hasattr(judge, "features") else Inception(device=load.default_device())
     except OSError as error:  # of the reference's folder, or of the network
-        warnings.warn(f"FID and KID stay empty: {first_line(error)}", stacklevel=3)
+        warnings.warn(f"FID stays empty: {first_line(error)}", stacklevel=3)
         return {}
     real = features(torch.from_numpy(real).permute(0, 3, 1, 2), space)
     groups = rows.sort_values(["prompt_id", "seed"]).groupby(["setting", "prompt_set"])
     return {
-        where: distances(features(load_images(own, folder), space), real, space.name)
+        where: (fid(features(load_images(own, folder), space), real), space.name)
         for where, own in groups
         if len(own) > 1
     }
