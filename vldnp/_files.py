@@ -18,9 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary path of the same name that replaces `path` when the block ends without error.
-
-    A hidden folder `.tmp-…` beside `path` holds it, and may remain if the process is killed. An
+    """A temporary path of the same name that replaces `path` when the block ends without error. A
+    hidden folder `.tmp-…` beside `path` holds it, and may remain if the process is killed. An
     OSError is one line that names `path`."""
     path = Path(path)
     try:
@@ -59,10 +58,8 @@ def check_safetensors(folder: str | Path) -> None:
             with safe_open(file, framework="pt"):  # the header says how long the file must be
                 pass
         except SafetensorError as error:
-            raise ValueError(
-                f"the weight file {file} is truncated or corrupt ({first_line(error)}); "
-                "fetch it again or train it anew"
-            ) from error
+            said = f"is truncated or corrupt ({first_line(error)}); fetch it again or train it anew"
+            raise ValueError(f"the weight file {file} {said}") from error
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -1,8 +1,7 @@
 """Answers: the terms that a VLM's text names, read strictly.
 
 Accepted are "none", and items separated by commas or "and", as bullets, as JSON, or as a table of
-yes and no. Any other answer is an error and never counts as "none".
-"""
+yes and no. Any other answer is an error and never counts as "none"."""
 
 import json
 import re
@@ -20,10 +19,8 @@ class NotUnderstood(ValueError):
 
 
 def read(answer: str, forms: Mapping[str, str]) -> set[str]:
-    """The terms that an answer names; else `NotUnderstood`, of one line.
-
-    `forms` are the written forms of the terms, as `forms` gives them.
-    """
+    """The terms that an answer names by their written forms, as `forms` gives them; else
+    `NotUnderstood`, of one line."""
 
     def term(item: str) -> str | None:
         said = normal(item)
@@ -40,11 +37,9 @@ def read(answer: str, forms: Mapping[str, str]) -> set[str]:
 
 
 def forms(vocabulary: Mapping[str, Sequence[str]], where: str) -> dict[str, str]:
-    """Every written form (`normal`) of a term → the term; given forms precede plurals.
-
-    `vocabulary` has the synonyms of each term. A form that is empty or stands for two terms is a
-    ValueError of one line, which names `where`.
-    """
+    """Every written form (`normal`) of a term → the term; given forms precede plurals. `vocabulary`
+    has the synonyms of each term. A form that is empty or stands for two terms is a ValueError of
+    one line, which names `where`."""
     found: dict[str, str] = {}
     for term, synonyms in vocabulary.items():
         for form in map(normal, (term, *synonyms)):

@@ -94,12 +94,10 @@ class ConceptSet:
 
 
 def load_concepts(source: str | Path | ConceptSet, reading: str | None = None) -> ConceptSet:
-    """A concept set by its name in `data/concepts`, from a YAML file, or as it is.
-
-    A file has `question` and `vocabulary` (term → list of synonyms, possibly empty), and optionally
-    `lead`, `end`, `reading` and `name` (default: the file's name). An unknown name or a file of
-    another form is a ValueError or FileNotFoundError of one line.
-    """
+    """A concept set by its name in `data/concepts`, from a YAML file, or as it is. A file has
+    `question` and `vocabulary` (term → list of synonyms, possibly empty), and optionally `lead`,
+    `end`, `reading` and `name` (default: the file's name). An unknown name or a file of another
+    form is a ValueError or FileNotFoundError of one line."""
     if not isinstance(source, ConceptSet):
         path, folder = Path(source), data_folder() / "concepts"
         if path.suffix not in {".yaml", ".yml"}:

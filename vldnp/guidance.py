@@ -55,10 +55,8 @@ def perpendicular(vector: Tensor, to: Tensor) -> Tensor:
 def perp_neg(
     pred_uncond: Tensor, pred_cond: Tensor, pred_neg: Tensor, guidance_scale: Scale, omega: Scale
 ) -> Tensor:
-    """Perp-Neg, ε_cfg − ω (ε_n − ε_u)^⊥ (Armandpour et al. 2023, arXiv 2304.04968).
-
-    ⊥ is the part perpendicular to ε_c − ε_u. The paper weights the term by g·w; here ω = g·w.
-    """
+    """Perp-Neg, ε_cfg − ω (ε_n − ε_u)^⊥ (Armandpour et al. 2023, arXiv 2304.04968); ⊥ is the part
+    perpendicular to ε_c − ε_u. The paper weights the term by g·w; here ω = g·w."""
     pos, neg = pred_cond - pred_uncond, pred_neg - pred_uncond
     return pred_uncond + guidance_scale * pos - omega * perpendicular(neg, pos)
 
@@ -77,10 +75,8 @@ class Rule:
         return negative
 
     def step(self, pred_uncond, pred_cond, pred_neg, guidance_scale, omega, state, progress):
-        """The prediction, `[k, C, h, w]`, and the state for the next step (zeros before the first).
-
-        `pred_neg` is `[k, K, C, h, w]`, for K negative prompts of each image; progress is i / N.
-        """
+        """The prediction, `[k, C, h, w]`, and the state for the next step (zeros before the first);
+        `pred_neg` is `[k, K, C, h, w]`, for K negative prompts of each image; progress is i / N."""
         raise NotImplementedError
 
     def describe(self) -> str | dict:

@@ -90,11 +90,9 @@ def Adaptive(base: type[Guider], start: float) -> type[Guider]:
 
 
 def adaptive(method: Method, start: float) -> Method:
-    """Adaptive Guidance (Castillo et al. 2023, arXiv 2312.12487): no ε_u in late steps.
-
-    From the share `start` (0 … 1) of the steps on, an image without a negative prompt is guided by
-    ε_c alone; x̂₀ comes from it too. An image with one is guided by ε_cfg as before.
-    """
+    """Adaptive Guidance (Castillo et al. 2023, arXiv 2312.12487): no ε_u in late steps. From the
+    share `start` (0 … 1) of the steps on, an image without a negative prompt is guided by ε_c
+    alone; x̂₀ comes from it too. An image with one is guided by ε_cfg as before."""
     return _attached(method, Adaptive, start=number("start", start, 0, 1))
 
 

@@ -76,10 +76,9 @@ FAILURES = ("raise", "static")  # no answer is an error, or gives the static neg
 
 @dataclass(frozen=True)
 class Dynamic(Policy):
-    """The VLM is queried; the terms that it names are the negative prompt until the next query.
-
-    If an answer is not understood, the VLM is queried once more with the terms in the question;
-    then the static negative prompt is used until the next query.
+    """The VLM is queried; the terms that it names are the negative prompt until the next query. If
+    an answer is not understood, the VLM is queried once more with the terms in the question; then
+    the static negative prompt is used until the next query.
 
     Attributes:
         vlm: `(images, question) -> answers`; see `vldnp.models.vlm`.
@@ -114,8 +113,7 @@ class Dynamic(Policy):
     def look(self, view, before):
         found = self._asked(view, self.concepts.question)
         unread = [said is not None and terms is None for said, terms, _ in found]
-        again = [k for k, missed in enumerate(unread) if missed]
-        if again:
+        if again := [k for k, missed in enumerate(unread) if missed]:
             second = self._asked(view.of(again), self.concepts.again())
             for k, reading in zip(again, second, strict=True):
                 found[k] = reading

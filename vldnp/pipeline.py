@@ -3,7 +3,7 @@
 both, since the pipeline's own ε + g (ε − ε) is ε. What adapters add to the inputs is kept."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,10 +35,9 @@ def guiding(pipe: DiffusionPipeline, method: Method) -> Iterator["Guide"]:
 
     `pipe` is a Stable Diffusion 1, 2, XL or 3 pipeline, also from image to image or with a
     ControlNet. Other pipelines of the same network are not guided. Query steps are those of all N
-    steps, of which image to image skips some. A pipeline or method that a
-    hook cannot serve is a ValueError or TypeError of one line. In the block, so is a call without
-    CFG (a guidance scale of 1 or less), with an argument of `REFUSED`, or a scheduler that clips.
-    """
+    steps, of which image to image skips some. A pipeline or method that a hook cannot serve is a
+    ValueError or TypeError of one line. In the block, so is a call without CFG (a guidance scale of
+    1 or less), with an argument of `REFUSED`, or a scheduler that clips."""
     guide, kind = Guide(pipe, method), type(pipe)
 
     def call(self, *args, **kwargs):
@@ -91,7 +90,6 @@ class Guide:
             self._begin(B, t)
         own, i = self.guider, self._first + len(self.negatives)
         own.g.fill_(self.pipe.guidance_scale)  # a callback may change it
-
         pred_uncond, pred_cond = output[0].chunk(2)
         rows = own.unconditional = own.guided(i)
         preds = {"uncond": (rows, pred_uncond[rows]), "cond": (own.images, pred_cond)}
@@ -126,7 +124,12 @@ class Guide:
     ) -> Tensor:
         """ε_n of some images; all but the text is as for ε_c."""
         B = len(self.guider.images)
-        args, kwargs = _selected((args, kwargs), [B + row for row in rows], 2 * B)
+        places = [B + row for row in rows]
+
+        def selected(one: Any) -> Any:  # those rows, of a tensor that has a row for each ε
+            return one[places] if isinstance(one, Tensor) and one.shape[:1] == (2 * B,) else one
+
+        args, kwargs = tree_map(selected, (args, kwargs))
         kwargs["encoder_hidden_states"] = neg.embeds
         added = {name: value for name, value in neg.added.items() if name != "time_ids"}
         (kwargs.get("added_cond_kwargs") or kwargs).update(added)
@@ -168,16 +171,5 @@ def _from_text(pipe: DiffusionPipeline) -> DiffusionPipeline:
 
 
 def _unservable(method: Method) -> ValueError:
-    return ValueError(
-        f"{method.name!r} changes or needs the encoded prompts, which a hook does not get; "
-        "use vldnp.sample"
-    )
-
-
-def _selected(value: Any, rows: Sequence[int], of: int) -> Any:
-    """Those rows of every tensor in a network's inputs that has `of` of them."""
-
-    def own(one: Any) -> Any:
-        return one[list(rows)] if isinstance(one, Tensor) and one.shape[:1] == (of,) else one
-
-    return tree_map(own, value)
+    said = f"{method.name!r} changes or needs the encoded prompts, which a hook does not get"
+    return ValueError(f"{said}; use vldnp.sample")

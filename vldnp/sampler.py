@@ -101,11 +101,9 @@ def sample(
     progress: bool = True,
     **batch,
 ) -> Output:
-    """Denoise to the end and decode; see `denoise` and `batch_of` for the other arguments.
-
-    The images' type is `pil`, `pt`, `np` or `latent` (see `Output`), and `batch_size` of them are
-    made at a time, by default all.
-    """
+    """Denoise to the end and decode; see `denoise` and `batch_of` for the other arguments. The
+    images' type is `pil`, `pt`, `np` or `latent` (see `Output`), and `batch_size` of them are made
+    at a time, by default all."""
     if output_type not in (*OUTPUT_TYPES, "latent"):
         raise unknown("output_type", output_type, (*OUTPUT_TYPES, "latent"))
     backbone, asked = as_backbone(model), batch_of(prompt, seeds, guidance_scale, **batch)
@@ -126,12 +124,8 @@ def sample(
                     images.append(backbone.decode(step.latents).cpu())
     clean, convert = torch.cat(latents), OUTPUT_TYPES.get(output_type)
     found = torch.cat(images) if images else clean
-    return Output(
-        images=convert(found) if convert else found,
-        trace=Trace(asked.prompts, asked.seeds, [joined(s) for s in zip(*steps, strict=True)]),
-        latents=clean,
-        method=method,
-    )
+    trace = Trace(asked.prompts, asked.seeds, [joined(s) for s in zip(*steps, strict=True)])
+    return Output(convert(found) if convert else found, trace, clean, method)
 
 
 def _started(run: Run, batch: Batch, method: Method, x0_every: bool) -> Iterator[Step]:

@@ -43,9 +43,8 @@ class Schedule:
         if self.spacing and self.n > N:
             raise ValueError(f"{self.n} queries do not fit into {N} denoising steps; use n ≤ {N}")
         if outside := [i for i in self.indices if not 0 <= i < N]:
-            raise ValueError(
-                f"query steps {outside} are outside the {N} denoising steps; use 0 to {N - 1}"
-            )
+            said = f"outside the {N} denoising steps; use 0 to {N - 1}"
+            raise ValueError(f"query steps {outside} are {said}")
         return tuple(SPACINGS[self.spacing](self.n, N) if self.spacing else sorted(self.indices))
 
     def describe(self) -> dict | list:
@@ -77,7 +76,5 @@ def as_schedule(query_steps: Schedule | Mapping[str, int] | Iterable[int]) -> Sc
     else:
         if spacing not in SPACINGS:
             raise unknown("query schedule", spacing, SPACINGS)
-    raise ValueError(
-        f"query_steps must be front_loaded(n) or uniform(n) with n ≥ 0, or step indices such as "
-        f"[2, 4, 8], not {query_steps!r}"
-    )
+    known = "front_loaded(n) or uniform(n) with n ≥ 0, or step indices such as [2, 4, 8]"
+    raise ValueError(f"query_steps must be {known}, not {query_steps!r}")

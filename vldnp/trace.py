@@ -18,10 +18,8 @@ from vldnp.negatives import Negative
 @dataclass(frozen=True)
 class Step:
     """What happened at one denoising step, for a batch of B images; lists have an entry for each.
-
     Network evaluations are those of ε_u, ε_c and ε_n, and of the extra row of SAFREE's re-attention
-    and of NAG. Tensors are None in a trace.
-    """
+    and of NAG. Tensors are None in a trace."""
 
     index: int  # i = 0 … N−1
     timestep: float  # the scheduler's t
@@ -109,9 +107,8 @@ class Trace:
 
 @dataclass(frozen=True, repr=False)
 class Output:
-    """Images and how they were generated. By `output_type`, `images` are for `pil` a list of RGB
-    images, for `pt` `[B, 3, H, W]` and for `np` `[B, H, W, 3]`, both in 0..1, and for `latent` the
-    clean latents."""
+    """Images and how they were generated. By `output_type`, `images` are RGB images (`pil`), values
+    in 0..1 as `[B, 3, H, W]` (`pt`) or `[B, H, W, 3]` (`np`), or the clean latents (`latent`)."""
 
     images: list[Image.Image] | Tensor | np.ndarray
     trace: Trace

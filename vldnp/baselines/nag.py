@@ -4,8 +4,7 @@ The rule moves image features that attend to the prompt away from those that att
 prompt. It needs no ε_u, and therefore serves few-step models and models with distilled guidance. ω
 is the paper's φ. In the authors' code (github.com/ChenDarYen/Normalized-Attention-Guidance, commit
 69159ca) `nag_scale` is φ + 1, `norm` is 2, and `modulation` on FLUX is "negative" except for image
-features in blocks of two streams. Its U-Nets repeat only the attention; here a branch is a row.
-"""
+features in blocks of two streams. Its U-Nets repeat only the attention; here a branch is a row."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -6,8 +6,7 @@ The repulsion is the paper's, β(x) (x̂₀ − E[x|unsafe]), with the threshold
 adds fresh noise and keeps the old prediction; here the prediction is that of the repelled x̂₀. The
 code normalises the bank over its channels, and not x̂₀; here neither is. The paper's kernel is
 Gaussian. In the code's kernel, `"laplacian"`, the exponent has the distance itself: the code's
-σ = 3.15 is `sigma` = 3.15 / d^¼ here, where d is the number of an image's latents.
-"""
+σ = 3.15 is `sigma` = 3.15 / d^¼ here, where d is the number of an image's latents."""
 
 import hashlib
 from collections.abc import Sequence

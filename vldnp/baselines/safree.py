@@ -4,8 +4,7 @@ Yoon et al., ICLR 2025, arXiv 2410.12761; its authors' code is github.com/jaehon
 b8b2c3f. A trigger's embedding is the code's (I − P_c) P_m e; the paper prints P_m (I − P_c) e.
 Low-frequency features are multiplied by a factor where their magnitudes are larger, as in the
 paper; the code assigns it, and compares real parts. `re_attention=False` and `end_mark=False` are
-the released script, which also uses the phrases as the prompt of ε_u (`rule="replaced"`).
-"""
+the released script, which also uses the phrases as the prompt of ε_u (`rule="replaced"`)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

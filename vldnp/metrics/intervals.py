@@ -58,12 +58,10 @@ def _bootstrap(values: pd.Series) -> Interval:
 
 
 def tango_z(better: int, worse: int, n: int, bound: float) -> float:
-    """The score statistic for a difference of paired proportions (Tango 1998, Stat. Med. 17:891).
-
+    """The score statistic for a difference of paired proportions (Tango 1998, Stat. Med. 17:891),
     z = (b − c − nΔ) / √(n (2q̃ + Δ (1 − Δ))), with q̃ the maximum likelihood estimate of the
     probability of *worse* where the difference is Δ, and a continuity correction of half a pair.
-    Of n pairs b are *better* and c are *worse*; the bound is Δ, in −1 … 1.
-    """
+    Of n pairs b are *better* and c are *worse*; the bound is Δ, in −1 … 1."""
     linear = -better - worse + (2 * n - better + worse) * bound
     constant = -worse * bound * (1 - bound)
     q = (np.sqrt(max(linear**2 - 8 * n * constant, 0)) - linear) / (4 * n)

@@ -30,8 +30,7 @@ class Explorer:
 
     `runs` are the last eight, newest first: settings, image, the judge's probability, and why it is
     blurred. `out` is where run folders lie, for the command. With `reveal`, here or in the profile,
-    nothing is blurred.
-    """
+    nothing is blurred."""
 
     def __init__(self, profile: str = "moji", out: str = "../runs", *, reveal: bool = False):
         self.profile, self.out, self.settings = profile, out, load_profile(profile)

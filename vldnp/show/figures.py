@@ -2,8 +2,7 @@
 
 A summary is a table as `vldnp.metrics.summary.summary` makes it: a row per setting, prompt set and
 metric with `value`, `low` and `high`. All functions return a closed `Figure`, which a notebook
-shows by naming it.
-"""
+shows by naming it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +18,8 @@ from matplotlib.figure import Figure
 from vldnp.metrics.summary import MEANS
 
 PALETTE = sns.color_palette("colorblind")
-LOOKS = {
-    "vl-dnp": ("o", PALETTE[0]),
-    "static": ("s", PALETTE[1]),
-    "safree": ("^", PALETTE[2]),
-    "cfg": ("X", (0.25, 0.25, 0.25)),
-}
+LOOKS = {"vl-dnp": ("o", PALETTE[0]), "static": ("s", PALETTE[1]), "safree": ("^", PALETTE[2])}
+LOOKS["cfg"] = ("X", (0.25, 0.25, 0.25))
 """Method → marker and colour."""
 OTHERS = [("D", PALETTE[4]), ("v", PALETTE[3]), ("P", PALETTE[7]), (">", PALETTE[9])]
 """The same for others, in the order of their names."""
@@ -41,9 +36,8 @@ def panels(
     style = sns.axes_style("whitegrid") | sns.plotting_context("notebook", font_scale=0.8)
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style | {"figure.dpi": 100, "grid.linewidth": 0.6}):
-        figure, grid = plt.subplots(
-            rows, columns, figsize=inches, squeeze=False, layout="constrained", **shared
-        )
+        how = {"figsize": inches, "squeeze": False, "layout": "constrained", **shared}
+        figure, grid = plt.subplots(rows, columns, **how)
         try:
             yield figure, grid
         finally:
@@ -73,10 +67,8 @@ def pareto(
             swept = group.dropna(subset="omega")
             at = swept["value_beside"], swept["value"]
             axes.plot(*at, color=(*colour, 0.4), linewidth=1)
-            labels += [
-                axes.text(x, y, f"ω={omega:g}", fontsize=8, color=colour)
-                for x, y, omega in zip(*at, swept["omega"], strict=True)
-            ]
+            for x, y, omega in zip(*at, swept["omega"], strict=True):
+                labels.append(axes.text(x, y, f"ω={omega:g}", fontsize=8, color=colour))
         for value in points.loc[points["method"] == "cfg", "value_beside"]:
             axes.axvline(0.99 * value, color="0.4", ls=":", lw=1, zorder=0, label="1 % below CFG")
         axes.set_xlabel(f"{MEANS[utility].gain} on {utility_set!r} prompts →")
@@ -89,10 +81,8 @@ def pareto(
 
 def curves(summary: pd.DataFrame, factor: str, hue: str, metrics: Metrics) -> Figure:
     """A panel per pair of metric and prompt set: its values against a number, with 95 % bands.
-
     There is a curve per value of the column `hue`; a row without a number in the column `factor`,
-    such as CFG without ω, is a dashed line across.
-    """
+    such as CFG without ω, is a dashed line across."""
     shown, look_of = _shown(summary, metrics), looks(summary[hue])
     columns = len({metric for (metric, _), _ in shown})
     rows = -(-len(shown) // columns)
@@ -115,10 +105,8 @@ def curves(summary: pd.DataFrame, factor: str, hue: str, metrics: Metrics) -> Fi
 
 
 def points(summary: pd.DataFrame, factor: str, metrics: Metrics) -> Figure:
-    """A panel per metric: the value of each variant with its 95 % interval.
-
-    The column `factor` names the variants from top to bottom.
-    """
+    """A panel per metric: the value of each variant with its 95 % interval. The column `factor`
+    names the variants from top to bottom."""
     shown, names = _shown(summary, metrics), list(dict.fromkeys(summary[factor]))
     size = (3.7 * len(shown) + 1, 0.42 * len(names) + 1.4)
     with panels(size, 1, len(shown), sharey=True) as (figure, grid):

@@ -14,12 +14,8 @@ from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.models.judges import Judge
 from vldnp.show import figures
 
-templates = jinja2.Environment(
-    loader=jinja2.PackageLoader("vldnp.show"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-)
+STRICT = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True}
+templates = jinja2.Environment(loader=jinja2.PackageLoader("vldnp.show"), **STRICT)
 """HTML and SVG templates; values are escaped unless they are `Markup`."""
 
 

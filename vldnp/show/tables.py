@@ -26,22 +26,16 @@ def results(table: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) -> pd.
 def paired(
     images: pd.DataFrame, prompt_set: str, pairs: Mapping[str, tuple[str, str]]
 ) -> pd.DataFrame:
-    """One setting less another, paired by prompt and seed, in ASR, retention and CLIP score.
-
-    Args:
-        images: rows of `images.parquet`.
-        pairs: label → the two settings.
-    """
+    """One setting less another, paired by prompt and seed, in ASR, retention and CLIP score, from
+    rows of `images.parquet`; `pairs` are label → the two settings."""
     images = images[images["prompt_set"] == prompt_set]
     rows = dict(iter(images.groupby("setting")))
     found = pd.DataFrame(index=list(pairs))
     for metric in (METRICS["asr"], METRICS["retention"], METRICS["clip"]):
         if images[metric.column].notna().any():
-            differences = [
-                paired_difference(rows[first], rows[second], metric.column)
-                for first, second in pairs.values()
-            ]
-            found[metric.label] = [_number("+.3f", *one) for one in differences]
+            sides = [(rows[first], rows[second]) for first, second in pairs.values()]
+            intervals = [paired_difference(*pair, metric.column) for pair in sides]
+            found[metric.label] = [_number("+.3f", *one) for one in intervals]
     return found
 
 

@@ -1,8 +1,7 @@
 """The trajectory viewer: x̂₀, the VLM's answers and the negative prompts of each step.
 
 The viewer is HTML without widgets and works without a kernel, also in an exported page. JupyterLab
-removes scripts from an untrusted notebook; the steps are then a row that scrolls.
-"""
+removes scripts from an untrusted notebook; the steps are then a row that scrolls."""
 
 import base64
 import hashlib
@@ -35,10 +34,9 @@ class Viewer(HTML):
         known = base64.b64encode(hashlib.sha256(script).digest()).decode()
         policy = f"default-src 'none'; img-src data:; script-src 'sha256-{known}'"
         policy = f"{policy}; style-src 'unsafe-inline'"
-        head = (
-            f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
-        )
-        write_text(path, f"<!doctype html>{head}<title>Trajectories</title>{self.data}")
+        head = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        head = f'<!doctype html><meta charset="utf-8">{head}<title>Trajectories</title>'
+        write_text(path, head + self.data)
         return Path(path)
 
 
@@ -87,8 +85,7 @@ def contact_sheet(
     """The viewer's images as a figure: a row per output, a column per step, the final image last.
 
     The steps are up to six at which all outputs have an x̂₀, those of queries if there are any.
-    Arguments and errors are those of `view`; a ValueError too where there is no such step.
-    """
+    Arguments and errors are those of `view`; a ValueError too where there is no such step."""
     labelled, N = _checked(outputs, image)
     traces = [output.trace.steps for _, output in labelled]
     common = [i for i in range(N) if all(steps[i].x0_images[image] for steps in traces)]
@@ -133,10 +130,8 @@ def _places(output: Output, image: int, width: int, look: Callable) -> list[dict
     steps, trace = output.trace.steps, output.trace
     images = [step.x0_images[image] for step in steps if step.x0_images[image]]
     images += [output.images[image]]
-    shown = (
-        (image_html(one, width, "x̂₀", why), p)
-        for one, (p, why) in zip(images, look(images), strict=True)
-    )
+    looks = zip(images, look(images), strict=True)
+    shown = ((image_html(one, width, "x̂₀", why), p) for one, (p, why) in looks)
     places, decoded, html = [], None, None
     for step in steps:
         p = None

@@ -32,9 +32,8 @@ KINDS = {  # of the notebooks' parameters
     **dict.fromkeys("profile out run prompt benign_prompt schedule vlm".split(), Text),
     **dict.fromkeys("quick reveal".split(), Flag),
     **dict.fromkeys("images seed queries max_prompts repetitions".split(), Count),
-    **{"omegas": Numbers, "counts": Counts},
     **dict.fromkeys("safety_set benign_set".split(), PromptSet),
-    "omega": Number,
+    **{"omega": Number, "omegas": Numbers, "counts": Counts},
 }
 
 
@@ -79,8 +78,7 @@ Entry = Annotated[dict, PlainValidator(_entry)]
 @dataclass(frozen=True)
 class Profile:
     """The settings of a set of experiments, those of `Study` among them. A model is a name, folder
-    or hub id, or a mapping with a `name` and the options of `vldnp.load`, `load_vlm` and the like.
-    """
+    or hub id, or a mapping of a `name` and the options of `vldnp.load`, `load_vlm` and so on."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 

@@ -38,8 +38,7 @@ def load_prompts(
     that of every prompt, for a set that brings none.
 
     `NUMBERS` are NaN where the set has none. Ids are 1, 2, … where there are none; rows without a
-    prompt are left out, with a warning. In errors, the header is row 1.
-    """
+    prompt are left out, with a warning. In errors, the header is row 1."""
     text, category, known = str(source), "", {}
     if Path(text).suffix or Path(text).parent != Path():
         path = Path(text)

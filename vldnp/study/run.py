@@ -49,8 +49,7 @@ def run(
     Model, judge and CLIP are as `vldnp.load`, `load_judge` and `load_clip` take them; `workers` is
     how many processes make images (by default this one; their number changes no pixel), by a
     `backend` of joblib: "loky", "dask" or "ray". Returns a row per image; `seconds` is the time of
-    its batch divided by the batch's images.
-    """
+    its batch divided by the batch's images."""
     if "://" in str(root):
         raise ValueError(f"root must be a folder of a mounted file system, not {str(root)!r}")
     model = load.load(model)
