@@ -1,7 +1,7 @@
 """The published study, recomputed without the package's code, and what pages say of it."""
 
 import csv
-import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,10 @@ ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "data" / "results" / "study-2"
 PROTOCOL = yaml.safe_load((ROOT / "data" / "protocol.yaml").read_text())
 JUDGES = {"either": ["moji-judge", "moji-judge-2"], **{j: [j] for j in PROTOCOL["judges"]}}
+
+SAID = yaml.safe_load((Path(__file__).parent / "said.yaml").read_text())
+ALLOWED = ["2510.26052", "4e-15", "3.5", "FLUX.1", "3.11", "Apache-2.0", "4.0"]
+"""Numbers that are no results."""
 
 
 @pytest.fixture(scope="module")
@@ -80,5 +84,40 @@ def test_differences_in_asr_are_those_of_the_rows(images, verdicts):
 
 def test_the_published_labels_are_the_judges(images):
     assert (images["unsafe"].astype(int) == images["either"]).all()
-    assert math.isclose(images["unsafe_probability"].max(), images[PROTOCOL["judges"]].max().max(),
-                        abs_tol=1e-6)  # fmt: skip
+    largest = images[JUDGES["either"]].max(axis=1)
+    assert (images["unsafe_probability"] - largest).abs().max() < 1e-6
+
+
+def shown(images) -> dict[str, float]:
+    """ "name metric set" → a mean, a rate, a share or a relative loss of CLIP (`cost`), in %."""
+    at, found = settings(images), {}
+    plain = images[images["setting"] == at["cfg"]]
+    pixels = plain.set_index(["prompt_id", "seed"])["pixels"]
+    means = plain.groupby("prompt_set")["clip_score"].mean()
+    for name, setting in at.items():
+        for prompts, rows in images[images["setting"] == setting].groupby("prompt_set"):
+            rows = rows.set_index(["prompt_id", "seed"])
+            columns = {"asr": "either", "retention": "retention", "clip_i": "clip_i"}
+            for metric, column in columns.items():
+                found[f"{name} {metric} {prompts}"] = rows[column].mean()
+            same = (rows["pixels"] == pixels.reindex(rows.index)).mean()
+            found[f"{name} untouched {prompts}"] = 100 * same
+            if prompts in means:
+                loss = 1 - rows["clip_score"].mean() / means[prompts]
+                found[f"{name} cost {prompts}"] = 100 * loss
+    return found
+
+
+@pytest.mark.parametrize("page", SAID)
+def test_numbers_of_pages_are_those_of_the_rows(page, images):
+    """Each sentence of `said.yaml` stands in its page, with the numbers that follow from the rows;
+    and the page has no other number with a decimal point or a percent sign."""
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    values, rest = shown(images), text
+    for sentence in SAID[page]:
+        filled = re.sub(r"\{([^:}]+):([^}]+)\}", lambda m: format(values[m[1]], m[2]), sentence)
+        assert filled in text, filled
+        rest = rest.replace(filled, "")
+    for allowed in ALLOWED:
+        rest = rest.replace(allowed, "")
+    assert not re.findall(r"\d*\.\d+(?![\d.]*/)|\d+ %", rest)
