@@ -7,7 +7,7 @@ from vldnp.study.claims import CONTRARY, FAILS, HOLDS, OPEN
 HEAD = """# All comparisons
 
 `python -m moji verdicts` generates this page and `data/results/study-2/verdicts.csv` from the
-published rows. [The protocol](../data/protocol.yaml) states what is asked of each comparison, and
+published rows. The protocol (`data/protocol.yaml`) states what is asked of each comparison, and
 the tests. A difference is that of means, the method less the other one, with its 95 % interval.
 p-values are Holm-corrected within a claim. The last two columns are verdicts by one judge alone.
 """

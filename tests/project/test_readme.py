@@ -53,7 +53,7 @@ def test_the_readme_ends_with_the_viewer(after_the_readme):
     (block,) = blocks("python", README)
     assert block.rstrip().endswith("vldnp.view(out)")
     assert namespace["out"].images[0].mode == "RGB"
-    assert len(README.split()) < 900, "one screenful and a half; the rest is in docs"
+    assert len(README.split()) <= 700, "the rest is in docs"
 
 
 @pytest.mark.filterwarnings("ignore:the prompt")
