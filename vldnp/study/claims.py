@@ -38,7 +38,7 @@ def verdicts(
             for prompt_set in attack_sets if prompts == "attacks" else (prompts,):
                 pair = [m[m["prompt_set"] == prompt_set] for m in (at[method], at[against])]
                 if found := _compared(*pair, name, name != metric):
-                    n = pair[0]["prompt_id"].nunique()
+                    n = len(found[1].differences)
                     rows.append([claim, method, against, prompt_set, metric, *found[0], n, asked])
                     known.append(found[1])
     return judged(pd.DataFrame(rows, columns=HEAD), known)
