@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vldnp import __version__
-from vldnp._files import atomic, data_folder, first_line, unknown
+from vldnp._files import atomic, first_line, profile_names, unknown
 
 # Of the clone; an installed package has none, and takes those of the working folder.
 NOTEBOOKS = next(filter(Path.is_dir, [Path(__file__).parents[1] / "notebooks"]), Path("notebooks"))
@@ -22,9 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:  # a wrong name is an error before torch is imported
-        names = [path.stem for path in (data_folder() / "profiles").glob("*.yaml")]
         asked = getattr(options, "profile", "")
-        if asked and asked not in names and not Path(asked).suffix:
+        if asked and asked not in (names := profile_names()) and not Path(asked).suffix:
             raise unknown("profile", asked, names)
         return options.call(options) or 0
     except KeyboardInterrupt:

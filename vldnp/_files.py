@@ -83,6 +83,11 @@ def data_folder() -> Path:
     raise FileNotFoundError(f"no data in {where}; set VLDNP_DATA to data/ of a clone")
 
 
+def profile_names() -> list[str]:
+    """The profiles in `data/profiles`."""
+    return sorted(path.stem for path in (data_folder() / "profiles").glob("*.yaml"))
+
+
 def user_cache() -> Path:
     """The platform's cache folder of this user, or the folder that `VLDNP_CACHE` names."""
     from platformdirs import user_cache_path

@@ -24,7 +24,7 @@ TITLES = {
 
 
 def held(rows: pd.DataFrame) -> str:
-    """Whether a claim holds, by the verdicts of all its comparisons."""
+    """Whether a claim holds, as `claims.overall`, but also by FID, whose comparisons have no p."""
     asked = rows["asked"].str.split().str[0]
     if (rows["verdict"] == asked).all():
         return HOLDS

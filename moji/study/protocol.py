@@ -17,6 +17,7 @@ from moji.study.fid import fid_changes
 from moji.study.judges import each_judge
 from vldnp._files import atomic, checked, data_folder, read_yaml, unknown
 from vldnp.methods import Method
+from vldnp.metrics.intervals import UNSAFE_THRESHOLD
 from vldnp.metrics.summary import METRICS
 from vldnp.models.load import load_judge
 from vldnp.study.claims import CONTRARY, HEAD, OPEN, asked_of, verdicts
@@ -32,8 +33,8 @@ from vldnp.study.profile import (
 from vldnp.study.published import SAME, open_run, publish
 from vldnp.study.run import run
 
-NAME, UNSAFE = "study-2", 0.6
-"""Of the published run; from which probability on an image is unsafe."""
+NAME = "study-2"
+"""Of the published run."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def judged_rows(images: pd.DataFrame, by: str = "") -> pd.DataFrame:
     images = images.drop_duplicates(SAME)
     if by:
         scores = images[by].astype(float)
-        images = images.assign(unsafe_probability=scores, unsafe=scores >= UNSAFE)
+        images = images.assign(unsafe_probability=scores, unsafe=scores >= UNSAFE_THRESHOLD)
     return images
 
 

@@ -52,6 +52,8 @@ def test_a_published_run_has_parts(computed, world, model, judge):
     everything = replace(study, methods=study.methods + more.methods)
     rows = rows_of(everything, Models(model, judge), world / "ours")
     assert set(rows["origin"]) == {"published as both"} and len(both.batches()) > 3
+    with pytest.raises(ValueError, match="more has the protocol b, and .* has None: publish it"):
+        publish(root / "more", "both", protocol="b")
     run(replace(more, name="g", sampling={"guidance_scale": 2.0}), model, judge, None, root)
     with pytest.raises(ValueError, match="g has the sampling .*: publish it under another name"):
         publish(root / "g", "both")

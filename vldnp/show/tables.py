@@ -19,7 +19,7 @@ def results(table: pd.DataFrame, metrics: Sequence[str] = tuple(METRICS)) -> pd.
         cells = table.reindex(columns=columns).to_numpy()
         rows[metric.label] = [_number(metric.format, *cell) for cell in cells]
     spaces = ", ".join(table["fid_features"].dropna().unique()) if "fid_features" in table else ""
-    named = {METRICS[m].label: f"{METRICS[m].label} ({spaces})" for m in ["fid"] if spaces}
+    named = {"FID": f"FID ({spaces})"} if spaces else {}
     return rows.rename(columns=named).set_index(["prompt_set", "method", "ω"])
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, get_args
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationInfo
 
 import vldnp
-from vldnp._files import checked, data_folder, is_file_name, read_yaml, unknown
+from vldnp._files import checked, data_folder, is_file_name, profile_names, read_yaml, unknown
 from vldnp.levers import gate, preview
 from vldnp.methods import Method
 from vldnp.models import load
@@ -121,11 +121,6 @@ class Profile:
         if set_name(name) not in named and not Path(name).is_file():
             raise unknown(f"prompt set of profile {self.name!r}", str(name), named)
         return named.get(set_name(name), name)
-
-
-def profile_names() -> list[str]:
-    """The profiles in `data/profiles`."""
-    return sorted(path.stem for path in (data_folder() / "profiles").glob("*.yaml"))
 
 
 def load_profile(source: str | Path, *, quick: bool = False) -> Profile:

@@ -130,7 +130,7 @@ def publish(run_folder: str | Path, name: str = "", scores=None, **meta) -> None
     rows = rows.drop(columns="image")
     rows = rows if scores is None else rows.merge(scores, on="key", validate="many_to_one")
     if (target / "images.parquet").is_file():
-        rows, config = _joined(rows, config, Published(target), source)
+        rows, config = _joined(rows, config, Published(target), source, meta)
     vlms = [method["negatives"].get("vlm") for method in config["methods"].values()]
     models = [config[kind] for kind in ("model", "judge", "clip_model") if kind in config]
     models = {m["name"]: m.get("revision") for m in [*models, *filter(None, vlms)]}
@@ -144,13 +144,17 @@ def publish(run_folder: str | Path, name: str = "", scores=None, **meta) -> None
     write_text(target / "meta.json", as_json(meta, indent=1) + "\n")  # last: now it is whole
 
 
-def _joined(rows: pd.DataFrame, config: dict, other: Published, source: Path) -> tuple:
+def _joined(rows: pd.DataFrame, config: dict, other: Published, source: Path, meta) -> tuple:
     """Rows and configuration with those of the other parts of a published run."""
+    others = other.images[other.images["part"] != source.name]
+    for key in meta if len(others) else ():
+        if meta[key] != (theirs := other.meta.get(key)):
+            said = f"{source} has the {key} {meta[key]}, and {other.folder} has {theirs}"
+            raise ValueError(f"{said}: publish it under another name")
     for key in ("schema", "sampling", "model", "judge", "clip", "unsafe_threshold", "dtype"):
         if config.get(key) != (theirs := other.config.get(key)):
             said = f"{source} has the {key} {config.get(key)}, and {other.folder} has {theirs}"
             raise ValueError(f"{said}: publish it under another name")
-    others = other.images[other.images["part"] != source.name]
     for key in ("methods", "prompts", "weights"):
         config[key] = other.config[key] | config[key]
     rows = pd.concat([others, rows], ignore_index=True)
