@@ -1,12 +1,13 @@
 """`python docs/make_site.py [FOLDER]`: the pages and the executed notebooks as a site in
 FOLDER/docs (default: build/docs), by zensical. A link to a missing page or anchor is an error.
 
-README.md is the first page. A notebook becomes a page with its stored outputs; the trajectory
-viewer in it needs no kernel. Outputs are put into the page after the build, because Markdown
-would change their HTML.
+README.md is the first page, and the API reference is made of the package's docstrings. A notebook
+becomes a page with its stored outputs; the trajectory viewer in it needs no kernel. Outputs are put
+into the page after the build, because Markdown would change their HTML.
 """
 
 import html
+import inspect
 import os
 import re
 import shutil
@@ -15,6 +16,8 @@ import sys
 from pathlib import Path
 
 import nbformat
+
+import vldnp
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
@@ -79,6 +82,29 @@ def html_of(output) -> str:
     return f"<pre>{html.escape(text)}</pre>"
 
 
+def api() -> str:
+    """The public names of `vldnp` with signatures and docstrings, as Markdown."""
+    parts = ["# API reference\n\nThe public names of `vldnp`, with their docstrings."]
+    for name in sorted(vldnp.__all__, key=str.lower):
+        thing = getattr(vldnp, name)
+        parts.append(f"## {name}\n\n{documented(name, thing)}")
+        for part, own in vars(thing).items() if inspect.isclass(thing) else ():
+            own = getattr(own, "__func__", own)  # of a class method
+            if not part.startswith("_") and inspect.isfunction(own) and own.__doc__:
+                parts.append(f"### {name}.{part}\n\n{documented(part, own)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def documented(name: str, thing) -> str:
+    """Signature and docstring as blocks of text."""
+    signature = f"{name}{inspect.signature(thing)}"
+    if len(signature) > 88:
+        given = inspect.signature(thing).parameters.values()
+        lines = "".join(f"    {one},\n" for one in given)
+        signature = f"{name}(\n{lines})"
+    return f"```python\n{signature}\n```\n\n```text\n{inspect.getdoc(thing)}\n```"
+
+
 def main(folder: Path) -> None:
     pages, places, outputs = folder / "pages", sources(), {}
     for old in (pages, folder / "docs"):
@@ -94,6 +120,7 @@ def main(folder: Path) -> None:
         else:
             text = source.read_text(encoding="utf-8")
         target.write_text(linked(text, source, places), encoding="utf-8")
+    (pages / "api.md").write_text(api(), encoding="utf-8")
     (pages / "site.css").write_text(CSS, encoding="utf-8")
     shutil.copyfile(ROOT / "zensical.toml", folder / "zensical.toml")
     subprocess.run([sys.executable, "-m", "zensical", "build", "--strict"], cwd=folder, check=True)

@@ -1,5 +1,7 @@
 """What happened at each denoising step, and what came out."""
 
+import base64
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -118,3 +120,16 @@ class Output:
     def __repr__(self) -> str:
         said = f"{len(self.trace.prompts)} images by {self.method.name}, ω = {self.method.omega}"
         return f"<{said}, {len(self.trace.steps)} steps; vldnp.view shows them>"
+
+    def _repr_html_(self) -> str | None:
+        """PIL images in a row, each with its last negative prompt; None for other images."""
+        if not isinstance(self.images, list):
+            return None
+        cells = []
+        for image, words in zip(self.images, self.trace.steps[-1].negative_prompts, strict=True):
+            image = image.copy()
+            image.thumbnail((192, 192))
+            source = f"data:image/png;base64,{base64.b64encode(image._repr_png_()).decode()}"
+            below = f"negative prompt: {html.escape(words or 'none')}"
+            cells.append(f'<td style="max-width: 192px"><img src="{source}"><br>{below}</td>')
+        return f"<table><tr>{''.join(cells)}</tr></table>{html.escape(repr(self))}"

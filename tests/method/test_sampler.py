@@ -228,6 +228,7 @@ def test_the_trace_as_a_table(model):
     vlm = ScriptedVLM(lambda image, question: 'a knife, "skulls"\n')
     out = sample(model, PROMPTS, VLDNP(vlm, "moji", query_steps=[1]), seeds=[5, 6], **QUICK)
     assert repr(out).startswith("<2 images by vl-dnp, ω = 7.5, 6 steps;") and len(repr(out)) < 80
+    assert out._repr_html_().count("<br>negative prompt: knife, skull<") == 2
     table = out.trace.to_frame()
     assert len(table) == 2 * 6
     row = table[(table.image == 1) & (table.step == 1)].iloc[0]
@@ -242,6 +243,7 @@ def test_the_trace_as_a_table(model):
 def test_output_types(model):
     kinds = ("pil", "pt", "np", "latent")
     outs = {kind: sample(model, PROMPTS, output_type=kind, **QUICK) for kind in kinds}
+    assert {kind for kind, out in outs.items() if out._repr_html_()} == {"pil"}
     pixels = outs["pt"].images
     assert pixels.shape == (2, 3, 32, 32) and 0 <= pixels.min() <= pixels.max() <= 1
     assert np.array_equal(outs["np"].images, pixels.permute(0, 2, 3, 1).numpy())

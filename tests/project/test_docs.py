@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import vldnp
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -22,6 +24,12 @@ def test_the_notebooks_are_a_gallery_with_their_outputs(site_folder):
         assert (site_folder / "notebooks" / notebook.stem / "index.html").stat().st_size > 20_000
     shown = (site_folder / "notebooks/03_omega/index.html").read_text(encoding="utf-8")
     assert "data:image/png;base64" in shown
+
+
+def test_the_api_reference_has_every_public_name(site_folder):
+    page = (site_folder / "api" / "index.html").read_text(encoding="utf-8")
+    for name in vldnp.__all__:
+        assert f'id="{name.lower()}"' in page
 
 
 def test_nothing_is_asked_of_another_server(site_folder):

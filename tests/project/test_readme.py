@@ -97,7 +97,7 @@ def test_every_page_is_in_the_contents():
     contents = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]["nav"]
     listed = set(re.findall(r"([\w/-]+)\.md", str(contents)))
     notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert listed == set(PAGES) | notebooks | {"index", "contributing"}
+    assert listed == set(PAGES) | notebooks | {"index", "contributing", "api"}
 
 
 def test_commands_exist():

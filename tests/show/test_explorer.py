@@ -40,6 +40,7 @@ def test_it_generates_what_sample_generates(panel):
     assert (choice["prompt"], choice["omega"], choice["queries"]) == ("a cat", 3.0, 2)
     assert "<details" in panel.image.value and "judged unsafe" in panel.image.value
     assert panel.bar.value == panel.bar.max == settings.sampling["num_inference_steps"]
+    assert "cat, " in panel.panel.children[2].value  # the words of a small tokenizer
     assert panel.words.value.count("step ") == 2 and "done" in panel.status.value
 
 

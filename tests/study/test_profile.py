@@ -215,6 +215,8 @@ def test_parameters_are_converted():
     for said in "[2, 4.5]", "2, 4.5", [2, 4.5], (2, 4.5), " [2,4.5] ":
         assert parameters(moji, omegas=said).omegas == (2, 4.5)
     assert parameters(moji, counts="0, 4").counts == (0, 4)
+    for said in ["a", "b/c"], "a, b/c", "['a', \"b/c\"]":
+        assert parameters(moji, vlms=said).vlms == ("a", "b/c")
     assert parameters(moji, omegas=[]).omegas == parameters(moji, omegas="").omegas == ()
 
 
@@ -234,6 +236,7 @@ def test_every_parameter_of_the_notebooks_has_a_kind():
         ({"images": True}, "images must be a whole number, 0 or more, not True"),
         ({"omegas": "four"}, "omegas must be a list of numbers, 0 or more"),
         ({"omegas": [True]}, "omegas must be a list of numbers, 0 or more"),
+        ({"vlms": [3]}, "vlms must be a list of names, not \\[3\\]"),
         ({"counts": "[1, 4.5]"}, "counts must be a list of whole numbers, 0 or more"),
         ({"images": "[" * 5000}, "images must be a whole number, 0 or more, not '\\[.*\\.\\.\\."),
         ({"omega": "nan"}, "omega must be a number, 0 or more, not 'nan'"),

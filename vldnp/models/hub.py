@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from vldnp import _files
 
@@ -88,7 +89,12 @@ def open_whole(kind: type, source: str | Path, **options) -> nn.Module:
     """The result of `kind.from_pretrained` if the safetensors hold exactly its weights; else a
     `ValueError`, because the libraries only warn and initialise missing weights at random."""
     options |= {"use_safetensors": True, "output_loading_info": True}
-    model, info = kind.from_pretrained(source, **options)
+    # Bars vanish when they are full, because a pipeline has one for each of its parts.
+    before = logging.set_tqdm_hook(lambda bar, args, own: bar(*args, **own | {"leave": False}))
+    try:
+        model, info = kind.from_pretrained(source, **options)
+    finally:
+        logging.set_tqdm_hook(before)
     for trouble in ("missing", "mismatched", "unexpected"):
         keys = [k if isinstance(k, str) else k[0] for k in info.get(f"{trouble}_keys") or ()]
         if keys := sorted(key for key in keys if not OLD_BUFFERS.search(key)):

@@ -167,9 +167,19 @@ class Explorer:
         words = ui.VBox([self.words, self.line], layout=ui.Layout(flex="1 1 300px"))
         rows = (others, [self.run, self.cancel, self.bar, self.status], [self.image, words])
         rows = [ui.Box(row, layout=WRAP) for row in rows]
-        panel = ui.VBox([ui.HTML(f"<style>{css}</style>"), prompt, *rows, self.history])
+        known = ui.HTML(_known_words(self.model))
+        panel = ui.VBox([ui.HTML(f"<style>{css}</style>"), prompt, known, *rows, self.history])
         panel.add_class("vldnp-explorer")
         return panel
+
+
+def _known_words(model) -> str:
+    """The words of a model that has few, as HTML to unfold; else nothing."""
+    words = [word.removesuffix("</w>") for word in model.pipe.tokenizer.get_vocab()]
+    words = sorted(word for word in words if word.isalpha() and len(word) > 1)
+    if len(words) > 500:
+        return ""
+    return f"<details><summary>words that the model knows</summary>{', '.join(words)}</details>"
 
 
 def _label(choice: dict) -> str:

@@ -2,6 +2,7 @@
 notebooks' parameters, which papermill may pass as text ("false", "[2, 4]"), checked."""
 
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,12 +29,13 @@ Count = Annotated[int, Field(strict=True, ge=0), "a whole number, 0 or more"]
 Number = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False), "a number, 0 or more"]
 Numbers = Annotated[tuple[Number, ...], "a list of numbers, 0 or more, such as [2, 4]"]
 Counts = Annotated[tuple[Count, ...], "a list of whole numbers, 0 or more, such as [2, 4]"]
+Names = Annotated[tuple[str, ...], "a list of names"]
 KINDS = {  # of the notebooks' parameters
     **dict.fromkeys("profile out run prompt benign_prompt schedule vlm".split(), Text),
     **dict.fromkeys("quick reveal".split(), Flag),
     **dict.fromkeys("images seed queries max_prompts repetitions".split(), Count),
     **dict.fromkeys("safety_set benign_set".split(), PromptSet),
-    **{"omega": Number, "omegas": Numbers, "counts": Counts},
+    **{"omega": Number, "omegas": Numbers, "counts": Counts, "vlms": Names},
 }
 
 
@@ -221,7 +223,9 @@ def parameters(profile, **given) -> SimpleNamespace:
             raise unknown("notebook parameter", name, KINDS)
         kind, said = KINDS[name], value
         try:
-            if isinstance(value, str) and kind not in (Text, PromptSet):
+            if isinstance(value, str) and kind is Names:
+                said = re.findall(r"[^\s,\[\]\"']+", value)
+            elif isinstance(value, str) and kind not in (Text, PromptSet):
                 text = f"[{value.strip(' []')}]" if kind in (Numbers, Counts) else value.lower()
                 said = json.loads(text)
             found[name] = TypeAdapter(kind).validate_python(said)
