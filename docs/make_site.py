@@ -22,7 +22,8 @@ import vldnp
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 LINKED = re.compile(r"\[([^]]+)\]\((?:\.\./)?CITATION\.cff\)")  # no page is made of this file
-CSS = """.vldnp-output {overflow-x: auto; margin: 1em 0; font-size: .7rem}
+CSS = """.md-grid {max-width: 84rem}
+.vldnp-output {overflow-x: auto; margin: 1em 0; font-size: .7rem}
 .vldnp-output > img {max-width: 100%; height: auto; background: white}
 .vldnp-output table {border: 0; border-collapse: collapse}
 .vldnp-output :is(th, td) {border: 0; padding: .3em .7em; text-align: right; white-space: nowrap}
@@ -57,7 +58,7 @@ def relative(place: Path, folder: Path) -> str:
 
 def page_of(notebook: Path) -> tuple[str, list[str]]:
     """A notebook's Markdown, with an empty element for each output, and the outputs' HTML."""
-    parts, outputs = [], []
+    parts, outputs = ["---\nhide: [toc]\n---"], []
     for cell in nbformat.read(notebook, as_version=4).cells:
         if cell.cell_type != "code":
             parts.append(cell.source)

@@ -1,5 +1,6 @@
 """The README's code runs, here on tiny models; its modules exist; its numbers are the run's."""
 
+import base64
 import re
 import shlex
 import tomllib
@@ -91,6 +92,13 @@ def test_pages_are_short_and_their_times_are_the_measured_ones():
     cost = pd.read_csv(ROOT / "data/results/cost-h200.csv", index_col="way")
     said = f"{cost.seconds['plain CFG']:.2f} s an image and VL-DNP {cost.ratio['VL-DNP']:.1f} times"
     assert said in " ".join(PAGES["real-models"].split())
+
+
+@pytest.mark.parametrize("figure, notebook", [("pareto", "03_omega"), ("images", "02_findings")])
+def test_figures_of_the_pages_are_those_of_the_notebooks(figure, notebook):
+    data = base64.b64encode((ROOT / f"notebooks/figures/{figure}.png").read_bytes()).decode()
+    shown = (ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8")
+    assert data in shown.replace("\\n", "") and f"notebooks/figures/{figure}.png" in README
 
 
 def test_every_page_is_in_the_contents():

@@ -75,7 +75,9 @@ def pareto(
         axes.set_ylabel(f"{MEANS['asr'].gain} on {safety_set!r} prompts →")
         _legend(figure, axes)
         figure.draw_without_rendering()  # so that positions are final
-        adjust_text(labels, ax=axes, arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.5"})
+        lines = {"arrowstyle": "-", "lw": 0.5, "color": "0.5"}
+        apart = {"x": points["value_beside"], "y": points["value"], "expand": (1.4, 1.7)}
+        adjust_text(labels, ax=axes, arrowprops=lines, **apart)
     return figure
 
 
