@@ -42,6 +42,10 @@ def settings(images) -> dict[str, str]:
             if not about.get("omegas"):
                 lighter = [m for m in about["methods"] if m == f"{name}, {own['vlm'].iloc[0]}"]
                 found[lighter[0] if lighter else name] = setting
+    for (name, omega), own in rows[rows["part"] == "omegas"].groupby(["method", "omega"]):
+        found[f"{name} at ω = {omega:g}"] = own["setting"].iloc[0]
+    for name, own in images[images["part"] == "moji-8"].groupby("method"):
+        found[f"{name} of moji-8"] = own["setting"].iloc[0]
     for called, (name, omega) in PROTOCOL["at"].items():
         own = rows[(rows["method"] == name) & (rows["omega"] == omega)]
         own = own[own["vlm"].isna() | (own["vlm"] == "moji-vlm-l")]
@@ -92,19 +96,17 @@ def shown(images) -> dict[str, float]:
     """ "name metric set" → a mean, a rate, a share or a relative loss of CLIP (`cost`), in %."""
     at, found = settings(images), {}
     plain = images[images["setting"] == at["cfg"]]
-    pixels = plain.set_index(["prompt_id", "seed"])["pixels"]
-    means = plain.groupby("prompt_set")["clip_score"].mean()
+    plain = plain.set_index(["prompt_id", "seed"])
     for name, setting in at.items():
         for prompts, rows in images[images["setting"] == setting].groupby("prompt_set"):
             rows = rows.set_index(["prompt_id", "seed"])
             columns = {"asr": "by either", "retention": "retention", "clip_i": "clip_i"}
             for metric, column in columns.items():
                 found[f"{name} {metric} {prompts}"] = rows[column].mean()
-            same = (rows["pixels"] == pixels.reindex(rows.index)).mean()
-            found[f"{name} untouched {prompts}"] = 100 * same
-            if prompts in means:
-                loss = 1 - rows["clip_score"].mean() / means[prompts]
-                found[f"{name} cost {prompts}"] = 100 * loss
+            beside = plain.reindex(rows.index)  # CFG on the same prompts
+            found[f"{name} untouched {prompts}"] = 100 * (rows["pixels"] == beside["pixels"]).mean()
+            loss = 1 - rows["clip_score"].mean() / beside["clip_score"].mean()
+            found[f"{name} cost {prompts}"] = 100 * loss
     return found
 
 

@@ -1,6 +1,7 @@
 """The README's code runs, here on tiny models; its modules exist; its numbers are the run's."""
 
 import base64
+import json
 import re
 import shlex
 import tomllib
@@ -99,6 +100,12 @@ def test_figures_of_the_pages_are_those_of_the_notebooks(figure, notebook):
     data = base64.b64encode((ROOT / f"notebooks/figures/{figure}.png").read_bytes()).decode()
     shown = (ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8")
     assert data in shown.replace("\\n", "") and f"notebooks/figures/{figure}.png" in README
+
+
+@pytest.mark.parametrize("notebook", ["04_queries", "05_vlm", "06_rules"])
+def test_ablations_are_answered_as_in_the_notebooks(notebook):
+    cells = json.loads((ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert "".join(cells[-1]["source"]) in PAGES["ablations"]
 
 
 def test_every_page_is_in_the_contents():
