@@ -1,6 +1,7 @@
 """A text-to-image model; the parts that need a scheduler are in `models.run`."""
 
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,7 +121,13 @@ class Preview:
 
     @classmethod
     def from_pretrained(cls, source, revision=None, *, name, device, dtype) -> "Preview":
-        vae = open_whole(AutoencoderTiny, source, revision=revision, dtype=dtype)
+        # An AutoencoderTiny saves an attribute that it warns about when it is opened.
+        logger = logging.getLogger("diffusers.configuration_utils")
+        logger.addFilter(known := lambda said: "block_out_channels" not in said.getMessage())
+        try:
+            vae = open_whole(AutoencoderTiny, source, revision=revision, dtype=dtype)
+        finally:
+            logger.removeFilter(known)
         return cls(vae.to(device), name, revision or "")
 
     @torch.no_grad()
