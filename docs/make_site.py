@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
 LINKED = re.compile(r"\[([^]]+)\]\((?:\.\./)?CITATION\.cff\)")  # no page is made of this file
 CSS = """.md-grid {max-width: 84rem}
-.vldnp-output {overflow-x: auto; margin: 1em 0; font-size: .7rem}
+.vldnp-output {overflow-x: auto; margin: 1em 0; font-size: .65rem}
 .vldnp-output > img {max-width: 100%; height: auto; background: white}
 .vldnp-output table {border: 0; border-collapse: collapse}
-.vldnp-output :is(th, td) {border: 0; padding: .3em .7em; text-align: right; white-space: nowrap}
+.vldnp-output :is(th, td) {border: 0; padding: .3em .5em; text-align: right; white-space: nowrap}
 .vldnp-output tr {border-bottom: 1px solid var(--md-default-fg-color--lightest)}
 """
 
