@@ -73,6 +73,12 @@ def test_another_code_path_is_found(verified, monkeypatch):
     assert verified().identical == 18
 
 
+def test_another_judge_is_named(verified, judge, monkeypatch):
+    monkeypatch.setattr(judge, "revision", "another")
+    with pytest.raises(ValueError, match=f"'{judge.name}' is another, and that of 'tiny' was "):
+        verified()
+
+
 def test_a_changed_weight_file_is_named(verified, world):
     meta = world / "data" / "results" / "tiny" / "meta.json"
     folder = world / "data" / "models" / "tiny-judge"

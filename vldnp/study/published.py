@@ -175,7 +175,7 @@ class Verification(NamedTuple):
     def __str__(self) -> str:
         same = f"{self.identical} of {self.images} recomputed images identical"
         same += f", {self.same_label} with the same label, {self.same_words} with the same words"
-        return f"{same}; {self.left_out:,} published rows could not be drawn"
+        return f"{same}; {self.left_out:,} rows are of other methods or incomplete batches"
 
 
 def verify(
@@ -203,6 +203,9 @@ def verify(
         plan.append((made[own["setting"].iloc[0]], own, shared_sampling(config["sampling"])))
     theirs = rows[rows["batch"].isin(drawn)]
     model, judge, clip = load.load(model), load.load_judge(judge), load.load_clip(clip)
+    for kind, own in {"judge": judge, "clip": clip}.items():
+        if own and str(own.revision) != (had := str(config[kind]["revision"])):
+            raise ValueError(f"{own.name!r} is {own.revision}, and that of {name!r} was {had}")
     with one_thread(), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         generate(model, plan, folder, workers=workers, progress=progress)
