@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import nbformat
@@ -98,11 +99,8 @@ def api() -> str:
 
 def documented(name: str, thing) -> str:
     """Signature and docstring as blocks of text."""
-    signature = f"{name}{inspect.signature(thing)}"
-    if len(signature) > 88:
-        given = inspect.signature(thing).parameters.values()
-        lines = "".join(f"    {one},\n" for one in given)
-        signature = f"{name}(\n{lines})"
+    how = {"subsequent_indent": "    ", "break_long_words": False, "break_on_hyphens": False}
+    signature = textwrap.fill(f"{name}{inspect.signature(thing)}", 88, **how)
     return f"```python\n{signature}\n```\n\n```text\n{inspect.getdoc(thing)}\n```"
 
 

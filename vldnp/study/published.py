@@ -204,7 +204,8 @@ def verify(
     theirs = rows[rows["batch"].isin(drawn)]
     model, judge, clip = load.load(model), load.load_judge(judge), load.load_clip(clip)
     for kind, own in {"judge": judge, "clip": clip}.items():
-        if own and str(own.revision) != (had := str(config[kind]["revision"])):
+        had = config.get(kind, {}).get("revision")
+        if own and kind in config and str(own.revision) != str(had):
             raise ValueError(f"{own.name!r} is {own.revision}, and that of {name!r} was {had}")
     with one_thread(), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
